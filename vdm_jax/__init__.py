@@ -1,0 +1,33 @@
+"""Variational diffusion models (Kingma et al. 2021) as pure functions, with training on top.
+
+Importing this package imports JAX and nothing heavier; the Flax networks are in `vdm_jax.nn`,
+training in `vdm_jax.train`, data sets in `vdm_jax.data`.
+"""
+
+from vdm_jax import (
+    gaussian,
+    loss,
+    parameterization,
+    pixels,
+    process,
+    sampler,
+    schedule,
+    timestep,
+    types,
+)
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.loss import ElboTerms
+
+__all__ = [
+    "ElboTerms",
+    "Gaussian",
+    "gaussian",
+    "loss",
+    "parameterization",
+    "pixels",
+    "process",
+    "sampler",
+    "schedule",
+    "timestep",
+    "types",
+]

@@ -1,0 +1,28 @@
+"""Image data: where it comes from (`load`) and how it is batched (`train_batches`, ...).
+
+>>> images = load("digits")
+>>> batches = train_batches(images.train, batch_size=64, seed=0)
+>>> batches[1000]["images"].shape          # batch number 1000, without the 999 before it
+(64, 8, 8, 1)
+"""
+
+from vdm_jax.data.augment import AUGMENTATIONS
+from vdm_jax.data.errors import DataError
+from vdm_jax.data.images import ImageData, validation_split
+from vdm_jax.data.pipeline import Batch, eval_batches, train_batches
+from vdm_jax.data.prefetch import BatchIterator, iterate
+from vdm_jax.data.sources import SOURCES, load
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Batch",
+    "BatchIterator",
+    "DataError",
+    "ImageData",
+    "SOURCES",
+    "eval_batches",
+    "iterate",
+    "load",
+    "train_batches",
+    "validation_split",
+]

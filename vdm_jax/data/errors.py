@@ -1,0 +1,17 @@
+"""The one error of this package."""
+
+
+class DataError(ValueError):
+    """A user's mistake, or a data set that can't be had.
+
+    `str(error)` is one line: what came, what was wanted, how to mend it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Returns an exception of somebody else's as a short piece of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

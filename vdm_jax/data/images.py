@@ -1,0 +1,84 @@
+"""`ImageData`: two arrays of images and what reports must say about them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from vdm_jax.data.errors import DataError
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images to train on and to test on.
+
+    Attributes:
+      name: what every report prints, e.g. "digits" or "arrays:photos32_small.npz".
+      train: uint8 [n, height, width, channels]; memory-mapped where it comes from disk.
+      test: uint8 [m, height, width, channels].
+      levels: every pixel value lies in [0, levels).
+      fingerprint: sha256 (hex) of shapes, levels and pixels; equal content under another
+        name has the same fingerprint.
+      source: group labels where the data has them (which photo a crop was cut from): "train"
+        and/or "test", each of shape [n]. Error bars belong to groups, not to crops.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    levels: int
+    fingerprint: str
+    source: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (height, width, channels)."""
+        height, width, channels = self.train.shape[1:]
+        return height, width, channels
+
+
+def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
+    """Returns the sha256 (hex) of the shapes, the levels and the pixel bytes of both parts."""
+    header = {"levels": int(levels), "train": train.shape, "test": test.shape}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for part in (train, test):
+        rows = max(1, _CHUNK_BYTES // max(1, part[0].nbytes))
+        for start in range(0, len(part), rows):  # by chunks: `part` may be larger than memory
+            digest.update(np.ascontiguousarray(part[start : start + rows]).data)
+    return digest.hexdigest()
+
+
+def validation_split(data: ImageData, count: int) -> ImageData:
+    """Holds out the last `count` training images, so that tuning never sees the test part.
+
+    Returns:
+      `data` with `train` shortened by `count` images and those images as `test`. The name and
+      the fingerprint both tell it from `data`; the latter is derived from that of `data`.
+
+    Raises:
+      DataError: where `count` leaves no image to validate on or none to train on.
+    """
+    total = len(data.train)
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        raise DataError(f"count={count!r} is no whole number; give how many images to hold out")
+    if not 0 < count < total:
+        raise DataError(
+            f"count={count} of the {total} training images of {data.name} can't be held out for "
+            f"validation; give a count in 1..{total - 1}"
+        )
+    kept = total - int(count)
+    labels = (data.source or {}).get("train")
+    source = None if labels is None else {"train": labels[:kept], "test": labels[kept:]}
+    derived = f"validation_split:{int(count)}:{data.fingerprint}"
+    return ImageData(
+        name=f"{data.name}:validation{int(count)}",
+        train=data.train[:kept],
+        test=data.train[kept:],
+        levels=data.levels,
+        fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
+        source=source,
+    )

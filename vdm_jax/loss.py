@@ -1,0 +1,150 @@
+"""The variational bound of a diffusion model, term by term.
+
+-log p(x) <= reconstruction + prior + diffusion (VDM eq. 6), each per example and in nats. Nothing
+here knows a network: `denoise(z_t, gamma_t)` and `gamma(t)` are plain callables.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from vdm_jax import pixels, timestep
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.parameterization import to_eps
+from vdm_jax.process import expand, marginal
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+
+__all__ = ["ElboTerms", "bits_per_dim", "diffusion", "elbo", "prior", "reconstruction"]
+
+
+class ElboTerms(NamedTuple):
+    """The three terms of the negative bound, each [batch], in nats."""
+
+    reconstruction: PerExample
+    prior: PerExample
+    diffusion: PerExample
+
+    @property
+    def total(self) -> PerExample:
+        """Their sum [batch]: an estimate of an upper bound on -log p(x), in nats."""
+        return self.reconstruction + self.prior + self.diffusion
+
+
+def reconstruction(images: Images, eps_0: Tensor, gamma_0: ArrayLike, levels: int) -> PerExample:
+    """-log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 6, third term): [batch] nats.
+
+    `images` are integers in [0, levels), [batch, *event]; `eps_0` standard-normal noise of the
+    same shape; `gamma_0` a scalar or [batch].
+    """
+    if jnp.shape(images) != eps_0.shape:
+        raise ValueError(f"images {jnp.shape(images)} and eps_0 {eps_0.shape} differ in shape.")
+    x = pixels.encode(images, levels)
+    # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
+    z_0_rescaled = Gaussian(x, jnp.exp(expand(gamma_0, x))).at(eps_0)
+    return -_sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
+
+
+def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
+    """KL(q(z_1|x) || N(0, I)) (VDM eq. 6, second term): [batch] nats, for x [batch, *event]."""
+    q = marginal(x, gamma_1)
+    return _sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+
+
+def diffusion(
+    x: Tensor,
+    eps: Tensor,
+    t: PerExample,
+    denoise: Denoise,
+    gamma: Gamma,
+    num_steps: int | None = None,
+    kind: Kind = "eps",
+) -> PerExample:
+    """The diffusion loss at times `t`, whose expectation over t ~ U[0, 1] is the bound's term.
+
+    In continuous time (`num_steps=None`) gamma'(t) / 2 ||eps - eps_hat||^2 (VDM eq. 17 and 18);
+    with T = `num_steps` the time is rounded up to the grid i / T and the loss is
+    T / 2 (SNR(s) / SNR(t) - 1) ||eps - eps_hat||^2 (VDM eq. 13 and 14).
+
+    Args:
+      x: data in [-1, 1], [batch, *event].
+      eps: standard-normal noise, [batch, *event].
+      t: times in [0, 1], [batch].
+      denoise: (z_t, gamma_t) -> prediction.
+      gamma: t -> gamma(t), both [batch]; differentiated by `jax.jvp`.
+      num_steps: T, or None for continuous time.
+      kind: what `denoise` predicts: "eps", "x", "v" or "score".
+
+    Returns:
+      [batch], in nats.
+
+    Raises:
+      ValueError: for a num_steps below 1, an unknown kind, or shapes that do not agree.
+    """
+    if x.shape != eps.shape:
+        raise ValueError(f"x {x.shape} and eps {eps.shape} differ in shape.")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {t.shape}.")
+    if num_steps is None:
+        gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+    else:
+        s, t = timestep.grid(t, num_steps)
+        gamma_t = gamma(t)
+        # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
+        weight = num_steps * jnp.expm1(gamma_t - gamma(s))
+    if gamma_t.shape != t.shape:
+        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {gamma_t.shape}.")
+    z_t = marginal(x, gamma_t).at(eps)
+    eps_hat = to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
+    return 0.5 * weight * _sum_event(jnp.square(eps - eps_hat))
+
+
+def elbo(
+    key: Key,
+    images: Images,
+    denoise: Denoise,
+    gamma: Gamma,
+    levels: int = 256,
+    num_steps: int | None = None,
+    kind: Kind = "eps",
+    timesteps: timestep.Method = "antithetic",
+) -> ElboTerms:
+    """One unbiased sample of the three terms of the bound, for each of a batch of images.
+
+    Args:
+      key: gives the times and the noise.
+      images: integers in [0, levels), [batch, *event].
+      denoise, gamma, num_steps, kind: as for `diffusion`.
+      levels: the number of values a pixel can take.
+      timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
+
+    Returns:
+      `ElboTerms`, each [batch] in nats; `.total` is their sum.
+    """
+    x = pixels.encode(images, levels)
+    key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
+    t = timestep.draw(key_t, x.shape[0], timesteps)
+    gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
+    eps_0 = jax.random.normal(key_eps_0, x.shape, x.dtype)
+    eps = jax.random.normal(key_eps, x.shape, x.dtype)
+    return ElboTerms(
+        reconstruction(images, eps_0, gamma_0, levels),
+        prior(x, gamma_1),
+        diffusion(x, eps, t, denoise, gamma, num_steps, kind),
+    )
+
+
+def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
+    """Nats per example -> bits per dimension: nats / (prod(event_shape) ln 2) (VDM section 6)."""
+    dims = math.prod(event_shape)
+    if dims < 1:
+        raise ValueError(f"event_shape must have at least one element, got {tuple(event_shape)}.")
+    return jnp.asarray(nats) / (dims * math.log(2.0))
+
+
+def _sum_event(elementwise: Tensor) -> PerExample:
+    """Sum over all axes but the first."""
+    return jnp.sum(elementwise, axis=tuple(range(1, elementwise.ndim)))

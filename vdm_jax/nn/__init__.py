@@ -1,0 +1,1 @@
+"""Flax (Linen) networks: denoisers, learned noise schedules, and the published checkpoints."""

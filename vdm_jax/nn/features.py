@@ -1,0 +1,58 @@
+"""Feature maps and output heads that the denoisers share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import pixels
+from vdm_jax.process import expand
+from vdm_jax.schedule import alpha
+from vdm_jax.types import PerExample, Tensor
+
+__all__ = ["fourier", "level_log_posterior", "posterior_mean", "sinusoidal"]
+
+
+def fourier(z: Tensor, exponents: tuple[int, ...] = (6, 7)) -> Tensor:
+    """sin and cos of 2 pi 2^n z: the features that show a network the last bits of a pixel.
+
+    [..., channels] -> [..., 2 channels len(exponents)]; first all sines, then all cosines, each
+    with the exponents running fastest (VDM section 3.4 and its appendix; the published
+    code uses the exponents 6 and 7).
+    """
+    frequencies = 2.0 * math.pi * 2.0 ** jnp.asarray(exponents, z.dtype)
+    angles = (z[..., None] * frequencies).reshape(*z.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def sinusoidal(t: PerExample, features: int) -> Tensor:
+    """Transformer-style embedding of times in [0, 1]: [batch] -> [batch, features].
+
+    sin and cos of 1000 t at features // 2 frequencies, geometrically spaced from 1 to 1/10000; an
+    odd last feature is zero. Raises ValueError for fewer than four features.
+    """
+    half = features // 2
+    if half < 2:
+        raise ValueError(f"a time embedding needs at least 4 features, got {features}.")
+    frequencies = jnp.exp(jnp.arange(half, dtype=t.dtype) * -(math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * t[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def level_log_posterior(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
+    """log p(x = k|z_t) for each level k: [batch, *event, levels].
+
+    The exact Gaussian likelihood of z_t is added to the network's `logits` [batch, *event, levels],
+    which so take the part of a prior that knows the neighbours. With all logits zero it is the
+    posterior under equally likely levels, the same as the decoder's p(x|z_0).
+    """
+    rescaled = z_t / alpha(expand(gamma_t, z_t))
+    likelihood = pixels.decode_log_probs(rescaled, gamma_t, logits.shape[-1])
+    return jax.nn.log_softmax(logits + likelihood, axis=-1)
+
+
+def posterior_mean(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
+    """x_hat = E[x|z_t] under `level_log_posterior`: [batch, *event], a prediction of kind "x"."""
+    probabilities = jnp.exp(level_log_posterior(logits, z_t, gamma_t))
+    return probabilities @ pixels.level_values(logits.shape[-1]).astype(logits.dtype)

@@ -1,0 +1,119 @@
+"""Learned noise schedules gamma(t): a line, and a monotone network (VDM appendix H).
+
+Each module maps times of any shape to gammas of the same shape, and increases with t whatever its
+parameters are. Parameter names and shapes are those of the published code.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import schedule
+from vdm_jax.types import Tensor
+
+__all__ = ["FixedGamma", "MonotoneGamma", "ScalarGamma", "make"]
+
+
+class FixedGamma(nn.Module):
+    """gamma(t) linear in t between constant end points; has no parameters."""
+
+    gamma_min: float
+    gamma_max: float
+
+    @nn.compact
+    def __call__(self, t: Tensor) -> Tensor:
+        """Times -> gammas, of the same shape."""
+        return schedule.linear(self.gamma_min, self.gamma_max)(t)
+
+
+class ScalarGamma(nn.Module):
+    """gamma(t) = b + |w| t with learned b and w: the end points are learned."""
+
+    gamma_min: float
+    gamma_max: float
+
+    @nn.compact
+    def __call__(self, t: Tensor) -> Tensor:
+        """Times -> gammas, of the same shape."""
+        w = self.param("w", nn.initializers.constant(self.gamma_max - self.gamma_min), (1,))
+        b = self.param("b", nn.initializers.constant(self.gamma_min), (1,))
+        return schedule.linear(b[0], b[0] + jnp.abs(w[0]))(t)
+
+
+class MonotoneGamma(nn.Module):
+    """A network with positive weights: l1(t) + l3(sigmoid(l2(t))), increasing in t.
+
+    With `pinned` (the paper's normalised form) the network only shapes the curve and
+    gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) / (h(1) - h(0)), so that it starts at
+    gamma_0 and ends at gamma_1 exactly, whatever the weights; gamma_0 and gamma_1 are l1's bias
+    and bias + |kernel|, learned with `learn_end_points`, else kept at the configured values.
+    Without it (the published code's form) h itself is the schedule and drifts from its end points.
+    """
+
+    gamma_min: float
+    gamma_max: float
+    features: int = 1024
+    pinned: bool = True
+    learn_end_points: bool = True
+
+    @nn.compact
+    def __call__(self, t: Tensor) -> Tensor:
+        """Times -> gammas, of the same shape."""
+        if not self.learn_end_points and not self.pinned:
+            raise ValueError("learn_end_points=False needs pinned=True: only then do they hold.")
+        scale = nn.initializers.constant(self.gamma_max - self.gamma_min)
+        offset = nn.initializers.constant(self.gamma_min)
+        l1 = _MonotoneDense(1, scale, offset, name="l1")
+        l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
+        l3 = _MonotoneDense(1, nn.initializers.normal(), bias_init=None, name="l3")
+
+        def raw(t: Tensor) -> Tensor:
+            column = t.reshape(-1, 1)
+            # 2 sigmoid(y) - 1 = tanh(y / 2), the form of the published code.
+            hidden = 2.0 * (jax.nn.sigmoid(l2(2.0 * (column - 0.5))) - 0.5)
+            return (l1(column) + l3(hidden) / self.features).reshape(t.shape)
+
+        t = jnp.asarray(t, jnp.result_type(t, float))
+        if not self.pinned:
+            return raw(t)
+        h_0, h_1 = raw(jnp.array([0.0, 1.0], t.dtype))
+        gamma_0, gamma_1 = self.gamma_min, self.gamma_max
+        if self.learn_end_points:
+            gamma_0, gamma_1 = l1(jnp.array([[0.0], [1.0]], t.dtype))[:, 0]
+        return schedule.linear(gamma_0, gamma_1)((raw(t) - h_0) / (h_1 - h_0))
+
+
+class _MonotoneDense(nn.Module):
+    """A dense layer with the absolute value of its weights."""
+
+    features: int
+    kernel_init: Callable
+    bias_init: Callable | None = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Tensor) -> Tensor:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x @ jnp.abs(kernel).astype(x.dtype)
+        if self.bias_init is None:
+            return y
+        return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
+
+
+def make(
+    kind: str, gamma_min: float, gamma_max: float, pinned: bool = True, learn_end_points: bool = True
+) -> nn.Module:
+    """The schedule module of the given kind: "fixed", "scalar" or "monotone"."""
+    if not gamma_min < gamma_max:
+        raise ValueError(f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max}).")
+    match kind:
+        case "fixed":
+            return FixedGamma(gamma_min, gamma_max)
+        case "scalar":
+            return ScalarGamma(gamma_min, gamma_max)
+        case "monotone":
+            return MonotoneGamma(
+                gamma_min, gamma_max, pinned=pinned, learn_end_points=learn_end_points
+            )
+    raise ValueError(f"the schedule must be one of fixed, scalar, monotone, got {kind!r}.")

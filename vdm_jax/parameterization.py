@@ -1,0 +1,101 @@
+"""What a network predicts, and each prediction in terms of the others.
+
+z_t = alpha x + sigma eps ties four unknowns together; given z_t and gamma_t, knowing one is
+knowing all:
+
+* eps:   the noise (VDM eq. 28; Luo eq. 115),
+* x:     the data (VDM eq. 10; Luo eq. 99),
+* v:     alpha eps - sigma x (Salimans & Ho 2022, appendix D),
+* score: the gradient of log q(z_t), which is -eps / sigma at the optimum, so that Tweedie's formula
+         reads x = (z_t + sigma^2 score) / alpha (Luo eq. 133 and 151).
+
+Shapes: prediction and z_t [batch, *event]; gamma_t a scalar or [batch]. Each target is written
+from each source on its own, by the form that divides by neither alpha nor sigma where it can.
+"""
+
+from typing import get_args
+
+from jax.typing import ArrayLike
+
+from vdm_jax.process import expand
+from vdm_jax.schedule import alpha as alpha_of
+from vdm_jax.schedule import sigma as sigma_of
+from vdm_jax.types import Kind, Tensor
+
+__all__ = ["KINDS", "to_eps", "to_score", "to_v", "to_x"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def to_x(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
+    """The data that `prediction`, of the given kind, stands for. Raises ValueError for others."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    match kind:
+        case "x":
+            return prediction
+        case "eps":
+            return (z_t - sigma * prediction) / alpha
+        case "v":
+            return alpha * z_t - sigma * prediction
+        case "score":
+            return (z_t + sigma**2 * prediction) / alpha
+    raise _unknown(kind)
+
+
+def to_eps(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
+    """The noise that `prediction`, of the given kind, stands for. Raises ValueError for others."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    match kind:
+        case "x":
+            return (z_t - alpha * prediction) / sigma
+        case "eps":
+            return prediction
+        case "v":
+            return sigma * z_t + alpha * prediction
+        case "score":
+            return -sigma * prediction
+    raise _unknown(kind)
+
+
+def to_v(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
+    """v = alpha eps - sigma x, from a prediction of any kind. Raises ValueError for others."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    match kind:
+        case "x":
+            return (alpha * z_t - prediction) / sigma
+        case "eps":
+            return (prediction - sigma * z_t) / alpha
+        case "v":
+            return prediction
+        case "score":
+            return -sigma * (prediction + z_t) / alpha
+    raise _unknown(kind)
+
+
+def to_score(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
+    """The score of q(z_t), from a prediction of any kind. Raises ValueError for others."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    match kind:
+        case "x":
+            return (alpha * prediction - z_t) / sigma**2
+        case "eps":
+            return -prediction / sigma
+        case "v":
+            return -z_t - alpha * prediction / sigma
+        case "score":
+            return prediction
+    raise _unknown(kind)
+
+
+def _coefficients(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike) -> tuple[Tensor, Tensor]:
+    if prediction.shape != z_t.shape:
+        raise ValueError(
+            f"the prediction has shape {prediction.shape}, but z_t has {z_t.shape}: "
+            "a denoiser must return an array of the shape of its first argument."
+        )
+    gamma_t = expand(gamma_t, z_t)
+    return alpha_of(gamma_t), sigma_of(gamma_t)
+
+
+def _unknown(kind: object) -> ValueError:
+    return ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")

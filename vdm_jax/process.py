@@ -1,0 +1,62 @@
+"""The four Gaussians of the diffusion process, each a function of gamma.
+
+Shapes: data and latents are [batch, *event]; a gamma is a scalar, [batch], or anything that
+broadcasts against [batch, *event] once trailing axes of size one are appended. Section 3 and
+appendix A of the VDM paper; eq. 70, 84 and 86 of Luo 2022.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
+from vdm_jax.types import Tensor
+
+__all__ = ["expand", "marginal", "posterior", "reverse", "transition"]
+
+
+def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
+    """`gamma` with trailing axes of size one, so that its axes line up with the first of `like`.
+
+    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its.
+    """
+    gamma = jnp.asarray(gamma)
+    shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
+    if len(shape) != like.ndim or any(g not in (1, n) for g, n in zip(shape, like.shape, strict=True)):
+        raise ValueError(
+            f"gamma of shape {gamma.shape} does not go with an array of shape {like.shape}: "
+            f"wanted a scalar or one gamma per example, {list(like.shape[:1])}."
+        )
+    return gamma.reshape(shape)
+
+
+def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
+    """q(z_t|x) = N(alpha_t x, sigma_t^2 I) (VDM eq. 1)."""
+    gamma_t = expand(gamma_t, x)
+    return Gaussian(alpha(gamma_t) * x, variance(gamma_t))
+
+
+def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
+    """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 22 and 23)."""
+    gamma_s, gamma_t = expand(gamma_s, z_s), expand(gamma_t, z_s)
+    return Gaussian(jnp.sqrt(step_alpha(gamma_s, gamma_t)) * z_s, step_beta(gamma_s, gamma_t))
+
+
+def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
+    """q(z_s|z_t, x), s < t (VDM eq. 25 and 26; Luo eq. 84).
+
+    With c = sigma_{t|s}^2 / sigma_t^2 = 1 - exp(gamma_s - gamma_t) the variance is sigma_s^2 c and
+    the mean (alpha_s / alpha_t) (1 - c) z_t + alpha_s c x.
+    """
+    gamma_s, gamma_t = expand(gamma_s, z_t), expand(gamma_t, z_t)
+    c = -jnp.expm1(gamma_s - gamma_t)
+    # alpha_s/alpha_t grows and 1 - c shrinks with gamma_t: multiplied as logarithms, no overflow.
+    log_ratio = 0.5 * (jax.nn.log_sigmoid(-gamma_s) - jax.nn.log_sigmoid(-gamma_t))
+    mean = jnp.exp(log_ratio + gamma_s - gamma_t) * z_t + jnp.sqrt(alpha_bar(gamma_s)) * c * x
+    return Gaussian(mean, variance(gamma_s) * c)
+
+
+def reverse(z_t: Tensor, x_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
+    """p(z_s|z_t) = q(z_s|z_t, x = x_hat), the generative step (VDM eq. 10; Luo eq. 86)."""
+    return posterior(z_t, x_hat, gamma_s, gamma_t)

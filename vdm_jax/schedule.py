@@ -1,0 +1,275 @@
+"""Noise schedules gamma(t) = -log SNR(t), and what follows from a value of gamma.
+
+Three things are called alpha in the literature. Here
+
+* `alpha_bar(gamma)` is alpha_t^2 of the VDM paper (its section 3.1) and the cumulative product
+  of DDPM and of Luo 2022 (eq. 61-70),
+* `alpha(gamma)` is alpha_t of the VDM paper, the square root of the former,
+* `step_alpha(gamma_s, gamma_t)` is Luo's (and DDPM's) alpha of a single step.
+
+Each factory returns a callable t -> gamma(t) for t in [0, 1], increasing, that keeps the dtype of
+t and can be differentiated. Latents exist at t = 0 already: a table of N values sits at
+t = 0, 1/(N-1), ..., 1 and stands for N latents with N - 1 steps between them.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vdm_jax.types import Gamma, Tensor
+
+__all__ = [
+    "alpha",
+    "alpha_bar",
+    "beta_linear",
+    "cosine",
+    "ddpm_betas",
+    "from_alpha_bar",
+    "from_betas",
+    "gamma_from_alpha",
+    "gamma_from_alpha_bar",
+    "gamma_from_sigma",
+    "gamma_from_snr",
+    "linear",
+    "sigma",
+    "snr",
+    "step_alpha",
+    "step_beta",
+    "to_betas",
+    "variance",
+]
+
+# ---- a value of gamma, as the other quantities of the field, and back ----
+
+
+def alpha_bar(gamma: Tensor) -> Tensor:
+    """alpha_t^2 = sigmoid(-gamma), the share of the signal in the variance of z_t (VDM eq. 4)."""
+    # Never 1 - sigmoid(gamma): near gamma = -13 that loses several bits in float32.
+    return jax.nn.sigmoid(-gamma)
+
+
+def variance(gamma: Tensor) -> Tensor:
+    """sigma_t^2 = sigmoid(gamma), the variance of q(z_t|x) (VDM eq. 3)."""
+    return jax.nn.sigmoid(gamma)
+
+
+def alpha(gamma: Tensor) -> Tensor:
+    """alpha_t = sqrt(sigmoid(-gamma)), the factor of x in z_t: the VDM paper's alpha."""
+    return jnp.sqrt(alpha_bar(gamma))
+
+
+def sigma(gamma: Tensor) -> Tensor:
+    """sigma_t = sqrt(sigmoid(gamma)), the factor of the noise in z_t."""
+    return jnp.sqrt(variance(gamma))
+
+
+def snr(gamma: Tensor) -> Tensor:
+    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 3)."""
+    return jnp.exp(-gamma)
+
+
+def gamma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """Inverse of `alpha_bar`, for values in (0, 1)."""
+    return jnp.log1p(-alpha_bar) - jnp.log(alpha_bar)
+
+
+def gamma_from_alpha(alpha: Tensor) -> Tensor:
+    """Inverse of `alpha`, for values in (0, 1)."""
+    # log(1 - a^2) = log(1 - a) + log(1 + a), which stays exact as a approaches 1.
+    return jnp.log1p(-alpha) + jnp.log1p(alpha) - 2.0 * jnp.log(alpha)
+
+
+def gamma_from_sigma(sigma: Tensor) -> Tensor:
+    """Inverse of `sigma`, for values in (0, 1)."""
+    return -gamma_from_alpha(sigma)
+
+
+def gamma_from_snr(snr: Tensor) -> Tensor:
+    """Inverse of `snr`, for positive values."""
+    return -jnp.log(snr)
+
+
+# ---- single steps: from z_s to z_t, s < t ----
+
+
+def step_alpha(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+    """Luo's (and DDPM's) alpha of the step s -> t: alpha_bar_t / alpha_bar_s."""
+    return jnp.exp(jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s))
+
+
+def step_beta(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+    """DDPM's beta of the step s -> t, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 23)."""
+    # 1 - alpha_bar_t/alpha_bar_s = sigmoid(gamma_t) (1 - exp(gamma_s - gamma_t)), no cancellation.
+    return -variance(gamma_t) * jnp.expm1(gamma_s - gamma_t)
+
+
+def to_betas(gamma: Gamma, num_latents: int) -> Tensor:
+    """The table of betas [num_latents] of which `from_betas` makes a schedule equal to `gamma`.
+
+    The first beta leads from the data to z_0, the i-th from one latent to the next, at
+    t = i / (num_latents - 1).
+    """
+    if num_latents < 2:
+        raise ValueError(f"num_latents must be at least 2 (z_0 and z_1), got {num_latents}.")
+    gammas = gamma(jnp.linspace(0.0, 1.0, num_latents))
+    return jnp.concatenate([variance(gammas[:1]), step_beta(gammas[:-1], gammas[1:])])
+
+
+# ---- fixed schedules ----
+
+
+def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
+    """gamma(t) = gamma_min + (gamma_max - gamma_min) t: log-SNR linear in time (VDM appendix D).
+
+    The end points may be traced arrays, as in a learned schedule; then the caller keeps them in
+    order.
+    """
+    _check_end_points(gamma_min, gamma_max)
+    return lambda t: gamma_min + (gamma_max - gamma_min) * t  # type: ignore[operator]
+
+
+def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -> Gamma:
+    """The cosine schedule of Nichol & Dhariwal 2021, eq. 17, between two values of gamma.
+
+    alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
+    to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
+    `gamma_min` to `gamma_max`. -inf and inf give the whole curve (with infinite end points, of
+    which no loss can be computed).
+    """
+    _check_end_points(gamma_min, gamma_max)
+    if not s >= 0.0:
+        raise ValueError(f"s must be at least 0, got {s}.")
+    c = 0.5 * math.pi / (1.0 + s)
+    phi_0 = s * c
+
+    def u_of(gamma: float) -> float:
+        # cos(phi) = cos(phi_0) alpha with phi = c (u + s); by atan2, exact at both ends.
+        var = 1.0 / (1.0 + math.exp(-gamma)) if gamma > -700.0 else 0.0
+        sin_phi = math.hypot(math.sin(phi_0), math.cos(phi_0) * math.sqrt(var))
+        cos_phi = math.cos(phi_0) * (math.exp(-0.5 * np.logaddexp(0.0, gamma)))
+        return math.atan2(sin_phi, cos_phi) / c - s
+
+    def curve(u: Tensor, complement: Tensor) -> Tensor:
+        # 1 - alpha_bar = sin(phi - phi_0) sin(phi + phi_0) / cos^2(phi_0), and cos(phi) as the sine
+        # of its complement: neither cancels, at either end.
+        noise = jnp.log(jnp.sin(c * u)) + jnp.log(jnp.sin(c * u + 2.0 * phi_0))
+        return noise - 2.0 * jnp.log(jnp.sin(c * complement))
+
+    return _between(curve, u_of(gamma_min), u_of(gamma_max))
+
+
+def beta_linear(
+    gamma_min: float = -13.3, gamma_max: float = 5.0, beta_min: float = 0.1, beta_max: float = 20.0
+) -> Gamma:
+    """DDPM's linear betas in continuous time, between two values of gamma.
+
+    beta(u) = beta_min + (beta_max - beta_min) u per unit of time (Song et al. 2021, eq. 33), hence
+    alpha_bar(u) = exp(-int_0^u beta) and gamma(u) = log(expm1(int_0^u beta)). As in `cosine`, time
+    is mapped linearly on the part of [0, 1] where gamma goes from `gamma_min` to `gamma_max`. For
+    the discrete table of the DDPM paper itself: `from_betas(ddpm_betas())`.
+    """
+    _check_end_points(gamma_min, gamma_max)
+    if not 0.0 <= beta_min < beta_max:
+        raise ValueError(f"need 0 <= beta_min < beta_max, got {beta_min} and {beta_max}.")
+
+    def integral(u):
+        return u * (beta_min + 0.5 * (beta_max - beta_min) * u)
+
+    def u_of(gamma: float) -> float:
+        # log(expm1(B)) = gamma  <=>  B = log(1 + exp(gamma)); then the quadratic's positive root.
+        b = float(np.logaddexp(0.0, gamma))
+        slope = beta_max - beta_min
+        return 2.0 * b / (beta_min + math.sqrt(beta_min**2 + 2.0 * slope * b))
+
+    u_min, u_max = u_of(gamma_min), u_of(gamma_max)
+    if not u_max <= 1.0:
+        raise ValueError(
+            f"gamma_max = {gamma_max} is beyond the end of this schedule, "
+            f"gamma(1) = {math.log(math.expm1(integral(1.0))):.4f}; raise beta_max or lower it."
+        )
+    # log(expm1(B)) = B + log(1 - exp(-B)), which does not overflow.
+    return _between(lambda u, _: integral(u) + jnp.log(-jnp.expm1(-integral(u))), u_min, u_max)
+
+
+def ddpm_betas(
+    num_latents: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """The table of betas of Ho et al. 2020, section 4: float64 [num_latents], equally spaced."""
+    return np.linspace(beta_start, beta_end, num_latents, dtype=np.float64)
+
+
+def from_betas(betas: ArrayLike) -> Gamma:
+    """The schedule of a table of DDPM's betas [N], N >= 2, each in (0, 1).
+
+    Exact at the table's points t = i/(N-1), where alpha_bar_i = prod_{j <= i} (1 - beta_j), and
+    linear in gamma between them.
+    """
+    table = _table(betas, "betas")
+    log_alpha_bar = np.cumsum(np.log1p(-table))
+    return _interpolate(np.log(-np.expm1(log_alpha_bar)) - log_alpha_bar)
+
+
+def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
+    """The schedule of a decreasing table of alpha_bars [N], N >= 2, each in (0, 1).
+
+    Exact at the table's points t = i/(N-1) and linear in gamma between them.
+    """
+    table = _table(alpha_bar, "alpha_bar")
+    if not np.all(np.diff(table) < 0.0):
+        at = int(np.argmax(np.diff(table) >= 0.0))
+        raise ValueError(
+            f"alpha_bar must decrease (noise grows with t), but alpha_bar[{at}] = {table[at]:.6g} "
+            f"and alpha_bar[{at + 1}] = {table[at + 1]:.6g}; is the table reversed?"
+        )
+    return _interpolate(np.log1p(-table) - np.log(table))
+
+
+# ---- helpers ----
+
+
+def _between(curve: Callable[[Tensor, Tensor], Tensor], u_min: float, u_max: float) -> Gamma:
+    """Stretch time so that t in [0, 1] covers u in [u_min, u_max] of `curve(u, 1 - u)`."""
+
+    def gamma(t: Tensor) -> Tensor:
+        t = jnp.asarray(t, jnp.result_type(t, float))
+        u = u_min + (u_max - u_min) * t
+        complement = (1.0 - u_max) + (u_max - u_min) * (1.0 - t)
+        return curve(u, complement)
+
+    return gamma
+
+
+def _interpolate(gammas: np.ndarray) -> Gamma:
+    points = np.linspace(0.0, 1.0, len(gammas))
+
+    def gamma(t: Tensor) -> Tensor:
+        t = jnp.asarray(t, jnp.result_type(t, float))
+        return jnp.interp(t, jnp.asarray(points, t.dtype), jnp.asarray(gammas, t.dtype))
+
+    return gamma
+
+
+def _table(values: ArrayLike, name: str) -> np.ndarray:
+    table = np.asarray(values, np.float64)
+    if table.ndim != 1 or len(table) < 2:
+        raise ValueError(f"{name} must be a table [N] with N >= 2, got shape {table.shape}.")
+    bad = ~((table > 0.0) & (table < 1.0))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(
+            f"{name} must lie strictly between 0 and 1, got {name}[{at}] = {table[at]}."
+        )
+    return table
+
+
+def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
+    if isinstance(gamma_min, int | float) and isinstance(gamma_max, int | float):
+        if not gamma_min < gamma_max:
+            raise ValueError(
+                f"gamma_min must be below gamma_max (gamma grows with t), "
+                f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."
+            )

@@ -1,0 +1,47 @@
+"""Array aliases and the two protocols by which the core knows a model."""
+
+from typing import Literal, Protocol
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "Levels", "PerExample", "Scalar", "Tensor"]
+
+Key = PRNGKeyArray | jax.Array
+"""A JAX random key, new style (`jax.random.key`) or raw uint32 (`jax.random.PRNGKey`)."""
+
+Tensor = Float[Array, "..."]
+"""Floating-point array of any shape; the leading axis, where there is one, is the batch."""
+
+Scalar = Float[Array, ""]
+
+PerExample = Float[Array, " batch"]
+"""One floating-point number per example."""
+
+Images = Int[Array, "batch ..."]
+"""Integers in [0, levels); the axes behind the batch are the event shape (any number of them)."""
+
+Levels = int
+
+Kind = Literal["eps", "x", "v", "score"]
+"""What a network predicts; see `vdm_jax.parameterization`."""
+
+
+class Gamma(Protocol):
+    """A noise schedule gamma(t) = -log SNR(t), increasing on [0, 1].
+
+    The library always calls it with a one-dimensional array of times and differentiates it by
+    forward mode (`jax.jvp`), so a closure over learned parameters works as well as a formula.
+    """
+
+    def __call__(self, t: Tensor, /) -> Tensor:
+        """Times in [0, 1], of any shape -> gamma(t), of the same shape."""
+        ...
+
+
+class Denoise(Protocol):
+    """A network with its parameters (and conditioning, dropout key, ...) closed over."""
+
+    def __call__(self, z_t: Tensor, gamma_t: PerExample, /) -> Tensor:
+        """Latents [batch, *event] and their gamma [batch] -> prediction [batch, *event]."""
+        ...
