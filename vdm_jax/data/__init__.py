@@ -15,11 +15,11 @@ from vdm_jax.data.sources import SOURCES, load
 
 __all__ = [
     "AUGMENTATIONS",
+    "SOURCES",
     "Batch",
     "BatchIterator",
     "DataError",
     "ImageData",
-    "SOURCES",
     "eval_batches",
     "iterate",
     "load",

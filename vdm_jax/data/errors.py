@@ -8,6 +8,7 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str):
+        """Keeps `message`, brought onto one line."""
         super().__init__(" ".join(message.split()))
 
 

@@ -46,6 +46,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """See `iterate`. For one consumer; after `close` it is exhausted."""
 
     def __init__(self, dataset: Any, start: int, steps_per_call: int, prefetch: int):
+        """Starts the worker; the arguments are those of `iterate`, checked."""
         self._ready: _Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         # The worker must not refer to `self`, or an abandoned iterator would live for ever.
@@ -59,9 +60,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._worker.start()
 
     def __iter__(self) -> "BatchIterator":
+        """Returns itself."""
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        """Waits for the next item; raises what the worker met instead of making it."""
         if self._stop.is_set():
             raise StopIteration
         item = self._ready.get()
@@ -77,9 +80,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._worker.join()
 
     def __enter__(self) -> "BatchIterator":
+        """Returns itself; the end of the block closes it."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        """Closes it."""
         self.close()
 
 

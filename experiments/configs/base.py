@@ -1,0 +1,74 @@
+"""The fields that every experiment has, with the published hyperparameters of CIFAR-10."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The defaults; an experiment's own file changes what differs."""
+    config = ConfigDict()
+    config.seed = 1
+
+    config.data = ConfigDict(
+        {
+            "name": "cifar10",  # digits, cifar10, mnist, arrays
+            "path": config_dict.placeholder(str),  # arrays: the .npz file
+            "levels": 256,  # arrays: pixel values lie in [0, levels)
+            "augment": "none",  # none, shift, flip, flip_rot90, flip_rot90_channels
+            "validation": 0,  # if > 0, hold out so many training images and evaluate on them
+            "dir": config_dict.placeholder(str),  # caches; default $VDM_JAX_DATA
+            "manual_dir": config_dict.placeholder(str),  # folder with downloaded archives
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "network": "unet",  # unet, mlp
+            "head": "eps",  # eps, levels
+            "channels": 128,  # of a block; for the mlp its width
+            "num_blocks": 32,
+            "attention": "middle",  # unet: middle, all
+            "fourier_features": True,  # unet
+            "dropout": 0.1,
+            "gamma": "scalar",  # fixed, scalar, monotone
+            "gamma_min": -13.3,
+            "gamma_max": 5.0,
+            "gamma_pinned": True,  # monotone: hold the end points, whatever the weights
+            "learn_end_points": True,  # monotone and pinned: train them too
+            "num_steps": config_dict.placeholder(int),  # T; None is continuous time
+            "timesteps": "antithetic",  # antithetic, uniform
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 2e-4,
+            "warmup_steps": 100,
+            "decay": "none",  # none, linear, cosine
+            "decay_steps": 0,  # the step at which the learning rate has come down to 0
+            "b1": 0.9,
+            "b2": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "clip_norm": config_dict.placeholder(float),
+            "ema_rate": 0.9999,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 10_000_000,
+            "batch_size": 128,  # over all devices
+            "accumulate": 1,  # micro-batches per step
+            "steps_per_call": 1,
+            "log_every": 1_000,
+            "checkpoint_every": 10_000,
+            "keep_checkpoints": 5,
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "every": 10_000,
+            "batch_size": 128,
+            "repeats": 1,  # draws of time and noise per image while training
+            "final_repeats": 10,  # at the end
+        }
+    )
+    config.sample = ConfigDict({"every": 50_000, "count": 64, "num_steps": 1000})
+    return config

@@ -1,0 +1,281 @@
+"""One training run: data, model, optimiser and loop put together from a configuration."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+from experiments.models import make_model
+from vdm_jax import data, sampler
+from vdm_jax.data import DataError, ImageData
+from vdm_jax.train import evaluation, loop, optimizer, report, sharding, step
+from vdm_jax.train.checkpoint import CheckpointError, Checkpoints
+from vdm_jax.train.evaluation import Evaluation
+from vdm_jax.train.model import Model
+from vdm_jax.train.step import TrainState
+
+__all__ = ["train"]
+
+# What may change between a stop and a restart: nothing of it touches the state's path.
+MAY_DIFFER = (
+    "config.train.steps",
+    "config.train.log_every",
+    "config.train.checkpoint_every",
+    "config.train.keep_checkpoints",
+    "config.eval.every",
+    "config.eval.batch_size",
+    "config.eval.repeats",
+    "config.eval.final_repeats",
+    "config.sample.every",
+    "config.sample.count",
+    "config.sample.num_steps",
+    "config.data.dir",
+    "config.data.manual_dir",
+    "config.data.path",
+)
+
+
+def train(config: ConfigDict, workdir: Path) -> Evaluation:
+    """Train as `config` says in `workdir`, going on from its newest checkpoint if it has one.
+
+    Leaves there config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/ and
+    result.json. Raises UserError, in one line, for whatever the user can mend.
+    """
+    try:
+        return _train(config, workdir)
+    except (DataError, CheckpointError, loop.TrainingError) as error:
+        raise UserError(str(error)) from error
+
+
+def _train(config: ConfigDict, workdir: Path) -> Evaluation:
+    _check(config)
+    images = _load(config)
+    mesh = sharding.make_mesh()
+    _check_sizes(config, mesh)
+    model = make_model(config, images.event_shape, images.levels)
+    adamw = _optimizer(config)
+    key_init, key_train, key_eval, key_sample = jax.random.split(jax.random.key(config.seed), 4)
+
+    workdir = _make(workdir)
+    settings = {"config": config.to_dict(), "data": _describe(images)}
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
+    )
+    state = jax.jit(
+        lambda key: step.init_state(model, adamw, key), out_shardings=sharding.replicated(mesh)
+    )(key_init)
+    resumed = checkpoints.latest_step() is not None
+    if resumed:
+        state = checkpoints.restore(state)
+    (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    _announce(config, images, model, state, mesh, resumed)
+
+    c = config.train
+    step_fn = step.make_step(
+        model, adamw, config.optimizer.ema_rate, key_train, mesh, c.accumulate, c.steps_per_call
+    )
+    stream = data.train_batches(
+        images.train,
+        batch_size=c.batch_size,
+        seed=config.seed,
+        augment=config.data.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    state, result = loop.train(
+        state,
+        step_fn,
+        lambda start: data.iterate(stream, start=start, steps_per_call=c.steps_per_call),
+        _evaluator(config, images, model, mesh, key_eval),
+        _sampler(config, model, key_sample),
+        _plan(config),
+        checkpoints,
+        workdir,
+        mesh,
+        _eval_name(config),
+    )
+    checkpoints.close()
+    _conclude(result, int(state.step), images, _eval_name(config), workdir)
+    return result
+
+
+# ---- the parts of a run ----
+
+
+def _load(config: ConfigDict) -> ImageData:
+    d = config.data
+    images = data.load(
+        d.name, data_dir=d.dir, path=d.path, levels=d.levels, manual_dir=d.manual_dir
+    )
+    return data.validation_split(images, d.validation) if d.validation else images
+
+
+def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    c = config.optimizer
+    try:
+        rate = optimizer.learning_rate(c.learning_rate, c.warmup_steps, c.decay, c.decay_steps)
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
+    return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm)
+
+
+def _plan(config: ConfigDict) -> loop.Plan:
+    return loop.Plan(
+        steps=config.train.steps,
+        steps_per_call=config.train.steps_per_call,
+        log_every=config.train.log_every,
+        eval_every=config.eval.every,
+        sample_every=config.sample.every,
+        checkpoint_every=config.train.checkpoint_every,
+    )
+
+
+def _evaluator(
+    config: ConfigDict, images: ImageData, model: Model, mesh: Mesh, key: jax.Array
+) -> Callable[[TrainState, bool], Evaluation]:
+    eval_step = evaluation.make_eval_step(model, mesh)
+
+    def evaluate(state: TrainState, last: bool) -> Evaluation:
+        return evaluation.evaluate(
+            eval_step,
+            state.ema_params,
+            lambda: data.eval_batches(
+                images.test,
+                batch_size=config.eval.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            model,
+            mesh,
+            key,
+            config.eval.final_repeats if last else config.eval.repeats,
+        )
+
+    return evaluate
+
+
+def _sampler(
+    config: ConfigDict, model: Model, key: jax.Array
+) -> Callable[[TrainState], np.ndarray]:
+    count = config.sample.count
+
+    @jax.jit
+    def draw(params: object) -> jax.Array:
+        denoise, gamma = model.bind(params, jax.numpy.zeros(count), None)
+        shape = (count, *model.event_shape)
+        z_0 = sampler.ancestral(
+            key, denoise, gamma, shape, config.sample.num_steps, model.kind
+        )
+        return sampler.to_images(z_0, gamma(jax.numpy.zeros(1))[0], model.levels)
+
+    return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), model.levels)
+
+
+# ---- checks ----
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuse numbers out of range, by name."""
+    positive = {
+        "train": ("steps", "batch_size", "accumulate", "steps_per_call", "log_every",
+                  "checkpoint_every", "keep_checkpoints"),
+        "eval": ("every", "batch_size", "repeats", "final_repeats"),
+        "sample": ("every", "count", "num_steps"),
+        "optimizer": ("learning_rate", "eps"),
+        "data": ("levels",),
+    }  # fmt: skip
+    for part, names in positive.items():
+        for name in names:
+            if not config[part][name] > 0:
+                raise UserError(f"config.{part}.{name} must be above 0, got {config[part][name]}")
+    for name in ("warmup_steps", "decay_steps", "weight_decay"):
+        if not config.optimizer[name] >= 0:
+            raise UserError(
+                f"config.optimizer.{name} must not be negative, got {config.optimizer[name]}"
+            )
+    for name in ("b1", "b2", "ema_rate"):
+        if not 0.0 <= config.optimizer[name] < 1.0:
+            raise UserError(
+                f"config.optimizer.{name} must lie in [0, 1), got {config.optimizer[name]}"
+            )
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
+
+
+def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    try:
+        sharding.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+    except ValueError as error:
+        raise UserError(f"config.train: {error}") from error
+    try:
+        sharding.check_batch_size(config.eval.batch_size, mesh)
+    except ValueError as error:
+        raise UserError(f"config.eval: {error}") from error
+
+
+def _make(workdir: Path) -> Path:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "samples").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be made or written: {error}") from error
+    return workdir.absolute()
+
+
+# ---- words ----
+
+
+def _eval_name(config: ConfigDict) -> str:
+    return "validation" if config.data.validation else "test"
+
+
+def _describe(images: ImageData) -> dict[str, object]:
+    return {
+        "name": images.name,
+        "fingerprint": images.fingerprint,
+        "train": len(images.train),
+        "test": len(images.test),
+        "event_shape": list(images.event_shape),
+        "levels": images.levels,
+    }
+
+
+def _announce(
+    config: ConfigDict,
+    images: ImageData,
+    model: Model,
+    state: TrainState,
+    mesh: Mesh,
+    resumed: bool,
+) -> None:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    time = "continuous time" if model.num_steps is None else f"T = {model.num_steps}"
+    shape = "x".join(map(str, images.event_shape))
+    print(
+        f"{images.name}: {len(images.train)} training and {len(images.test)} {_eval_name(config)} "
+        f"images of {shape}, {images.levels} levels\n"
+        f"{config.model.network}, {parameters:,} parameters, {time}, on {mesh.size} "
+        f"{mesh.devices.flat[0].platform} device(s)"
+    )
+    if resumed:
+        print(f"going on from step {int(state.step)}")
+
+
+def _conclude(
+    result: Evaluation, last_step: int, images: ImageData, name: str, workdir: Path
+) -> None:
+    summary = {"step": last_step, "split": name, "data": _describe(images), **result.scalars()}
+    summary |= {"num_images": result.num_images, "repeats": result.repeats}
+    (workdir / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(
+        f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
+        f"diffusion      {result.diffusion}\n"
+        f"{images.name} {name} bits per dim (variational bound): {result.bpd}   "
+        f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
+    )

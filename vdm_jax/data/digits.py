@@ -1,0 +1,27 @@
+"""The embedded default data set: scikit-learn's 8x8 handwritten digits."""
+
+import functools
+
+import numpy as np
+
+from vdm_jax.data.images import ImageData, fingerprint
+
+LEVELS = 17  # the published values are 0..16
+TRAIN_COUNT = 1437
+
+
+@functools.cache
+def load_digits() -> ImageData:
+    """Returns the 1797 digits, uint8 [n, 8, 8, 1] in [0, 17): 1437 to train on, 360 to test on.
+
+    The split is fixed: `perm = np.random.RandomState(0).permutation(1797)`, its first 1437
+    entries are the training part and the rest the test part, both in the order of `perm`.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    images = sklearn_digits().images.astype(np.uint8)[..., None]
+    order = np.random.RandomState(0).permutation(len(images))
+    train, test = images[order[:TRAIN_COUNT]], images[order[TRAIN_COUNT:]]
+    for part in (train, test):
+        part.flags.writeable = False  # shared by all callers
+    return ImageData("digits", train, test, LEVELS, fingerprint(train, test, LEVELS))

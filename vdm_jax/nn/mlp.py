@@ -1,0 +1,71 @@
+"""A residual multilayer perceptron, for vectors and tiny images."""
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax.nn.features import posterior_mean, sinusoidal
+from vdm_jax.nn.unet import Head
+from vdm_jax.types import PerExample, Tensor
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Dense layers on the flattened event, with residual blocks modulated by gamma.
+
+    Attributes:
+      gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
+      width: of the hidden layers.
+      num_blocks: number of residual blocks.
+      dropout: rate inside the blocks.
+      head: "eps" (predicts noise, kind "eps") or "levels" (a softmax over the pixel levels, whose
+        mean is a prediction of kind "x").
+      levels: the number of pixel levels, for the head "levels".
+    """
+
+    gamma_min: float
+    gamma_max: float
+    width: int = 256
+    num_blocks: int = 3
+    dropout: float = 0.1
+    head: Head = "eps"
+    levels: int = 256
+
+    @nn.compact
+    def __call__(
+        self,
+        z_t: Tensor,
+        gamma_t: PerExample,
+        conditioning: PerExample | None = None,
+        deterministic: bool = True,
+    ) -> Tensor:
+        """z_t [batch, *event], gamma_t [batch] -> prediction of z_t's shape; see `UNet`."""
+        t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
+        conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
+        cond = jnp.concatenate([sinusoidal(t, 64), conditioning[:, None].astype(t.dtype)], axis=1)
+        cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
+        h = nn.Dense(self.width, name="input")(z_t.reshape(z_t.shape[0], -1))
+        for i in range(self.num_blocks):
+            h = h + self._block(i, h, cond, deterministic)
+        return self._output(nn.swish(nn.LayerNorm(name="norm_out")(h)), z_t, gamma_t)
+
+    def _block(self, i: int, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
+        zeros = nn.initializers.zeros
+        modulation = nn.Dense(2 * self.width, kernel_init=zeros, name=f"modulate_{i}")(cond)
+        scale, shift = jnp.split(modulation, 2, axis=-1)
+        h = nn.swish(nn.LayerNorm(name=f"norm_{i}")(h) * (1.0 + scale) + shift)
+        h = nn.swish(nn.Dense(self.width, name=f"first_{i}")(h))
+        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
+        return nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(h)
+
+    def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
+        zeros = nn.initializers.zeros
+        if self.head == "eps":
+            h = nn.Dense(math.prod(z_t.shape[1:]), kernel_init=zeros, name="output")(h)
+            return z_t + h.reshape(z_t.shape)
+        if self.head != "levels":
+            raise ValueError(f"MLP head must be one of eps, levels, got {self.head!r}.")
+        logits = nn.Dense(math.prod(z_t.shape[1:]) * self.levels, kernel_init=zeros, name="output")
+        return posterior_mean(logits(h).reshape(*z_t.shape, self.levels), z_t, gamma_t)

@@ -1,0 +1,1 @@
+"""Training: state, compiled step, sharding, checkpoints, the loop, and exact evaluation."""

@@ -1,0 +1,125 @@
+"""Checkpoints of a run: its state, and beside it what it was trained with."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import chex
+import jax
+import orbax.checkpoint as ocp
+
+__all__ = ["CheckpointError", "Checkpoints", "differences"]
+
+T = TypeVar("T")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another run; the message is one line."""
+
+
+class Checkpoints:
+    """The checkpoints in a folder, the newest few kept, written in the background by Orbax.
+
+    `meta` is a JSON object saved beside each state (the configuration and the data set's
+    fingerprint). A state is only restored to a run with the same meta, but for the dotted names
+    in `may_differ`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        meta: Mapping[str, Any],
+        keep: int = 3,
+        may_differ: tuple[str, ...] = (),
+    ) -> None:
+        self._folder = folder.absolute()
+        self._meta = json.loads(json.dumps(dict(meta)))
+        self._may_differ = may_differ
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_names=("state", "meta")
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Start saving; `state` may be donated as soon as this returns.
+
+        Raises CheckpointError if the step is already there or not above the newest.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(self._meta)
+        )
+        if not self._manager.save(step, args=items, force=True):
+            raise CheckpointError(
+                f"the checkpoint of step {step} was not written to {self._folder}: "
+                f"it holds step {self.latest_step()} already."
+            )
+
+    def restore(self, template: T, step: int | None = None) -> T:
+        """The state of the given step, by default the newest, with template's shardings.
+
+        Raises CheckpointError if there is none, if it can't be read, or if it belongs to another
+        configuration, data set or model.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} "
+                                  f"in {self._folder}.")
+        self._check_meta(step)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
+        except Exception as error:  # Orbax raises many kinds for a damaged folder
+            raise CheckpointError(
+                f"the checkpoint {self._folder / str(step)} can't be restored "
+                f"({_first_line(error)}); delete that folder to go on from the one before it."
+            ) from error
+        state = restored["state"]
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, template)
+        return state
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _check_meta(self, step: int) -> None:
+        try:
+            item = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            saved = self._manager.restore(step, args=item)["meta"]
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint {self._folder / str(step)} has no readable meta data "
+                f"({_first_line(error)}); delete that folder to go on from the one before it."
+            ) from error
+        found = [line for name, line in differences(saved, self._meta)
+                 if name not in self._may_differ]
+        if found:
+            raise CheckpointError(
+                f"the run in {self._folder.parent} was started with other settings: "
+                f"{'; '.join(found)}. Use those settings or another --workdir."
+            )
+
+
+def differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """(dotted name, "name was a, now is b") for each leaf in which two nested dicts differ."""
+    for key in sorted(saved.keys() | now.keys()):
+        name = f"{prefix}{key}"
+        a, b = saved.get(key, "unset"), now.get(key, "unset")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{name}.")
+        elif a != b:
+            yield name, f"{name} was {a}, now is {b}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

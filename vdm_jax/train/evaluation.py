@@ -1,0 +1,106 @@
+"""Bits per dimension of a test set: one exact pass, with standard errors."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax import loss
+from vdm_jax.train import sharding
+from vdm_jax.train.model import Batch, Model, Params, elbo_terms
+from vdm_jax.types import Key
+
+__all__ = ["Estimate", "Evaluation", "evaluate", "make_eval_step", "summarise"]
+
+EvalStep = Callable[[Params, Batch, Key], tuple[loss.ElboTerms, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over images and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The bound on a test set in bits per dim, whole and term by term.
+
+    The standard error is that of the mean over images drawn from the same source: the standard
+    deviation between images (each the mean of its `repeats` draws, so it holds what is left of the
+    Monte-Carlo error), divided by the root of their number.
+    """
+
+    bpd: Estimate
+    reconstruction: Estimate
+    prior: Estimate
+    diffusion: Estimate
+    num_images: int
+    repeats: int
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for a log."""
+        names = ("bpd", "reconstruction", "prior", "diffusion")
+        return {n: getattr(self, n).mean for n in names} | {
+            "bpd_standard_error": self.bpd.standard_error
+        }
+
+
+def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
+    """Compile (params, batch, key) -> (ElboTerms in nats, mask), each [batch] on every host."""
+    whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
+    return jax.jit(
+        lambda params, batch, key: (elbo_terms(model, params, batch, key), batch["mask"]),
+        in_shardings=(whole, split, whole),
+        out_shardings=whole,
+    )
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: Params,
+    batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    model: Model,
+    mesh: Mesh,
+    key: Key,
+    repeats: int = 1,
+) -> Evaluation:
+    """The bound over every image that `batches()` gives, each exactly once per repeat.
+
+    Args:
+      batches: called once; each of its dicts has `images` [batch, *event], `conditioning` and
+        `mask` [batch], which is 0 where the last batch is padded.
+      key: batch b of repeat r uses it folded with r and b, so the figure doesn't depend on what
+        was evaluated before.
+      repeats: independent draws of times and noise per image.
+    """
+    total = []
+    for b, batch in enumerate(batches()):
+        on_devices = sharding.put({k: batch[k] for k in ("images", "conditioning", "mask")}, mesh)
+        draws = []
+        for r in range(repeats):
+            draw_key = jax.random.fold_in(jax.random.fold_in(key, r), b)
+            terms, mask = jax.device_get(eval_step(params, on_devices, draw_key))
+            draws.append(np.stack(terms)[:, mask > 0])
+        total.append(np.mean(draws, axis=0, dtype=np.float64))
+    if not total:
+        raise ValueError("there are no images to evaluate.")
+    return summarise(loss.ElboTerms(*np.concatenate(total, axis=1)), model.event_shape, repeats)
+
+
+def summarise(terms: loss.ElboTerms, event_shape: tuple[int, ...], repeats: int) -> Evaluation:
+    """Per-image nats, [num_images] each -> means and standard errors in bits per dim."""
+    count = len(terms.total)
+
+    def estimate(nats: np.ndarray) -> Estimate:
+        bits = np.asarray(loss.bits_per_dim(nats, event_shape), np.float64)
+        error = bits.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
+        return Estimate(float(bits.mean()), float(error))
+
+    return Evaluation(estimate(terms.total), *map(estimate, terms), count, repeats)

@@ -1,0 +1,62 @@
+"""AdamW as the published code uses it, and its learning-rate schedule."""
+
+from typing import Any
+
+import jax
+import optax
+
+__all__ = ["DECAYS", "learning_rate", "make"]
+
+DECAYS = ("none", "linear", "cosine")
+
+
+def learning_rate(
+    peak: float, warmup_steps: int, decay: str = "none", decay_steps: int = 0
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then constant, or down to 0 at step `decay_steps`.
+
+    Raises ValueError for an unknown decay or one that would end inside the warm-up.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {decay!r}.")
+    if decay == "none":
+        after: optax.Schedule = optax.constant_schedule(peak)
+    else:
+        length = decay_steps - warmup_steps
+        if length < 1:
+            raise ValueError(
+                f"decay_steps ({decay_steps}) must be above warmup_steps ({warmup_steps})."
+            )
+        after = (
+            optax.linear_schedule(peak, 0.0, length)
+            if decay == "linear"
+            else optax.cosine_decay_schedule(peak, length)
+        )
+    if warmup_steps == 0:
+        return after
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps]
+    )
+
+
+def make(
+    rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW, with weight decay on every parameter that isn't named "bias".
+
+    With `clip_norm`, gradients are first scaled down to that global norm.
+    """
+    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)
+    if clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def decays(params: Any) -> Any:
+    """A pytree of bools like `params`: whether weight decay acts on the leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)

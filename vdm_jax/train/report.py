@@ -1,0 +1,112 @@
+"""What a run leaves for people: metric files, pictures, and lines on the screen."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+__all__ = ["MetricsLog", "image_grid", "plot_losses", "read_metrics", "write_image"]
+
+matplotlib.use("Agg", force=False)
+
+
+class MetricsLog:
+    """Scalars by step, to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
+
+    A run that goes on at `first_step` drops the lines of later steps, which it will write again.
+    """
+
+    def __init__(self, workdir: Path, first_step: int = 0) -> None:
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
+        """One line: {"step": …, "split": "train" or "test" …, **scalars}."""
+        line = {"step": step, "split": split, **{k: float(v) for k, v in scalars.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, uint8 [height, width, channels], for TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file, oldest first; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
+    """Integers [n, height, width, channels] -> one uint8 picture, [H, W, 1 or 3], near square.
+
+    Values 0 ... levels - 1 are spread over 0 ... 255. Channel counts other than 1 and 3 are shown
+    one below the other in grey.
+    """
+    n, height, width, channels = images.shape
+    if channels not in (1, 3):
+        images = images.transpose(0, 3, 1, 2).reshape(n, channels * height, width, 1)
+        height, channels = channels * height, 1
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    grid = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
+    scale = 255.0 / max(levels - 1, 1)
+    grid[:n, :height, :width] = np.rint(np.asarray(images, np.float64) * scale).astype(np.uint8)
+    grid = grid.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+
+
+def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
+    """Write uint8 [height, width, 1 or 3] as PNG, enlarged by a whole factor if it is tiny."""
+    factor = max(1, -(-min_size // max(image.shape[:2])))
+    enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
+
+
+def plot_losses(metrics: list[dict], path: Path) -> None:
+    """Bits per dim against the step, one curve a split, with the test set's standard errors."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    values = []
+    for split in dict.fromkeys(line["split"] for line in metrics):
+        lines = [line for line in metrics if line["split"] == split and "bpd" in line]
+        steps, bpd = [line["step"] for line in lines], [line["bpd"] for line in lines]
+        errors = [line.get("bpd_standard_error", 0.0) for line in lines]
+        values += bpd
+        style = "-" if split == "train" else "o-"
+        axes.errorbar(steps, bpd, errors, fmt=style, markersize=4, linewidth=1, label=split)
+    if values:
+        # The first steps are far above the rest and would flatten everything else.
+        low, high = min(values), float(np.quantile(values, 0.95))
+        margin = 0.1 * (high - low) + 0.01
+        axes.set_ylim(low - margin, high + margin)
+        axes.legend()
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per dimension")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
