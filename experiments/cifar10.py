@@ -1,6 +1,6 @@
 """Train on cifar10 and evaluate on its test set.
 
-    python -m experiments.cifar10 --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+python -m experiments.cifar10 --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
 """
 
 from experiments import cli, run

@@ -1,5 +1,6 @@
 """The command line that all experiments share."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,27 +42,32 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         rest = values(argv)[1:]
-        config = holder.value
+        config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(_one_line(error, argv)) from error
     if values.help:
         print(f"{doc.strip()}\n\nSettings (--config.NAME=VALUE) and their values now:\n\n{config}")
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
     if not values.workdir:
-        raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics and pictures")
+        raise UserError(
+            "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
+        )
     return config, Path(values.workdir)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, argv: list[str]) -> str:
     """The telling part of an error of the flag parser, on one line."""
-    text = str(error.args[0] if error.args else error)
-    if "Traceback" in text:  # an exception in a config file; its last line says what happened
-        text = text.strip().splitlines()[-1]
-    if isinstance(error, AttributeError | KeyError):
-        text = f"unknown setting {text}"
-    return " ".join(text.replace("\\n", " ").replace("\n", " ").replace('"\'', "'").split())
+    text = str(error)
+    unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)
+    if isinstance(error, AttributeError | KeyError) and unknown:
+        name, guess = unknown.groups()
+        flag = next((arg for arg in argv if re.match(rf"--?config\b.*\.{name}\b", arg)), name)
+        return f"{flag}: there is no setting {name}" + (f"; did you mean {guess}?" if guess else "")
+    if "Traceback" in text or isinstance(error, OSError):  # its last line says what happened
+        text = text.strip().splitlines()[-1].strip()
+    return " ".join(text.split())
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,6 +1,6 @@
 """Train on digits and evaluate on its test set.
 
-    python -m experiments.digits --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+python -m experiments.digits --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
 """
 
 from experiments import cli, run

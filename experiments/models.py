@@ -1,5 +1,7 @@
 """From a configuration to a model: joins the Flax networks to training."""
 
+from typing import cast
+
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -50,9 +52,13 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
             variables = {"params": params["score_model"]}
             rngs = {} if dropout is None else {"dropout": dropout}
-            return network.apply(variables, z_t, gamma_t, conditioning, dropout is None, rngs=rngs)
+            fixed = (gamma_t, conditioning, dropout is None)
+            return cast(Tensor, network.apply(variables, z_t, *fixed, rngs=rngs))
 
-        return denoise, lambda t: gamma_module.apply({"params": params["gamma"]}, t)
+        def gamma(t: Tensor) -> Tensor:
+            return cast(Tensor, gamma_module.apply({"params": params["gamma"]}, t))
+
+        return denoise, gamma
 
     return Model(
         init=init,
@@ -74,25 +80,14 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     ):
         if c[name] not in known:
             raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
-    for name in ("channels", "num_blocks"):
-        if c[name] < 1:
-            raise UserError(f"config.model.{name} must be at least 1, got {c[name]}")
-    if not 0.0 <= c.dropout < 1.0:
-        raise UserError(f"config.model.dropout must lie in [0, 1), got {c.dropout}")
-    shared = dict(
-        gamma_min=c.gamma_min,
-        gamma_max=c.gamma_max,
-        num_blocks=c.num_blocks,
-        dropout=c.dropout,
-        head=c.head,
-        levels=levels,
-    )
+    names = ("gamma_min", "gamma_max", "num_blocks", "dropout", "head")
+    shared = {name: c[name] for name in names} | {"levels": levels}
     if c.network == "mlp":
         return MLP(width=c.channels, **shared)
-    if c.channels % 32:
+    if c.channels % 32 or c.channels < 64:
         raise UserError(
-            f"config.model.channels is {c.channels}; the unet's group normalisation needs a "
-            "multiple of 32"
+            f"config.model.channels is {c.channels}; the unet's normalisation over 32 groups needs "
+            "a multiple of 32, and at least 64 to see gamma (one channel a group hides it)"
         )
     return UNet(
         channels=c.channels,

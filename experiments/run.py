@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments import check
 from experiments.cli import UserError
 from experiments.models import make_model
 from vdm_jax import data, sampler
@@ -54,16 +55,17 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
 
 
 def _train(config: ConfigDict, workdir: Path) -> Evaluation:
-    _check(config)
+    check.config(config)
     images = _load(config)
     mesh = sharding.make_mesh()
-    _check_sizes(config, mesh)
+    check.sizes(config, mesh)
     model = make_model(config, images.event_shape, images.levels)
     adamw = _optimizer(config)
     key_init, key_train, key_eval, key_sample = jax.random.split(jax.random.key(config.seed), 4)
 
     workdir = _make(workdir)
     settings = {"config": config.to_dict(), "data": _describe(images)}
+    settings["config"]["optimizer"]["decay_steps"] = _decay_steps(config)
     checkpoints = Checkpoints(
         workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
     )
@@ -119,10 +121,20 @@ def _load(config: ConfigDict) -> ImageData:
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
     c = config.optimizer
     try:
-        rate = optimizer.learning_rate(c.learning_rate, c.warmup_steps, c.decay, c.decay_steps)
+        rate = optimizer.learning_rate(
+            c.learning_rate, c.warmup_steps, c.decay, _decay_steps(config)
+        )
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
     return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm)
+
+
+def _decay_steps(config: ConfigDict) -> int:
+    """Where the learning rate's decay ends; 0 if it has none, so that then nothing depends on it."""
+    if config.optimizer.decay == "none":
+        return 0
+    given: int | None = config.optimizer.decay_steps
+    return config.train.steps if given is None else given
 
 
 def _plan(config: ConfigDict) -> loop.Plan:
@@ -169,54 +181,10 @@ def _sampler(
     def draw(params: object) -> jax.Array:
         denoise, gamma = model.bind(params, jax.numpy.zeros(count), None)
         shape = (count, *model.event_shape)
-        z_0 = sampler.ancestral(
-            key, denoise, gamma, shape, config.sample.num_steps, model.kind
-        )
+        z_0 = sampler.ancestral(key, denoise, gamma, shape, config.sample.num_steps, model.kind)
         return sampler.to_images(z_0, gamma(jax.numpy.zeros(1))[0], model.levels)
 
     return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), model.levels)
-
-
-# ---- checks ----
-
-
-def _check(config: ConfigDict) -> None:
-    """Refuse numbers out of range, by name."""
-    positive = {
-        "train": ("steps", "batch_size", "accumulate", "steps_per_call", "log_every",
-                  "checkpoint_every", "keep_checkpoints"),
-        "eval": ("every", "batch_size", "repeats", "final_repeats"),
-        "sample": ("every", "count", "num_steps"),
-        "optimizer": ("learning_rate", "eps"),
-        "data": ("levels",),
-    }  # fmt: skip
-    for part, names in positive.items():
-        for name in names:
-            if not config[part][name] > 0:
-                raise UserError(f"config.{part}.{name} must be above 0, got {config[part][name]}")
-    for name in ("warmup_steps", "decay_steps", "weight_decay"):
-        if not config.optimizer[name] >= 0:
-            raise UserError(
-                f"config.optimizer.{name} must not be negative, got {config.optimizer[name]}"
-            )
-    for name in ("b1", "b2", "ema_rate"):
-        if not 0.0 <= config.optimizer[name] < 1.0:
-            raise UserError(
-                f"config.optimizer.{name} must lie in [0, 1), got {config.optimizer[name]}"
-            )
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
-
-
-def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    try:
-        sharding.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
-    except ValueError as error:
-        raise UserError(f"config.train: {error}") from error
-    try:
-        sharding.check_batch_size(config.eval.batch_size, mesh)
-    except ValueError as error:
-        raise UserError(f"config.eval: {error}") from error
 
 
 def _make(workdir: Path) -> Path:

@@ -21,6 +21,7 @@ def encode(images: ArrayLike, levels: int) -> Tensor:
 
 def level_values(levels: int) -> Tensor:
     """`encode` of 0, 1, ..., levels - 1."""
+    _check_levels(levels)
     return encode(jnp.arange(levels), levels)
 
 

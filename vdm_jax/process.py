@@ -23,7 +23,9 @@ def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
     """
     gamma = jnp.asarray(gamma)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
-    if len(shape) != like.ndim or any(g not in (1, n) for g, n in zip(shape, like.shape, strict=True)):
+    if len(shape) != like.ndim or any(
+        g not in (1, n) for g, n in zip(shape, like.shape, strict=True)
+    ):
         raise ValueError(
             f"gamma of shape {gamma.shape} does not go with an array of shape {like.shape}: "
             f"wanted a scalar or one gamma per example, {list(like.shape[:1])}."

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             "learning_rate": 2e-4,
             "warmup_steps": 100,
             "decay": "none",  # none, linear, cosine
-            "decay_steps": 0,  # the step at which the learning rate has come down to 0
+            "decay_steps": config_dict.placeholder(int),  # where it ends; None: at train.steps
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,

@@ -10,7 +10,7 @@ Variants, as `--config=experiments/configs/cifar10.py:VARIANT`:
 * aug: flips and rotations, 256 channels, monotone schedule. Released checkpoint: 2.522 (its README);
   trained on a TPU v3-64.
 * aug_paper: as in the paper, with attention after every block and batch 1024. Published: 2.49.
-* tiny: 2 blocks of 32 channels for 2,000 steps, to see that everything works: minutes on a CPU.
+* tiny: 2 blocks of 64 channels for 2,000 steps, to see that everything works: minutes on a CPU.
   No published figure.
 
 None of the published figures has been reproduced with this code yet: they are where those numbers
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.optimizer.learning_rate = 2e-4
         config.train.batch_size = 1024
     if variant == "tiny":
-        config.model.update(channels=32, num_blocks=2)
+        config.model.update(channels=64, num_blocks=2)
         config.optimizer.ema_rate = 0.999
         config.train.update(steps=2_000, log_every=50, checkpoint_every=500)
         config.eval.update(every=1_000, final_repeats=1)

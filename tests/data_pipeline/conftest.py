@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vdm_jax.data import DataError, published
+from vdm_jax.data import DataError, ImageData, published
 
 COUNTS = {"train": 25, "test": 7}
 
@@ -33,6 +33,10 @@ def one_clear_line():
     return check
 
 
+def _sorted(images: np.ndarray) -> list[bytes]:
+    return sorted(image.tobytes() for image in np.asarray(images))
+
+
 @dataclasses.dataclass
 class Synthetic:
     """A published data set in small: its true pixels, and the folder of its archives."""
@@ -44,6 +48,11 @@ class Synthetic:
     @property
     def archives(self) -> list[Path]:
         return sorted(self.manual_dir.iterdir())
+
+    def check(self, data: ImageData) -> None:
+        """Asserts that `data` holds just these images, each part in whatever order."""
+        for split, images in self.images.items():
+            assert _sorted(getattr(data, split)) == _sorted(images)
 
     def register(self, monkeypatch, url: str = "http://127.0.0.1:9/") -> None:
         """Puts the sizes, checksums and counts of the small archives into the table."""

@@ -12,22 +12,23 @@ LIMIT_S = 5.0
 
 
 def require_archives(
-    spec: Published, manual_dir: Path, is_downloaded: Callable[[Archive], bool]
+    spec: Published, manual_dir: Path, downloaded: Callable[[Archive], Path | None]
 ) -> None:
-    """Returns if every archive lies in `manual_dir`, is downloaded already or can be reached.
+    """Returns if every archive lies in `manual_dir`, is `downloaded` already or can be reached.
 
     Without this, tensorflow-datasets spends minutes on retries where there is no network.
 
     Raises:
-      DataError: a file in `manual_dir` is not the published one, or an archive is nowhere.
+      DataError: a file that is there is not the published one, or an archive is nowhere.
     """
     missing = []
     for archive in spec.archives:
-        path = manual_dir / archive.filename
-        if path.exists():
-            _check(path, archive)
-        elif not is_downloaded(archive):
+        manual = manual_dir / archive.filename
+        path = manual if manual.exists() else downloaded(archive)
+        if path is None:
             missing.append(archive)
+        else:
+            _check(path, archive)
     problem = unreachable(missing[0].url, LIMIT_S) if missing else None
     if problem is None:
         return

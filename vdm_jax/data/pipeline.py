@@ -61,7 +61,8 @@ def train_batches(
         return {"images": np.array(image), "conditioning": np.float32(changed)}  # own memory
 
     stream = grain.MapDataset.source(images).seed(int(seed)).shuffle().repeat()
-    blocks = stream.random_map(element).batch(local)
+    # Without `drop_remainder` Grain gets the length of an endless stream of batches of 1 wrong.
+    blocks = stream.random_map(element).batch(local, drop_remainder=True)
     # Block number step * P + p is host p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
 

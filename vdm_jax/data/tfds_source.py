@@ -64,7 +64,7 @@ def _prepared_builder(spec: Published, data_dir: Path, manual_dir: Path) -> Any:
     folder = data_dir / spec.name / str(builder_class.VERSION)
     if not folder.exists():
         _warn_of_leftovers(folder)
-        require_archives(spec, manual_dir, lambda archive: _is_downloaded(archive, data_dir))
+        require_archives(spec, manual_dir, lambda archive: _downloaded(archive, data_dir))
         _prepare(tfds, builder_class, data_dir, manual_dir)
     check_prepared(folder, spec)
     return builder_class(data_dir=str(data_dir), file_format=_FORMAT)
@@ -93,18 +93,19 @@ def _builder_class(tfds: Any, spec: Published) -> Any:
     return WithoutTensorFlow
 
 
-def _is_downloaded(archive: Archive, data_dir: Path) -> bool:
+def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
-    return any((data_dir / "downloads").rglob(get_dl_fname(archive.url, archive.sha256)))
+    name = get_dl_fname(archive.url, archive.sha256)
+    return next((data_dir / "downloads").rglob(name), None)
 
 
 def _warn_of_leftovers(folder: Path) -> None:
-    leftovers = sorted(folder.parent.glob(f"incomplete.*_{folder.name}"))
-    if leftovers:
+    for leftover in sorted(folder.parent.glob(f"incomplete.*_{folder.name}")):
         _log.warning(
-            "%s is left from an interrupted preparation and not used; it may be deleted",
-            ", ".join(str(path) for path in leftovers),
+            "%s is an unfinished preparation and not used; delete it, unless another process is "
+            "at work on it",
+            leftover,
         )
 
 

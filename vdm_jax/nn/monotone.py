@@ -102,7 +102,11 @@ class _MonotoneDense(nn.Module):
 
 
 def make(
-    kind: str, gamma_min: float, gamma_max: float, pinned: bool = True, learn_end_points: bool = True
+    kind: str,
+    gamma_min: float,
+    gamma_max: float,
+    pinned: bool = True,
+    learn_end_points: bool = True,
 ) -> nn.Module:
     """The schedule module of the given kind: "fixed", "scalar" or "monotone"."""
     if not gamma_min < gamma_max:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +57,15 @@ class OfficialModel:
 
     def gamma(self, t: Tensor) -> Tensor:
         """Times of any shape -> gamma(t) of the same shape."""
-        return self.gamma_module.apply({"params": self.params.get("gamma", {})}, t)
+        variables = {"params": self.params.get("gamma", {})}
+        return cast(Tensor, self.gamma_module.apply(variables, t))
 
     def denoise(
         self, z_t: Tensor, gamma_t: PerExample, conditioning: PerExample | None = None
     ) -> Tensor:
         """Latents [batch, height, width, channels] and gammas [batch] -> eps_hat (kind "eps")."""
         variables = {"params": self.params["score_model"]}
-        return self.score_module.apply(variables, z_t, gamma_t, conditioning)
+        return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, conditioning))
 
 
 def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:

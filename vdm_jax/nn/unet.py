@@ -24,7 +24,9 @@ class UNet(nn.Module):
 
     Attributes:
       gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
-      channels: of every block; a multiple of 32, the number of groups of the normalisation.
+      channels: of every block; a multiple of 32, the number of groups of the normalisation. Use at
+        least 64: with one channel a group, the normalisation takes out what a block adds to a
+        channel for gamma and the conditioning, so that the network can't see them.
       num_blocks: blocks in the first half; the second has one more.
       attention: "middle" (one attention block, between the halves) or "all" (after each block too).
       fourier_features: append sin and cos of 2 pi 2^n z, n = 6, 7, to the input.

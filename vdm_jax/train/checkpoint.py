@@ -53,11 +53,13 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(self._meta)
         )
-        if not self._manager.save(step, args=items, force=True):
+        newest = self.latest_step()
+        if newest is not None and newest >= step:  # Orbax would skip it without a word
             raise CheckpointError(
                 f"the checkpoint of step {step} was not written to {self._folder}: "
-                f"it holds step {self.latest_step()} already."
+                f"it holds step {newest} already."
             )
+        self._manager.save(step, args=items, force=True)
 
     def restore(self, template: T, step: int | None = None) -> T:
         """The state of the given step, by default the newest, with template's shardings.
@@ -67,22 +69,22 @@ class Checkpoints:
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
-            raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} "
-                                  f"in {self._folder}.")
+            raise CheckpointError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}."
+            )
         self._check_meta(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )
+            )["state"]
+            chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             raise CheckpointError(
                 f"the checkpoint {self._folder / str(step)} can't be restored "
                 f"({_first_line(error)}); delete that folder to go on from the one before it."
             ) from error
-        state = restored["state"]
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, template)
-        return state
+        return restored
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -98,8 +100,9 @@ class Checkpoints:
                 f"the checkpoint {self._folder / str(step)} has no readable meta data "
                 f"({_first_line(error)}); delete that folder to go on from the one before it."
             ) from error
-        found = [line for name, line in differences(saved, self._meta)
-                 if name not in self._may_differ]
+        found = [
+            line for name, line in differences(saved, self._meta) if name not in self._may_differ
+        ]
         if found:
             raise CheckpointError(
                 f"the run in {self._folder.parent} was started with other settings: "

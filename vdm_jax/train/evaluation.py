@@ -98,9 +98,16 @@ def summarise(terms: loss.ElboTerms, event_shape: tuple[int, ...], repeats: int)
     """Per-image nats, [num_images] each -> means and standard errors in bits per dim."""
     count = len(terms.total)
 
-    def estimate(nats: np.ndarray) -> Estimate:
+    def estimate(nats: jax.Array) -> Estimate:
         bits = np.asarray(loss.bits_per_dim(nats, event_shape), np.float64)
         error = bits.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
         return Estimate(float(bits.mean()), float(error))
 
-    return Evaluation(estimate(terms.total), *map(estimate, terms), count, repeats)
+    return Evaluation(
+        bpd=estimate(terms.total),
+        reconstruction=estimate(terms.reconstruction),
+        prior=estimate(terms.prior),
+        diffusion=estimate(terms.diffusion),
+        num_images=count,
+        repeats=repeats,
+    )

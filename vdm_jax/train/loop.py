@@ -106,8 +106,9 @@ def train(
                 result = evaluate(state, step == plan.steps)
                 log.write(step, eval_name, result.scalars())
                 display.say(f"step {step}: {eval_name} bits per dim {result.bpd}")
-                report.plot_losses(report.read_metrics(workdir / "metrics.jsonl"),
-                                   workdir / "loss.png")
+                report.plot_losses(
+                    report.read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png"
+                )
             if plan.due(step, plan.sample_every):
                 picture = sample(state)
                 report.write_image(workdir / "samples" / f"{step:08d}.png", picture)

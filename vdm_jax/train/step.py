@@ -13,7 +13,7 @@ from vdm_jax.train import sharding
 from vdm_jax.train.model import Batch, Model, Params, elbo_terms
 from vdm_jax.types import Key
 
-__all__ = ["Metrics", "TrainState", "init_state", "make_step", "update"]
+__all__ = ["Metrics", "TrainState", "ema_update", "init_state", "make_step", "update"]
 
 Metrics = dict[str, jax.Array]
 
@@ -33,7 +33,8 @@ class TrainState(NamedTuple):
 def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     """The state before the first step; EMA parameters start as a copy of the parameters."""
     params = model.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 
 
 def update(
@@ -62,9 +63,18 @@ def update(
     grads, metrics = gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_rate)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    ema_params = ema_update(state.ema_params, params, ema_rate)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+
+def ema_update(average: Params, params: Params, rate: float) -> Params:
+    """Exponential moving average: average + (1 - rate) (params - average).
+
+    In this form a parameter that stands still leaves its average alone; rate * average +
+    (1 - rate) * params would add a rounding error to it at every step.
+    """
+    return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), average, params)
 
 
 def _accumulated(gradient: Callable, parts: int) -> Callable:

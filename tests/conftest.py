@@ -1,0 +1,24 @@
+"""Fixtures for all tests: the precision in which a test runs, and eight simulated devices."""
+
+import os
+from collections.abc import Iterator
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Run one test with 64-bit types enabled; the former setting returns afterwards."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run one test twice: with JAX's default types, and with 64-bit types enabled."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param

@@ -1,0 +1,104 @@
+"""What may import what: the core stands alone, and the layout's imports point one way."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"]
+
+# A module of the core may import those of a lower rank only.
+RANKS = [
+    {"types"},
+    {"gaussian", "schedule"},
+    {"process"},
+    {"parameterization", "pixels", "timestep"},
+    {"loss", "sampler"},
+]
+RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+PACKAGES = {"nn", "train", "data"}
+
+
+def imported_modules(source: str, module: str) -> set[str]:
+    """Dotted names of all that the source of `module` imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, base]).rstrip(".")
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_of_package(path: Path) -> set[str]:
+    """The members of vdm_jax (types, nn, ...) that a file imports; "experiments" if it does."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    names = imported_modules(path.read_text(), module)
+    inside = {n.split(".")[1] for n in names if n.startswith("vdm_jax.")}
+    return inside | {"experiments" for n in names if n.split(".")[0] == "experiments"}
+
+
+def test_import_finder_sees_every_form_of_import():
+    source = """
+import vdm_jax.nn.unet
+from vdm_jax import data as d
+def later():
+    from ..train import step
+    from . import gaussian
+"""
+    assert imported_modules(source, "vdm_jax.loss.inner") == {
+        "vdm_jax.nn.unet",
+        "vdm_jax",
+        "vdm_jax.data",
+        "vdm_jax.train",
+        "vdm_jax.train.step",
+        "vdm_jax.loss",
+        "vdm_jax.loss.gaussian",
+    }
+
+
+def test_importing_the_package_imports_nothing_heavier_than_jax():
+    code = (
+        "import sys, vdm_jax\n"
+        "assert vdm_jax.loss.elbo and vdm_jax.sampler.ancestral and vdm_jax.Gaussian\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_module_of_the_core_has_a_rank():
+    modules = {path.stem for path in (ROOT / "vdm_jax").glob("*.py")} - {"__init__"}
+    assert modules == set(RANK)
+
+
+@pytest.mark.parametrize("name", sorted(RANK))
+def test_core_modules_import_only_lower_ones(name):
+    imported = parts_of_package(ROOT / "vdm_jax" / f"{name}.py")
+    allowed = {other for other in RANK if RANK[other] < RANK[name]}
+    assert imported <= allowed
+
+
+def test_the_package_itself_imports_only_the_core():
+    assert parts_of_package(ROOT / "vdm_jax" / "__init__.py") <= set(RANK) | {"Gaussian", "ElboTerms"}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_networks_training_and_data_import_the_core_and_themselves_only(package):
+    files = sorted((ROOT / "vdm_jax" / package).rglob("*.py"))
+    assert files
+    foreign = (PACKAGES - {package}) | {"experiments"}
+    offenders = {str(f.relative_to(ROOT)): parts_of_package(f) & foreign for f in files}
+    assert {f: names for f, names in offenders.items() if names} == {}

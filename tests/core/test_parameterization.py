@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GaussianData, Mixture, alpha_sigma
+
+from vdm_jax import loss, parameterization, schedule
+from vdm_jax.parameterization import KINDS
+
+TO = {kind: getattr(parameterization, f"to_{kind}") for kind in KINDS}
+GAMMA = np.array([-13.3, -4.0, 0.0, 5.0])
+
+
+def truth(shape: tuple[int, ...] = (4, 2, 3, 1)) -> tuple[dict, jax.Array]:
+    """x, eps, v and score that belong to one z_t, and that z_t, by definition, in float64."""
+    alpha, sigma = (c.reshape(-1, *[1] * (len(shape) - 1)) for c in alpha_sigma(GAMMA))
+    x = np.random.default_rng(0).normal(size=shape)
+    eps = np.random.default_rng(1).normal(size=shape)
+    # grad_z log N(z; alpha x, sigma^2) = -(z - alpha x)/sigma^2 = -eps/sigma.
+    four = {"x": x, "eps": eps, "v": alpha * eps - sigma * x, "score": -eps / sigma}
+    return {k: jnp.asarray(v) for k, v in four.items()}, jnp.asarray(alpha * x + sigma * eps)
+
+
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+def test_each_kind_converts_into_each_other(x64, source, target):
+    four, z_t = truth()
+    converted = TO[target](four[source], z_t, GAMMA, kind=source)
+    # x from eps at gamma = 5, and eps from x at -13.3, magnify roundings by up to e^6.65.
+    np.testing.assert_allclose(converted, four[target], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversion_to_its_own_kind_changes_nothing(kind):
+    four, z_t = truth()
+    np.testing.assert_array_equal(TO[kind](four[kind], z_t, GAMMA, kind=kind), four[kind])
+
+
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("via", KINDS)
+def test_there_and_back_is_the_identity(x64, source, via):
+    _, z_t = truth()
+    prediction = jax.random.normal(jax.random.key(7), z_t.shape)  # need not be a true one
+    there = TO[via](prediction, z_t, GAMMA, kind=source)
+    back = TO[source](there, z_t, GAMMA, kind=via)
+    np.testing.assert_allclose(back, prediction, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("source", "target"), [("x", "v"), ("v", "x"), ("v", "eps"), ("eps", "v")])
+def test_float32_loses_no_more_than_the_division_costs(source, target):
+    with jax.enable_x64(True):
+        four, z_t = truth()
+    four = {k: np.asarray(v, np.float32) for k, v in four.items()}
+    converted = TO[target](four[source], jnp.asarray(z_t, jnp.float32), GAMMA, kind=source)
+    assert converted.dtype == jnp.float32
+    alpha, sigma = alpha_sigma(GAMMA)
+    magnify = {"xv": 1 / sigma, "vx": 1 + 0 * sigma, "veps": 1 + 0 * sigma, "epsv": 1 / alpha}
+    error = np.max(np.abs(converted - four[target]), axis=(1, 2, 3))
+    assert np.all(error <= 3e-6 * magnify[source + target])
+
+
+MIXTURE = Mixture(
+    np.array([0.2, 0.5, 0.3]),
+    np.array([[-0.8, 0.1], [0.4, 0.6], [0.2, -0.9]]),
+    np.array([0.01, 0.05, 0.2]),
+)
+
+
+@pytest.mark.parametrize("gamma", [-6.0, -2.0, 0.0, 3.0])
+def test_tweedie_score_of_a_mixture_is_the_gradient_of_its_log_density(x64, gamma):
+    z_t = 1.5 * jax.random.normal(jax.random.key(0), (20, 2))
+    x_hat = jax.vmap(lambda z: MIXTURE.denoise(z, gamma))(z_t)
+    gradient = jax.vmap(jax.grad(lambda z: MIXTURE.log_prob(z, gamma)))(z_t)
+    score = parameterization.to_score(x_hat, z_t, gamma, kind="x")
+    np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-9)
+    # Tweedie's formula itself: (z_t + sigma^2 score) / alpha is the posterior mean.
+    np.testing.assert_allclose(
+        parameterization.to_x(gradient, z_t, gamma, kind="score"), x_hat, rtol=1e-8, atol=1e-10
+    )
+
+
+def test_posterior_mean_of_the_mixture_oracle_is_the_ratio_of_two_integrals(x64):
+    # E[x|z] = int x p(x) q(z|x) dx / int p(x) q(z|x) dx on a grid: checks the oracle itself.
+    mixture = Mixture(np.array([0.4, 0.6]), np.array([[-0.7], [0.5]]), np.array([0.02, 0.1]))
+    x = np.linspace(-6, 6, 20_001)
+    density = np.exp(jax.vmap(lambda v: mixture.log_prob(v, -jnp.inf))(jnp.asarray(x)[:, None]))
+    alpha, sigma = alpha_sigma(0.5)
+    for z in (-1.3, 0.0, 0.9):
+        weight = density * np.exp(-0.5 * ((z - alpha * x) / sigma) ** 2)
+        expected = np.sum(weight * x) / np.sum(weight)
+        np.testing.assert_allclose(mixture.denoise(jnp.array([z]), 0.5), [expected], rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [None, 20])
+def test_one_denoiser_written_in_four_kinds_has_one_loss(x64, num_steps):
+    data = GaussianData(np.array([0.3, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]]))
+    x, eps = (jax.random.normal(jax.random.key(i), (16, 2)) for i in (0, 1))
+    t = (jnp.arange(16) + 0.5) / 16
+    gamma = schedule.linear(-10.0, 5.0)
+    losses = []
+    for kind in KINDS:
+
+        def denoise(z_t, gamma_t, kind=kind):
+            return TO[kind](data.denoise(z_t, gamma_t), z_t, gamma_t, kind="x")
+
+        losses.append(loss.diffusion(x, eps, t, denoise, gamma, num_steps, kind))
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", None, "X"])
+@pytest.mark.parametrize("target", KINDS)
+def test_unknown_kinds_are_refused(target, kind):
+    z_t = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match=rf"kind must be one of eps, x, v, score, got {kind!r}"):
+        TO[target](z_t, z_t, 0.0, kind=kind)
+
+
+@pytest.mark.parametrize("target", KINDS)
+def test_a_prediction_of_another_shape_is_refused(target):
+    with pytest.raises(ValueError, match=r"shape \(2, 1\), but z_t has \(2, 3\)"):
+        TO[target](jnp.zeros((2, 1)), jnp.zeros((2, 3)), 0.0, kind="eps")

@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from vdm_jax import pixels
+
+LEVELS = [1, 2, 17, 256]
+
+
+def definition(z: np.ndarray, gamma_0: float, levels: int) -> np.ndarray:
+    """log of N(z; value, exp(gamma_0)) over its sum over all values, as written in the paper."""
+    values = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0
+    logits = stats.norm(values, np.exp(0.5 * gamma_0)).logpdf(z[..., None])
+    return logits - special.logsumexp(logits, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_encode_gives_the_centres_of_equal_bins(dtype, levels):
+    values = pixels.encode(np.arange(levels), levels)
+    assert values.dtype == dtype
+    edges = np.linspace(-1.0, 1.0, levels + 1)
+    np.testing.assert_allclose(values, (edges[1:] + edges[:-1]) / 2, atol=4 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(values, pixels.level_values(levels))
+    np.testing.assert_allclose(values, -values[::-1], atol=4 * np.finfo(dtype).eps)
+
+
+def test_encode_of_eight_bits_is_exact_and_takes_unsigned_bytes():
+    values = pixels.encode(np.array([0, 127, 128, 255], np.uint8), 256)
+    np.testing.assert_array_equal(values, np.array([-255, -1, 1, 255]) / 256)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("gamma_0", [-13.3, -4.0, 1.0])
+def test_decoder_is_its_definition_and_sums_to_one(x64, levels, gamma_0):
+    z = np.random.default_rng(0).uniform(-1.5, 1.5, size=(3, 2, 2, 3))
+    log_probs = pixels.decode_log_probs(jnp.asarray(z), gamma_0, levels)
+    assert log_probs.shape == (3, 2, 2, 3, levels)
+    np.testing.assert_allclose(log_probs, definition(z, gamma_0, levels), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(special.logsumexp(log_probs, axis=-1), 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 3, 3, 1), (2, 3, 5, 3), (2, 2, 2, 7)])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_log_prob_picks_the_image_out_of_the_decoder(x64, levels, shape):
+    rng = np.random.default_rng(1)
+    images, z = rng.integers(0, levels, shape), rng.uniform(-1.2, 1.2, shape)
+    gamma_0 = jnp.asarray(rng.uniform(-8, 0, shape[0]))
+    log_probs = pixels.decode_log_probs(jnp.asarray(z), gamma_0, levels)
+    picked = np.take_along_axis(np.asarray(log_probs), images[..., None], axis=-1)[..., 0]
+    log_prob = pixels.log_prob(jnp.asarray(images), jnp.asarray(z), gamma_0, levels)
+    np.testing.assert_allclose(log_prob, picked, rtol=1e-9, atol=1e-10)
+
+
+def test_one_level_is_certain():
+    z = jnp.array([[-3.0, 0.2]])
+    np.testing.assert_array_equal(pixels.log_prob(jnp.zeros((1, 2), int), z, -5.0, 1), 0.0)
+    np.testing.assert_array_equal(pixels.decode(z, -5.0, 1), 0)
+
+
+def test_infinite_noise_makes_all_levels_equally_likely():
+    log_probs = pixels.decode_log_probs(jnp.array([[0.3]]), 40.0, 17)
+    np.testing.assert_allclose(log_probs, -np.log(17), rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_most_likely_pixel_is_the_nearest_level(levels):
+    z = np.random.default_rng(2).uniform(-1.3, 1.3, size=(4, 50)).astype(np.float32)
+    values = np.asarray(pixels.level_values(levels))
+    nearest = np.abs(z[..., None] - values).argmin(-1)
+    np.testing.assert_array_equal(pixels.decode(jnp.asarray(z), -10.0, levels), nearest)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_decode_undoes_encode(levels):
+    images = np.arange(levels).reshape(1, -1)
+    np.testing.assert_array_equal(
+        pixels.decode(pixels.encode(images, levels), -13.3, levels), images
+    )
+
+
+def test_draws_have_the_frequencies_of_the_decoder():
+    n, levels, gamma_0 = 20_000, 4, -1.0
+    z = np.full((n, 1), 0.2, np.float32)
+    drawn = pixels.decode(jnp.asarray(z), gamma_0, levels, jax.random.key(0))
+    p = np.exp(definition(z[0], gamma_0, levels))[0]
+    counts = np.bincount(np.asarray(drawn).ravel(), minlength=levels)
+    assert stats.chisquare(counts, n * p).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_low_noise_is_stable_in_float32(levels):
+    gamma_0 = -20.0
+    images = np.random.default_rng(3).integers(0, levels, (2, 40))
+    eps = np.random.default_rng(4).normal(size=images.shape)
+    x = 2 * (images + 0.5) / levels - 1
+    z = np.asarray(x + np.exp(0.5 * gamma_0) * eps, np.float32)
+    at_truth = pixels.log_prob(jnp.asarray(images), jnp.asarray(z), gamma_0, levels)
+    # exp(-20) against bins of at least 1/128: the decoder is certain.
+    np.testing.assert_allclose(at_truth, 0.0, atol=1e-6)
+    # One level off: -(2 d delta + delta^2)/(2 var), some 1e4 nats and more, and finite.
+    wrong = (images + 1) % levels
+    log_prob = pixels.log_prob(jnp.asarray(wrong), jnp.asarray(z), gamma_0, levels)
+    expected = np.take_along_axis(
+        definition(z.astype(float), gamma_0, levels), wrong[..., None], -1
+    )
+    np.testing.assert_allclose(log_prob, expected[..., 0], rtol=1e-4)
+
+    def total(gamma_0):
+        return pixels.log_prob(jnp.asarray(images), jnp.asarray(z), gamma_0, levels).sum()
+
+    assert np.isfinite(jax.grad(total)(gamma_0))
+
+
+def test_gradient_of_log_prob_agrees_with_finite_differences(x64):
+    images, z = jnp.array([[0, 3, 9]]), jnp.array([[-0.9, -0.2, 0.4]])
+
+    def total(args):
+        return pixels.log_prob(images, z + args[0], args[1], 10).sum()
+
+    args = jnp.array([0.03, -3.0])
+    h = 1e-6
+    numeric = [(total(args + row) - total(args - row)) / (2 * h) for row in h * np.eye(2)]
+    np.testing.assert_allclose(jax.grad(total)(args), numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [0, -1, 2.0, True, "256"])
+def test_levels_must_be_a_positive_integer(levels):
+    with pytest.raises(ValueError, match=r"levels must be an integer of at least 1, got"):
+        pixels.encode(np.zeros((1, 2), int), levels)
+    with pytest.raises(ValueError, match=r"levels must be an integer of at least 1, got"):
+        pixels.decode_log_probs(jnp.zeros((1, 2)), 0.0, levels)
+
+
+def test_gamma_0_must_go_with_the_latents():
+    with pytest.raises(ValueError, match=r"gamma of shape \(3,\) does not go with"):
+        pixels.log_prob(jnp.zeros((2, 3), int), jnp.zeros((2, 3)), jnp.zeros(3), 4)

@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm_jax import timestep
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 128])
+def test_antithetic_times_lie_one_in_each_cell_and_evenly_around_the_circle(batch_size):
+    keys = jax.random.split(jax.random.key(batch_size), 50)
+    times = np.asarray(jax.vmap(lambda key: timestep.antithetic(key, batch_size))(keys), np.float64)
+    assert np.all((times >= 0.0) & (times < 1.0))
+    for t in times:
+        cells = np.bincount(np.floor(t * batch_size).astype(int), minlength=batch_size)
+        np.testing.assert_array_equal(cells, 1)
+        gaps = np.diff(np.sort(t), append=1.0 + t.min())
+        np.testing.assert_allclose(gaps, 1.0 / batch_size, atol=2e-7)
+
+
+@pytest.mark.parametrize("method", timestep.METHODS)
+@pytest.mark.parametrize("position", [0, 4])
+def test_each_time_of_a_batch_is_uniform_by_itself(method, position):
+    keys = jax.random.split(jax.random.key(3), 4000)
+    t = jax.vmap(lambda key: timestep.draw(key, 5, method)[position])(keys)
+    assert stats.kstest(np.asarray(t), "uniform").pvalue > 1e-3
+
+
+def test_uniform_times_of_a_batch_are_independent_and_antithetic_ones_are_not():
+    keys = jax.random.split(jax.random.key(4), 4000)
+
+    def variance_of_mean(method):
+        return np.var(jax.vmap(lambda key: timestep.draw(key, 8, method).mean())(keys))
+
+    # Var of the mean of 8: 1/(12 * 8) when independent; 1/(12 * 64) when evenly spaced.
+    assert abs(variance_of_mean("uniform") * 96 - 1.0) < 4 * np.sqrt(2 / 4000)
+    assert abs(variance_of_mean("antithetic") * 768 - 1.0) < 4 * np.sqrt(2 / 4000)
+
+
+def test_draws_follow_the_default_float_type(dtype):
+    for method in timestep.METHODS:
+        t = timestep.draw(jax.random.key(0), 3, method)
+        assert t.dtype == dtype
+        assert t.shape == (3,)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 1000])
+def test_grid_rounds_up_to_a_step_of_length_one_over_num_steps(x64, num_steps):
+    draws = np.random.default_rng(0).uniform(size=500)
+    s, t = timestep.grid(jnp.asarray(draws), num_steps)
+    i = np.asarray(t) * num_steps
+    np.testing.assert_allclose(i, np.rint(i), atol=1e-9)
+    np.testing.assert_allclose(t - s, 1.0 / num_steps, rtol=1e-12)
+    assert np.all((s < draws) & (draws <= t))
+    assert s.min() >= 0.0
+    assert t.max() <= 1.0
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 1000])
+def test_grid_of_zero_is_the_first_step_and_of_one_the_last(dtype, num_steps):
+    s, t = timestep.grid(jnp.array([0.0, 1.0], dtype), num_steps)
+    assert s.dtype == t.dtype == dtype
+    assert s[0] == 0.0
+    assert t[0] == jnp.asarray(1.0 / num_steps, dtype)
+    assert t[1] == 1.0
+    np.testing.assert_allclose(s[1], 1.0 - 1.0 / num_steps, rtol=1e-6)
+
+
+def test_grid_takes_each_step_equally_often():
+    draws = (jnp.arange(700) + 0.5) / 700
+    _, t = timestep.grid(draws, 7)
+    np.testing.assert_array_equal(np.bincount(np.rint(np.asarray(t) * 7).astype(int))[1:], 100)
+
+
+def test_grid_neighbours_share_their_time_exactly(dtype):
+    # s of one step and t of the one before are the same number, so that the bound telescopes.
+    s, t = timestep.grid((jnp.arange(1000, dtype=dtype) + 0.5) / 1000, 1000)
+    np.testing.assert_array_equal(s[1:], t[:-1])
+
+
+@pytest.mark.parametrize("num_steps", [0, -3, 2.0, True, None, "10"])
+def test_num_steps_must_be_a_positive_integer(num_steps):
+    with pytest.raises(ValueError, match=r"num_steps must be an integer of at least 1, got .*None"):
+        timestep.grid(jnp.array([0.5]), num_steps)
+
+
+def test_unknown_method_is_named_in_the_error():
+    with pytest.raises(ValueError, match=r"one of uniform, antithetic, got 'sobol'"):
+        timestep.draw(jax.random.key(0), 3, "sobol")

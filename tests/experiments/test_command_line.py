@@ -1,0 +1,167 @@
+"""Bad input gets one clear line and exit code 2; the settings do what they say."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ROOT, run
+
+from experiments import cli
+
+
+def main(monkeypatch, capsys, *arguments, name="digits"):
+    """In this process, for speed: (exit code, standard error)."""
+    monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"experiments.{name}", run_name="__main__")
+    return end.value.code, capsys.readouterr().err
+
+
+CIFAR = "experiments/configs/cifar10.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir=DIR is missing"),
+        (
+            ["--workdir=W", "--config.train.stepz=3"],
+            "--config.train.stepz=3: there is no setting stepz",
+        ),
+        (
+            ["--workdir=W", "--config.trane.steps=3"],
+            "--config.trane.steps=3: there is no setting trane",
+        ),
+        (["--workdir=W", "--config.train.stepz=3"], "did you mean steps?"),
+        (["--workdir=W", "--config.train.steps=many"], "--config.train.steps=many"),
+        (["--workdir=W", "--config.train.steps=1.5"], "--config.train.steps=1.5"),
+        (["--workdir=W", "--config.train=3"], "--config.train=3"),
+        (["--workdir=W", "--konfig.train.steps=1"], "konfig"),
+        (["--workdir=W", "extra"], "unexpected argument 'extra'"),
+        (["--workdir=W", "--config=none.py"], "none.py"),
+        (["--workdir=W", f"--config={CIFAR}:augg"], "unknown variant 'augg'; there are aug,"),
+        (["--workdir=W", "--config=BROKEN"], "config.train.steps must be int, got 'ten'"),
+        (["--workdir=W", "--config=LACKING"], "config.eval is missing"),
+        (["--workdir=W", "--config.train.steps=0"], "config.train.steps must be above 0, got 0"),
+        (["--workdir=W", "--config.train.batch_size=-1"], "config.train.batch_size must be above"),
+        (["--workdir=W", "--config.optimizer.ema_rate=1.0"], "ema_rate must lie in [0, 1)"),
+        (["--workdir=W", "--config.optimizer.learning_rate=nan"], "learning_rate must be above 0"),
+        (["--workdir=W", "--config.optimizer.decay=step"], "one of none, linear, cosine"),
+        (["--workdir=W", "--config.seed=-1"], "config.seed must lie in"),
+        (["--workdir=W", "--config.model.network=cnn"], "config.model.network is 'cnn'"),
+        (["--workdir=W", "--config.model.head=v"], "config.model.head is 'v'; known: eps, levels"),
+        (["--workdir=W", "--config.model.gamma=cosine"], "one of fixed, scalar, monotone"),
+        (["--workdir=W", "--config.model.gamma_max=-9.0"], "must be below gamma_max"),
+        (["--workdir=W", "--config.model.num_steps=0"], "num_steps must be an integer of at least"),
+        (["--workdir=W", "--config.model.timesteps=grid"], "known: uniform, antithetic"),
+        (["--workdir=W", "--config.model.dropout=1.0"], "dropout must lie in [0, 1)"),
+        (["--workdir=W", "--config.model.network=unet"], "digits"),
+        (["--workdir=W", "--config.data.name=cifar"], "cifar10"),
+        (["--workdir=W", "--config.data.name=arrays"], "path"),
+        (["--workdir=W", "--config.data.augment=rotate"], "rotate"),
+        (["--workdir=W", "--config.data.validation=5000"], "5000"),
+        (["--workdir=W", "--config.train.batch_size=31", "--config.train.accumulate=2"], "31"),
+    ],
+)
+def test_mistakes_get_one_line_that_names_them(arguments, message, monkeypatch, capsys, tmp_path):
+    if "--config.model.network=unet" in arguments:  # 8x8 digits with too few channels
+        arguments, message = [*arguments, "--config.model.channels=32"], "channels is 32"
+    arguments = [a.replace("--workdir=W", f"--workdir={tmp_path / 'run'}") for a in arguments]
+    for name, change in (("BROKEN", "c.train.steps = 'ten'"), ("LACKING", "del c.eval")):
+        lines = (
+            "from experiments.configs import base",
+            "def get_config():",
+            "  c = base.get_config()",
+            "  with c.ignore_type():",
+            f"    {change}",
+            "  return c",
+        )
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+        arguments = [a.replace(name, str(tmp_path / f"{name}.py")) for a in arguments]
+    code, err = main(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_a_workdir_that_cannot_be_made(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, err = main(monkeypatch, capsys, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert code == 2 and "can't be made or written" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.npz", None, "none.npz"),
+        ("text.npz", b"hello", "text.npz"),
+        ("keys.npz", {"images": np.zeros((2, 4, 4), np.uint8)}, "images"),
+        ("big.npz", {"train": np.full((2, 4, 4), 200, np.uint8)}, "200"),
+    ],
+)
+def test_bad_arrays(name, content, message, monkeypatch, capsys, tmp_path):
+    if isinstance(content, dict):
+        both = {"test": content["train"]} if "train" in content else {}
+        np.savez(tmp_path / name, **content, **both)
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, err = main(
+        monkeypatch, capsys, f"--workdir={tmp_path / 'run'}", "--config.data.name=arrays",
+        f"--config.data.path={tmp_path / name}", "--config.data.levels=17",
+        f"--config.data.dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_help_shows_the_command_and_every_setting(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["experiments.digits", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("experiments.digits", run_name="__main__")
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "python -m experiments.digits --workdir=DIR" in out
+    assert "ema_rate" in out and "weight_decay" in out
+
+
+def test_no_network_is_said_in_one_line_and_in_time(tmp_path):
+    done = run(
+        "cifar10", f"--workdir={tmp_path / 'w'}", f"--config.data.dir={tmp_path / 'd'}", timeout=60
+    )
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for part in ("cifar-10-", "sha256", "digits", "Traceback"):
+        assert (part in done.stderr) == (part != "Traceback"), line
+
+
+def test_published_hyperparameters():
+    import importlib.util
+
+    def config(variant):
+        path = Path(cli.CONFIGS / "cifar10.py")
+        spec = importlib.util.spec_from_file_location("cifar10_config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(variant)
+
+    plain, aug, paper = config(""), config("aug"), config("aug_paper")
+    for c in (plain, aug, paper):
+        assert (c.model.num_blocks, c.model.gamma_min, c.model.gamma_max) == (32, -13.3, 5.0)
+        assert (c.optimizer.b1, c.optimizer.b2, c.optimizer.eps) == (0.9, 0.99, 1e-8)
+        assert (c.optimizer.weight_decay, c.optimizer.ema_rate) == (0.01, 0.9999)
+        assert (c.optimizer.warmup_steps, c.optimizer.decay) == (100, "none")
+        assert c.model.num_steps is None and c.model.fourier_features
+    rows = [
+        (c.model.channels, c.model.dropout, c.model.gamma, c.model.attention, c.train.batch_size,
+         c.optimizer.learning_rate, c.train.steps, c.data.augment)
+        for c in (plain, aug, paper)
+    ]  # fmt: skip
+    assert rows == [
+        (128, 0.1, "scalar", "middle", 128, 2e-4, 10_000_000, "none"),
+        (256, 0.05, "monotone", "middle", 768, 1e-4, 100_000_000, "flip_rot90"),
+        (256, 0.05, "monotone", "all", 1024, 2e-4, 100_000_000, "flip_rot90"),
+    ]

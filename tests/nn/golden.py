@@ -1,0 +1,62 @@
+"""The golden files: values of the published code (see tests/data/README.md)."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import loss, pixels
+from vdm_jax.loss import ElboTerms
+from vdm_jax.nn import official
+
+DATA = Path(__file__).parent.parent / "data"
+NAMES = ("scalar_gamma", "nnet_gamma_attention", "no_fourier_odd_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """A published model with its inputs and results."""
+
+    folder: Path
+    config: dict[str, Any]
+    model: official.OfficialModel
+    expected: dict[str, np.ndarray]
+
+    @property
+    def x(self) -> jax.Array:
+        return pixels.encode(self.expected["images"], 256)
+
+    def terms(self, params: Any, num_steps: int | None) -> ElboTerms:
+        """The bound's terms at the stored noise and times, as a function of the parameters."""
+        model = dataclasses.replace(self.model, params=params)
+        gamma_0, gamma_1 = model.gamma(jnp.array([0.0, 1.0]))
+        noise, t = jnp.asarray(self.expected["eps"]), jnp.asarray(self.expected["t_continuous"])
+        return ElboTerms(
+            loss.reconstruction(self.expected["images"], self.expected["eps_0"], gamma_0, 256),
+            loss.prior(self.x, gamma_1),
+            loss.diffusion(self.x, noise, t, model.denoise, model.gamma, num_steps),
+        )
+
+    def bpd(self, params: Any, num_steps: int | None) -> jax.Array:
+        total = self.terms(params, num_steps).total
+        return loss.bits_per_dim(total.mean(), self.x.shape[1:])
+
+    def norms(self, tree: Any) -> np.ndarray:
+        """L2 norm per leaf, in the order of the golden files."""
+        return np.array(
+            [np.linalg.norm(np.asarray(leaf).ravel()) for leaf in jax.tree.leaves(tree)]
+        )
+
+
+@functools.cache
+def load(name: str) -> Golden:
+    folder = DATA / name
+    config = json.loads((folder / "model_config.json").read_text())
+    model = official.load(folder / "checkpoints-0", config)
+    with np.load(folder / "expected.npz") as arrays:
+        return Golden(folder, config, model, dict(arrays))

@@ -1,0 +1,194 @@
+"""U-Net, MLP and their heads. (That the U-Net is the paper's: test_official.)"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import loss, parameterization, pixels
+from vdm_jax.nn import features
+from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.unet import UNet
+
+ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
+
+
+def small_unet(**changes):
+    return UNet(**ENDS, channels=32, num_blocks=1, **changes)
+
+
+def shaken(params, scale=0.05):
+    """Zero-initialised layers made to matter."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    return jax.tree.unflatten(
+        treedef,
+        [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)],
+    )
+
+
+def initialised(network, shape):
+    z_t = jax.random.normal(jax.random.key(1), shape)
+    gamma_t = jnp.linspace(-10.0, 4.0, shape[0])
+    params = network.init(jax.random.key(0), z_t, gamma_t)["params"]
+    return shaken(params), z_t, gamma_t
+
+
+# ---- features ----
+
+
+def test_fourier_features_are_sines_and_cosines_of_powers_of_two():
+    z = jnp.array([[0.1, -0.3]])
+    got = features.fourier(z, (6, 7))
+    angles = 2 * np.pi * np.array([64 * 0.1, 128 * 0.1, 64 * -0.3, 128 * -0.3])
+    np.testing.assert_allclose(got[0], [*np.sin(angles), *np.cos(angles)], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [4, 7, 32])
+def test_the_time_embedding_has_unit_pairs_and_tells_times_apart(size):
+    t = jnp.linspace(0.0, 1.0, 9)
+    got = np.asarray(features.sinusoidal(t, size))
+    half = size // 2
+    np.testing.assert_allclose(got[:, :half] ** 2 + got[:, half : 2 * half] ** 2, 1.0, atol=1e-5)
+    np.testing.assert_allclose(got[:, 0], np.sin(1000 * np.asarray(t)), atol=1e-4)
+    np.testing.assert_allclose(got[:, half - 1], np.sin(0.1 * np.asarray(t)), atol=1e-5)
+    assert np.all(got[:, 2 * half :] == 0) and got.shape == (9, size)
+
+
+def test_too_small_an_embedding_is_refused():
+    with pytest.raises(ValueError, match="at least 4 features, got 3"):
+        features.sinusoidal(jnp.zeros(2), 3)
+
+
+# ---- the head over levels ----
+
+
+def test_the_posterior_mean_is_bayes_rule_over_the_levels():
+    levels = 5
+    key = jax.random.key(3)
+    logits = jax.random.normal(key, (2, 3, levels))
+    z_t = jax.random.normal(jax.random.key(4), (2, 3))
+    gamma_t = jnp.array([-3.0, 1.0])
+    got = features.posterior_mean(logits, z_t, gamma_t)
+    x = (2 * np.arange(levels) + 1) / levels - 1
+    alpha = np.sqrt(1 / (1 + np.exp(np.asarray(gamma_t, float))))[:, None, None]
+    var = 1 - alpha**2
+    density = np.exp(-0.5 * (np.asarray(z_t, float)[..., None] - alpha * x) ** 2 / var)
+    weight = np.exp(np.asarray(logits, float)) * density
+    np.testing.assert_allclose(got, (weight * x).sum(-1) / weight.sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_true_prior_as_logits_it_is_the_optimal_denoiser():
+    """Independent pixels with known frequencies: no other prediction has a smaller loss."""
+    frequencies = np.array([0.6, 0.3, 0.1])
+    logits = jnp.broadcast_to(jnp.log(frequencies), (4000, 2, 3))
+    images = jax.random.categorical(jax.random.key(0), logits)
+    x, gamma = pixels.encode(images, 3), lambda t: -6.0 + 10.0 * t
+    eps, t = jax.random.normal(jax.random.key(1), x.shape), jnp.linspace(0.0, 1.0, 4000)
+
+    def loss_at(shift):
+        def denoise(z, g):
+            return features.posterior_mean(logits + shift, z, g)
+
+        return loss.diffusion(x, eps, t, denoise, gamma, kind="x").mean()
+
+    best = loss_at(jnp.zeros(3))
+    for shift in ([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [-1.0, 0, 0]):
+        assert loss_at(jnp.array(shift)) > best
+
+
+@pytest.mark.parametrize("network", ["unet", "mlp"])
+def test_the_level_head_stays_within_the_pixel_range_and_starts_at_the_flat_posterior(network):
+    levels = 17
+    module = (
+        small_unet(head="levels", levels=levels)
+        if network == "unet"
+        else MLP(**ENDS, width=32, num_blocks=1, head="levels", levels=levels)
+    )
+    z_t = 3.0 * jax.random.normal(jax.random.key(1), (2, 5, 6, 1))
+    gamma_t = jnp.array([-8.0, 3.0])
+    params = module.init(jax.random.key(0), z_t, gamma_t)["params"]
+    x_hat = module.apply({"params": params}, z_t, gamma_t)
+    flat = features.posterior_mean(jnp.zeros((*z_t.shape, levels)), z_t, gamma_t)
+    np.testing.assert_allclose(x_hat, flat, atol=1e-5)
+    x_hat = module.apply({"params": shaken(params, 1.0)}, z_t, gamma_t)
+    assert np.abs(x_hat).max() <= 1 - 1 / levels + 1e-6
+
+
+# ---- the networks ----
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 5, 7, 1), (3, 4, 4, 6)])
+@pytest.mark.parametrize("attention", ["middle", "all"])
+def test_the_unet_takes_any_image_size_and_channel_count(shape, attention):
+    network = small_unet(attention=attention)
+    params, z_t, gamma_t = initialised(network, shape)
+    out = network.apply({"params": params}, z_t, gamma_t)
+    assert out.shape == shape and np.isfinite(out).all()
+    # Every input pixel reaches the output through attention, whatever the size.
+    grad = jax.grad(lambda z: network.apply({"params": params}, z, gamma_t)[0, 0, 0, 0])(z_t)
+    assert np.all(np.abs(grad[0]) > 0) and np.all(grad[1:] == 0)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        UNet(**ENDS, channels=64, num_blocks=1, dropout=0.5),
+        MLP(**ENDS, width=32, num_blocks=1, dropout=0.5),
+    ],
+)
+def test_gamma_conditioning_and_dropout_matter_and_only_when_asked(network):
+    params, z_t, gamma_t = initialised(network, (2, 4, 4, 1))
+    variables = {"params": params}
+    out = network.apply(variables, z_t, gamma_t)
+    np.testing.assert_array_equal(out, network.apply(variables, z_t, gamma_t, jnp.zeros(2)))
+    assert np.abs(out - network.apply(variables, z_t, gamma_t + 1.0)).max() > 1e-4
+    changed = network.apply(variables, z_t, gamma_t, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(changed[0], out[0], atol=1e-6)
+    assert np.abs(changed[1] - out[1]).max() > 1e-4
+    dropped = [
+        network.apply(variables, z_t, gamma_t, None, False, rngs={"dropout": jax.random.key(i)})
+        for i in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert np.abs(dropped[0] - dropped[2]).max() > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 4, 4, 1), (3, 2, 3, 3)])
+def test_the_mlp_takes_vectors_and_images(shape):
+    network = MLP(**ENDS, width=32, num_blocks=2)
+    params, z_t, gamma_t = initialised(network, shape)
+    out = network.apply({"params": params}, z_t, gamma_t)
+    assert out.shape == shape
+    flat = network.apply({"params": params}, z_t.reshape(3, -1), gamma_t)
+    np.testing.assert_allclose(out.reshape(3, -1), flat, atol=1e-5)
+
+
+def test_the_heads_of_one_network_can_be_compared_by_the_same_loss():
+    images = jax.random.randint(jax.random.key(0), (4, 4, 4, 1), 0, 17)
+    for head, kind in (("eps", "eps"), ("levels", "x")):
+        network = MLP(**ENDS, width=32, head=head, levels=17)
+        params, _, _ = initialised(network, images.shape)
+        terms = loss.elbo(
+            jax.random.key(1),
+            images,
+            lambda z, g, n=network, p=params: n.apply({"params": p}, z, g),
+            lambda t: -13.3 + 18.3 * t,
+            levels=17,
+            kind=kind,
+        )
+        assert np.all(terms.diffusion > 0)
+    assert set(parameterization.KINDS) >= {"x", "eps"}
+
+
+def test_wrong_arguments_are_named():
+    z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
+    for network, z, message in (
+        (small_unet(attention="none"), z_t, "attention must be one of middle, all, got 'none'"),
+        (small_unet(head="logits"), z_t, "head must be one of eps, levels, got 'logits'"),
+        (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
+        (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
+        (MLP(**ENDS, head="logits"), z_t, "head must be one of eps, levels, got 'logits'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network.init(key, z, gamma_t)

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import assert_equal, mlp_model
+
+from vdm_jax.train import optimizer, sharding, step
+from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, differences
+
+META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
+
+
+def state_at(number, mesh=None):
+    adamw = optimizer.make(1e-3)
+    state = step.init_state(mlp_model(), adamw, jax.random.key(number))
+    state = state._replace(step=jnp.int32(number))
+    return jax.device_put(state, sharding.replicated(mesh or sharding.make_mesh()))
+
+
+def test_what_is_saved_comes_back_bit_for_bit_in_a_new_process_shape(tmp_path):
+    eight, one = sharding.make_mesh(), sharding.make_mesh(jax.devices()[:1])
+    saved = Checkpoints(tmp_path / "c", META)
+    saved.save(7, state_at(7, eight))
+    saved.close()
+    restored = Checkpoints(tmp_path / "c", META).restore(state_at(0, one))
+    assert_equal(jax.device_get(restored), jax.device_get(state_at(7)))
+    assert type(restored) is step.TrainState
+    assert jax.tree.leaves(restored)[0].sharding == sharding.replicated(one)
+
+
+def test_the_newest_few_are_kept_and_any_of_them_can_be_restored(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META, keep=2)
+    for number in (1, 2, 3):
+        checkpoints.save(number, state_at(number))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", META, keep=2)
+    assert checkpoints.latest_step() == 3
+    assert int(checkpoints.restore(state_at(0)).step) == 3
+    assert int(checkpoints.restore(state_at(0), 2).step) == 2
+    with pytest.raises(CheckpointError, match="no checkpoint of step 1 in"):
+        checkpoints.restore(state_at(0), 1)
+
+
+def test_a_step_that_is_not_newer_is_an_error_and_not_silence(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(5, state_at(5))
+    for number in (4, 5):
+        with pytest.raises(CheckpointError, match=f"step {number} was not written .* step 5"):
+            checkpoints.save(number, state_at(number))
+    checkpoints.close()
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    assert checkpoints.latest_step() is None
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        checkpoints.restore(state_at(0))
+
+
+def test_another_run_s_checkpoint_is_refused_with_the_difference_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(1, state_at(1))
+    checkpoints.close()
+    other = {"config": {"seed": 2, "train": {"steps": 10}}, "data": {"fingerprint": "cd"}}
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path / "c", other).restore(state_at(0))
+    assert "config.seed was 1, now is 2" in str(error.value)
+    assert "data.fingerprint was ab, now is cd" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_may_differ_may_differ(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(1, state_at(1))
+    checkpoints.close()
+    longer = {**META, "config": {"seed": 1, "train": {"steps": 99}}}
+    restored = Checkpoints(tmp_path / "c", longer, may_differ=("config.train.steps",)).restore(
+        state_at(0)
+    )
+    assert int(restored.step) == 1
+
+
+@pytest.mark.parametrize("victim", ["state", "meta"])
+def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, victim):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(3, state_at(3))
+    checkpoints.close()
+    for file in (tmp_path / "c" / "3" / victim).rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="delete that folder") as error:
+        Checkpoints(tmp_path / "c", META).restore(state_at(0))
+    assert str(tmp_path / "c" / "3") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(3, {"w": np.zeros(3)})
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="can't be restored"):
+        Checkpoints(tmp_path / "c", META).restore({"w": np.zeros(4)})
+
+
+def test_differences_names_leaves_on_either_side():
+    found = dict(differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}))
+    assert found == {
+        "a.c": "a.c was 2, now is unset",
+        "a.d": "a.d was unset, now is 3",
+    }

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import LEVELS, SHAPE, constant_model, mlp_model
+
+from vdm_jax import data, loss
+from vdm_jax.loss import ElboTerms
+from vdm_jax.train import evaluation, sharding
+
+RNG = np.random.default_rng(0)
+
+
+def images(count):
+    return RNG.integers(0, LEVELS, (count, *SHAPE), np.uint8)
+
+
+def evaluate(model, test_images, batch_size, repeats=1, mesh=None, key=0):
+    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
+    return evaluation.evaluate(
+        evaluation.make_eval_step(model, mesh),
+        model.init(jax.random.key(0)),
+        lambda: data.eval_batches(test_images, batch_size=batch_size),
+        model,
+        mesh,
+        jax.random.key(key),
+        repeats,
+    )
+
+
+def test_means_and_standard_errors_against_numpy():
+    nats = ElboTerms(*np.abs(RNG.normal(size=(3, 50))).astype(np.float32))
+    result = evaluation.summarise(nats, (2, 2, 1), 1)
+    bits = nats.total / (4 * np.log(2))
+    np.testing.assert_allclose(result.bpd.mean, bits.mean(), rtol=1e-6)
+    np.testing.assert_allclose(result.bpd.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        result.bpd.mean,
+        result.reconstruction.mean + result.prior.mean + result.diffusion.mean,
+        rtol=1e-6,
+    )
+
+
+def test_one_image_has_no_standard_error():
+    one = ElboTerms(*np.ones((3, 1)))
+    assert np.isnan(evaluation.summarise(one, SHAPE, 1).bpd.standard_error)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 17])
+def test_every_image_counts_once_and_padding_never(count):
+    """The prior term has no noise: its mean over the set is known exactly."""
+    test_images = images(count)
+    model = constant_model()
+    result = evaluate(model, test_images, batch_size=8, repeats=2)
+    assert result.num_images == count
+    x = 2.0 * (test_images + 0.5) / LEVELS - 1.0
+    prior = loss.bits_per_dim(loss.prior(jnp.asarray(x), 4.0), SHAPE)
+    np.testing.assert_allclose(result.prior.mean, prior.mean(), rtol=1e-5)
+    if count > 1:
+        expected = np.std(prior, ddof=1) / count**0.5
+        np.testing.assert_allclose(result.prior.standard_error, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_the_figure_is_reproducible_and_the_key_matters():
+    test_images, model = images(11), mlp_model()
+    first, again = (evaluate(model, test_images, 4, 2) for _ in range(2))
+    assert first == again
+    assert evaluate(model, test_images, 4, 2, key=1).bpd != first.bpd
+
+
+def test_eight_devices_give_the_figure_of_one():
+    test_images, model = images(19), mlp_model()
+    one = evaluate(model, test_images, 8, 3)
+    eight = evaluate(model, test_images, 8, 3, sharding.make_mesh())
+    assert one.num_images == eight.num_images == 19
+    np.testing.assert_allclose(one.bpd.mean, eight.bpd.mean, rtol=1e-6)
+    np.testing.assert_allclose(one.bpd.standard_error, eight.bpd.standard_error, rtol=1e-5)
+
+
+def test_the_known_bound_lies_within_the_error_bars():
+    """eps_hat = 0: E||eps||^2 = d, so the diffusion term is d (gamma_1 - gamma_0) / 2 exactly."""
+    result = evaluate(constant_model(), images(400), 100, 4)
+    exact = 0.5 * 10.0 / np.log(2)
+    assert abs(result.diffusion.mean - exact) < 4 * result.diffusion.standard_error
+    # Repeats shrink what is Monte-Carlo error: here nearly everything.
+    single = evaluate(constant_model(), images(400), 100, 1)
+    assert result.diffusion.standard_error < 0.65 * single.diffusion.standard_error
+
+
+def test_dropout_is_off():
+    test_images = images(9)
+    with_dropout = evaluate(mlp_model(dropout=0.9), test_images, 9)
+    without = evaluate(mlp_model(dropout=0.0), test_images, 9)
+    assert with_dropout == without
+
+
+def test_no_images_is_an_error():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = constant_model()
+    with pytest.raises(ValueError, match="no images to evaluate"):
+        evaluation.evaluate(
+            evaluation.make_eval_step(model, mesh), {}, list, model, mesh, jax.random.key(0)
+        )
+
+
+def test_an_estimate_reads_as_mean_and_error():
+    assert str(evaluation.Estimate(1.98767, 0.01234)) == "1.9877 ± 0.0123"

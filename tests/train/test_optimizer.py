@@ -1,0 +1,53 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.train import optimizer
+
+
+def test_published_schedule_warms_up_and_stays():
+    rate = optimizer.learning_rate(2e-4, 100)
+    np.testing.assert_allclose([rate(0), rate(1), rate(50), rate(100), rate(10**6)],
+                               [0, 2e-6, 1e-4, 2e-4, 2e-4], rtol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("linear", 0.5), ("cosine", 0.5)])
+def test_decays_reach_zero_at_the_given_step(decay, middle):
+    rate = optimizer.learning_rate(1.0, 10, decay, 110)
+    np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(200)], [1, middle, 0, 0],
+                               atol=1e-6)  # fmt: skip
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert float(optimizer.learning_rate(0.5, 0)(0)) == 0.5
+
+
+def test_weight_decay_spares_biases():
+    params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "w": jnp.ones(1)}
+    adamw = optimizer.make(0.1, weight_decay=0.5)
+    zero = {"a": {"kernel": jnp.zeros(2), "bias": jnp.zeros(2)}, "w": jnp.zeros(1)}
+    updates, _ = adamw.update(zero, adamw.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["a"]["bias"], 0.0)
+
+
+def test_clipping_bounds_what_adam_sees():
+    # With b1 = b2 = 0 Adam's step is grad / (|grad| + eps): eps = 1 shows the size of grad.
+    params = {"w": jnp.zeros(4)}
+    big = {"w": jnp.full(4, 100.0)}
+    clipped = optimizer.make(1.0, 0.0, 0.0, eps=1.0, weight_decay=0.0, clip_norm=2.0)
+    updates, _ = clipped.update(big, clipped.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.5, rtol=1e-5)
+    plain = optimizer.make(1.0, 0.0, 0.0, eps=1.0, weight_decay=0.0)
+    updates, _ = plain.update(big, plain.init(params), params)
+    np.testing.assert_allclose(updates["w"], -100 / 101, rtol=1e-5)
+    assert isinstance(plain, optax.GradientTransformation)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="one of none, linear, cosine, got 'step'"):
+        optimizer.learning_rate(1.0, 10, "step")
+    with pytest.raises(ValueError, match=r"decay_steps \(10\) must be above warmup_steps \(10\)"):
+        optimizer.learning_rate(1.0, 10, "cosine", 10)

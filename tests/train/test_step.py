@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import assert_equal, batches, constant_model, mlp_model
+
+from vdm_jax import loss
+from vdm_jax.train import optimizer, sharding, step
+from vdm_jax.train.model import elbo_terms
+
+KEY = jax.random.key(5)
+
+
+def fresh(model, mesh=None, rate=1e-2):
+    adamw = optimizer.make(rate)
+    state = step.init_state(model, adamw, jax.random.key(0))
+    if mesh is not None:
+        state = jax.device_put(state, sharding.replicated(mesh))
+    return adamw, state
+
+
+def run(model, data, mesh, bounds, accumulate=1, ema_rate=0.9):
+    """Calls of the compiled step with the given (start, stop) on one chunk."""
+    adamw, state = fresh(model, mesh)
+    count = len(data["images"])
+    step_fn = step.make_step(model, adamw, ema_rate, KEY, mesh, accumulate, count)
+    metrics = []
+    for start, stop in bounds:
+        state, m = step_fn(state, sharding.put(data, mesh, axis=1), start, stop)
+        metrics.append(m)
+    return state, metrics
+
+
+def one_device():
+    return sharding.make_mesh(jax.devices()[:1])
+
+
+def test_update_is_adamw_on_the_mean_bound_with_an_average_behind_it():
+    model = mlp_model()
+    adamw, state = fresh(model)
+    batch = {k: v[0] for k, v in batches(1, 8).items()}
+    new, metrics = step.update(state, batch, model, adamw, 0.9, KEY)
+
+    def bpd(params):
+        terms = elbo_terms(model, params, batch, jax.random.fold_in(KEY, 0), dropout=True)
+        return loss.bits_per_dim(terms.total.mean(), model.event_shape)
+
+    value, grads = jax.value_and_grad(bpd)(state.params)
+    np.testing.assert_allclose(metrics["bpd"], value, rtol=1e-6)
+    parts = metrics["reconstruction"] + metrics["prior"] + metrics["diffusion"]
+    np.testing.assert_allclose(metrics["bpd"], parts, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    updates, _ = adamw.update(grads, state.opt_state, state.params)
+    for got, old, change in zip(
+        *map(jax.tree.leaves, (new.params, state.params, updates)), strict=True
+    ):
+        np.testing.assert_allclose(got, old + change, atol=2e-4)
+    for average, old, now in zip(
+        *map(jax.tree.leaves, (new.ema_params, state.params, new.params)), strict=True
+    ):
+        np.testing.assert_allclose(average, 0.9 * old + 0.1 * now, atol=1e-6)
+    assert new.step == 1
+
+
+def test_random_numbers_follow_the_step_and_nothing_else():
+    model = mlp_model()
+    adamw, state = fresh(model)
+    batch = {k: v[0] for k, v in batches(1, 8).items()}
+    value = [
+        step.update(state._replace(step=jnp.int32(n)), batch, model, adamw, 0.9, KEY)[1]["bpd"]
+        for n in (3, 3, 4)
+    ]
+    assert value[0] == value[1] != value[2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_same_batch_gives_the_same_update_on_one_and_on_eight_devices(accumulate):
+    assert len(jax.devices()) == 8, "tests run on 8 simulated devices, see conftest.py"
+    data = batches(3, 32)
+    eight = sharding.make_mesh()
+    states = []
+    for mesh in (one_device(), eight):
+        state, metrics = run(mlp_model(), data, mesh, [(0, 3)], accumulate)
+        states.append((jax.device_get(state), jax.device_get(metrics)))
+    assert int(states[0][0].step) == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), states[0], states[1]
+    )
+
+
+def test_the_batch_is_spread_over_the_devices_and_the_state_is_on_all():
+    mesh = sharding.make_mesh()
+    data = sharding.put(batches(2, 32), mesh, axis=1)
+    assert {s.data.shape for s in data["images"].addressable_shards} == {(2, 4, 2, 2, 1)}
+    assert len({s.device for s in data["images"].addressable_shards}) == 8
+    state, _ = run(mlp_model(), batches(2, 32), mesh, [(0, 2)])
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+
+
+def test_a_run_is_the_same_bit_for_bit_wherever_its_calls_begin_and_end():
+    data, mesh = batches(5, 8), one_device()
+    whole, _ = run(mlp_model(), data, mesh, [(0, 5)])
+    for bounds in ([(0, 1), (1, 5)], [(0, 2), (2, 3), (3, 5)]):
+        parts, _ = run(mlp_model(), data, mesh, bounds)
+        assert_equal(whole, parts)
+
+
+def test_metrics_of_a_call_are_means_over_its_steps():
+    data, mesh = batches(4, 8), one_device()
+    _, [whole] = run(mlp_model(), data, mesh, [(0, 4)])
+    _, singles = run(mlp_model(), data, mesh, [(i, i + 1) for i in range(4)])
+    for name, value in whole.items():
+        np.testing.assert_allclose(value, np.mean([m[name] for m in singles]), rtol=1e-5)
+
+
+def test_one_step_a_call_and_many_agree():
+    data, mesh = batches(3, 8), one_device()
+    many, _ = run(mlp_model(), data, mesh, [(0, 3)])
+    adamw, state = fresh(mlp_model(), mesh)
+    single = step.make_step(mlp_model(), adamw, 0.9, KEY, mesh, steps_per_call=1)
+    for i in range(3):
+        chunk = sharding.put({k: v[i : i + 1] for k, v in data.items()}, mesh, axis=1)
+        state, _ = single(state, chunk, 0, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), many, state)
+
+
+def test_the_state_is_donated():
+    mesh = one_device()
+    adamw, state = fresh(mlp_model(), mesh)
+    step_fn = step.make_step(mlp_model(), adamw, 0.9, KEY, mesh)
+    step_fn(state, sharding.put(batches(1, 8), mesh, axis=1), 0, 1)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+
+
+def test_accumulation_is_the_mean_over_interleaved_parts():
+    """Against a mean of separate gradients, with the keys that accumulation splits off."""
+    model = constant_model()
+    adamw, state = fresh(model)
+    state = state._replace(params={"c": jnp.full(model.event_shape, 0.3)})
+    batch = {k: v[0] for k, v in batches(1, 12).items()}
+    _, metrics = step.update(state, batch, model, adamw, 0.9, KEY, accumulate=3)
+    keys = jax.random.split(jax.random.fold_in(KEY, state.step), 3)
+    grads, values = [], []
+    for part, key in enumerate(keys):
+        rows = {k: v[part::3] for k, v in batch.items()}
+
+        def bpd(params, rows=rows, key=key):
+            terms = elbo_terms(model, params, rows, key, dropout=True)
+            return loss.bits_per_dim(terms.total.mean(), model.event_shape)
+
+        value, grad = jax.value_and_grad(bpd)(state.params)
+        values.append(value)
+        grads.append(grad["c"])
+    np.testing.assert_allclose(metrics["bpd"], np.mean(values), rtol=1e-5)
+    norm = np.linalg.norm(np.mean(grads, axis=0))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulate"), [(0, 1), (12, 1), (8, 2), (24, 2), (16, 0)]
+)  # fmt: skip
+def test_batch_sizes_that_do_not_divide_are_refused(size, accumulate):
+    with pytest.raises(ValueError, match=f"batch size {size} .* wanted a multiple of"):
+        sharding.check_batch_size(size, sharding.make_mesh(), accumulate)
+
+
+def test_batch_sizes_that_divide_are_accepted():
+    sharding.check_batch_size(32, sharding.make_mesh(), 2)
+
+
+def test_training_learns_the_data():
+    """Constant images: the bound falls from several bits to next to none."""
+    data = batches(200, 16)
+    data["images"][:] = 2
+    adamw, state = fresh(mlp_model(0.0), one_device())
+    step_fn = step.make_step(mlp_model(0.0), adamw, 0.9, KEY, one_device(), 1, 200)
+    first = last = None
+    for _ in range(5):
+        state, metrics = step_fn(state, sharding.put(data, one_device(), axis=1), 0, 200)
+        last = float(metrics["bpd"])
+        first = first or last
+    assert last < 0.25 * first
