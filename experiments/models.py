@@ -10,6 +10,7 @@ from experiments.cli import UserError
 from vdm_jax import timestep
 from vdm_jax.nn import monotone
 from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.resnet import ResNet
 from vdm_jax.nn.unet import UNet
 from vdm_jax.train.model import Model, Params
 from vdm_jax.types import Denoise, Gamma, Key, PerExample, Tensor
@@ -74,7 +75,7 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
 def _network(c: ConfigDict, levels: int) -> nn.Module:
     """The network, unless its settings are wrong."""
     for name, known in (
-        ("network", ("unet", "mlp")),
+        ("network", ("unet", "resnet", "mlp")),
         ("head", ("eps", "levels")),
         ("attention", ("middle", "all")),
     ):
@@ -84,6 +85,8 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     shared = {name: c[name] for name in names} | {"levels": levels}
     if c.network == "mlp":
         return MLP(width=c.channels, **shared)
+    if c.network == "resnet":
+        return ResNet(channels=c.channels, **shared)
     if c.channels % 32 or c.channels < 64:
         raise UserError(
             f"config.model.channels is {c.channels}; the unet's normalisation over 32 groups needs "

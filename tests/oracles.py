@@ -150,7 +150,7 @@ def two_points(z, gamma, value: float = 0.5):
 def affine_chain(
     gain: np.ndarray, offset: np.ndarray, var: np.ndarray, mean_1: float = 0.0, var_1: float = 1.0
 ) -> tuple[float, float]:
-    """Mean and variance at the end of z <- gain z + offset + sqrt(var) eps, from N(mean_1, var_1)."""
+    """Mean and variance after all the steps z <- gain z + offset + sqrt(var) eps."""
     mean, variance = mean_1, var_1
     for a, b, v in zip(gain, offset, var, strict=True):
         mean, variance = a * mean + b, a * a * variance + v

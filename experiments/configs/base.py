@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "network": "unet",  # unet, mlp
+            "network": "unet",  # unet, resnet, mlp
             "head": "eps",  # eps, levels
-            "channels": 128,  # of a block; for the mlp its width
+            "channels": 128,  # of a block; the width of the mlp
             "num_blocks": 32,
             "attention": "middle",  # unet: middle, all
             "fourier_features": True,  # unet

@@ -13,18 +13,23 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.data.name = "digits"
     config.model.update(
-        network="mlp",
+        network="resnet",
         head="levels",
-        channels=256,
-        num_blocks=3,
-        dropout=0.35,
+        channels=32,
+        num_blocks=4,
+        dropout=0.1,
         gamma="fixed",
         gamma_min=-8.0,
     )
-    config.optimizer.update(learning_rate=1e-3, decay="cosine", weight_decay=0.1, ema_rate=0.995)
-    config.train.update(
-        steps=6_000, batch_size=128, steps_per_call=50, log_every=500, checkpoint_every=2_000
+    config.optimizer.update(
+        learning_rate=2e-3,
+        warmup_steps=200,
+        decay="cosine",
+        weight_decay=0.1,
+        clip_norm=1.0,
+        ema_rate=0.998,
     )
-    config.eval.update(every=2_000, batch_size=360, repeats=4, final_repeats=64)
-    config.sample.update(every=6_000, num_steps=250)
+    config.train.update(steps=3_000, batch_size=32, log_every=250, checkpoint_every=1_000)
+    config.eval.update(every=1_000, batch_size=360, repeats=4, final_repeats=64)
+    config.sample.update(every=3_000, num_steps=250)
     return config

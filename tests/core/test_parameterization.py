@@ -69,8 +69,8 @@ MIXTURE = Mixture(
 @pytest.mark.parametrize("gamma", [-6.0, -2.0, 0.0, 3.0])
 def test_tweedie_score_of_a_mixture_is_the_gradient_of_its_log_density(x64, gamma):
     z_t = 1.5 * jax.random.normal(jax.random.key(0), (20, 2))
-    x_hat = jax.vmap(lambda z: MIXTURE.denoise(z, gamma))(z_t)
-    gradient = jax.vmap(jax.grad(lambda z: MIXTURE.log_prob(z, gamma)))(z_t)
+    x_hat = jax.jit(jax.vmap(lambda z: MIXTURE.denoise(z, gamma)))(z_t)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda z: MIXTURE.log_prob(z, gamma))))(z_t)
     score = parameterization.to_score(x_hat, z_t, gamma, kind="x")
     np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-9)
     # Tweedie's formula itself: (z_t + sigma^2 score) / alpha is the posterior mean.
@@ -103,7 +103,9 @@ def test_one_denoiser_written_in_four_kinds_has_one_loss(x64, num_steps):
         def denoise(z_t, gamma_t, kind=kind):
             return TO[kind](data.denoise(z_t, gamma_t), z_t, gamma_t, kind="x")
 
-        losses.append(loss.diffusion(x, eps, t, denoise, gamma, num_steps, kind))
+        losses.append(
+            jax.jit(lambda d=denoise, k=kind: loss.diffusion(x, eps, t, d, gamma, num_steps, k))()
+        )
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], rtol=1e-8)
 

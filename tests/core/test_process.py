@@ -171,20 +171,20 @@ def test_scalar_per_example_and_per_element_gammas_agree(shape):
             process.reverse(z, x, s, t),
         )
 
-    def full(gaussians):
-        return [_full(g) for g in gaussians]
+    def full(x, z, s, t):
+        return [_full(g) for g in all_four(x, z, s, t)]
 
-    batched = full(all_four(x, z, gamma_s, gamma_t))
-    spread = [process.expand(g, x) * jnp.ones(shape) for g in (gamma_s, gamma_t)]
-    chex.assert_trees_all_close(full(all_four(x, z, *spread)), batched, rtol=1e-6)
+    compiled = jax.jit(full)
+    batched = full(x, z, gamma_s, gamma_t)
+    spread = [np.broadcast_to(process.expand(g, x), shape) for g in (gamma_s, gamma_t)]
+    chex.assert_trees_all_close(compiled(x, z, *spread), batched, rtol=1e-6)
     for i in range(4):
-        one = full(all_four(x[i : i + 1], z[i : i + 1], gamma_s[i], gamma_t[i]))
+        one = compiled(x[i : i + 1], z[i : i + 1], gamma_s[i], gamma_t[i])
         picked = jax.tree.map(lambda a, i=i: a[i : i + 1], batched)
         chex.assert_trees_all_close(one, picked, rtol=1e-6)
-    mapped = jax.vmap(all_four)(x, z, gamma_s, gamma_t)
-    chex.assert_trees_all_close(full(mapped), batched, rtol=1e-6)
-    jitted = jax.jit(all_four)(x, z, gamma_s, gamma_t)
-    chex.assert_trees_all_close(full(jitted), batched, rtol=1e-6)
+    mapped = jax.jit(jax.vmap(all_four))(x, z, gamma_s, gamma_t)
+    chex.assert_trees_all_close([_full(g) for g in mapped], batched, rtol=1e-6)
+    chex.assert_trees_all_close(compiled(x, z, gamma_s, gamma_t), batched, rtol=1e-6)
 
 
 def test_gammas_may_differ_within_an_example():

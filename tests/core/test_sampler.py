@@ -60,10 +60,17 @@ def test_ancestral_step_is_a_draw_of_the_reverse_kernel(x64, kind):
     np.testing.assert_array_equal(seen[0][1], np.ones(3))
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 10, 40])
-@pytest.mark.parametrize("gamma", [schedule.linear(-6.0, 3.0), schedule.cosine(-6.0, 3.0)])
+@pytest.mark.parametrize(
+    ("gamma", "num_steps"),
+    [
+        (schedule.linear(-6.0, 3.0), 1),
+        (schedule.linear(-6.0, 3.0), 2),
+        (schedule.linear(-6.0, 3.0), 10),
+        (schedule.cosine(-6.0, 3.0), 40),
+    ],
+)
 def test_samples_have_the_moments_of_the_exact_discrete_chain(x64, gamma, num_steps):
-    gammas = np.asarray(gamma(jnp.linspace(0.0, 1.0, num_steps + 1)))
+    gammas = np.asarray(gamma(np.linspace(0.0, 1.0, num_steps + 1)))
     sample = sampler.ancestral(jax.random.key(num_steps), optimal, gamma, (4000, 3), num_steps, "x")
     chex.assert_shape(sample, (4000, 3))
     assert_moments(sample, *exact_chain(gammas, 0.0, 1.0))
@@ -84,19 +91,19 @@ def test_error_of_the_chains_variance_halves_as_its_steps_double(x64):
     (alpha_0, sigma_0), (alpha_1, sigma_1) = alpha_sigma(-8.0), alpha_sigma(6.0)
     exact = alpha_0**2 * VAR + sigma_0**2
     errors = []
-    for num_steps in (50, 100, 200, 400):
+    for num_steps in (100, 200, 400):
         gammas = gamma(jnp.linspace(1.0, 0.0, num_steps + 1))
         s, t = gammas[1:], gammas[:-1]
 
-        def mean_at(z, s=s, t=t):
+        @jax.jit
+        def at(z, s=s, t=t):
             z = jnp.full((len(t), 1), z)
-            return process.reverse(z, optimal(z, t), s, t).mean[:, 0]
+            p = process.reverse(z, optimal(z, t), s, t)
+            return p.mean[:, 0], p.var[:, 0]
 
-        offset = mean_at(0.0)
-        z = jnp.zeros((len(t), 1))
-        var = process.reverse(z, z, s, t).var[:, 0]
+        offset, var = at(0.0)
         mean, variance = affine_chain(
-            mean_at(1.0) - offset, offset, var, alpha_1 * MEAN, alpha_1**2 * VAR + sigma_1**2
+            at(1.0)[0] - offset, offset, var, alpha_1 * MEAN, alpha_1**2 * VAR + sigma_1**2
         )
         np.testing.assert_allclose(mean, alpha_0 * MEAN, rtol=1e-10)  # the mean has no error
         errors.append(exact - variance)
@@ -132,13 +139,19 @@ def test_denoiser_sees_the_schedule_from_t_1_down_to_the_first_step():
 
 def test_samples_depend_on_the_key_alone_jitted_or_not(dtype):
     def draw(key):
-        return sampler.ancestral(key, optimal, schedule.linear(-6.0, 3.0), (2, 3, 3, 1), 4, "x")
+        return sampler.ancestral(key, optimal, schedule.linear(-6.0, 3.0), (2, 3, 1), 4, "x")
 
-    one, again = draw(jax.random.key(0)), jax.jit(draw)(jax.random.key(0))
-    assert one.dtype == dtype
-    np.testing.assert_allclose(one, again, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(one, draw(jax.random.PRNGKey(0)), rtol=1e-5)
-    assert np.max(np.abs(one - draw(jax.random.key(1)))) > 0.1
+    eager, compiled = draw(jax.random.key(0)), jax.jit(draw)
+    assert eager.dtype == dtype
+    np.testing.assert_allclose(eager, compiled(jax.random.key(0)), rtol=1e-4, atol=1e-6)
+    assert np.max(np.abs(eager - compiled(jax.random.key(1)))) > 0.1
+
+
+def test_old_and_new_keys_of_one_seed_give_one_sample():
+    def draw(key):
+        return sampler.ancestral(key, optimal, schedule.linear(-6.0, 3.0), (2, 3), 4, "x")
+
+    np.testing.assert_array_equal(draw(jax.random.key(3)), draw(jax.random.PRNGKey(3)))
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

@@ -238,7 +238,9 @@ def test_untruncated_cosine_is_infinite_at_its_ends_in_float32_too():
 def test_truncated_schedules_are_the_full_curve_with_time_stretched(x64, truncated, full):
     t = np.linspace(0.0, 1.0, 11)
     alpha_bar = np.asarray(schedule.alpha_bar(truncated(jnp.asarray(t))))
-    u = np.array([optimize.brentq(lambda u: full(u) - a, 0.0, 1.0, xtol=1e-15) for a in alpha_bar])
+    u = np.array(
+        [optimize.brentq(lambda u, a=a: full(u) - a, 0.0, 1.0, xtol=1e-15) for a in alpha_bar]
+    )
     # Where on the full curve each value lies, as found by root finding, is affine in t.
     np.testing.assert_allclose(u, u[0] + (u[-1] - u[0]) * t, atol=1e-9)
 

@@ -1,0 +1,9 @@
+"""Train on mnist and evaluate on its test set.
+
+python -m experiments.mnist --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+"""
+
+from experiments import cli, run
+
+if __name__ == "__main__":
+    cli.main(run.train, cli.CONFIGS / "mnist.py", __doc__)
