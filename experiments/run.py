@@ -130,7 +130,7 @@ def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _decay_steps(config: ConfigDict) -> int:
-    """Where the learning rate's decay ends; 0 if it has none, so that then nothing depends on it."""
+    """Where the learning rate's decay ends; 0 if it has none: then nothing depends on it."""
     if config.optimizer.decay == "none":
         return 0
     given: int | None = config.optimizer.decay_steps

@@ -1,6 +1,6 @@
 """The variational bound of a diffusion model, term by term.
 
--log p(x) <= reconstruction + prior + diffusion (VDM eq. 6), each per example and in nats. Nothing
+-log p(x) <= reconstruction + prior + diffusion (VDM eq. 11), each per example and in nats. Nothing
 here knows a network: `denoise(z_t, gamma_t)` and `gamma(t)` are plain callables.
 """
 
@@ -35,7 +35,7 @@ class ElboTerms(NamedTuple):
 
 
 def reconstruction(images: Images, eps_0: Tensor, gamma_0: ArrayLike, levels: int) -> PerExample:
-    """-log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 6, third term): [batch] nats.
+    """-log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 11, second term): [batch] nats.
 
     `images` are integers in [0, levels), [batch, *event]; `eps_0` standard-normal noise of the
     same shape; `gamma_0` a scalar or [batch].
@@ -49,7 +49,7 @@ def reconstruction(images: Images, eps_0: Tensor, gamma_0: ArrayLike, levels: in
 
 
 def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
-    """KL(q(z_1|x) || N(0, I)) (VDM eq. 6, second term): [batch] nats, for x [batch, *event]."""
+    """KL(q(z_1|x) || N(0, I)) (VDM eq. 11, first term): [batch] nats, for x [batch, *event]."""
     q = marginal(x, gamma_1)
     return _sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
 
@@ -65,7 +65,7 @@ def diffusion(
 ) -> PerExample:
     """The diffusion loss at times `t`, whose expectation over t ~ U[0, 1] is the bound's term.
 
-    In continuous time (`num_steps=None`) gamma'(t) / 2 ||eps - eps_hat||^2 (VDM eq. 17 and 18);
+    In continuous time (`num_steps=None`) gamma'(t) / 2 ||eps - eps_hat||^2 (VDM eq. 17);
     with T = `num_steps` the time is rounded up to the grid i / T and the loss is
     T / 2 (SNR(s) / SNR(t) - 1) ||eps - eps_hat||^2 (VDM eq. 13 and 14).
 
@@ -84,6 +84,7 @@ def diffusion(
     Raises:
       ValueError: for a num_steps below 1, an unknown kind, or shapes that do not agree.
     """
+    x, eps, t = jnp.asarray(x), jnp.asarray(eps), jnp.asarray(t)
     if x.shape != eps.shape:
         raise ValueError(f"x {x.shape} and eps {eps.shape} differ in shape.")
     if t.shape != x.shape[:1]:
@@ -138,7 +139,7 @@ def elbo(
 
 
 def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
-    """Nats per example -> bits per dimension: nats / (prod(event_shape) ln 2) (VDM section 6)."""
+    """Nats per example -> bits per dimension: nats / (prod(event_shape) ln 2)."""
     dims = math.prod(event_shape)
     if dims < 1:
         raise ValueError(f"event_shape must have at least one element, got {tuple(event_shape)}.")

@@ -3,11 +3,12 @@
 z_t = alpha x + sigma eps ties four unknowns together; given z_t and gamma_t, knowing one is
 knowing all:
 
-* eps:   the noise (VDM eq. 28; Luo eq. 115),
-* x:     the data (VDM eq. 10; Luo eq. 99),
+* eps:   the noise (VDM eq. 10 and 29; Luo eq. 115),
+* x:     the data (VDM eq. 9 and 10; Luo eq. 99),
 * v:     alpha eps - sigma x (Salimans & Ho 2022, appendix D),
 * score: the gradient of log q(z_t), which is -eps / sigma at the optimum, so that Tweedie's formula
-         reads x = (z_t + sigma^2 score) / alpha (Luo eq. 133 and 151).
+         reads x = (z_t + sigma^2 score) / alpha (VDM eq. 30; Luo, section "Three Equivalent
+         Interpretations").
 
 Shapes: prediction and z_t [batch, *event]; gamma_t a scalar or [batch]. Each target is written
 from each source on its own, by the form that divides by neither alpha nor sigma where it can.

@@ -1,5 +1,7 @@
 """Discrete images as points of [-1, 1], and the discretised likelihood p(x|z_0)."""
 
+from numbers import Integral
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -26,7 +28,7 @@ def level_values(levels: int) -> Tensor:
 
 
 def _logits(z_0_rescaled: Tensor, values: Tensor, gamma_0: ArrayLike) -> Tensor:
-    """log N(z_0 / alpha_0; value, sigma_0^2 / alpha_0^2), up to a constant (VDM eq. 8 and E.1)."""
+    """log N(z_0 / alpha_0; value, sigma_0^2 / alpha_0^2), up to a constant (VDM eq. 8)."""
     precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
     return -0.5 * precision * jnp.square(z_0_rescaled - values)
 
@@ -62,5 +64,5 @@ def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | Non
 
 
 def _check_levels(levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 1:
+    if isinstance(levels, bool) or not isinstance(levels, Integral) or levels < 1:
         raise ValueError(f"levels must be an integer of at least 1, got {levels!r}.")

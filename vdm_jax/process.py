@@ -2,7 +2,7 @@
 
 Shapes: data and latents are [batch, *event]; a gamma is a scalar, [batch], or anything that
 broadcasts against [batch, *event] once trailing axes of size one are appended. Section 3 and
-appendix A of the VDM paper; eq. 70, 84 and 86 of Luo 2022.
+appendix A of the VDM paper; section "Variational Diffusion Models" of Luo 2022.
 """
 
 import jax
@@ -40,13 +40,13 @@ def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
 
 
 def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 22 and 23)."""
+    """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 20 to 22)."""
     gamma_s, gamma_t = expand(gamma_s, z_s), expand(gamma_t, z_s)
     return Gaussian(jnp.sqrt(step_alpha(gamma_s, gamma_t)) * z_s, step_beta(gamma_s, gamma_t))
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_s|z_t, x), s < t (VDM eq. 25 and 26; Luo eq. 84).
+    """q(z_s|z_t, x), s < t (VDM eq. 23 to 25; Luo eq. 84).
 
     With c = sigma_{t|s}^2 / sigma_t^2 = 1 - exp(gamma_s - gamma_t) the variance is sigma_s^2 c and
     the mean (alpha_s / alpha_t) (1 - c) z_t + alpha_s c x.
@@ -60,5 +60,5 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
 
 
 def reverse(z_t: Tensor, x_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """p(z_s|z_t) = q(z_s|z_t, x = x_hat), the generative step (VDM eq. 10; Luo eq. 86)."""
+    """p(z_s|z_t) = q(z_s|z_t, x = x_hat), the generative step (VDM eq. 9)."""
     return posterior(z_t, x_hat, gamma_s, gamma_t)

@@ -24,7 +24,7 @@ def ancestral_step(
     gamma_t: ArrayLike,
     kind: Kind = "eps",
 ) -> Tensor:
-    """z_s ~ p(z_s|z_t) made of standard-normal noise `eps` (VDM eq. 10 and appendix A.4).
+    """z_s ~ p(z_s|z_t) made of standard-normal noise `eps` (VDM eq. 33, appendix A.4).
 
     z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
     """

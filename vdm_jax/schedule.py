@@ -3,7 +3,7 @@
 Three things are called alpha in the literature. Here
 
 * `alpha_bar(gamma)` is alpha_t^2 of the VDM paper (its section 3.1) and the cumulative product
-  of DDPM and of Luo 2022 (eq. 61-70),
+  of DDPM and of Luo 2022 (section "Variational Diffusion Models"),
 * `alpha(gamma)` is alpha_t of the VDM paper, the square root of the former,
 * `step_alpha(gamma_s, gamma_t)` is Luo's (and DDPM's) alpha of a single step.
 
@@ -68,7 +68,7 @@ def sigma(gamma: Tensor) -> Tensor:
 
 
 def snr(gamma: Tensor) -> Tensor:
-    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 3)."""
+    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 5)."""
     return jnp.exp(-gamma)
 
 
@@ -102,7 +102,7 @@ def step_alpha(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
 
 
 def step_beta(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """DDPM's beta of the step s -> t, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 23)."""
+    """DDPM's beta of the step s -> t, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 22)."""
     # 1 - alpha_bar_t/alpha_bar_s = sigmoid(gamma_t) (1 - exp(gamma_s - gamma_t)), no cancellation.
     return -variance(gamma_t) * jnp.expm1(gamma_s - gamma_t)
 
@@ -123,7 +123,7 @@ def to_betas(gamma: Gamma, num_latents: int) -> Tensor:
 
 
 def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
-    """gamma(t) = gamma_min + (gamma_max - gamma_min) t: log-SNR linear in time (VDM appendix D).
+    """gamma(t) = gamma_min + (gamma_max - gamma_min) t: log-SNR linear in time.
 
     The end points may be traced arrays, as in a learned schedule; then the caller keeps them in
     order.
@@ -133,7 +133,7 @@ def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
 
 
 def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -> Gamma:
-    """The cosine schedule of Nichol & Dhariwal 2021, eq. 17, between two values of gamma.
+    """The cosine schedule of Nichol & Dhariwal 2021 between two values of gamma.
 
     alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
     to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
@@ -167,10 +167,11 @@ def beta_linear(
 ) -> Gamma:
     """DDPM's linear betas in continuous time, between two values of gamma.
 
-    beta(u) = beta_min + (beta_max - beta_min) u per unit of time (Song et al. 2021, eq. 33), hence
-    alpha_bar(u) = exp(-int_0^u beta) and gamma(u) = log(expm1(int_0^u beta)). As in `cosine`, time
-    is mapped linearly on the part of [0, 1] where gamma goes from `gamma_min` to `gamma_max`. For
-    the discrete table of the DDPM paper itself: `from_betas(ddpm_betas())`.
+    beta(u) = beta_min + (beta_max - beta_min) u per unit of time (the variance-preserving SDE of
+    Song et al. 2021), hence alpha_bar(u) = exp(-int_0^u beta) and
+    gamma(u) = log(expm1(int_0^u beta)). As in `cosine`, time is mapped linearly on the part of
+    [0, 1] where gamma goes from `gamma_min` to `gamma_max`. For the discrete table of the DDPM
+    paper itself: `from_betas(ddpm_betas())`.
     """
     _check_end_points(gamma_min, gamma_max)
     if not 0.0 <= beta_min < beta_max:
@@ -198,7 +199,7 @@ def beta_linear(
 def ddpm_betas(
     num_latents: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """The table of betas of Ho et al. 2020, section 4: float64 [num_latents], equally spaced."""
+    """The betas of Ho et al. 2020, "Experiments": float64 [num_latents], equally spaced."""
     return np.linspace(beta_start, beta_end, num_latents, dtype=np.float64)
 
 
@@ -267,9 +268,12 @@ def _table(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
-    if isinstance(gamma_min, int | float) and isinstance(gamma_max, int | float):
-        if not gamma_min < gamma_max:
-            raise ValueError(
-                f"gamma_min must be below gamma_max (gamma grows with t), "
-                f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."
-            )
+    if (
+        isinstance(gamma_min, int | float)
+        and isinstance(gamma_max, int | float)
+        and not gamma_min < gamma_max
+    ):
+        raise ValueError(
+            f"gamma_min must be below gamma_max (gamma grows with t), "
+            f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."
+        )

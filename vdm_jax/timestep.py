@@ -1,5 +1,6 @@
 """Drawing the times at which the diffusion loss is estimated."""
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import jax
@@ -50,7 +51,7 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
 def check_num_steps(num_steps: int) -> None:
     """Raise ValueError unless `num_steps` is an integer of at least 1."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
         raise ValueError(
             f"num_steps must be an integer of at least 1, got {num_steps!r} "
             "(continuous time is num_steps=None)."

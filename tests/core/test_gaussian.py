@@ -84,13 +84,13 @@ floats = st.floats(-1e3, 1e3, width=32)
 variances = st.floats(np.float32(1e-6), np.float32(1e6), width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(mean_q=floats, mean_p=floats, var_q=variances, var_p=variances)
 def test_kl_is_never_negative(mean_q, mean_p, var_q, var_p):
     args = [jnp.float32(v) for v in (mean_q, var_q, mean_p, var_p)]
     kl = Gaussian(*args[:2]).kl(Gaussian(*args[2:]))
     assert kl >= 0.0
-    np.testing.assert_allclose(kl, kl_exact(*map(float, args)), rtol=1e-5)
+    np.testing.assert_allclose(kl, kl_exact(*map(float, args)), rtol=1e-5, atol=1e-36)
 
 
 def test_log_prob_is_the_normal_log_density(dtype):
