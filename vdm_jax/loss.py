@@ -18,7 +18,15 @@ from vdm_jax.parameterization import to_eps
 from vdm_jax.process import expand, marginal
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
 
-__all__ = ["ElboTerms", "bits_per_dim", "diffusion", "elbo", "prior", "reconstruction"]
+__all__ = [
+    "ElboTerms",
+    "bits_per_dim",
+    "diffusion",
+    "elbo",
+    "elbo_given",
+    "prior",
+    "reconstruction",
+]
 
 
 class ElboTerms(NamedTuple):
@@ -125,12 +133,30 @@ def elbo(
     Returns:
       `ElboTerms`, each [batch] in nats; `.total` is their sum.
     """
-    x = pixels.encode(images, levels)
+    shape, batch = jnp.shape(images), jnp.shape(images)[0]
     key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
-    t = timestep.draw(key_t, x.shape[0], timesteps)
+    t = timestep.draw(key_t, batch, timesteps)
+    eps_0, eps = jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape)
+    return elbo_given(images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind)
+
+
+def elbo_given(
+    images: Images,
+    eps_0: Tensor,
+    eps: Tensor,
+    t: PerExample,
+    denoise: Denoise,
+    gamma: Gamma,
+    levels: int = 256,
+    num_steps: int | None = None,
+    kind: Kind = "eps",
+) -> ElboTerms:
+    """`elbo` at given noise (`eps_0` for z_0, `eps` for z_t, [batch, *event]) and times `t` [batch].
+
+    For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1].
+    """
+    x = pixels.encode(images, levels)
     gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
-    eps_0 = jax.random.normal(key_eps_0, x.shape, x.dtype)
-    eps = jax.random.normal(key_eps, x.shape, x.dtype)
     return ElboTerms(
         reconstruction(images, eps_0, gamma_0, levels),
         prior(x, gamma_1),

@@ -5,10 +5,12 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
 
 from vdm_jax.types import Key, PerExample, Tensor
 
-__all__ = ["METHODS", "Method", "antithetic", "draw", "grid", "uniform"]
+__all__ = ["METHODS", "Method", "antithetic", "draw", "grid", "spread", "uniform"]
 
 Method = Literal["uniform", "antithetic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -27,6 +29,20 @@ def antithetic(key: Key, batch_size: int) -> PerExample:
     """
     u = jax.random.uniform(key)
     return jnp.mod(u + jnp.arange(batch_size, dtype=u.dtype) / batch_size, 1.0)
+
+
+def spread(
+    u: Tensor, index: Int[Array, " batch"], repeat: ArrayLike, repeats: ArrayLike
+) -> PerExample:
+    """Times for an evaluation: t = (u + index / golden ratio + repeat / repeats) mod 1, [batch].
+
+    With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
+    those of any run of consecutive images are evenly spread, whatever the batches are: a padded
+    last batch would break the strata of `antithetic`.
+    """
+    # index / golden ratio mod 1 in integers: exact for any index, as floats are not.
+    turns = (index.astype(jnp.uint32) * jnp.uint32(2654435769)).astype(u.dtype) / 2.0**32
+    return jnp.mod(u + turns + repeat / repeats, 1.0)
 
 
 def draw(key: Key, batch_size: int, method: Method) -> PerExample:

@@ -88,3 +88,30 @@ def test_num_steps_must_be_a_positive_integer(num_steps):
 def test_unknown_method_is_named_in_the_error():
     with pytest.raises(ValueError, match=r"one of uniform, antithetic, got 'sobol'"):
         timestep.draw(jax.random.key(0), 3, "sobol")
+
+
+@pytest.mark.parametrize("start", [0, 7, 10_000_000])
+@pytest.mark.parametrize("count", [5, 89])
+def test_spread_times_of_any_run_of_images_are_even_and_repeats_equally_spaced(
+    start: int, count: int
+) -> None:
+    u = jnp.asarray(0.3)
+    index = jnp.arange(start, start + count)
+    t = np.sort(np.asarray(timestep.spread(u, index, 0, 1), np.float64))
+    gaps = np.diff(np.append(t, t[0] + 1.0))
+    # Points of the golden rotation have gaps of at most three sizes, none above phi / count.
+    assert gaps.max() < 1.9 / count
+    assert gaps.min() > 0.3 / count
+    one = np.array([timestep.spread(u, index[:1], r, 4)[0] for r in range(4)])
+    np.testing.assert_allclose(np.diff(np.sort(one)), 0.25, atol=1e-6)
+
+
+def test_spread_times_are_the_golden_rotation_and_uniform_with_u() -> None:
+    index = jnp.arange(6)
+    golden = 0.5 * (np.sqrt(5.0) - 1.0)
+    expected = np.mod(0.3 + np.arange(6) * golden + 2 / 5, 1.0)
+    np.testing.assert_allclose(timestep.spread(jnp.asarray(0.3), index, 2, 5), expected, atol=1e-6)
+    draws = np.concatenate(
+        [timestep.spread(jnp.asarray(u), index[3:4], 1, 5) for u in np.linspace(0, 1, 200)[:-1]]
+    )
+    assert np.abs(np.sort(draws) - np.linspace(0, 1, 200)[:-1]).max() < 0.01

@@ -34,13 +34,9 @@ class Golden:
     def terms(self, params: Any, num_steps: int | None) -> ElboTerms:
         """The bound's terms at the stored noise and times, as a function of the parameters."""
         model = dataclasses.replace(self.model, params=params)
-        gamma_0, gamma_1 = model.gamma(jnp.array([0.0, 1.0]))
-        noise, t = jnp.asarray(self.expected["eps"]), jnp.asarray(self.expected["t_continuous"])
-        return ElboTerms(
-            loss.reconstruction(self.expected["images"], self.expected["eps_0"], gamma_0, 256),
-            loss.prior(self.x, gamma_1),
-            loss.diffusion(self.x, noise, t, model.denoise, model.gamma, num_steps),
-        )
+        names = ("images", "eps_0", "eps", "t_continuous")
+        given = (jnp.asarray(self.expected[name]) for name in names)
+        return loss.elbo_given(*given, model.denoise, model.gamma, 256, num_steps)
 
     def bpd(self, params: Any, num_steps: int | None) -> jax.Array:
         total = self.terms(params, num_steps).total

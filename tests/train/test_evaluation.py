@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,36 @@ def test_the_known_bound_lies_within_the_error_bars():
     # Repeats shrink what is Monte-Carlo error: here nearly everything.
     single = evaluate(constant_model(), images(400), 100, 1)
     assert result.diffusion.standard_error < 0.65 * single.diffusion.standard_error
+
+
+def test_the_figure_does_not_depend_on_batch_size_or_padding():
+    test_images, model = images(19), mlp_model()
+    one_batch = evaluate(model, test_images, 19, 3)
+    for batch_size in (1, 4, 32):
+        other = evaluate(model, test_images, batch_size, 3)
+        np.testing.assert_allclose(other.bpd.mean, one_batch.bpd.mean, rtol=1e-5)
+        np.testing.assert_allclose(
+            other.bpd.standard_error, one_batch.bpd.standard_error, rtol=1e-4
+        )
+
+
+def test_the_standard_error_covers_the_spread_between_keys_also_of_a_padded_batch():
+    """A loss that depends on t steeply: times that bunch up would move the mean by far more."""
+    model = constant_model()
+    model = dataclasses.replace(model, bind=steep(model.bind))
+    results = [evaluate(model, images(20), 32, 4, key=key).diffusion for key in range(30)]
+    spread = np.std([r.mean for r in results], ddof=1)
+    assert spread < np.mean([r.standard_error for r in results])
+
+
+def steep(bind):
+    """The same model, which errs more and more as gamma grows."""
+
+    def changed(params, conditioning, dropout_key):
+        _, gamma = bind(params, conditioning, dropout_key)
+        return lambda z, g: jnp.exp(0.5 * g)[:, None, None, None] * jnp.ones_like(z), gamma
+
+    return changed
 
 
 def test_dropout_is_off():

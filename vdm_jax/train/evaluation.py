@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import loss
+from vdm_jax import loss, timestep
 from vdm_jax.train import sharding
-from vdm_jax.train.model import Batch, Model, Params, elbo_terms
+from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Key
 
 __all__ = ["Estimate", "Evaluation", "evaluate", "make_eval_step", "summarise"]
 
-EvalStep = Callable[[Params, Batch, Key], tuple[loss.ElboTerms, jax.Array]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,37 @@ class Evaluation:
 
 
 def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
-    """Compile (params, batch, key) -> (ElboTerms in nats, mask), each [batch] on every host."""
+    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, mask), each [batch].
+
+    One draw of each image's terms, number `repeat` of `repeats`. Noise and time are functions of
+    the key, the repeat and the image's `index` alone: batch size, padding and devices don't matter.
+    """
+
+    def draw(
+        params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
+    ) -> tuple[loss.ElboTerms, jax.Array]:
+        key_t, key_noise = jax.random.split(key)
+        t = timestep.spread(jax.random.uniform(key_t), batch["index"], repeat, repeats)
+        key_noise = jax.random.fold_in(key_noise, repeat)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
+        shape = (2, *model.event_shape)
+        noise = jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys)
+        denoise, gamma = model.bind(params, batch["conditioning"], None)
+        terms = loss.elbo_given(
+            batch["images"],
+            noise[:, 0],
+            noise[:, 1],
+            t,
+            denoise,
+            gamma,
+            levels=model.levels,
+            num_steps=model.num_steps,
+            kind=model.kind,
+        )
+        return terms, batch["mask"]
+
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
-    return jax.jit(
-        lambda params, batch, key: (elbo_terms(model, params, batch, key), batch["mask"]),
-        in_shardings=(whole, split, whole),
-        out_shardings=whole,
-    )
+    return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
 
 
 def evaluate(
@@ -74,19 +98,20 @@ def evaluate(
     """The bound over every image that `batches()` gives, each exactly once per repeat.
 
     Args:
-      batches: called once; each of its dicts has `images` [batch, *event], `conditioning` and
-        `mask` [batch], which is 0 where the last batch is padded.
-      key: batch b of repeat r uses it folded with r and b, so the figure doesn't depend on what
-        was evaluated before.
-      repeats: independent draws of times and noise per image.
+      batches: called once; each of its dicts has `images` [batch, *event], and `conditioning`,
+        `index` (the image's number in the set) and `mask` (0 where the last batch is padded).
+      key: settles all times and noise.
+      repeats: draws of time and noise per image.
+
+    Raises:
+      ValueError: if there are no images.
     """
     total = []
-    for b, batch in enumerate(batches()):
-        on_devices = sharding.put({k: batch[k] for k in ("images", "conditioning", "mask")}, mesh)
+    for batch in batches():
+        on_devices = sharding.put(batch, mesh)
         draws = []
-        for r in range(repeats):
-            draw_key = jax.random.fold_in(jax.random.fold_in(key, r), b)
-            terms, mask = jax.device_get(eval_step(params, on_devices, draw_key))
+        for repeat in range(repeats):
+            terms, mask = jax.device_get(eval_step(params, on_devices, key, repeat, repeats))
             draws.append(np.stack(terms)[:, mask > 0])
         total.append(np.mean(draws, axis=0, dtype=np.float64))
     if not total:
