@@ -151,7 +151,7 @@ def elbo_given(
     num_steps: int | None = None,
     kind: Kind = "eps",
 ) -> ElboTerms:
-    """`elbo` at given noise (`eps_0` for z_0, `eps` for z_t, [batch, *event]) and times `t` [batch].
+    """`elbo` at given times `t` [batch] and noise, for z_0 and for z_t, each [batch, *event].
 
     For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1].
     """

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         clip_norm=1.0,
         ema_rate=0.998,
     )
-    config.train.update(steps=6_000, batch_size=32, log_every=500, checkpoint_every=2_000)
-    config.eval.update(every=2_000, batch_size=360, repeats=4, final_repeats=64)
-    config.sample.update(every=6_000, num_steps=250)
+    config.train.update(steps=5_000, batch_size=32, log_every=500, checkpoint_every=1_000)
+    config.eval.update(every=1_000, batch_size=360, repeats=4, final_repeats=64)
+    config.sample.update(every=5_000, num_steps=250)
     return config
