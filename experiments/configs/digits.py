@@ -1,6 +1,11 @@
 """scikit-learn's 8x8 digits (17 grey levels), embedded: no download.
 
-python -m experiments.digits --workdir=DIR
+    python -m experiments.digits --workdir=DIR
+
+Expect 1.70 bits per dim on the test set (measured: 1.6965 ± 0.0124, by `make train`) after 0.03 hours
+on 2 CPU cores (measured: 99 seconds). The split is fixed: NumPy's RandomState(0).permutation(1797),
+the first 1437 images to train on, the other 360 to test. Everything here was tuned on the last 240 of
+the training images (--config.data.validation=240), never on the test images.
 """
 
 from ml_collections import ConfigDict

@@ -17,8 +17,8 @@ def fourier(z: Tensor, exponents: tuple[int, ...] = (6, 7)) -> Tensor:
     """sin and cos of 2 pi 2^n z: the features that show a network the last bits of a pixel.
 
     [..., channels] -> [..., 2 channels len(exponents)]; first all sines, then all cosines, each
-    with the exponents running fastest (VDM section 3.4 and its appendix; the published
-    code uses the exponents 6 and 7).
+    with the exponents running fastest (VDM section 3.4 and eq. 34; the published code
+    uses the exponents 6 and 7).
     """
     frequencies = 2.0 * math.pi * 2.0 ** jnp.asarray(exponents, z.dtype)
     angles = (z[..., None] * frequencies).reshape(*z.shape[:-1], -1)
