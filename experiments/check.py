@@ -49,6 +49,9 @@ def config(config: ConfigDict) -> None:
                 value = config[part][name]
                 if not (holds(value) and math.isfinite(value)):
                     raise UserError(f"config.{part}.{name} must {wanted}, got {value}")
+    clip = config.optimizer.clip_norm
+    if clip is not None and not clip > 0:
+        raise UserError(f"config.optimizer.clip_norm must be above 0 or None, got {clip}")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
 

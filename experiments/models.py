@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -61,6 +62,10 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
 
         return denoise, gamma
 
+    try:
+        jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
     return Model(
         init=init,
         bind=bind,

@@ -47,12 +47,15 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
     """Elementwise log p(x|z_0) of the given integers, in nats: `decode_log_probs` picked at them.
 
-    Written so that the array over all levels is only summed over and need not be stored.
+    The largest logit is that of the nearest level, known without looking at the others: so the
+    array over all levels is summed over once and, compiled, never stored (its gradient may be).
     """
-    expanded = expand(gamma_0, z_0_rescaled)
-    all_logits = _logits(z_0_rescaled[..., None], level_values(levels), expanded[..., None])
-    picked = _logits(z_0_rescaled, encode(images, levels), expanded)
-    return picked - jax.nn.logsumexp(all_logits, axis=-1)
+    gamma_0 = expand(gamma_0, z_0_rescaled)
+    nearest = jnp.clip(jnp.round((z_0_rescaled + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
+    largest = jax.lax.stop_gradient(_logits(z_0_rescaled, encode(nearest, levels), gamma_0))
+    others = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0[..., None])
+    log_sum = largest + jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
+    return _logits(z_0_rescaled, encode(images, levels), gamma_0) - log_sum
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

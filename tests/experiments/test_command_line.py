@@ -59,6 +59,16 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.model.timesteps=grid"], "known: uniform, antithetic"),
         (["--workdir=W", "--config.model.dropout=1.0"], "dropout must lie in [0, 1)"),
         (["--workdir=W", "--config.model.network=unet"], "digits"),
+        (
+            [
+                "--workdir=W",
+                "--config.model.gamma=monotone",
+                "--config.model.gamma_pinned=False",
+                "--config.model.learn_end_points=False",
+            ],
+            "needs pinned=True",
+        ),
+        (["--workdir=W", "--config.optimizer.clip_norm=-1"], "clip_norm must be above 0"),
         (["--workdir=W", "--config.data.name=cifar"], "cifar10"),
         (["--workdir=W", "--config.data.name=arrays"], "path"),
         (["--workdir=W", "--config.data.augment=rotate"], "rotate"),
