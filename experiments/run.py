@@ -1,8 +1,10 @@
 """One training run: data, model, optimiser and loop put together from a configuration."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,45 +66,30 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     key_init, key_train, key_eval, key_sample = jax.random.split(jax.random.key(config.seed), 4)
 
     workdir = _make(workdir)
-    settings = {"config": config.to_dict(), "data": _describe(images)}
-    settings["config"]["optimizer"]["decay_steps"] = _decay_steps(config)
+    settings = _settings(config, images)
     checkpoints = Checkpoints(
         workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
     )
-    state = jax.jit(
-        lambda key: step.init_state(model, adamw, key), out_shardings=sharding.replicated(mesh)
-    )(key_init)
-    resumed = checkpoints.latest_step() is not None
-    if resumed:
-        state = checkpoints.restore(state)
-    (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    _announce(config, images, model, state, mesh, resumed)
-
-    c = config.train
-    step_fn = step.make_step(
-        model, adamw, config.optimizer.ema_rate, key_train, mesh, c.accumulate, c.steps_per_call
-    )
-    stream = data.train_batches(
-        images.train,
-        batch_size=c.batch_size,
-        seed=config.seed,
-        augment=config.data.augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    state, result = loop.train(
-        state,
-        step_fn,
-        lambda start: data.iterate(stream, start=start, steps_per_call=c.steps_per_call),
-        _evaluator(config, images, model, mesh, key_eval),
-        _sampler(config, model, key_sample),
-        _plan(config),
-        checkpoints,
-        workdir,
-        mesh,
-        _eval_name(config),
-    )
-    checkpoints.close()
+    with contextlib.closing(checkpoints):  # also when interrupted: what is being saved gets saved
+        state = jax.jit(
+            lambda key: step.init_state(model, adamw, key), out_shardings=sharding.replicated(mesh)
+        )(key_init)
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state)
+        (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        _announce(config, images, model, state, mesh)
+        state, result = loop.train(
+            state,
+            _step(config, model, adamw, mesh, key_train),
+            _chunks(config, images),
+            _evaluator(config, images, model, mesh, key_eval),
+            _sampler(config, model, key_sample),
+            _plan(config),
+            checkpoints,
+            workdir,
+            mesh,
+            _eval_name(config),
+        )
     _conclude(result, int(state.step), images, _eval_name(config), workdir)
     return result
 
@@ -127,6 +114,39 @@ def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
     return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm)
+
+
+def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
+    """What the state's path depends on: saved with it, and compared on a restart."""
+    settings = {"config": config.to_dict(), "data": _describe(images)}
+    settings["config"]["optimizer"]["decay_steps"] = _decay_steps(config)
+    return settings
+
+
+def _step(
+    config: ConfigDict,
+    model: Model,
+    adamw: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+) -> Callable[..., tuple[TrainState, step.Metrics]]:
+    c = config.train
+    return step.make_step(
+        model, adamw, config.optimizer.ema_rate, key, mesh, c.accumulate, c.steps_per_call
+    )
+
+
+def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
+    stream = data.train_batches(
+        images.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        augment=config.data.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    calls = config.train.steps_per_call
+    return lambda start: data.iterate(stream, start=start, steps_per_call=calls)
 
 
 def _decay_steps(config: ConfigDict) -> int:
@@ -220,7 +240,6 @@ def _announce(
     model: Model,
     state: TrainState,
     mesh: Mesh,
-    resumed: bool,
 ) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     time = "continuous time" if model.num_steps is None else f"T = {model.num_steps}"
@@ -231,7 +250,7 @@ def _announce(
         f"{config.model.network}, {parameters:,} parameters, {time}, on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s)"
     )
-    if resumed:
+    if int(state.step):
         print(f"going on from step {int(state.step)}")
 
 

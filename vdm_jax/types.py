@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "Levels", "PerExample", "Scalar", "Tensor"]
+__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "PerExample", "Tensor"]
 
 Key = PRNGKeyArray | jax.Array
 """A JAX random key, new style (`jax.random.key`) or raw uint32 (`jax.random.PRNGKey`)."""
@@ -13,15 +13,11 @@ Key = PRNGKeyArray | jax.Array
 Tensor = Float[Array, "..."]
 """Floating-point array of any shape; the leading axis, where there is one, is the batch."""
 
-Scalar = Float[Array, ""]
-
 PerExample = Float[Array, " batch"]
 """One floating-point number per example."""
 
 Images = Int[Array, "batch ..."]
 """Integers in [0, levels); the axes behind the batch are the event shape (any number of them)."""
-
-Levels = int
 
 Kind = Literal["eps", "x", "v", "score"]
 """What a network predicts; see `vdm_jax.parameterization`."""

@@ -99,9 +99,6 @@ def train(
                 _check_finite(scalars, step, checkpoints)
                 rate = display.metrics(step, scalars)
                 log.write(step, "train", scalars | {"steps_per_second": rate})
-            if plan.due(step, plan.checkpoint_every):
-                _check_finite(_mean(pending[-1:]), step, checkpoints)
-                checkpoints.save(step, state)
             if plan.due(step, plan.eval_every):
                 result = evaluate(state, step == plan.steps)
                 log.write(step, eval_name, result.scalars())
@@ -113,6 +110,10 @@ def train(
                 picture = sample(state)
                 report.write_image(workdir / "samples" / f"{step:08d}.png", picture)
                 log.image(step, "samples", picture)
+            if plan.due(step, plan.checkpoint_every):
+                # Last, so that whoever goes on from it finds all that was due before it done.
+                _check_finite(_mean(pending[-1:]), step, checkpoints)
+                checkpoints.save(step, state)
     log.close()
     if result is None:  # nothing was left to do
         result = evaluate(state, True)
