@@ -40,7 +40,7 @@ def config(config: ConfigDict) -> None:
     """Raise UserError for a missing or unknown name, a wrong type, or a number out of range."""
     _compare(config.to_dict(), base.get_config().to_dict(), "config.")
     for ranges, wanted, holds in (
-        (POSITIVE, "be above 0", lambda value: value > 0),
+        (POSITIVE, "be finite and above 0", lambda value: value > 0),
         (NOT_NEGATIVE, "not be negative", lambda value: value >= 0),
         (BELOW_ONE, "lie in [0, 1)", lambda value: 0 <= value < 1),
     ):
@@ -65,7 +65,7 @@ def sizes(config: ConfigDict, mesh: Mesh) -> None:
         try:
             sharding.check_batch_size(size, mesh, accumulate)
         except ValueError as error:
-            raise UserError(f"config.{name}: {error}") from error
+            raise UserError(f"config.{name}.batch_size: {error}") from error
 
 
 def _compare(given: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> None:

@@ -1,17 +1,21 @@
 """The command line that all experiments share."""
 
+import inspect
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.configs import base
+
 __all__ = ["CONFIGS", "UserError", "main"]
 
 CONFIGS = Path(__file__).parent / "configs"
+_leave = os._exit
 
 
 class UserError(ValueError):
@@ -29,8 +33,8 @@ def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str 
         run(config, workdir)
     except UserError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except KeyboardInterrupt as interrupt:
+        _fail(f"interrupted{interrupt}", 130)
 
 
 def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path]:
@@ -43,10 +47,10 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a configuration file is a program and may raise anything
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(f"{doc.strip()}\n\nSettings (--config.NAME=VALUE) and their values now:\n\n{config}")
+        print(_help(doc, config))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
@@ -57,19 +61,45 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
     return config, Path(values.workdir)
 
 
+def _help(doc: str, config: ConfigDict) -> str:
+    """What the command does, what each setting means, and its value as given."""
+    meanings = (
+        inspect.getsource(base).split("config.data = ConfigDict")[1].split("return config")[0]
+    )
+    return (
+        f"{doc.strip()}\n\nWhat the settings mean (configs/base.py, with its own values):\n\n"
+        f"    config.data = ConfigDict{meanings}\n"
+        f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
+    )
+
+
 def _one_line(error: Exception, argv: list[str]) -> str:
     """The telling part of an error of the flag parser, on one line."""
     text = str(error)
     unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)
     if isinstance(error, AttributeError | KeyError) and unknown:
         name, guess = unknown.groups()
-        flag = next((arg for arg in argv if re.match(rf"--?config\b.*\.{name}\b", arg)), name)
-        return f"{flag}: there is no setting {name}" + (f"; did you mean {guess}?" if guess else "")
-    if "Traceback" in text or isinstance(error, OSError):  # its last line says what happened
-        text = text.strip().splitlines()[-1].strip()
-    return " ".join(text.split())
+        flag = next((arg for arg in argv if re.match(rf"--?config\b.*\.{name}\b", arg)), None)
+        if flag:
+            hint = f"; did you mean {guess}?" if guess else ""
+            return f"{flag}: there is no setting {name}{hint}"
+    if isinstance(error, flags.Error) and "Traceback" not in text:
+        text = re.sub(r"invalid literal for int\(\).*", "wanted a whole number", text)
+        text = re.sub(r"could not convert string to float.*", "wanted a number", text)
+        text = re.sub(r"\('Non-boolean argument.*", "wanted True or False", text)
+        return " ".join(text.split())
+    given = next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
+    reason = " ".join((text.strip().splitlines() or [type(error).__name__])[-1].split())
+    if "positional argument" in reason:
+        reason = "that file has no variants"
+    elif isinstance(error, AttributeError):
+        reason = "that file has no function get_config"
+    return f"{given} can't be loaded: {reason}"
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+def _fail(message: str, code: int) -> None:
+    """Say it and leave at once, past what JAX or a checkpoint may be doing in the background."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _leave(code)

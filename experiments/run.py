@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
 def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     check.config(config)
     images = _load(config)
-    mesh = sharding.make_mesh()
+    mesh = _mesh()
     check.sizes(config, mesh)
     model = make_model(config, images.event_shape, images.levels)
     adamw = _optimizer(config)
@@ -70,7 +71,7 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     checkpoints = Checkpoints(
         workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
     )
-    with contextlib.closing(checkpoints):  # also when interrupted: what is being saved gets saved
+    with contextlib.closing(checkpoints), _interrupts(checkpoints):
         state = jax.jit(
             lambda key: step.init_state(model, adamw, key), out_shardings=sharding.replicated(mesh)
         )(key_init)
@@ -94,7 +95,29 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     return result
 
 
+@contextlib.contextmanager
+def _interrupts(checkpoints: Checkpoints) -> Iterator[None]:
+    """Add to Ctrl-C where the same command will go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        step = checkpoints.latest_step()
+        again = "starts anew: there is no checkpoint yet" if step is None else f"goes on at {step}"
+        raise KeyboardInterrupt(f"; the same command {again}") from None
+
+
 # ---- the parts of a run ----
+
+
+def _mesh() -> Mesh:
+    try:
+        return sharding.make_mesh()
+    except Exception as error:  # JAX raises several kinds
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
+            "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
+        ) from error
 
 
 def _load(config: ConfigDict) -> ImageData:
@@ -107,6 +130,12 @@ def _load(config: ConfigDict) -> ImageData:
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
     c = config.optimizer
+    if c.decay != "none" and _decay_steps(config) <= c.warmup_steps:
+        raise UserError(
+            f"the learning rate's decay ends at step {_decay_steps(config)} (decay_steps, by "
+            f"default train.steps), within the warm-up of {c.warmup_steps} steps; lower "
+            "--config.optimizer.warmup_steps"
+        )
     try:
         rate = optimizer.learning_rate(
             c.learning_rate, c.warmup_steps, c.decay, _decay_steps(config)
@@ -211,6 +240,8 @@ def _make(workdir: Path) -> Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "samples").mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"--workdir={workdir} is a file; name a folder") from error
     except OSError as error:
         raise UserError(f"--workdir={workdir} can't be made or written: {error}") from error
     return workdir.absolute()
@@ -248,7 +279,8 @@ def _announce(
         f"{images.name}: {len(images.train)} training and {len(images.test)} {_eval_name(config)} "
         f"images of {shape}, {images.levels} levels\n"
         f"{config.model.network}, {parameters:,} parameters, {time}, on {mesh.size} "
-        f"{mesh.devices.flat[0].platform} device(s)"
+        f"{mesh.devices.flat[0].platform} device(s); compiling",
+        flush=True,
     )
     if int(state.step):
         print(f"going on from step {int(state.step)}")
@@ -257,8 +289,13 @@ def _announce(
 def _conclude(
     result: Evaluation, last_step: int, images: ImageData, name: str, workdir: Path
 ) -> None:
-    summary = {"step": last_step, "split": name, "data": _describe(images), **result.scalars()}
-    summary |= {"num_images": result.num_images, "repeats": result.repeats}
+    summary = {"step": last_step, "split": name, "data": _describe(images)}
+    summary |= {
+        "bpd_standard_error": None,
+        **result.scalars(),
+        "num_images": result.num_images,
+        "repeats": result.repeats,
+    }
     (workdir / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"

@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
             "batch_size": 128,  # over all devices
             "accumulate": 1,  # micro-batches per step
             "steps_per_call": 1,
-            "log_every": 1_000,
+            "log_every": 100,
             "checkpoint_every": 10_000,
             "keep_checkpoints": 5,
         }

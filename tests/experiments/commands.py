@@ -33,11 +33,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
 
 
-def run(name: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(
+    name: str, *arguments: object, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(name, *arguments),
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -15,6 +15,7 @@ def main(monkeypatch, capsys, *arguments, name="digits"):
     """In this process, for speed: (exit code, standard error)."""
     monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, "_leave", sys.exit)
     with pytest.raises(SystemExit) as end:
         runpy.run_module(f"experiments.{name}", run_name="__main__")
     return end.value.code, capsys.readouterr().err
@@ -41,14 +42,34 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.train=3"], "--config.train=3"),
         (["--workdir=W", "--konfig.train.steps=1"], "konfig"),
         (["--workdir=W", "extra"], "unexpected argument 'extra'"),
-        (["--workdir=W", "--config=none.py"], "none.py"),
+        (["--workdir=W", "--config=none.py"], "--config=none.py can't be loaded: "),
+        (["--workdir=W", "--config=SYNTAX"], "can't be loaded: invalid syntax"),
+        (["--workdir=W", "--config=IMPORT"], "can't be loaded: No module named 'nope'"),
+        (["--workdir=W", "--config=EMPTY"], "that file has no function get_config"),
+        (
+            ["--workdir=W", "--config=experiments/configs/digits.py:tiny"],
+            "digits.py:tiny can't be loaded: that file has no variants",
+        ),
+        (["--workdir=W", "--config.train.steps=abc"], "steps=abc: wanted a whole number"),
+        (["--workdir=W", "--config.optimizer.b1=abc"], "b1=abc: wanted a number"),
+        (["--workdir=W", "--config.model.fourier_features=2"], "wanted True or False"),
+        (["--workdir=W", "--config.train.steps=60"], "lower --config.optimizer.warmup_steps"),
         (["--workdir=W", f"--config={CIFAR}:augg"], "unknown variant 'augg'; there are aug,"),
         (["--workdir=W", "--config=BROKEN"], "config.train.steps must be int, got 'ten'"),
         (["--workdir=W", "--config=LACKING"], "config.eval is missing"),
-        (["--workdir=W", "--config.train.steps=0"], "config.train.steps must be above 0, got 0"),
-        (["--workdir=W", "--config.train.batch_size=-1"], "config.train.batch_size must be above"),
+        (
+            ["--workdir=W", "--config.train.steps=0"],
+            "config.train.steps must be finite and above 0, got 0",
+        ),
+        (
+            ["--workdir=W", "--config.train.batch_size=-1"],
+            "config.train.batch_size must be finite and",
+        ),
         (["--workdir=W", "--config.optimizer.ema_rate=1.0"], "ema_rate must lie in [0, 1)"),
-        (["--workdir=W", "--config.optimizer.learning_rate=nan"], "learning_rate must be above 0"),
+        (
+            ["--workdir=W", "--config.optimizer.learning_rate=nan"],
+            "learning_rate must be finite and above 0, got nan",
+        ),
         (["--workdir=W", "--config.optimizer.decay=step"], "one of none, linear, cosine"),
         (["--workdir=W", "--config.seed=-1"], "config.seed must lie in"),
         (["--workdir=W", "--config.model.network=cnn"], "config.model.network is 'cnn'"),
@@ -91,11 +112,28 @@ def test_mistakes_get_one_line_that_names_them(arguments, message, monkeypatch, 
         )
         (tmp_path / f"{name}.py").write_text("\n".join(lines))
         arguments = [a.replace(name, str(tmp_path / f"{name}.py")) for a in arguments]
+    for name, text in (("SYNTAX", "def get_config(:"), ("IMPORT", "import nope"), ("EMPTY", "")):
+        (tmp_path / f"{name}.py").write_text(text)
+        arguments = [a.replace(name, str(tmp_path / f"{name}.py")) for a in arguments]
     code, err = main(monkeypatch, capsys, *arguments)
     assert code == 2
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert message in err
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_a_workdir_that_is_a_file(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, err = main(monkeypatch, capsys, f"--workdir={tmp_path / 'file'}")
+    assert code == 2
+    assert "is a file; name a folder" in err
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    done = run("digits", f"--workdir={tmp_path}", JAX_PLATFORMS="cuda")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: JAX finds no device")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_workdir_that_cannot_be_made(monkeypatch, capsys, tmp_path):
@@ -136,6 +174,8 @@ def test_help_shows_the_command_and_every_setting(monkeypatch, capsys):
     assert end.value.code == 0
     assert "python -m experiments.digits --workdir=DIR" in out
     assert "ema_rate" in out and "weight_decay" in out
+    assert "# none, shift, flip, flip_rot90, flip_rot90_channels" in out
+    assert "name: digits" in out
 
 
 def test_no_network_is_said_in_one_line_and_in_time(tmp_path):

@@ -115,8 +115,26 @@ def test_other_settings_on_the_same_workdir_are_refused_by_name(undisturbed):
     line = refused("digits", f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
     assert "config.optimizer.b1 was 0.9, now is 0.8" in line
     line = refused("digits", f"--workdir={workdir}", *TINY, "--config.data.validation=100")
-    assert "config.data.validation was 0, now is 100" in line and "data.fingerprint" in line
+    assert "config.data.validation was 0, now is 100" in line and "more. Give the old" in line
     assert last_state(workdir)[0] == 60
+
+
+def test_ctrl_c_ends_in_one_line_that_says_where_the_run_goes_on(tmp_path):
+    long = ("--config.train.steps=1000000", "--config.eval.every=1000000")
+    process = subprocess.Popen(
+        command("digits", f"--workdir={tmp_path}", *TINY, *long, "--config.sample.every=1000000"),
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "checkpoints").glob("20*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("error: interrupted; the same command goes on at ") and "Trace" not in err
+    step, _ = last_state(tmp_path)
+    assert err.split()[-1] == str(step)
 
 
 def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoints(tmp_path):

@@ -104,9 +104,10 @@ class Checkpoints:
             line for name, line in differences(saved, self._meta) if name not in self._may_differ
         ]
         if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise CheckpointError(
                 f"the run in {self._folder.parent} was started with other settings: "
-                f"{'; '.join(found)}. Use those settings or another --workdir."
+                f"{'; '.join(found[:3])}{more}. Give the old values again, or another workdir."
             )
 
 

@@ -45,11 +45,15 @@ class Evaluation:
     repeats: int
 
     def scalars(self) -> dict[str, float]:
-        """Flat numbers for a log."""
-        names = ("bpd", "reconstruction", "prior", "diffusion")
-        return {n: getattr(self, n).mean for n in names} | {
-            "bpd_standard_error": self.bpd.standard_error
+        """Flat numbers for a log; no standard error of a single image."""
+        numbers = {
+            "bpd": self.bpd.mean,
+            "bpd_standard_error": self.bpd.standard_error,
+            "reconstruction": self.reconstruction.mean,
+            "prior": self.prior.mean,
+            "diffusion": self.diffusion.mean,
         }
+        return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
 
 def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:

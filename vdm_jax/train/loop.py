@@ -136,5 +136,5 @@ def _check_finite(scalars: Mapping[str, float], step: int, checkpoints: Checkpoi
             raise TrainingError(
                 f"{name} is {value} at step {step}: training has diverged. The last good "
                 f"checkpoint is {'none' if saved is None else f'of step {saved}'}; a lower "
-                "optimizer.learning_rate or optimizer.clip_norm=1.0 usually helps."
+                "learning_rate, or a clip_norm of 1.0 or less, usually helps."
             )
