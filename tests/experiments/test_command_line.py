@@ -16,6 +16,7 @@ def main(monkeypatch, capsys, *arguments, name="digits"):
     monkeypatch.setattr(sys, "argv", [f"experiments.{name}", *map(str, arguments)])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(cli, "_leave", sys.exit)
+    sys.modules.pop("config_config", None)  # a file is loaded into what is left of the last one
     with pytest.raises(SystemExit) as end:
         runpy.run_module(f"experiments.{name}", run_name="__main__")
     return end.value.code, capsys.readouterr().err
