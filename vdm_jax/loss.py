@@ -45,11 +45,12 @@ class ElboTerms(NamedTuple):
 def reconstruction(images: Images, eps_0: Tensor, gamma_0: ArrayLike, levels: int) -> PerExample:
     """-log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 11, second term): [batch] nats.
 
-    `images` are integers in [0, levels), [batch, *event]; `eps_0` standard-normal noise of the
-    same shape; `gamma_0` a scalar or [batch].
+    `images` are integers in [0, levels), [batch, *event] (others give NaN); `eps_0` is
+    standard-normal noise of the same shape; `gamma_0` a scalar or [batch].
     """
-    if jnp.shape(images) != eps_0.shape:
-        raise ValueError(f"images {jnp.shape(images)} and eps_0 {eps_0.shape} differ in shape.")
+    if jnp.shape(images) != jnp.shape(eps_0):
+        got = jnp.shape(eps_0)
+        raise ValueError(f"images {jnp.shape(images)} and eps_0 {got} differ in shape.")
     x = pixels.encode(images, levels)
     # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
     z_0_rescaled = Gaussian(x, jnp.exp(expand(gamma_0, x))).at(eps_0)
@@ -92,7 +93,7 @@ def diffusion(
     Raises:
       ValueError: for a num_steps below 1, an unknown kind, or shapes that do not agree.
     """
-    x, eps, t = jnp.asarray(x), jnp.asarray(eps), jnp.asarray(t)
+    x, eps, t = jnp.asarray(x), jnp.asarray(eps), jnp.asarray(t, jnp.result_type(t, float))
     if x.shape != eps.shape:
         raise ValueError(f"x {x.shape} and eps {eps.shape} differ in shape.")
     if t.shape != x.shape[:1]:
@@ -104,8 +105,9 @@ def diffusion(
         gamma_t = gamma(t)
         # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
         weight = num_steps * jnp.expm1(gamma_t - gamma(s))
-    if gamma_t.shape != t.shape:
-        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {gamma_t.shape}.")
+    if jnp.shape(gamma_t) != t.shape:
+        got = jnp.shape(gamma_t)
+        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
     z_t = marginal(x, gamma_t).at(eps)
     eps_hat = to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
     return 0.5 * weight * _sum_event(jnp.square(eps - eps_hat))

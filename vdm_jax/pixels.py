@@ -49,13 +49,17 @@ def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: i
 
     The largest logit is that of the nearest level, known without looking at the others: so the
     array over all levels is summed over once and, compiled, never stored (its gradient may be).
+    What is no integer in [0, levels) has no probability: the result is NaN there.
     """
+    images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
+    valid = (images >= 0) & (images < levels) & (images == jnp.round(images))
     gamma_0 = expand(gamma_0, z_0_rescaled)
     nearest = jnp.clip(jnp.round((z_0_rescaled + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
     largest = jax.lax.stop_gradient(_logits(z_0_rescaled, encode(nearest, levels), gamma_0))
     others = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0[..., None])
     log_sum = largest + jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
-    return _logits(z_0_rescaled, encode(images, levels), gamma_0) - log_sum
+    picked = _logits(z_0_rescaled, encode(images, levels), gamma_0)
+    return jnp.where(valid, picked - log_sum, jnp.nan)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

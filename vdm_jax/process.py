@@ -21,7 +21,7 @@ def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
 
     Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its.
     """
-    gamma = jnp.asarray(gamma)
+    gamma, like = jnp.asarray(gamma), jnp.asarray(like)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
     if len(shape) != like.ndim or any(
         g not in (1, n) for g, n in zip(shape, like.shape, strict=True)

@@ -28,6 +28,8 @@ def ancestral_step(
 
     z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
     """
+    if z_t.shape != eps.shape:
+        raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
     per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
     x_hat = to_x(denoise(z_t, per_example), z_t, gamma_t, kind)
     return reverse(z_t, x_hat, gamma_s, gamma_t).at(eps)

@@ -268,11 +268,9 @@ def _table(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
-    if (
-        isinstance(gamma_min, int | float)
-        and isinstance(gamma_max, int | float)
-        and not gamma_min < gamma_max
-    ):
+    if isinstance(gamma_min, jax.core.Tracer) or isinstance(gamma_max, jax.core.Tracer):
+        return
+    if not np.all(np.less(gamma_min, gamma_max)):
         raise ValueError(
             f"gamma_min must be below gamma_max (gamma grows with t), "
             f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."

@@ -61,7 +61,12 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     has probability 2^-23 in float32, belongs to the first step and gives no negative s.
     """
     check_num_steps(num_steps)
-    i = jnp.clip(jnp.ceil(t * num_steps), 1, num_steps)
+    t = jnp.asarray(t, jnp.result_type(t, float))
+    u = t * num_steps
+    nearest = jnp.rint(u)
+    # A t that is i / T up to rounding belongs to step i, though t T may come out just above i.
+    on_grid = jnp.abs(u - nearest) <= 4.0 * jnp.finfo(u.dtype).eps * jnp.maximum(u, 1.0)
+    i = jnp.clip(jnp.where(on_grid, nearest, jnp.ceil(u)), 1, num_steps)
     return (i - 1.0) / num_steps, i / num_steps
 
 

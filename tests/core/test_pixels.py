@@ -139,3 +139,10 @@ def test_levels_must_be_a_positive_integer(levels):
 def test_gamma_0_must_go_with_the_latents():
     with pytest.raises(ValueError, match=r"gamma of shape \(3,\) does not go with"):
         pixels.log_prob(jnp.zeros((2, 3), int), jnp.zeros((2, 3)), jnp.zeros(3), 4)
+
+
+@pytest.mark.parametrize("wrong", [-1, 16, 255, 0.5, -0.25])
+def test_what_is_no_level_has_no_probability_and_no_number(wrong: float) -> None:
+    images = jnp.asarray([3.0, wrong, 15.0])
+    got = jax.jit(pixels.log_prob, static_argnums=3)(images, jnp.zeros(3), jnp.asarray(-2.0), 16)
+    np.testing.assert_array_equal(np.isnan(got), [False, True, False])

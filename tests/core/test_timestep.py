@@ -115,3 +115,14 @@ def test_spread_times_are_the_golden_rotation_and_uniform_with_u() -> None:
         [timestep.spread(jnp.asarray(u), index[3:4], 1, 5) for u in np.linspace(0, 1, 200)[:-1]]
     )
     assert np.abs(np.sort(draws) - np.linspace(0, 1, 200)[:-1]).max() < 0.01
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 10, 20, 100, 250, 1000])
+def test_a_time_on_the_grid_stays_where_it_is(dtype: str, num_steps: int) -> None:
+    i = np.arange(1, num_steps + 1)
+    for t in (jnp.asarray(i) / num_steps, jnp.linspace(0.0, 1.0, num_steps + 1)[1:]):
+        s, on_grid = timestep.grid(t, num_steps)
+        np.testing.assert_array_equal(np.rint(np.asarray(on_grid, np.float64) * num_steps), i)
+        np.testing.assert_array_equal(np.rint(np.asarray(s, np.float64) * num_steps), i - 1)
+    middle, _ = timestep.grid((jnp.asarray(i) - 0.5) / num_steps, num_steps)
+    np.testing.assert_array_equal(np.rint(np.asarray(middle, np.float64) * num_steps), i - 1)

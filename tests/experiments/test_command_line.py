@@ -90,6 +90,8 @@ CIFAR = "experiments/configs/cifar10.py"
             ],
             "needs pinned=True",
         ),
+        (["--workdir=W", "--config.model.channels=2"], "multiple of 4, got 2"),
+        (["--workdir=W", "--config.model.gamma_max=inf"], "and both finite"),
         (["--workdir=W", "--config.optimizer.clip_norm=-1"], "clip_norm must be above 0"),
         (["--workdir=W", "--config.data.name=cifar"], "cifar10"),
         (["--workdir=W", "--config.data.name=arrays"], "path"),

@@ -92,7 +92,9 @@ def test_starts_linear_between_the_configured_end_points_and_keeps_any_shape(kin
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="one of fixed, scalar, monotone, got 'cosine'"):
         monotone.make("cosine", -13.3, 5.0)
-    with pytest.raises(ValueError, match=r"gamma_min \(5.0\) must be below gamma_max"):
+    with pytest.raises(
+        ValueError, match=r"gamma_min \(5.0\) must be below gamma_max \(-13.3\), and both finite"
+    ):
         monotone.make("fixed", 5.0, -13.3)
     module = monotone.MonotoneGamma(-1.0, 1.0, pinned=False, learn_end_points=False)
     with pytest.raises(ValueError, match="needs pinned=True"):

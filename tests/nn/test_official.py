@@ -200,11 +200,22 @@ def test_configurations_are_checked_key_by_key():
     folder, config = golden.folder / "checkpoints-0", golden.config
     for change, message in (
         ({"gamma_type": "cosine"}, "gamma_type must be one of learnable_nnet"),
-        ({"sm_n_embd": "32"}, r"model_config\['sm_n_embd'\] must be of type int: '32'"),
+        ({"sm_n_embd": "32"}, r"model_config\['sm_n_embd'\] must be an integer, got '32'"),
         ({"sm_n_embed": 32}, "unknown key 'sm_n_embed'"),
+        ({"sm_n_embd": True}, "must be an integer, got True"),
+        ({"vocab_size": 0}, r"'vocab_size'\] must lie in \[1, inf\), got 0"),
+        ({"sm_n_timesteps": -5}, r"'sm_n_timesteps'\] must lie in \[0, inf\)"),
+        ({"sm_pdrop": 2.0}, r"'sm_pdrop'\] must lie in \[0, 1\), got 2.0"),
+        ({"gamma_max": -99.0}, "must be below gamma_max"),
     ):
         with pytest.raises(ValueError, match=message):
             official.load(folder, config | change)
+    for wrong in (None, "config"):
+        with pytest.raises(ValueError, match="model_config must be a dict"):
+            official.load(folder, wrong)
+    with pytest.raises(ValueError, match="path must be a string or Path, got NoneType"):
+        official.load(None, config)
+    assert official.load(folder, config | {"vocab_size": np.int64(256)}).levels == 256
     with pytest.raises(ValueError, match="has no 'gamma_max'"):
         official.load(folder, {k: v for k, v in config.items() if k != "gamma_max"})
 

@@ -4,6 +4,7 @@ Each module maps times of any shape to gammas of the same shape, and increases w
 parameters are. Parameter names and shapes are those of the published code.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -47,7 +48,7 @@ class MonotoneGamma(nn.Module):
 
     With `pinned` (the paper's normalised form) the network only shapes the curve and
     gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) / (h(1) - h(0)), so that it starts at
-    gamma_0 and ends at gamma_1 exactly, whatever the weights; gamma_0 and gamma_1 are l1's bias
+    gamma_0 and ends at gamma_1 whatever the weights; gamma_0 and gamma_1 are l1's bias
     and bias + |kernel|, learned with `learn_end_points`, else kept at the configured values.
     Without it (the published code's form) h itself is the schedule and drifts from its end points.
     """
@@ -109,8 +110,10 @@ def make(
     learn_end_points: bool = True,
 ) -> nn.Module:
     """The schedule module of the given kind: "fixed", "scalar" or "monotone"."""
-    if not gamma_min < gamma_max:
-        raise ValueError(f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max}).")
+    if not -math.inf < gamma_min < gamma_max < math.inf:
+        raise ValueError(
+            f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max}), and both finite."
+        )
     match kind:
         case "fixed":
             return FixedGamma(gamma_min, gamma_max)

@@ -5,8 +5,10 @@ and opt_state. What the published evaluation uses, and what is read here, is ema
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 from flax import serialization
 
+from vdm_jax import timestep
 from vdm_jax.nn import monotone
 from vdm_jax.nn.unet import UNet
 from vdm_jax.types import PerExample, Tensor
@@ -23,26 +26,36 @@ from vdm_jax.types import PerExample, Tensor
 __all__ = ["OfficialModel", "load", "modules"]
 
 # Every key of the published `config.model`, with the type its value must have.
-_KEYS: dict[str, type] = {
-    "vocab_size": int,
+_KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
+    "vocab_size": Integral,
     "sample_softmax": bool,
     "antithetic_time_sampling": bool,
     "with_fourier_features": bool,
     "with_attention": bool,
     "gamma_type": str,
-    "gamma_min": float,
-    "gamma_max": float,
-    "sm_n_timesteps": int,
-    "sm_n_embd": int,
-    "sm_n_layer": int,
-    "sm_pdrop": float,
+    "gamma_min": Real,
+    "gamma_max": Real,
+    "sm_n_timesteps": Integral,
+    "sm_n_embd": Integral,
+    "sm_n_layer": Integral,
+    "sm_pdrop": Real,
 }
+_WORDS = {Integral: "an integer", Real: "a number", bool: "True or False", str: "a string"}
+_RANGES = (
+    ("vocab_size", 1, math.inf),
+    ("sm_n_timesteps", 0, math.inf),
+    ("sm_n_layer", 0, math.inf),
+    ("sm_pdrop", 0, 1),
+)
 _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialModel:
     """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params` and its constants.
+
+    `timesteps` is how it drew times; `sample_softmax` whether it drew pixels from p(x|z_0) (then
+    give `sampler.to_images` a key) or took the most likely; `step` how long it was trained.
 
     `gamma` and `denoise` have the parameters closed over; for gradients call `gamma_module` and
     `score_module` with `{"params": params["gamma"]}` and `{"params": params["score_model"]}`.
@@ -53,6 +66,8 @@ class OfficialModel:
     score_module: UNet
     levels: int
     num_steps: int | None
+    timesteps: timestep.Method
+    sample_softmax: bool
     step: int
 
     def gamma(self, t: Tensor) -> Tensor:
@@ -63,8 +78,9 @@ class OfficialModel:
     def denoise(
         self, z_t: Tensor, gamma_t: PerExample, conditioning: PerExample | None = None
     ) -> Tensor:
-        """Latents [batch, height, width, channels] and gammas [batch] -> eps_hat (kind "eps")."""
+        """Latents [batch, height, width, channels], gammas [batch] or scalar -> eps_hat."""
         variables = {"params": self.params["score_model"]}
+        gamma_t = jnp.broadcast_to(gamma_t, z_t.shape[:1])
         return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, conditioning))
 
 
@@ -82,6 +98,8 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
       FileNotFoundError: if there is nothing at `path`.
     """
     gamma_module, score_module = modules(model_config)
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path must be a string or Path, got {type(path).__name__}.")
     file = _find(Path(path))
     tree = _read(file)
     params = tree["ema_params"]
@@ -91,8 +109,10 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
         params=jax.tree.map(jnp.asarray, params),
         gamma_module=gamma_module,
         score_module=score_module,
-        levels=model_config["vocab_size"],
-        num_steps=steps if steps > 0 else None,  # there 0 stands for continuous time
+        levels=int(model_config["vocab_size"]),
+        num_steps=int(steps) if steps > 0 else None,  # there 0 stands for continuous time
+        timesteps="antithetic" if model_config["antithetic_time_sampling"] else "uniform",
+        sample_softmax=model_config["sample_softmax"],
         step=int(tree["step"]),
     )
 
@@ -105,8 +125,8 @@ def modules(model_config: Mapping[str, Any]) -> tuple[nn.Module, UNet]:
     return monotone.make(kind, lower, upper, pinned=False), UNet(
         gamma_min=lower,
         gamma_max=upper,
-        channels=config["sm_n_embd"],
-        num_blocks=config["sm_n_layer"],
+        channels=int(config["sm_n_embd"]),
+        num_blocks=int(config["sm_n_layer"]),
         attention="all" if config["with_attention"] else "middle",
         fourier_features=config["with_fourier_features"],
         dropout=config["sm_pdrop"],
@@ -114,6 +134,9 @@ def modules(model_config: Mapping[str, Any]) -> tuple[nn.Module, UNet]:
 
 
 def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    if not hasattr(model_config, "items"):
+        kind = type(model_config).__name__
+        raise ValueError(f"model_config must be a dict, the published `config.model`, got {kind}.")
     given = dict(model_config.items())
     for key in _KEYS:
         if key not in given:
@@ -122,9 +145,15 @@ def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KEYS and not callable(value):
             raise ValueError(f"model_config has an unknown key {key!r}; known: {', '.join(_KEYS)}.")
         wanted = _KEYS.get(key, object)
-        numeric = wanted is float and isinstance(value, int) and not isinstance(value, bool)
-        if not (type(value) is wanted or numeric or key not in _KEYS):
-            raise ValueError(f"model_config[{key!r}] must be of type {wanted.__name__}: {value!r}.")
+        if not isinstance(value, wanted) or (
+            isinstance(value, bool) and wanted in (Integral, Real)
+        ):
+            raise ValueError(f"model_config[{key!r}] must be {_WORDS[wanted]}, got {value!r}.")
+    for key, low, high in _RANGES:
+        if not low <= given[key] < high:
+            raise ValueError(
+                f"model_config[{key!r}] must lie in [{low}, {high}), got {given[key]}."
+            )
     if given["gamma_type"] not in _GAMMA_TYPES:
         known = ", ".join(_GAMMA_TYPES)
         raise ValueError(f"gamma_type must be one of {known}, got {given['gamma_type']!r}.")
@@ -152,6 +181,8 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or not {"step", "ema_params"} <= set(tree):
         found = sorted(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
         raise ValueError(f"{file} is not {wanted}: it holds {found}.")
+    if not isinstance(tree["ema_params"], dict) or np.shape(tree["step"]) != ():
+        raise ValueError(f"{file} is not {wanted}: its ema_params or step are of another form.")
     return tree
 
 
@@ -181,8 +212,10 @@ def _check_params(params: Any, gamma_module: nn.Module, score_module: UNet, file
                 f"the parameter {name} of {file} is {shape}, but the configuration calls for "
                 f"{list(want.shape)}."
             )
-        if have.dtype != want.dtype or not np.isfinite(have).all():
-            raise ValueError(f"the parameter {name} of {file} is not finite {want.dtype}.")
+        if have.dtype != want.dtype:
+            raise ValueError(f"the parameter {name} of {file} is {have.dtype}, not {want.dtype}.")
+        if not np.isfinite(have).all():
+            raise ValueError(f"the parameter {name} of {file} is not finite.")
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

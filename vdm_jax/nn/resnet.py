@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import pixels
-from vdm_jax.nn.features import level_log_posterior, sinusoidal
+from vdm_jax.nn.features import level_log_posterior, posterior_mean, sinusoidal
 from vdm_jax.nn.unet import Head
 from vdm_jax.types import PerExample, Tensor
 
@@ -46,6 +46,8 @@ class ResNet(nn.Module):
         """z_t [batch, height, width, channels], gamma_t [batch]; see `UNet`."""
         if self.head not in ("eps", "levels"):
             raise ValueError(f"ResNet head must be one of eps, levels, got {self.head!r}.")
+        if self.channels < 4 or self.channels % 4:
+            raise ValueError(f"ResNet channels must be a multiple of 4, got {self.channels}.")
         t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
         conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
         cond = jnp.concatenate([sinusoidal(t, 64), conditioning[:, None].astype(t.dtype)], axis=1)
@@ -67,8 +69,7 @@ class ResNet(nn.Module):
         h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
         if self.head == "eps":
             return z_t + h
-        log_posterior = level_log_posterior(h.reshape(*z_t.shape, -1) + prior, z_t, gamma_t)
-        return jnp.exp(log_posterior) @ pixels.level_values(self.levels)
+        return posterior_mean(h.reshape(*z_t.shape, self.levels) + prior, z_t, gamma_t)
 
     def _moments(self, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         """Mean and standard deviation of each pixel's own posterior: [..., 2 channels]."""
