@@ -10,7 +10,7 @@ from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["fourier", "level_log_posterior", "posterior_mean", "sinusoidal"]
+__all__ = ["embed", "fourier", "level_log_posterior", "posterior_mean", "sinusoidal"]
 
 
 def fourier(z: Tensor, exponents: tuple[int, ...] = (6, 7)) -> Tensor:
@@ -38,6 +38,23 @@ def sinusoidal(t: PerExample, features: int) -> Tensor:
     angles = 1000.0 * t[:, None] * frequencies
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def embed(
+    gamma_t: PerExample,
+    conditioning: PerExample | None,
+    gamma_min: float,
+    gamma_max: float,
+    features: int,
+) -> Tensor:
+    """What a network is conditioned on: [batch, features + 1].
+
+    The `sinusoidal` embedding of gamma rescaled so that gamma_min and gamma_max become 0 and 1, and
+    behind it the number `conditioning` of each example, zero where it isn't given.
+    """
+    t = (gamma_t - gamma_min) / (gamma_max - gamma_min)
+    conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
+    return jnp.concatenate([sinusoidal(t, features), conditioning[:, None].astype(t.dtype)], axis=1)
 
 
 def level_log_posterior(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.features import posterior_mean, sinusoidal
+from vdm_jax.nn.features import embed, posterior_mean
 from vdm_jax.nn.unet import Head
 from vdm_jax.types import PerExample, Tensor
 
@@ -42,9 +42,7 @@ class MLP(nn.Module):
         deterministic: bool = True,
     ) -> Tensor:
         """z_t [batch, *event], gamma_t [batch] -> prediction of z_t's shape; see `UNet`."""
-        t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
-        conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
-        cond = jnp.concatenate([sinusoidal(t, 64), conditioning[:, None].astype(t.dtype)], axis=1)
+        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
         cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
         h = nn.Dense(self.width, name="input")(z_t.reshape(z_t.shape[0], -1))
         for i in range(self.num_blocks):

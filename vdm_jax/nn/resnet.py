@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import pixels
-from vdm_jax.nn.features import level_log_posterior, posterior_mean, sinusoidal
+from vdm_jax.nn.features import embed, level_log_posterior, posterior_mean
 from vdm_jax.nn.unet import Head
 from vdm_jax.types import PerExample, Tensor
 
@@ -48,9 +48,7 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet head must be one of eps, levels, got {self.head!r}.")
         if self.channels < 4 or self.channels % 4:
             raise ValueError(f"ResNet channels must be a multiple of 4, got {self.channels}.")
-        t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
-        conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
-        cond = jnp.concatenate([sinusoidal(t, 64), conditioning[:, None].astype(t.dtype)], axis=1)
+        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
         cond = nn.swish(nn.Dense(2 * self.channels, name="embed")(cond))
 
         prior = jnp.zeros(())

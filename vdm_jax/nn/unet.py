@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.features import fourier, posterior_mean, sinusoidal
+from vdm_jax.nn.features import embed, fourier, posterior_mean
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["Head", "UNet"]
@@ -61,10 +61,7 @@ class UNet(nn.Module):
         named "dropout".
         """
         self._check(z_t)
-        t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
-        conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
-        embedding = sinusoidal(t, self.channels)
-        cond = jnp.concatenate([embedding, conditioning[:, None].astype(t.dtype)], axis=1)
+        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, self.channels)
         for name in ("dense0", "dense1"):
             cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
 
