@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from experiments.cli import UserError
 from vdm_jax import timestep
 from vdm_jax.nn import monotone
+from vdm_jax.nn.features import HEADS, head_kind
 from vdm_jax.nn.mlp import MLP
 from vdm_jax.nn.resnet import ResNet
 from vdm_jax.nn.unet import UNet
@@ -19,8 +20,13 @@ from vdm_jax.types import Denoise, Gamma, Key, PerExample, Tensor
 __all__ = ["make_model"]
 
 
-def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) -> Model:
+def make_model(
+    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int = 0
+) -> Model:
     """The model of `config.model` for images of the given shape and number of levels.
+
+    With `num_classes` the conditioning is [batch, 2], the augmentation flag and the class, else
+    the flag alone, [batch].
 
     Its parameters are {"gamma": …, "score_model": …}, as in the published code.
     Raises UserError for settings that don't fit together.
@@ -35,6 +41,8 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
     network = _network(c, levels)
+    if c.gamma_objective == "variance":
+        _check_variance(c)
     if c.timesteps not in timestep.METHODS:
         raise UserError(
             f"config.model.timesteps is {c.timesteps!r}; known: {', '.join(timestep.METHODS)}"
@@ -42,15 +50,18 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
 
     def init(key: Key) -> Params:
         batch = jnp.zeros((1,))
-        variables = network.init(key, jnp.zeros((1, *event_shape)), batch)
+        conditioning = jnp.zeros((1, 1 + num_classes))
+        variables = network.init(key, jnp.zeros((1, *event_shape)), batch, conditioning)
         return {
             "gamma": gamma_module.init(key, batch).get("params", {}),
             "score_model": variables["params"],
         }
 
-    def bind(
-        params: Params, conditioning: PerExample, dropout: Key | None
-    ) -> tuple[Denoise, Gamma]:
+    def bind(params: Params, conditioning: Tensor, dropout: Key | None) -> tuple[Denoise, Gamma]:
+        if num_classes:
+            flag, label = conditioning[:, :1], conditioning[:, 1].astype(int)
+            conditioning = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
+
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
             variables = {"params": params["score_model"]}
             rngs = {} if dropout is None else {"dropout": dropout}
@@ -69,24 +80,36 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...], levels: int) ->
     return Model(
         init=init,
         bind=bind,
-        kind="x" if c.head == "levels" else "eps",
+        kind=head_kind(c.head),
         event_shape=event_shape,
         levels=levels,
         num_steps=c.num_steps,
         timesteps=c.timesteps,
+        end_points=monotone.END_POINTS if c.gamma_objective == "variance" else None,
     )
+
+
+def _check_variance(c: ConfigDict) -> None:
+    """Only a pinned monotone schedule in continuous time has a shape that the bound leaves free."""
+    for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
+        if c[name] != wanted:
+            raise UserError(
+                f"config.model.gamma_objective is 'variance', which needs config.model.{name} to "
+                f"be {wanted}, got {c[name]}: else the bound depends on the schedule's shape"
+            )
 
 
 def _network(c: ConfigDict, levels: int) -> nn.Module:
     """The network, unless its settings are wrong."""
     for name, known in (
         ("network", ("unet", "resnet", "mlp")),
-        ("head", ("eps", "levels")),
+        ("head", HEADS),
         ("attention", ("middle", "all")),
+        ("gamma_objective", ("bound", "variance")),
     ):
         if c[name] not in known:
             raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
-    names = ("gamma_min", "gamma_max", "num_blocks", "dropout", "head")
+    names = ("gamma_min", "gamma_max", "num_blocks", "dropout", "head", "fourier_features")
     shared = {name: c[name] for name in names} | {"levels": levels}
     if c.network == "mlp":
         return MLP(width=c.channels, **shared)
@@ -100,6 +123,5 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     return UNet(
         channels=c.channels,
         attention=c.attention,
-        fourier_features=c.fourier_features,
         **shared,
     )

@@ -22,6 +22,8 @@ __all__ = [
     "ElboTerms",
     "bits_per_dim",
     "diffusion",
+    "diffusion_at",
+    "draw",
     "elbo",
     "elbo_given",
     "prior",
@@ -108,6 +110,21 @@ def diffusion(
     if jnp.shape(gamma_t) != t.shape:
         got = jnp.shape(gamma_t)
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
+    return diffusion_at(x, eps, gamma_t, weight, denoise, kind)
+
+
+def diffusion_at(
+    x: Tensor,
+    eps: Tensor,
+    gamma_t: PerExample,
+    weight: PerExample,
+    denoise: Denoise,
+    kind: Kind = "eps",
+) -> PerExample:
+    """`diffusion` where the schedule's values are known: weight / 2 ||eps - eps_hat||^2, nats.
+
+    `gamma_t` and `weight` are [batch]; the weight is gamma'(t) in continuous time (VDM eq. 17).
+    """
     z_t = marginal(x, gamma_t).at(eps)
     eps_hat = to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
     return 0.5 * weight * _sum_event(jnp.square(eps - eps_hat))
@@ -135,11 +152,17 @@ def elbo(
     Returns:
       `ElboTerms`, each [batch] in nats; `.total` is their sum.
     """
-    shape, batch = jnp.shape(images), jnp.shape(images)[0]
-    key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
-    t = timestep.draw(key_t, batch, timesteps)
-    eps_0, eps = jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape)
+    eps_0, eps, t = draw(key, jnp.shape(images), timesteps)
     return elbo_given(images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind)
+
+
+def draw(
+    key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
+) -> tuple[Tensor, Tensor, PerExample]:
+    """What `elbo` draws for images of the given shape: eps_0 and eps of that shape, t [batch]."""
+    key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
+    t = timestep.draw(key_t, shape[0], timesteps)
+    return jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape), t
 
 
 def elbo_given(

@@ -22,17 +22,18 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             "network": "unet",  # unet, resnet, mlp
-            "head": "eps",  # eps, levels
+            "head": "eps",  # eps, x, v, levels
             "channels": 128,  # of a block; the width of the mlp
             "num_blocks": 32,
             "attention": "middle",  # unet: middle, all
-            "fourier_features": True,  # unet
+            "fourier_features": True,
             "dropout": 0.1,
             "gamma": "scalar",  # fixed, scalar, monotone
             "gamma_min": -13.3,
             "gamma_max": 5.0,
             "gamma_pinned": True,  # monotone: hold the end points, whatever the weights
             "learn_end_points": True,  # monotone and pinned: train them too
+            "gamma_objective": "bound",  # bound; variance: monotone and pinned, see appendix I.2
             "num_steps": config_dict.placeholder(int),  # T; None is continuous time
             "timesteps": "antithetic",  # antithetic, uniform
         }

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         channels=32,
         num_blocks=4,
         dropout=0.1,
+        fourier_features=False,
         gamma="fixed",
         gamma_min=-8.0,
     )

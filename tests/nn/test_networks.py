@@ -8,6 +8,7 @@ import pytest
 from vdm_jax import loss, parameterization, pixels
 from vdm_jax.nn import features
 from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.resnet import ResNet
 from vdm_jax.nn.unet import UNet
 
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
@@ -42,6 +43,18 @@ def test_fourier_features_are_sines_and_cosines_of_powers_of_two():
     got = features.fourier(z, (6, 7))
     angles = 2 * np.pi * np.array([64 * 0.1, 128 * 0.1, 64 * -0.3, 128 * -0.3])
     np.testing.assert_allclose(got[0], [*np.sin(angles), *np.cos(angles)], atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_fourier_periods_are_one_bin_and_two_bins_of_a_pixel(levels):
+    exponents = features.fourier_exponents(levels)
+    x = pixels.level_values(levels)[:, None]
+    waves = np.asarray(features.fourier(x, exponents))
+    # The faster wave is the same at every level; the slower changes its sign from each to the next.
+    np.testing.assert_allclose(waves[:, 1], waves[0, 1], atol=5e-4)
+    np.testing.assert_allclose(waves[:, 3], waves[0, 3], atol=5e-4)
+    np.testing.assert_allclose(waves[1:, [0, 2]], -waves[:-1, [0, 2]], atol=5e-4)
+    assert features.fourier_exponents(256) == (6.0, 7.0)
 
 
 @pytest.mark.parametrize("size", [4, 7, 32])
@@ -184,11 +197,51 @@ def test_the_heads_of_one_network_can_be_compared_by_the_same_loss():
 def test_wrong_arguments_are_named():
     z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
     for network, z, message in (
-        (small_unet(attention="none"), z_t, "attention must be one of middle, all, got 'none'"),
-        (small_unet(head="logits"), z_t, "head must be one of eps, levels, got 'logits'"),
+        (small_unet(attention="none"), z_t, "attention must be middle or all, got 'none'"),
+        (small_unet(head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
         (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
         (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
-        (MLP(**ENDS, head="logits"), z_t, "head must be one of eps, levels, got 'logits'"),
+        (MLP(**ENDS, head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
     ):
         with pytest.raises(ValueError, match=message):
             network.init(key, z, gamma_t)
+
+
+@pytest.mark.parametrize("network", [small_unet, MLP, ResNet])
+@pytest.mark.parametrize("head", ["eps", "x", "v"])
+def test_heads_predict_their_kind(network, head):
+    """At the start a head's prediction is z_t (eps, x) or 0 (v), whatever the features are."""
+    ends = {} if network is small_unet else ENDS
+    net = network(**ends, head=head, levels=16, fourier_features=True)
+    z_t = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
+    got = net.apply(net.init(jax.random.key(0), z_t, jnp.zeros(3)), z_t, jnp.zeros(3))
+    np.testing.assert_array_equal(got, 0.0 * z_t if head == "v" else z_t)
+    assert features.head_kind(head) == head and features.head_kind("levels") == "x"
+
+
+@pytest.mark.parametrize("network", [MLP, ResNet])
+def test_fourier_features_let_a_small_network_see_the_last_bit(network):
+    """Two latents half a bin apart: without the features their embeddings are nearly the same."""
+
+    def response(fourier_features):
+        net = network(**ENDS, levels=256, fourier_features=fourier_features)
+        z_t = jnp.full((2, 4, 4, 1), 0.25).at[1].add(1 / 256)
+        params = shaken(net.init(jax.random.key(0), z_t, jnp.zeros(2))["params"])
+        a, b = net.apply({"params": params}, z_t, jnp.zeros(2)) - z_t
+        return np.abs(a - b).max()
+
+    assert response(True) > 10 * response(False)
+
+
+@pytest.mark.parametrize("network", [small_unet, MLP, ResNet])
+def test_conditioning_may_be_several_numbers(network):
+    ends = {} if network is small_unet else ENDS
+    net = network(**ends)
+    z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.zeros(2)
+    z_t = z_t.at[1].set(z_t[0])
+    classes = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    params = shaken(net.init(jax.random.key(0), z_t, gamma_t, classes)["params"], 0.3)
+    a, b = net.apply({"params": params}, z_t, gamma_t, classes)
+    if network is small_unet:  # one channel a group hides it: see UNet.channels
+        return
+    assert np.abs(a - b).max() > 1e-3

@@ -31,9 +31,9 @@ def evaluate(model, test_images, batch_size, repeats=1, mesh=None, key=0):
 
 
 def test_means_and_standard_errors_against_numpy():
-    nats = ElboTerms(*np.abs(RNG.normal(size=(3, 50))).astype(np.float32))
-    result = evaluation.summarise(nats, (2, 2, 1), 1)
-    bits = nats.total / (4 * np.log(2))
+    nats = ElboTerms(*np.abs(RNG.normal(size=(3, 2, 50))).astype(np.float32))
+    result = evaluation.summarise(evaluation.Draws(nats, np.zeros((2, 50))), (2, 2, 1))
+    bits = nats.total.mean(axis=0) / (4 * np.log(2))
     np.testing.assert_allclose(result.bpd.mean, bits.mean(), rtol=1e-6)
     np.testing.assert_allclose(result.bpd.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
     np.testing.assert_allclose(
@@ -44,8 +44,50 @@ def test_means_and_standard_errors_against_numpy():
 
 
 def test_one_image_has_no_standard_error():
-    one = ElboTerms(*np.ones((3, 1)))
-    assert np.isnan(evaluation.summarise(one, SHAPE, 1).bpd.standard_error)
+    one = evaluation.Draws(ElboTerms(*np.ones((3, 1, 1))), np.zeros((1, 1)))
+    result = evaluation.summarise(one, SHAPE)
+    assert np.isnan(result.bpd.standard_error) and np.isnan(result.bpd.monte_carlo)
+    assert set(result.scalars()) == {"bpd", "reconstruction", "prior", "diffusion"}
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 8])
+def test_the_error_is_split_into_what_draws_and_what_images_cause(repeats):
+    """Independent draws with a known spread within (0.5) and between images (0.3)."""
+    rng = np.random.default_rng(repeats)
+    shares = []
+    for _ in range(40):
+        levels = rng.normal(2.0, 0.3, 200)
+        shares.append(evaluation.estimate(levels + rng.normal(0.0, 0.5, (repeats, 200))))
+    within, between = 0.5 / np.sqrt(200 * repeats), 0.3 / np.sqrt(200)
+    rms = lambda name: np.sqrt(np.mean([getattr(share, name) ** 2 for share in shares]))  # noqa: E731
+    np.testing.assert_allclose(rms("monte_carlo"), within, rtol=0.1)
+    np.testing.assert_allclose(rms("between"), between, rtol=0.1)
+    np.testing.assert_allclose(rms("standard_error"), np.hypot(within, between), rtol=0.05)
+
+
+def test_images_that_belong_together_count_as_one():
+    """30 photos of 20 equal crops each: the error is that of 30 numbers, not of 600."""
+    rng = np.random.default_rng(5)
+    photos = rng.normal(size=30)
+    groups = np.repeat([f"photo {i}" for i in range(30)], 20)
+    draws = np.repeat(photos, 20)[None]
+    grouped = evaluation.estimate(draws, groups)
+    np.testing.assert_allclose(grouped.standard_error, photos.std(ddof=1) / 30**0.5)
+    assert evaluation.estimate(draws).standard_error < 0.3 * grouped.standard_error
+    apart = evaluation.estimate(draws, np.arange(600))
+    np.testing.assert_allclose(apart.standard_error, draws.std(ddof=1) / 600**0.5)
+
+
+@pytest.mark.parametrize("repeats", [2, 5, 8])
+def test_the_monte_carlo_error_is_the_spread_between_keys(repeats):
+    """On one set of images, whose times are spread evenly: nothing else changes."""
+    model = constant_model()
+    model = dataclasses.replace(model, bind=steep(model.bind))
+    test_images = images(96)
+    results = [evaluate(model, test_images, 96, repeats, key=k).diffusion for k in range(60)]
+    spread = np.std([r.mean for r in results], ddof=1)
+    claimed = np.sqrt(np.mean([r.monte_carlo**2 for r in results]))
+    assert 0.7 < claimed / spread < 1.4
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 17])

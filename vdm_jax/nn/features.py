@@ -1,6 +1,7 @@
 """Feature maps and output heads that the denoisers share."""
 
 import math
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,48 @@ import jax.numpy as jnp
 from vdm_jax import pixels
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
-from vdm_jax.types import PerExample, Tensor
+from vdm_jax.types import Kind, PerExample, Tensor
 
-__all__ = ["embed", "fourier", "level_log_posterior", "posterior_mean", "sinusoidal"]
+__all__ = [
+    "HEADS",
+    "Head",
+    "check_head",
+    "embed",
+    "fourier",
+    "fourier_exponents",
+    "head_kind",
+    "level_log_posterior",
+    "posterior_mean",
+    "sinusoidal",
+]
+
+Head = Literal["eps", "x", "v", "levels"]
+"""What a network's last layer gives: a prediction of that kind, or the odds of the pixel levels."""
+
+HEADS: tuple[Head, ...] = get_args(Head)
 
 
-def fourier(z: Tensor, exponents: tuple[int, ...] = (6, 7)) -> Tensor:
+def check_head(network: str, head: str) -> None:
+    """Raise ValueError for a head that isn't known."""
+    if head not in HEADS:
+        raise ValueError(f"{network} head must be one of {', '.join(HEADS)}, got {head!r}.")
+
+
+def head_kind(head: Head) -> Kind:
+    """The kind of prediction a head gives: "levels" gives a mean over levels, an "x"."""
+    return "x" if head == "levels" else head
+
+
+def fourier_exponents(levels: int) -> tuple[float, float]:
+    """The exponents n for which `fourier` has periods of two bins and of one bin of a pixel.
+
+    A bin is 2 / levels wide; with the published 256 levels these are 6 and 7.
+    """
+    n = math.log2(levels)
+    return n - 2.0, n - 1.0
+
+
+def fourier(z: Tensor, exponents: tuple[float, ...] = (6, 7)) -> Tensor:
     """sin and cos of 2 pi 2^n z: the features that show a network the last bits of a pixel.
 
     [..., channels] -> [..., 2 channels len(exponents)]; first all sines, then all cosines, each
@@ -42,19 +79,20 @@ def sinusoidal(t: PerExample, features: int) -> Tensor:
 
 def embed(
     gamma_t: PerExample,
-    conditioning: PerExample | None,
+    conditioning: Tensor | None,
     gamma_min: float,
     gamma_max: float,
     features: int,
 ) -> Tensor:
-    """What a network is conditioned on: [batch, features + 1].
+    """What a network is conditioned on: [batch, features + n].
 
     The `sinusoidal` embedding of gamma rescaled so that gamma_min and gamma_max become 0 and 1, and
-    behind it the number `conditioning` of each example, zero where it isn't given.
+    behind it each example's `conditioning`, [batch] (n = 1) or [batch, n]; one zero if not given.
     """
     t = (gamma_t - gamma_min) / (gamma_max - gamma_min)
     conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
-    return jnp.concatenate([sinusoidal(t, features), conditioning[:, None].astype(t.dtype)], axis=1)
+    columns = conditioning.reshape(t.shape[0], -1).astype(t.dtype)
+    return jnp.concatenate([sinusoidal(t, features), columns], axis=1)
 
 
 def level_log_posterior(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:

@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.features import embed, posterior_mean
-from vdm_jax.nn.unet import Head
+from vdm_jax.nn import features
+from vdm_jax.nn.features import Head, embed, posterior_mean
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["MLP"]
@@ -20,9 +20,10 @@ class MLP(nn.Module):
       width: of the hidden layers.
       num_blocks: number of residual blocks.
       dropout: rate inside the blocks.
-      head: "eps" (predicts noise, kind "eps") or "levels" (a softmax over the pixel levels, whose
-        mean is a prediction of kind "x").
-      levels: the number of pixel levels, for the head "levels".
+      fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
+      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
+        levels, whose mean is a prediction of kind "x").
+      levels: the number of pixel levels.
     """
 
     gamma_min: float
@@ -30,6 +31,7 @@ class MLP(nn.Module):
     width: int = 256
     num_blocks: int = 3
     dropout: float = 0.1
+    fourier_features: bool = False
     head: Head = "eps"
     levels: int = 256
 
@@ -38,13 +40,17 @@ class MLP(nn.Module):
         self,
         z_t: Tensor,
         gamma_t: PerExample,
-        conditioning: PerExample | None = None,
+        conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor:
         """z_t [batch, *event], gamma_t [batch] -> prediction of z_t's shape; see `UNet`."""
         cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
         cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
-        h = nn.Dense(self.width, name="input")(z_t.reshape(z_t.shape[0], -1))
+        h = z_t.reshape(z_t.shape[0], -1)
+        if self.fourier_features:
+            waves = features.fourier(h, features.fourier_exponents(self.levels))
+            h = jnp.concatenate([h, waves], axis=-1)
+        h = nn.Dense(self.width, name="input")(h)
         for i in range(self.num_blocks):
             h = h + self._block(i, h, cond, deterministic)
         return self._output(nn.swish(nn.LayerNorm(name="norm_out")(h)), z_t, gamma_t)
@@ -59,11 +65,10 @@ class MLP(nn.Module):
         return nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(h)
 
     def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        zeros = nn.initializers.zeros
-        if self.head == "eps":
-            h = nn.Dense(math.prod(z_t.shape[1:]), kernel_init=zeros, name="output")(h)
-            return z_t + h.reshape(z_t.shape)
-        if self.head != "levels":
-            raise ValueError(f"MLP head must be one of eps, levels, got {self.head!r}.")
-        logits = nn.Dense(math.prod(z_t.shape[1:]) * self.levels, kernel_init=zeros, name="output")
-        return posterior_mean(logits(h).reshape(*z_t.shape, self.levels), z_t, gamma_t)
+        features.check_head("MLP", self.head)
+        outputs = math.prod(z_t.shape[1:]) * (self.levels if self.head == "levels" else 1)
+        h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
+        if self.head == "levels":
+            return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
+        h = h.reshape(z_t.shape)
+        return h if self.head == "v" else h + z_t

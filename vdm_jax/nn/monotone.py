@@ -14,7 +14,10 @@ from flax import linen as nn
 from vdm_jax import schedule
 from vdm_jax.types import Tensor
 
-__all__ = ["FixedGamma", "MonotoneGamma", "ScalarGamma", "make"]
+__all__ = ["END_POINTS", "FixedGamma", "MonotoneGamma", "ScalarGamma", "make"]
+
+END_POINTS = "l1"
+"""The part of a pinned `MonotoneGamma`'s parameters that sets its end points."""
 
 
 class FixedGamma(nn.Module):
@@ -49,8 +52,10 @@ class MonotoneGamma(nn.Module):
     With `pinned` (the paper's normalised form) the network only shapes the curve and
     gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) / (h(1) - h(0)), so that it starts at
     gamma_0 and ends at gamma_1 whatever the weights; gamma_0 and gamma_1 are l1's bias
-    and bias + |kernel|, learned with `learn_end_points`, else kept at the configured values.
-    Without it (the published code's form) h itself is the schedule and drifts from its end points.
+    and bias + |kernel|, learned with `learn_end_points`, else kept at the configured values. The
+    gradient keeps the two apart: l1 is trained for the end points alone (its part in the shape
+    counts as constant), l2 and l3 for the shape alone. Without it (the published code's form) h
+    itself is the schedule and drifts from its end points.
     """
 
     gamma_min: float
@@ -74,7 +79,8 @@ class MonotoneGamma(nn.Module):
             column = t.reshape(-1, 1)
             # 2 sigmoid(y) - 1 = tanh(y / 2), the form of the published code.
             hidden = 2.0 * (jax.nn.sigmoid(l2(2.0 * (column - 0.5))) - 0.5)
-            return (l1(column) + l3(hidden) / self.features).reshape(t.shape)
+            line = l1(column, hold=self.pinned)
+            return (line + l3(hidden) / self.features).reshape(t.shape)
 
         t = jnp.asarray(t, jnp.result_type(t, float))
         if not self.pinned:
@@ -94,12 +100,14 @@ class _MonotoneDense(nn.Module):
     bias_init: Callable | None = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Tensor) -> Tensor:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(self, x: Tensor, hold: bool = False) -> Tensor:
+        """With `hold` the parameters count as constants in a gradient."""
+        held = jax.lax.stop_gradient if hold else lambda param: param
+        kernel = held(self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
         y = x @ jnp.abs(kernel).astype(x.dtype)
         if self.bias_init is None:
             return y
-        return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
+        return y + held(self.param("bias", self.bias_init, (self.features,))).astype(x.dtype)
 
 
 def make(

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import pixels
-from vdm_jax.nn.features import embed, level_log_posterior, posterior_mean
-from vdm_jax.nn.unet import Head
+from vdm_jax.nn import features
+from vdm_jax.nn.features import Head, embed, level_log_posterior, posterior_mean
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["ResNet"]
@@ -22,9 +22,10 @@ class ResNet(nn.Module):
       channels: of every block; a multiple of 4.
       num_blocks: number of residual blocks.
       dropout: rate inside the convolutions; twice that in the bottleneck.
-      head: "eps" (predicts noise, kind "eps") or "levels" (a softmax over the pixel levels, whose
-        mean is a prediction of kind "x").
-      levels: the number of pixel levels, for the head "levels".
+      fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
+      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
+        levels, whose mean is a prediction of kind "x").
+      levels: the number of pixel levels.
     """
 
     gamma_min: float
@@ -32,6 +33,7 @@ class ResNet(nn.Module):
     channels: int = 32
     num_blocks: int = 4
     dropout: float = 0.1
+    fourier_features: bool = False
     head: Head = "eps"
     levels: int = 256
 
@@ -40,12 +42,11 @@ class ResNet(nn.Module):
         self,
         z_t: Tensor,
         gamma_t: PerExample,
-        conditioning: PerExample | None = None,
+        conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor:
         """z_t [batch, height, width, channels], gamma_t [batch]; see `UNet`."""
-        if self.head not in ("eps", "levels"):
-            raise ValueError(f"ResNet head must be one of eps, levels, got {self.head!r}.")
+        features.check_head("ResNet", self.head)
         if self.channels < 4 or self.channels % 4:
             raise ValueError(f"ResNet channels must be a multiple of 4, got {self.channels}.")
         cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
@@ -57,6 +58,9 @@ class ResNet(nn.Module):
             # What each pixel by itself tells: the posterior over its levels, under a learned prior.
             prior = self.param("bias", nn.initializers.zeros, (*z_t.shape[1:], self.levels))
             h = self._moments(prior, z_t, gamma_t)
+        if self.fourier_features:
+            waves = features.fourier(z_t, features.fourier_exponents(self.levels))
+            h = jnp.concatenate([h, waves], axis=-1)
         h = nn.Conv(self.channels, (3, 3), name="conv_in")(h)
         h = h + self.param("position", nn.initializers.normal(0.02), h.shape[1:])
         for i in range(self.num_blocks):
@@ -65,9 +69,9 @@ class ResNet(nn.Module):
         h = nn.Dropout(self.dropout)(nn.LayerNorm(name="norm_out")(h), deterministic=deterministic)
         outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
         h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
-        if self.head == "eps":
-            return z_t + h
-        return posterior_mean(h.reshape(*z_t.shape, self.levels) + prior, z_t, gamma_t)
+        if self.head == "levels":
+            return posterior_mean(h.reshape(*z_t.shape, self.levels) + prior, z_t, gamma_t)
+        return h if self.head == "v" else h + z_t
 
     def _moments(self, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         """Mean and standard deviation of each pixel's own posterior: [..., 2 channels]."""

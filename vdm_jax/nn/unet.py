@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.features import embed, fourier, posterior_mean
+from vdm_jax.nn import features
+from vdm_jax.nn.features import Head, embed, fourier, posterior_mean
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["Head", "UNet"]
-
-Head = Literal["eps", "levels"]
+__all__ = ["UNet"]
 
 
 class UNet(nn.Module):
@@ -29,11 +28,12 @@ class UNet(nn.Module):
         channel for gamma and the conditioning, so that the network can't see them.
       num_blocks: blocks in the first half; the second has one more.
       attention: "middle" (one attention block, between the halves) or "all" (after each block too).
-      fourier_features: append sin and cos of 2 pi 2^n z, n = 6, 7, to the input.
+      fourier_features: append sin and cos of 2 pi 2^n z to the input, n as `fourier_exponents`
+        says: 6 and 7 for 256 levels.
       dropout: rate inside the residual blocks.
-      head: "eps" (predicts noise, kind "eps") or "levels" (a softmax over the pixel levels, whose
-        mean is a prediction of kind "x").
-      levels: the number of pixel levels, for the head "levels".
+      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
+        levels, whose mean is a prediction of kind "x").
+      levels: the number of pixel levels.
     """
 
     gamma_min: float
@@ -51,14 +51,14 @@ class UNet(nn.Module):
         self,
         z_t: Tensor,
         gamma_t: PerExample,
-        conditioning: PerExample | None = None,
+        conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor:
         """z_t [batch, height, width, channels], gamma_t [batch] -> prediction of z_t's shape.
 
-        `conditioning` [batch] is one more number to condition on (the published models: whether
-        the image was augmented), zero by default. Dropout needs `deterministic=False` and an rng
-        named "dropout".
+        `conditioning` [batch] or [batch, n] is what else to condition on (the published models:
+        whether the image was augmented), one zero by default. Dropout needs `deterministic=False`
+        and an rng named "dropout".
         """
         self._check(z_t)
         cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, self.channels)
@@ -71,7 +71,10 @@ class UNet(nn.Module):
         def maybe_attend(name: str, h: Tensor) -> Tensor:
             return AttentionBlock(name=name)(h) if self.attention == "all" else h
 
-        h = jnp.concatenate([z_t, fourier(z_t)], axis=-1) if self.fourier_features else z_t
+        h = z_t
+        if self.fourier_features:
+            exponents = features.fourier_exponents(self.levels)
+            h = jnp.concatenate([z_t, fourier(z_t, exponents)], axis=-1)
         h = nn.Conv(self.channels, (3, 3), name="conv_in")(h)
         skips = [h]
         for i in range(self.num_blocks):
@@ -91,19 +94,16 @@ class UNet(nn.Module):
         h = nn.Conv(outputs, (3, 3), kernel_init=zeros, name="conv_out")(h)
         if self.head == "levels":
             return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
-        return h + z_t
+        return h if self.head == "v" else h + z_t
 
     def _check(self, z_t: Tensor) -> None:
         if z_t.ndim != 4:
             raise ValueError(f"UNet wants [batch, height, width, channels], got {z_t.shape}.")
         if self.channels % 32:
             raise ValueError(f"UNet channels must be a multiple of 32, got {self.channels}.")
-        for name, value, known in (
-            ("attention", self.attention, ("middle", "all")),
-            ("head", self.head, ("eps", "levels")),
-        ):
-            if value not in known:
-                raise ValueError(f"UNet {name} must be one of {', '.join(known)}, got {value!r}.")
+        if self.attention not in ("middle", "all"):
+            raise ValueError(f"UNet attention must be middle or all, got {self.attention!r}.")
+        features.check_head("UNet", self.head)
 
 
 class ResidualBlock(nn.Module):

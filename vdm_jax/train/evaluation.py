@@ -12,17 +12,44 @@ from vdm_jax.train import sharding
 from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Key
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "make_eval_step", "summarise"]
+__all__ = [
+    "Draws",
+    "Estimate",
+    "Evaluation",
+    "collect",
+    "estimate",
+    "evaluate",
+    "make_eval_step",
+    "summarise",
+]
 
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array]]
+Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error."""
+    """A mean over images and its standard error, split into its two causes.
+
+    Attributes:
+      mean: over images, each the mean of its draws.
+      standard_error: of the mean as that of all images of the same source: standard deviation
+        between images (or between groups of them that belong together) / root of their number.
+        Holds both causes.
+      monte_carlo: the part due to the draws of time and noise, which more repeats make smaller;
+        NaN where each image has one draw only, or none (an exact value has 0).
+      between: the rest, due to the choice of images; only more images make it smaller.
+    """
 
     mean: float
     standard_error: float
+    monte_carlo: float = np.nan
+
+    @property
+    def between(self) -> float:
+        """sqrt(standard_error^2 - monte_carlo^2), 0 where the estimates leave nothing."""
+        rest = self.standard_error**2 - self.monte_carlo**2
+        return float(np.sqrt(np.maximum(rest, 0.0)))
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.standard_error:.4f}"
@@ -30,12 +57,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The bound on a test set in bits per dim, whole and term by term.
-
-    The standard error is that of the mean over images drawn from the same source: the standard
-    deviation between images (each the mean of its `repeats` draws, so it holds what is left of the
-    Monte-Carlo error), divided by the root of their number.
-    """
+    """The bound on a test set in bits per dim, whole and term by term."""
 
     bpd: Estimate
     reconstruction: Estimate
@@ -49,6 +71,7 @@ class Evaluation:
         numbers = {
             "bpd": self.bpd.mean,
             "bpd_standard_error": self.bpd.standard_error,
+            "bpd_monte_carlo_error": self.bpd.monte_carlo,
             "reconstruction": self.reconstruction.mean,
             "prior": self.prior.mean,
             "diffusion": self.diffusion.mean,
@@ -56,18 +79,30 @@ class Evaluation:
         return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """All draws of an evaluation: the bound's terms in nats and the times, [repeats, images]."""
+
+    terms: loss.ElboTerms
+    t: np.ndarray
+
+
 def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
-    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, mask), each [batch].
+    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, mask), all [batch].
 
     One draw of each image's terms, number `repeat` of `repeats`. Noise and time are functions of
     the key, the repeat and the image's `index` alone: batch size, padding and devices don't matter.
+    Even and odd repeats are two groups with independent times, equally spaced within a group; the
+    difference of the groups tells the Monte-Carlo error (`estimate`).
     """
 
     def draw(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[loss.ElboTerms, jax.Array]:
+    ) -> tuple[loss.ElboTerms, jax.Array, jax.Array]:
         key_t, key_noise = jax.random.split(key)
-        t = timestep.spread(jax.random.uniform(key_t), batch["index"], repeat, repeats)
+        group = repeat % 2
+        u = jax.random.uniform(jax.random.fold_in(key_t, group))
+        t = timestep.spread(u, batch["index"], repeat // 2, (repeats + 1 - group) // 2)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         shape = (2, *model.event_shape)
@@ -84,22 +119,16 @@ def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
             num_steps=model.num_steps,
             kind=model.kind,
         )
-        return terms, batch["mask"]
+        return terms, t, batch["mask"]  # of all hosts, as the other two
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
 
 
-def evaluate(
-    eval_step: EvalStep,
-    params: Params,
-    batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
-    model: Model,
-    mesh: Mesh,
-    key: Key,
-    repeats: int = 1,
-) -> Evaluation:
-    """The bound over every image that `batches()` gives, each exactly once per repeat.
+def collect(
+    eval_step: EvalStep, params: Params, batches: Batches, mesh: Mesh, key: Key, repeats: int = 1
+) -> Draws:
+    """`repeats` draws of every image that `batches()` gives, each exactly once per repeat.
 
     Args:
       batches: called once; each of its dicts has `images` [batch, *event], and `conditioning`,
@@ -108,35 +137,97 @@ def evaluate(
       repeats: draws of time and noise per image.
 
     Raises:
-      ValueError: if there are no images.
+      ValueError: if there are no images, or `repeats` is below 1.
     """
-    total = []
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    found: list[np.ndarray] = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
-        draws = []
-        for repeat in range(repeats):
-            terms, mask = jax.device_get(eval_step(params, on_devices, key, repeat, repeats))
-            draws.append(np.stack(terms)[:, mask > 0])
-        total.append(np.mean(draws, axis=0, dtype=np.float64))
-    if not total:
+        drawn = [eval_step(params, on_devices, key, repeat, repeats) for repeat in range(repeats)]
+        values = [np.stack([*terms, t])[:, mask > 0] for terms, t, mask in jax.device_get(drawn)]
+        found.append(np.stack(values, axis=1))
+    if not found:
         raise ValueError("there are no images to evaluate.")
-    return summarise(loss.ElboTerms(*np.concatenate(total, axis=1)), model.event_shape, repeats)
+    *terms, t = np.concatenate(found, axis=-1)
+    return Draws(loss.ElboTerms(*np.asarray(terms, np.float64)), t)
 
 
-def summarise(terms: loss.ElboTerms, event_shape: tuple[int, ...], repeats: int) -> Evaluation:
-    """Per-image nats, [num_images] each -> means and standard errors in bits per dim."""
-    count = len(terms.total)
+def evaluate(
+    eval_step: EvalStep,
+    params: Params,
+    batches: Batches,
+    model: Model,
+    mesh: Mesh,
+    key: Key,
+    repeats: int = 1,
+    groups: np.ndarray | None = None,
+) -> Evaluation:
+    """The bound over every image of `batches()`: `collect` and `summarise` in one."""
+    draws = collect(eval_step, params, batches, mesh, key, repeats)
+    return summarise(draws, model.event_shape, groups)
 
-    def estimate(nats: jax.Array) -> Estimate:
+
+def summarise(
+    draws: Draws, event_shape: tuple[int, ...], groups: np.ndarray | None = None
+) -> Evaluation:
+    """Nats of each draw -> means and standard errors in bits per dim; `groups` as in `estimate`."""
+
+    def of(nats: jax.Array) -> Estimate:
         bits = np.asarray(loss.bits_per_dim(nats, event_shape), np.float64)
-        error = bits.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
-        return Estimate(float(bits.mean()), float(error))
+        return estimate(bits, groups, draws.t)
 
+    repeats, count = draws.t.shape
+    terms = draws.terms
     return Evaluation(
-        bpd=estimate(terms.total),
-        reconstruction=estimate(terms.reconstruction),
-        prior=estimate(terms.prior),
-        diffusion=estimate(terms.diffusion),
+        bpd=of(terms.total),
+        reconstruction=of(terms.reconstruction),
+        prior=of(terms.prior),
+        diffusion=of(terms.diffusion),
         num_images=count,
         repeats=repeats,
     )
+
+
+def estimate(
+    draws: np.ndarray, groups: np.ndarray | None = None, t: np.ndarray | None = None
+) -> Estimate:
+    """Mean and standard errors of numbers [repeats, images], whatever their unit.
+
+    Args:
+      draws: even and odd repeats are two independent samples of each image.
+      groups: a label per image where some belong together (crops of one photo): then the standard
+        error is that between groups. None: each image for itself.
+      t: the draws' times [repeats, images], where they are spread evenly over [0, 1] as by
+        `make_eval_step`: then what depends on t alone adds no Monte-Carlo error. None: no times.
+    """
+    count = draws.shape[1]
+    images = draws.mean(axis=0)
+    labels = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(labels, weights=images - images.mean())
+    number = len(sums)
+    error = np.sqrt(np.sum(sums**2) * number / (number - 1)) / count if number > 1 else np.nan
+    by_time = 0.0 if t is None else _by_time(t, draws)
+    return Estimate(float(images.mean()), float(error), _monte_carlo(draws - by_time))
+
+
+def _monte_carlo(draws: np.ndarray) -> float:
+    """Standard error of the mean over images that the draws alone cause, for draws as they are."""
+    repeats, count = draws.shape
+    if repeats == 1:
+        return np.nan
+    even, odd = draws[::2], draws[1::2]
+    difference = even.mean(axis=0) - odd.mean(axis=0)
+    # With n draws in all, n_0 and n_1 in the groups: Var(mean) = Var(difference) n_0 n_1 / n^2.
+    variance = np.sum(difference**2) * len(even) * len(odd) / repeats**2
+    return float(np.sqrt(variance)) / count
+
+
+def _by_time(t: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The mean of `draws` as a function of their times: by bins, interpolated in between."""
+    bins = int(np.clip(t.size // 8, 1, 64))
+    bin_of = np.minimum((t * bins).astype(int), bins - 1).ravel()
+    counts = np.bincount(bin_of, minlength=bins)
+    means = np.bincount(bin_of, weights=draws.ravel(), minlength=bins) / np.maximum(counts, 1)
+    centres = (np.arange(bins) + 0.5) / bins
+    return np.interp(t, centres[counts > 0], means[counts > 0])

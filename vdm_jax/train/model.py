@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vdm_jax import loss, timestep
-from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample
+from vdm_jax.types import Denoise, Gamma, Key, Kind, Tensor
 
 __all__ = ["Batch", "Model", "Params", "elbo_terms"]
 
@@ -15,7 +15,7 @@ Params = Any
 """A pytree of arrays."""
 
 Batch = Mapping[str, jax.Array]
-"""`images` [batch, *event], integers, and `conditioning` [batch]."""
+"""`images` [batch, *event], integers, and `conditioning`, [batch] or [batch, n]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +24,24 @@ class Model:
 
     Attributes:
       init: key -> parameters.
-      bind: (parameters, conditioning [batch], dropout key or None) -> (denoise, gamma).
+      bind: (parameters, conditioning, dropout key or None) -> (denoise, gamma).
       kind: what denoise predicts.
       event_shape: of one image.
       levels: the number of values of a pixel.
       num_steps: T, or None for continuous time.
       timesteps: how times are drawn.
+      end_points: None to train the schedule on the bound; or the name in params["gamma"] of what
+        sets its end points, to train the rest for a low variance (`vdm_jax.train.variance`).
     """
 
     init: Callable[[Key], Params]
-    bind: Callable[[Params, PerExample, Key | None], tuple[Denoise, Gamma]]
+    bind: Callable[[Params, Tensor, Key | None], tuple[Denoise, Gamma]]
     kind: Kind
     event_shape: tuple[int, ...]
     levels: int
     num_steps: int | None = None
     timesteps: timestep.Method = "antithetic"
+    end_points: str | None = None
 
 
 def elbo_terms(

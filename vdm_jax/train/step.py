@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from vdm_jax import loss
-from vdm_jax.train import sharding
+from vdm_jax.train import sharding, variance
 from vdm_jax.train.model import Batch, Model, Params, elbo_terms
 from vdm_jax.types import Key
 
@@ -48,24 +48,40 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on the mean bound of `batch`, in bits per dim: a pure function.
 
+    With `model.end_points` the schedule's shape is trained for a low variance instead.
+
     Random numbers come from `key` folded with `state.step`. With `accumulate` > 1 the gradient is
     the mean over that many micro-batches, one after the other. Metrics are scalars: the loss
     `bpd`, its three terms, and the norm of the gradient.
     """
     key = jax.random.fold_in(key, state.step)
-
-    def objective(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
-        terms = elbo_terms(model, params, batch, key, dropout=True)
-        mean = jax.tree.map(lambda nats: loss.bits_per_dim(nats.mean(), model.event_shape), terms)
-        return mean.total, {"bpd": mean.total, **mean._asdict()}
-
-    gradient = _accumulated(jax.grad(objective, has_aux=True), accumulate)
+    gradient = _accumulated(_gradient(model), accumulate)
     grads, metrics = gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, ema_rate)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+
+def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
+    """(params, batch, key) -> (gradient of what `model` is trained for, mean terms in bits)."""
+
+    def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, loss.ElboTerms]:
+        terms = elbo_terms(model, params, batch, key, dropout=True)
+        return loss.bits_per_dim(terms.total.mean(), model.event_shape), terms
+
+    if model.end_points is None:
+        compute: Callable = jax.grad(bound, has_aux=True)
+    else:
+        compute = variance.gradient(model)
+
+    def gradient(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+        grads, terms = compute(params, batch, key)
+        mean = jax.tree.map(lambda nats: loss.bits_per_dim(nats.mean(), model.event_shape), terms)
+        return grads, {"bpd": mean.total, **mean._asdict()}
+
+    return gradient
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
