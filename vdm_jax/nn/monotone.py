@@ -47,15 +47,14 @@ class ScalarGamma(nn.Module):
 
 
 class MonotoneGamma(nn.Module):
-    """A network with positive weights: l1(t) + l3(sigmoid(l2(t))), increasing in t.
+    """A network with positive weights: a line plus l3(sigmoid(l2(t))), increasing in t.
 
-    With `pinned` (the paper's normalised form) the network only shapes the curve and
-    gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) / (h(1) - h(0)), so that it starts at
-    gamma_0 and ends at gamma_1 whatever the weights; gamma_0 and gamma_1 are l1's bias
-    and bias + |kernel|, learned with `learn_end_points`, else kept at the configured values. The
-    gradient keeps the two apart: l1 is trained for the end points alone (its part in the shape
-    counts as constant), l2 and l3 for the shape alone. Without it (the published code's form) h
-    itself is the schedule and drifts from its end points.
+    With `pinned` (the paper's normalised form) l2 and l3 only shape the curve: with
+    h(t) = t + l3(sigmoid(l2(t))), gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) /
+    (h(1) - h(0)) starts at gamma_0 and ends at gamma_1 whatever their weights. The end points are
+    l1's bias and bias + |kernel|, learned with `learn_end_points`, else kept at the configured
+    values. Without it (the published code's form) l1(t) + l3(sigmoid(l2(t))) itself is the schedule
+    and drifts from its end points.
     """
 
     gamma_min: float
@@ -72,14 +71,20 @@ class MonotoneGamma(nn.Module):
         scale = nn.initializers.constant(self.gamma_max - self.gamma_min)
         offset = nn.initializers.constant(self.gamma_min)
         l1 = _MonotoneDense(1, scale, offset, name="l1")
-        l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
+        if self.pinned:
+            # Steps of many widths all over [0, 1], from which any shape is soon made.
+            l2 = _MonotoneDense(
+                self.features, _uniform(0.0, 20.0), _uniform(-10.0, 10.0), name="l2"
+            )
+        else:
+            l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
         l3 = _MonotoneDense(1, nn.initializers.normal(), bias_init=None, name="l3")
 
         def raw(t: Tensor) -> Tensor:
             column = t.reshape(-1, 1)
             # 2 sigmoid(y) - 1 = tanh(y / 2), the form of the published code.
             hidden = 2.0 * (jax.nn.sigmoid(l2(2.0 * (column - 0.5))) - 0.5)
-            line = l1(column, hold=self.pinned)
+            line = column if self.pinned else l1(column)
             return (line + l3(hidden) / self.features).reshape(t.shape)
 
         t = jnp.asarray(t, jnp.result_type(t, float))
@@ -100,14 +105,16 @@ class _MonotoneDense(nn.Module):
     bias_init: Callable | None = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Tensor, hold: bool = False) -> Tensor:
-        """With `hold` the parameters count as constants in a gradient."""
-        held = jax.lax.stop_gradient if hold else lambda param: param
-        kernel = held(self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
+    def __call__(self, x: Tensor) -> Tensor:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x @ jnp.abs(kernel).astype(x.dtype)
         if self.bias_init is None:
             return y
-        return y + held(self.param("bias", self.bias_init, (self.features,))).astype(x.dtype)
+        return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
+
+
+def _uniform(low: float, high: float) -> Callable:
+    return lambda key, shape: jax.random.uniform(key, shape, minval=low, maxval=high)
 
 
 def make(

@@ -81,7 +81,7 @@ def gradient(
             jnp.zeros_like(values.gamma_1),
         )
         (of_gamma,), (of_ends,) = pull(of_square), pull(of_values)
-        of_gamma = {**of_gamma, name: of_ends[name]}
+        of_gamma = {**of_gamma, **{k: of_ends[k] for k in of_gamma if k == name}}
         return {"gamma": of_gamma, "score_model": of_network}, terms
 
     return compute
