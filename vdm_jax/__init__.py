@@ -6,6 +6,7 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 
 from vdm_jax import (
     gaussian,
+    importance,
     loss,
     parameterization,
     pixels,
@@ -22,6 +23,7 @@ __all__ = [
     "ElboTerms",
     "Gaussian",
     "gaussian",
+    "importance",
     "loss",
     "parameterization",
     "pixels",

@@ -16,7 +16,7 @@ RANKS = [
     {"types"},
     {"gaussian", "schedule"},
     {"process"},
-    {"parameterization", "pixels", "timestep"},
+    {"importance", "parameterization", "pixels", "timestep"},
     {"loss", "sampler"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
