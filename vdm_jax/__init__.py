@@ -5,6 +5,7 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 """
 
 from vdm_jax import (
+    bounds,
     gaussian,
     importance,
     loss,
@@ -22,6 +23,7 @@ from vdm_jax.loss import ElboTerms
 __all__ = [
     "ElboTerms",
     "Gaussian",
+    "bounds",
     "gaussian",
     "importance",
     "loss",

@@ -18,6 +18,7 @@ RANKS = [
     {"process"},
     {"importance", "parameterization", "pixels", "timestep"},
     {"loss", "sampler"},
+    {"bounds"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 PACKAGES = {"nn", "train", "data"}
