@@ -5,7 +5,9 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 """
 
 from vdm_jax import (
+    bounds,
     gaussian,
+    importance,
     loss,
     parameterization,
     pixels,
@@ -21,7 +23,9 @@ from vdm_jax.loss import ElboTerms
 __all__ = [
     "ElboTerms",
     "Gaussian",
+    "bounds",
     "gaussian",
+    "importance",
     "loss",
     "parameterization",
     "pixels",

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from vdm_jax import pixels, timestep
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.importance import Proposal
 from vdm_jax.parameterization import to_eps
 from vdm_jax.process import expand, marginal
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
@@ -139,6 +140,7 @@ def elbo(
     num_steps: int | None = None,
     kind: Kind = "eps",
     timesteps: timestep.Method = "antithetic",
+    proposal: Proposal | None = None,
 ) -> ElboTerms:
     """One unbiased sample of the three terms of the bound, for each of a batch of images.
 
@@ -148,12 +150,15 @@ def elbo(
       denoise, gamma, num_steps, kind: as for `diffusion`.
       levels: the number of values a pixel can take.
       timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
+      proposal: the density from which times are drawn, made by `vdm_jax.importance.proposal`, or
+        None for the uniform one. The expectation is the same.
 
     Returns:
       `ElboTerms`, each [batch] in nats; `.total` is their sum.
     """
     eps_0, eps, t = draw(key, jnp.shape(images), timesteps)
-    return elbo_given(images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind)
+    t, weight = (t, None) if proposal is None else proposal.at(t)
+    return elbo_given(images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind, weight)
 
 
 def draw(
@@ -175,18 +180,23 @@ def elbo_given(
     levels: int = 256,
     num_steps: int | None = None,
     kind: Kind = "eps",
+    weight: PerExample | None = None,
 ) -> ElboTerms:
     """`elbo` at given times `t` [batch] and noise, for z_0 and for z_t, each [batch, *event].
 
-    For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1].
+    For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1], or
+    if t and `weight` [batch] are those of `Proposal.at` for a uniform argument: the diffusion term
+    is multiplied by the weight.
     """
     x = pixels.encode(images, levels)
     gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
-    return ElboTerms(
-        reconstruction(images, eps_0, gamma_0, levels),
-        prior(x, gamma_1),
-        diffusion(x, eps, t, denoise, gamma, num_steps, kind),
-    )
+    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind)
+    if weight is not None:
+        if jnp.shape(weight) != at_t.shape:
+            got = jnp.shape(weight)
+            raise ValueError(f"weight must be {list(at_t.shape)}, one per example, got {got}.")
+        at_t = weight * at_t
+    return ElboTerms(reconstruction(images, eps_0, gamma_0, levels), prior(x, gamma_1), at_t)
 
 
 def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:

@@ -16,8 +16,9 @@ RANKS = [
     {"types"},
     {"gaussian", "schedule"},
     {"process"},
-    {"parameterization", "pixels", "timestep"},
+    {"importance", "parameterization", "pixels", "timestep"},
     {"loss", "sampler"},
+    {"bounds"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 PACKAGES = {"nn", "train", "data"}

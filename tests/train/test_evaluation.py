@@ -32,7 +32,9 @@ def evaluate(model, test_images, batch_size, repeats=1, mesh=None, key=0):
 
 def test_means_and_standard_errors_against_numpy():
     nats = ElboTerms(*np.abs(RNG.normal(size=(3, 2, 50))).astype(np.float32))
-    result = evaluation.summarise(evaluation.Draws(nats, np.zeros((2, 50))), (2, 2, 1))
+    result = evaluation.summarise(
+        evaluation.Draws(nats, np.zeros((2, 50)), np.ones((2, 50))), (2, 2, 1)
+    )
     bits = nats.total.mean(axis=0) / (4 * np.log(2))
     np.testing.assert_allclose(result.bpd.mean, bits.mean(), rtol=1e-6)
     np.testing.assert_allclose(result.bpd.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
@@ -44,7 +46,7 @@ def test_means_and_standard_errors_against_numpy():
 
 
 def test_one_image_has_no_standard_error():
-    one = evaluation.Draws(ElboTerms(*np.ones((3, 1, 1))), np.zeros((1, 1)))
+    one = evaluation.Draws(ElboTerms(*np.ones((3, 1, 1))), np.zeros((1, 1)), np.ones((1, 1)))
     result = evaluation.summarise(one, SHAPE)
     assert np.isnan(result.bpd.standard_error) and np.isnan(result.bpd.monte_carlo)
     assert set(result.scalars()) == {"bpd", "reconstruction", "prior", "diffusion"}

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import loss, timestep
+from vdm_jax import importance, loss, timestep
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Key
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array, jax.Array]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +82,23 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """All draws of an evaluation: the bound's terms in nats and the times, [repeats, images]."""
+    """All draws of an evaluation, [repeats, images] each.
+
+    Attributes:
+      terms: of the bound, in nats.
+      t: the times.
+      weight: what the diffusion term was multiplied by, because t came from a proposal; 1 without.
+    """
 
     terms: loss.ElboTerms
     t: np.ndarray
+    weight: np.ndarray
 
 
 def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
-    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, mask), all [batch].
+    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, weight, mask).
 
-    One draw of each image's terms, number `repeat` of `repeats`. Noise and time are functions of
+    All are [batch]: one draw of each image's terms, number `repeat` of `repeats`. Noise and time are functions of
     the key, the repeat and the image's `index` alone: batch size, padding and devices don't matter.
     Even and odd repeats are two groups with independent times, equally spaced within a group; the
     difference of the groups tells the Monte-Carlo error (`estimate`).
@@ -98,11 +106,12 @@ def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
 
     def draw(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[loss.ElboTerms, jax.Array, jax.Array]:
+    ) -> tuple[loss.ElboTerms, jax.Array, jax.Array, jax.Array]:
         key_t, key_noise = jax.random.split(key)
         group = repeat % 2
         u = jax.random.uniform(jax.random.fold_in(key_t, group))
         t = timestep.spread(u, batch["index"], repeat // 2, (repeats + 1 - group) // 2)
+        t, weight = (t, jnp.ones_like(t)) if model.proposal is None else model.proposal.at(t)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         shape = (2, *model.event_shape)
@@ -118,8 +127,9 @@ def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
             levels=model.levels,
             num_steps=model.num_steps,
             kind=model.kind,
+            weight=weight,
         )
-        return terms, t, batch["mask"]  # of all hosts, as the other two
+        return terms, t, weight, batch["mask"]  # of all hosts, as the others
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
@@ -145,12 +155,14 @@ def collect(
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
         drawn = [eval_step(params, on_devices, key, repeat, repeats) for repeat in range(repeats)]
-        values = [np.stack([*terms, t])[:, mask > 0] for terms, t, mask in jax.device_get(drawn)]
+        values = [
+            np.stack([*terms, *rest])[:, mask > 0] for terms, *rest, mask in jax.device_get(drawn)
+        ]
         found.append(np.stack(values, axis=1))
     if not found:
         raise ValueError("there are no images to evaluate.")
-    *terms, t = np.concatenate(found, axis=-1)
-    return Draws(loss.ElboTerms(*np.asarray(terms, np.float64)), t)
+    *terms, t, weight = np.concatenate(found, axis=-1).astype(np.float64)
+    return Draws(loss.ElboTerms(*terms), t, weight)
 
 
 def evaluate(
@@ -226,8 +238,5 @@ def _monte_carlo(draws: np.ndarray) -> float:
 def _by_time(t: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The mean of `draws` as a function of their times: by bins, interpolated in between."""
     bins = int(np.clip(t.size // 8, 1, 64))
-    bin_of = np.minimum((t * bins).astype(int), bins - 1).ravel()
-    counts = np.bincount(bin_of, minlength=bins)
-    means = np.bincount(bin_of, weights=draws.ravel(), minlength=bins) / np.maximum(counts, 1)
-    centres = (np.arange(bins) + 0.5) / bins
-    return np.interp(t, centres[counts > 0], means[counts > 0])
+    means = importance.profile(t, draws, bins).mean
+    return np.interp(t, (np.arange(bins) + 0.5) / bins, means)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vdm_jax import loss, timestep
+from vdm_jax.importance import Proposal
 from vdm_jax.types import Denoise, Gamma, Key, Kind, Tensor
 
 __all__ = ["Batch", "Model", "Params", "elbo_terms"]
@@ -30,6 +31,7 @@ class Model:
       levels: the number of values of a pixel.
       num_steps: T, or None for continuous time.
       timesteps: how times are drawn.
+      proposal: the density from which times are drawn, None for the uniform one.
       end_points: None to train the schedule on the bound; or the name in params["gamma"] of what
         sets its end points, to train the rest for a low variance (`vdm_jax.train.variance`).
     """
@@ -41,6 +43,7 @@ class Model:
     levels: int
     num_steps: int | None = None
     timesteps: timestep.Method = "antithetic"
+    proposal: Proposal | None = None
     end_points: str | None = None
 
 
@@ -59,4 +62,5 @@ def elbo_terms(
         num_steps=model.num_steps,
         kind=model.kind,
         timesteps=model.timesteps,
+        proposal=model.proposal,
     )

@@ -48,8 +48,10 @@ def gradient(
     example in bits per dim, for the schedule's other parameters.
     """
     name = model.end_points
-    if name is None or model.num_steps is not None:
-        raise ValueError("minimising the variance needs end_points, and num_steps=None.")
+    if name is None or model.num_steps is not None or model.proposal is not None:
+        raise ValueError(
+            "minimising the variance needs end_points, num_steps=None and proposal=None."
+        )
 
     def bits(nats: Tensor) -> Tensor:
         return loss.bits_per_dim(nats, model.event_shape)

@@ -1,0 +1,250 @@
+"""Other bounds on -log p(x) of the same model: importance-weighted, and Luo's consistency form.
+
+The T + 1 latents z_0, ..., z_T of a chain of T = `num_steps` steps stand at the times i / T. Each
+is written as z_i = alpha_i x + sigma_i e_i. Under q(.|x) the noise e is a stationary Gaussian
+chain: from gamma to a later gamma', and back, its correlation is r = exp((gamma - gamma') / 2),
+and 1 - r^2 = -expm1(gamma - gamma') is left of its variance: neither a small step nor a small
+sigma cancels anything.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from vdm_jax import loss, pixels, timestep
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.parameterization import to_eps
+from vdm_jax.process import expand, marginal, transition
+from vdm_jax.schedule import alpha, sigma
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+
+__all__ = [
+    "chain",
+    "chains",
+    "consistency",
+    "consistency_term",
+    "importance_weighted",
+    "prior_matching",
+]
+
+# ---- importance-weighted ----
+
+
+def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
+    """-log of the mean of K weights, given their logarithms along `axis`: nats, without that axis.
+
+    -(logsumexp(log_weights) - log K) (Burda et al. 2016, eq. 8). Of K independent `chain`s its
+    expectation is above -log p(x), never increases with K and tends to it; K = 1 is the bound.
+    """
+    log_weights = jnp.asarray(log_weights)
+    if not -log_weights.ndim <= axis < log_weights.ndim or not log_weights.shape[axis]:
+        raise ValueError(
+            f"log_weights must have at least one weight along axis {axis}, "
+            f"got shape {log_weights.shape}."
+        )
+    return jnp.log(float(log_weights.shape[axis])) - logsumexp(log_weights, axis=axis)
+
+
+def chain(
+    key: Key,
+    images: Images,
+    denoise: Denoise,
+    gamma: Gamma,
+    levels: int = 256,
+    num_steps: int = 1000,
+    kind: Kind = "eps",
+) -> PerExample:
+    """Log weight of one chain: log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x), [batch] nats.
+
+    The latents are drawn from q, from z_T down by the posterior; each step costs one call of the
+    network, so T = `num_steps` calls in all. Minus its expectation is the bound of T steps, that of
+    `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is p(x) of the chain.
+
+    Args:
+      key: gives all the noise.
+      images: integers in [0, levels), [batch, *event].
+      denoise, gamma, kind: as for `loss.diffusion`.
+      levels: the number of values a pixel can take.
+      num_steps: T.
+
+    Raises:
+      ValueError: for a num_steps below 1 or None, an unknown kind, or shapes that do not agree.
+    """
+    _check_num_steps(num_steps)
+    x = pixels.encode(images, levels)
+    gammas = _gammas(gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
+    key_1, key_steps = jax.random.split(key)
+
+    def step(
+        carry: tuple[Tensor, PerExample], at: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[tuple[Tensor, PerExample], None]:
+        (e_t, log_weight), (i, gamma_t, gamma_s) = carry, at
+        e_hat = _predict(x, e_t, jnp.broadcast_to(gamma_t, x.shape[:1]), denoise, kind)
+        eps = jax.random.normal(jax.random.fold_in(key_steps, i), x.shape, x.dtype)
+        # p(z_s|z_t) and q(z_s|z_t, x) differ by this shift alone, in their standard deviation:
+        # (mean_p - mean_q) / sd; and z_s is eps of them away from q's mean.
+        shift = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (e_t - e_hat)
+        log_weight += loss._sum_event(shift * (eps - 0.5 * shift))
+        e_s = Gaussian(jnp.exp(0.5 * (gamma_s - gamma_t)) * e_t, -jnp.expm1(gamma_s - gamma_t))
+        return (e_s.at(eps), log_weight), None
+
+    e_1 = jax.random.normal(key_1, x.shape, x.dtype)
+    steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])
+    (e_0, log_weight), _ = jax.lax.scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0])), steps)
+    return log_weight - loss.reconstruction(images, e_0, gammas[-1], levels)
+
+
+def chains(
+    key: Key,
+    images: Images,
+    denoise: Denoise,
+    gamma: Gamma,
+    num_chains: int,
+    levels: int = 256,
+    num_steps: int = 1000,
+    kind: Kind = "eps",
+) -> Float[Array, "chains batch"]:
+    """Log weights [num_chains, batch] of independent chains, for `importance_weighted`, in nats.
+
+    One chain after the other, in the memory of one. The arguments are those of `chain`.
+    """
+    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 1:
+        raise ValueError(f"num_chains must be an integer of at least 1, got {num_chains!r}.")
+    return jax.lax.map(
+        lambda key: chain(key, images, denoise, gamma, levels, num_steps, kind),
+        jax.random.split(key, num_chains),
+    )
+
+
+def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
+    """log N(z_1; 0, I) - log q(z_1|x) at z_1 = alpha_1 x + sigma_1 e_1."""
+    a, s = alpha(gamma_1), sigma(gamma_1)
+    # z_1^2 - e_1^2 as the small number that it is where alpha_1 is small.
+    excess = a * (a * (jnp.square(x) - jnp.square(e_1)) + 2.0 * s * x * e_1)
+    return -0.5 * loss._sum_event(excess - jax.nn.log_sigmoid(gamma_1))
+
+
+# ---- the consistency form ----
+
+
+def consistency(
+    key: Key,
+    images: Images,
+    denoise: Denoise,
+    gamma: Gamma,
+    levels: int = 256,
+    num_steps: int = 1000,
+    kind: Kind = "eps",
+    timesteps: timestep.Method = "antithetic",
+) -> loss.ElboTerms:
+    """The bound of T = `num_steps` steps in Luo's consistency form (eq. 44 and 45), one sample.
+
+    The same number as `loss.elbo` in expectation, at the same cost, with a larger variance that
+    grows with T (there it doesn't); for study, not for training. The terms: reconstruction as
+    in `loss.elbo`, `prior_matching`, and `consistency_term` at a random step in place of
+    diffusion; each unbiased and [batch], in nats. Arguments as for `loss.elbo`.
+    """
+    _check_num_steps(num_steps)
+    x = pixels.encode(images, levels)
+    key_t, *keys = jax.random.split(key, 5)
+    t = timestep.draw(key_t, x.shape[0], timesteps)
+    eps_0, eps_prior, eps_s, eps_u = (jax.random.normal(k, x.shape, x.dtype) for k in keys)
+    gamma_0 = _gammas(gamma, jnp.zeros(1, x.dtype))[0]
+    return loss.ElboTerms(
+        loss.reconstruction(images, eps_0, gamma_0, levels),
+        prior_matching(x, eps_prior, gamma, num_steps),
+        consistency_term(x, eps_s, eps_u, t, denoise, gamma, num_steps, kind),
+    )
+
+
+def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerExample:
+    """KL(q(z_T|z_{T-1}) || N(0, I)) at z_{T-1} made of noise `eps` (Luo eq. 45), [batch] nats."""
+    _check_num_steps(num_steps)
+    times = jnp.array([num_steps - 1.0, num_steps], x.dtype) / num_steps
+    gamma_s, gamma_t = _gammas(gamma, times)
+    q = transition(marginal(x, gamma_s).at(eps), gamma_s, gamma_t)
+    return loss._sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+
+
+def consistency_term(
+    x: Tensor,
+    eps_s: Tensor,
+    eps_u: Tensor,
+    t: PerExample,
+    denoise: Denoise,
+    gamma: Gamma,
+    num_steps: int,
+    kind: Kind = "eps",
+) -> PerExample:
+    """T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into: [batch] nats.
+
+    Its expectation over t ~ U[0, 1] is the sum over i = 0, ..., T - 1 (Luo eq. 44, third term). The
+    two outer latents are drawn jointly, z_{i-1} by `eps_s` and z_{i+1} from it by `eps_u`, standard
+    normal; z_i is integrated out over the bridge q(z_i|z_{i-1}, z_{i+1}), which is Gaussian. For
+    i = 0, z_{-1} is the data: q(z_0|x), and z_1 made of `eps_u` alone.
+
+    Luo's eq. 45 instead writes E KL(q(z_i|z_{i-1}) || p(z_i|z_{i+1})). Read literally, it ignores
+    that z_{i+1} says something of z_i: it isn't equal to his eq. 44 but larger, by about one nat
+    per dimension and step (a test has the exact number).
+
+    Args:
+      x, eps_s, eps_u: [batch, *event].
+      t: times in [0, 1], [batch].
+      denoise, gamma, kind: as for `loss.diffusion`; the network sees z_{i+1}.
+      num_steps: T.
+    """
+    _check_num_steps(num_steps)
+    if not x.shape == eps_s.shape == eps_u.shape:
+        raise ValueError(f"x {x.shape}, eps_s {eps_s.shape}, eps_u {eps_u.shape} differ in shape.")
+    if jnp.shape(t) != x.shape[:1]:
+        got = jnp.shape(t)
+        raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {got}.")
+    mid, late = timestep.grid(t, num_steps)
+    early = jnp.maximum(jnp.rint(late * num_steps) - 2.0, 0.0) / num_steps
+    gamma_s, gamma_t, gamma_u = (_gammas(gamma, time) for time in (early, mid, late))
+    first = expand(mid == 0.0, x)
+    st, tu, su = (expand(g, x) for g in (gamma_s - gamma_t, gamma_t - gamma_u, gamma_s - gamma_u))
+    # Correlations of the noise over the two steps, and what they leave of its variance: c1 and c,
+    # over both c2. The data, before z_0, is as good as no noise.
+    rho, c1 = jnp.where(first, 0.0, jnp.exp(0.5 * st)), jnp.where(first, 1.0, -jnp.expm1(st))
+    r, c = jnp.exp(0.5 * tu), -jnp.expm1(tu)
+    c2 = jnp.where(first, 1.0, -jnp.expm1(su))
+    rise = jnp.where(first, -jnp.square(r), -jnp.exp(st) * jnp.expm1(tu - st))  # c - c1
+
+    e_u = Gaussian(r * rho * eps_s, c2).at(eps_u)
+    g = rho * eps_s - (e_u - _predict(x, e_u, gamma_u, denoise, kind)) / r
+    # q's and p's log-densities averaged over the bridge, of variance c c1 / c2. In their difference
+    # what is of order 1 for small steps has been cancelled by hand.
+    kappa = jnp.square(r) * (rho**4 * rise - jnp.square(c1) * (1.0 + jnp.square(rho))) / c2
+    constant = _log_ratio(c, c1, rise) - jnp.square(rho) * c
+    cross = 2.0 * c * jnp.square(rho) * r / jnp.sqrt(c2) * g * eps_u
+    twice = constant + kappa * (jnp.square(eps_u) - 1.0) + c * jnp.square(g) - cross
+    return 0.5 * num_steps * loss._sum_event(twice)
+
+
+def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
+    """log(a / b), by log1p of the given a - b for nearly equal numbers."""
+    near = jnp.abs(difference) < 0.5 * b
+    return jnp.where(near, jnp.log1p(jnp.where(near, difference / b, 0.0)), jnp.log(a / b))
+
+
+def _predict(x: Tensor, e_t: Tensor, gamma_t: PerExample, denoise: Denoise, kind: Kind) -> Tensor:
+    """The noise that the network sees in z_t = alpha_t x + sigma_t e_t; gamma_t is [batch]."""
+    z_t = marginal(x, gamma_t).at(e_t)
+    return to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
+
+
+def _gammas(gamma: Gamma, t: Tensor) -> Tensor:
+    gammas = gamma(t)
+    if jnp.shape(gammas) != t.shape:
+        got = jnp.shape(gammas)
+        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
+    return gammas
+
+
+def _check_num_steps(num_steps: int | None) -> None:
+    if num_steps is None:
+        raise ValueError("num_steps must be an integer of at least 1, as a chain has, got None.")
+    timestep.check_num_steps(num_steps)
