@@ -141,10 +141,10 @@ def consistency(
 ) -> loss.ElboTerms:
     """The bound of T = `num_steps` steps in Luo's consistency form (eq. 44 and 45), one sample.
 
-    The same number as `loss.elbo` in expectation, at the same cost, with a larger variance that
-    grows with T (there it doesn't); for study, not for training. The terms: reconstruction as
-    in `loss.elbo`, `prior_matching`, and `consistency_term` at a random step in place of
-    diffusion; each unbiased and [batch], in nats. Arguments as for `loss.elbo`.
+    The same number as `loss.elbo` in expectation, at the same cost. Its variance is the same for a
+    few steps, but grows with T, where that of `loss.elbo` has a limit: for study, not for training.
+    The terms: reconstruction as in `loss.elbo`, `prior_matching`, and `consistency_term` at a
+    random step for diffusion; each unbiased, [batch] nats. Arguments as for `loss.elbo`.
     """
     _check_num_steps(num_steps)
     x = pixels.encode(images, levels)
