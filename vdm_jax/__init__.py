@@ -7,7 +7,6 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 from vdm_jax import (
     bounds,
     gaussian,
-    importance,
     loss,
     parameterization,
     pixels,
@@ -25,7 +24,6 @@ __all__ = [
     "Gaussian",
     "bounds",
     "gaussian",
-    "importance",
     "loss",
     "parameterization",
     "pixels",

@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 
 from vdm_jax import pixels, timestep
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.importance import Proposal
 from vdm_jax.parameterization import to_eps
 from vdm_jax.process import expand, marginal
+from vdm_jax.timestep import Proposal
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
 
 __all__ = [
@@ -150,7 +150,7 @@ def elbo(
       denoise, gamma, num_steps, kind: as for `diffusion`.
       levels: the number of values a pixel can take.
       timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
-      proposal: the density from which times are drawn, made by `vdm_jax.importance.proposal`, or
+      proposal: the density from which times are drawn, made by `timestep.proposal`, or
         None for the uniform one. The expectation is the same.
 
     Returns:

@@ -8,8 +8,8 @@ import pytest
 from oracles import cubature, gauss_hermite, gauss_legendre
 from scipy import stats
 
-from vdm_jax import importance, loss, pixels, process, schedule, timestep
-from vdm_jax.importance import Proposal
+from vdm_jax import loss, pixels, process, schedule, timestep
+from vdm_jax.timestep import Proposal
 
 PROFILES = {
     "one bin": [2.0],
@@ -33,7 +33,7 @@ def integral(q: Proposal, f, order: int = 5) -> float:
 @pytest.mark.parametrize("floor", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
 def test_density_is_the_profile_mixed_with_a_floor_and_integrates_to_one(x64, values, floor):
-    q = importance.proposal(values, floor)
+    q = timestep.proposal(values, floor)
     expected = (1 - floor) * np.array(values) / np.mean(values) + floor
     np.testing.assert_allclose(q.density, expected, rtol=1e-11)
     np.testing.assert_allclose(np.mean(q.density), 1.0, rtol=1e-14)
@@ -43,7 +43,7 @@ def test_density_is_the_profile_mixed_with_a_floor_and_integrates_to_one(x64, va
 
 @pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
 def test_weighted_integrals_are_those_of_uniform_times_for_any_function(x64, values):
-    q = importance.proposal(values, 0.05)
+    q = timestep.proposal(values, 0.05)
     # Polynomials, of which the quadrature is exact within the bins.
     for power in range(6):
         np.testing.assert_allclose(integral(q, lambda t, p=power: t**p), 1 / (power + 1), rtol=1e-9)
@@ -55,7 +55,7 @@ def test_weighted_integrals_are_those_of_uniform_times_for_any_function(x64, val
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
 def test_weighted_times_rounded_to_a_grid_take_each_step_equally_often(x64, num_steps):
-    q = importance.proposal(PROFILES["gaps"], 0.1)
+    q = timestep.proposal(PROFILES["gaps"], 0.1)
     t, weight = q.at((jnp.arange(600_000) + 0.5) / 600_000)
     _, on_grid = timestep.grid(t, num_steps)
     step = np.rint(np.asarray(on_grid) * num_steps).astype(int)
@@ -65,7 +65,7 @@ def test_weighted_times_rounded_to_a_grid_take_each_step_equally_often(x64, num_
 
 @pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
 def test_map_is_the_inverse_of_the_distribution_function(dtype, values):
-    q = importance.proposal(values, 0.1)
+    q = timestep.proposal(values, 0.1)
     u = jnp.linspace(0.0, 1.0, 1000, endpoint=False).reshape(10, 100)
     t, weight = jax.jit(Proposal.at)(q, u)
     chex.assert_shape((t, weight), (10, 100))
@@ -81,7 +81,7 @@ def test_map_is_the_inverse_of_the_distribution_function(dtype, values):
 
 
 def test_map_stays_in_the_unit_interval_at_its_ends(dtype):
-    q = importance.proposal(PROFILES["steep"], 0.1)
+    q = timestep.proposal(PROFILES["steep"], 0.1)
     last = jnp.nextafter(jnp.asarray(1.0, dtype), jnp.asarray(0.0, dtype))
     t, weight = q.at(jnp.array([0.0, last, 1.0], dtype))
     assert t[0] == 0.0
@@ -90,7 +90,7 @@ def test_map_stays_in_the_unit_interval_at_its_ends(dtype):
 
 
 def test_a_uniform_profile_changes_nothing():
-    q = importance.proposal(np.full(8, 3.0))
+    q = timestep.proposal(np.full(8, 3.0))
     u = jax.random.uniform(jax.random.key(0), (200,))
     t, weight = q.at(u)
     np.testing.assert_allclose(t, u, atol=2e-7)
@@ -100,9 +100,9 @@ def test_a_uniform_profile_changes_nothing():
 def test_float32_of_a_thousand_bins_agrees_with_float64():
     values = 0.01 + np.random.default_rng(0).gamma(0.5, size=1000)
     u = np.random.default_rng(1).uniform(size=2000)
-    single = np.asarray(importance.proposal(values).at(jnp.asarray(u, jnp.float32)))
+    single = np.asarray(timestep.proposal(values).at(jnp.asarray(u, jnp.float32)))
     with jax.enable_x64(True):
-        double = np.asarray(importance.proposal(values).at(jnp.asarray(u)))
+        double = np.asarray(timestep.proposal(values).at(jnp.asarray(u)))
     np.testing.assert_allclose(single[0], double[0], atol=2e-6)
     same_bin = (single[0] * np.float32(1000)).astype(int) == (double[0] * 1000).astype(int)
     assert same_bin.mean() > 0.99
@@ -117,10 +117,10 @@ def test_a_profile_of_the_function_itself_leaves_hardly_any_variance(x64):
     def f(t):
         return jnp.exp(4.0 * t) + jnp.sin(9.0 * t)
 
-    mean = integral(importance.proposal([1.0], 1.0), f, 60)
+    mean = integral(timestep.proposal([1.0], 1.0), f, 60)
     variances = []
     for bins in (1, 10, 100, 1000):
-        q = importance.proposal(f((np.arange(bins) + 0.5) / bins), 1e-9)
+        q = timestep.proposal(f((np.arange(bins) + 0.5) / bins), 1e-9)
         t, weight = q.at((jnp.arange(200_000) + 0.5) / 200_000)
         variances.append(float(np.mean((weight * f(t) - mean) ** 2)))
     # What remains is the change within a bin, of order 1 / bins^2.
@@ -136,7 +136,7 @@ def test_variance_with_the_rms_profile_is_its_closed_form_and_the_least(x64):
     second = 3 * a**2 + b**2
 
     def variance(values, floor=1e-12):
-        q = importance.proposal(values, floor)
+        q = timestep.proposal(values, floor)
 
         def square(t):
             k = np.minimum((np.asarray(t) * 4).astype(int), 3)
@@ -164,26 +164,26 @@ def test_variance_with_the_rms_profile_is_its_closed_form_and_the_least(x64):
 def test_profile_is_the_moments_of_each_bin():
     t = np.array([[0.0, 0.1, 0.24], [0.26, 0.74, 1.0]])
     losses = np.array([[1.0, 2.0, 6.0], [5.0, 3.0, 2.0]])
-    measured = importance.profile(t, jnp.asarray(losses), 4)
+    measured = timestep.profile(t, jnp.asarray(losses), 4)
     np.testing.assert_array_equal(measured.draws, [3, 1, 1, 1])
     np.testing.assert_allclose(measured.mean, [3.0, 5.0, 3.0, 2.0], rtol=1e-7)
     np.testing.assert_allclose(measured.rms, [np.sqrt(41 / 3), 5.0, 3.0, 2.0], rtol=1e-7)
 
 
 def test_empty_bins_are_interpolated_between_their_neighbours():
-    measured = importance.profile([0.15, 0.45, 0.44], [2.0, -8.0, -8.0], 10)
+    measured = timestep.profile([0.15, 0.45, 0.44], [2.0, -8.0, -8.0], 10)
     np.testing.assert_array_equal(np.nonzero(measured.draws)[0], [1, 4])
     np.testing.assert_allclose(measured.rms, [2, 2, 4, 6, 8, 8, 8, 8, 8, 8])
     np.testing.assert_allclose(measured.mean[:5], [2, 2, 2 - 10 / 3, 2 - 20 / 3, -8])
 
 
 def test_weights_undo_a_proposal_of_other_bins(x64):
-    q = importance.proposal([1.0, 9.0, 2.0])
+    q = timestep.proposal([1.0, 9.0, 2.0])
     t, weight = q.at((jnp.arange(100_000) + 0.5) / 100_000)
-    measured = importance.profile(t, t**2, 2, weight)
+    measured = timestep.profile(t, t**2, 2, weight)
     np.testing.assert_allclose(measured.mean, [1 / 12, 7 / 12], rtol=1e-4)
     np.testing.assert_allclose(measured.rms**2, [1 / 80, 31 / 80], rtol=1e-4)
-    unweighted = importance.profile(t, t**2, 2)
+    unweighted = timestep.profile(t, t**2, 2)
     assert np.all(np.abs(unweighted.mean / measured.mean - 1) > 0.05)
 
 
@@ -219,9 +219,9 @@ def test_elbo_with_a_measured_proposal_is_unbiased_and_varies_less(num_steps):
     t = jax.random.uniform(jax.random.key(1), x.shape[:1])
     eps = jax.random.normal(jax.random.key(2), x.shape)
     losses = jax.jit(lambda: loss.diffusion(x, eps, t, optimal, GAMMA, num_steps))()
-    measured = importance.profile(t, losses, 20)
+    measured = timestep.profile(t, losses, 20)
     tempered, plain = (
-        compiled_elbo(num_steps)(keys, q) for q in (importance.proposal(measured.rms), None)
+        compiled_elbo(num_steps)(keys, q) for q in (timestep.proposal(measured.rms), None)
     )
     chex.assert_trees_all_equal(tempered[:2], plain[:2])
     # The exact expectation: over eps by cubature, over t by quadrature or over the grid.
@@ -245,14 +245,14 @@ def test_elbo_with_a_measured_proposal_is_unbiased_and_varies_less(num_steps):
 
 
 def test_proposal_keeps_the_strata_of_antithetic_times():
-    q = importance.proposal(PROFILES["steep"])
+    q = timestep.proposal(PROFILES["steep"])
     t, _ = q.at(timestep.antithetic(jax.random.key(0), 16))
     mass = np.interp(np.asarray(t), np.linspace(0, 1, 65), np.asarray(q.cdf))
     np.testing.assert_array_equal(np.bincount(np.floor(16 * mass).astype(int), minlength=16), 1)
 
 
 def test_times_of_a_proposal_have_its_density():
-    q = importance.proposal(PROFILES["gaps"])
+    q = timestep.proposal(PROFILES["gaps"])
     t, _ = q.at(timestep.uniform(jax.random.key(0), 20_000))
 
     def distribution(t):
@@ -289,18 +289,18 @@ def test_weight_multiplies_the_diffusion_term_alone():
 )
 def test_bad_profiles_are_refused(values, match):
     with pytest.raises(ValueError, match=match):
-        importance.proposal(values)
+        timestep.proposal(values)
 
 
 @pytest.mark.parametrize("floor", [0.0, -0.1, 1.1, np.nan])
 def test_a_floor_outside_of_its_range_is_refused(floor):
     with pytest.raises(ValueError, match=r"floor must lie in \(0, 1\], .* got"):
-        importance.proposal([1.0, 2.0], floor)
+        timestep.proposal([1.0, 2.0], floor)
 
 
 def test_a_floor_that_the_type_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="lost in the rounding of float32; raise it"):
-        importance.proposal([1.0, 0.0, 1.0], 1e-9)
+        timestep.proposal([1.0, 0.0, 1.0], 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -317,4 +317,4 @@ def test_a_floor_that_the_type_cannot_hold_is_refused():
 )
 def test_measurements_that_make_no_profile_are_refused(t, losses, options, match):
     with pytest.raises(ValueError, match=match):
-        importance.profile(t, losses, **({"num_bins": 4} | options))
+        timestep.profile(t, losses, **({"num_bins": 4} | options))

@@ -16,7 +16,7 @@ RANKS = [
     {"types"},
     {"gaussian", "schedule"},
     {"process"},
-    {"importance", "parameterization", "pixels", "timestep"},
+    {"parameterization", "pixels", "timestep"},
     {"loss", "sampler"},
     {"bounds"},
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import importance, loss, timestep
+from vdm_jax import loss, timestep
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Key
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[loss.ElboTerms, jax.Array, ...]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,9 @@ class Draws:
 def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
     """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, weight, mask).
 
-    All are [batch]: one draw of each image's terms, number `repeat` of `repeats`. Noise and time are functions of
-    the key, the repeat and the image's `index` alone: batch size, padding and devices don't matter.
+    All are [batch]: one draw of each image's terms, number `repeat` of `repeats`. Noise and time
+    are functions of the key, the repeat and the image's `index` alone: batch size, padding and
+    devices don't matter.
     Even and odd repeats are two groups with independent times, equally spaced within a group; the
     difference of the groups tells the Monte-Carlo error (`estimate`).
     """
@@ -238,5 +239,5 @@ def _monte_carlo(draws: np.ndarray) -> float:
 def _by_time(t: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The mean of `draws` as a function of their times: by bins, interpolated in between."""
     bins = int(np.clip(t.size // 8, 1, 64))
-    means = importance.profile(t, draws, bins).mean
+    means = timestep.profile(t, draws, bins).mean
     return np.interp(t, (np.arange(bins) + 0.5) / bins, means)

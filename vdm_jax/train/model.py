@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vdm_jax import loss, timestep
-from vdm_jax.importance import Proposal
+from vdm_jax.timestep import Proposal
 from vdm_jax.types import Denoise, Gamma, Key, Kind, Tensor
 
 __all__ = ["Batch", "Model", "Params", "elbo_terms"]
