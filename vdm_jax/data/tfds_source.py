@@ -44,10 +44,15 @@ def load_published(name: str, data_dir: Path, manual_dir: Path | None) -> ImageD
     """
     spec = PUBLISHED[name]
     content = "".join(archive.sha256 for archive in spec.archives)
-    folder = data_dir / "decoded" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    key = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    folder = cache.decoded(data_dir, key)
     if not folder.exists():
         builder = _prepared_builder(spec, data_dir, manual_dir or data_dir / "manual")
-        cache.write(folder, _decode(builder, spec, "train"), _decode(builder, spec, "test"), LEVELS)
+        train, train_label = _decode(builder, spec, "train")
+        test, test_label = _decode(builder, spec, "test")
+        labels = {"train": train_label, "test": test_label}
+        names = builder.info.features["label"].names
+        cache.write(folder, train, test, LEVELS, labels=labels, label_names=names)
     return cache.read(folder, name)
 
 
@@ -170,20 +175,22 @@ def _foreign_files(folder: Path) -> str:
     return ", ".join(kind for kind in known if any(f".{kind}" in name for name in names))
 
 
-def _decode(builder: Any, spec: Published, split: str) -> np.ndarray:
+def _decode(builder: Any, spec: Published, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
     from PIL import Image
 
     out = np.empty((spec.counts[split], *spec.event_shape), np.uint8)
+    labels = np.empty(len(out), np.int32)
     try:
         skip = {"image": tfds.decode.SkipDecoding()}
         records = builder.as_data_source(split, decoders=skip)
         for i in range(len(out)):
-            pixels = np.asarray(Image.open(io.BytesIO(records[i]["image"])))
-            out[i] = pixels.reshape(spec.event_shape)
+            record = records[i]
+            pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
+            out[i], labels[i] = pixels.reshape(spec.event_shape), record["label"]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise DataError(
             f"the {split} records in {builder.data_path} can't be read ({reason(error)}); delete "
             "that folder and run again to rebuild it"
         ) from error
-    return out
+    return out, labels
