@@ -249,9 +249,11 @@ def test_a_damaged_member(tmp_path, load_mine, one_clear_line):
 
 
 def test_unfit_arguments(tmp_path, write, one_clear_line):
-    with one_clear_line("data set 'imagenet' is unknown; choose one of digits, arrays, cifar10"):
+    with one_clear_line(
+        "data set 'imagenet' is unknown; choose one of digits, arrays, folder, cif"
+    ):
         load("imagenet")
-    with one_clear_line("path='x.npz' is for 'arrays', not for 'digits'"):
+    with one_clear_line("path='x.npz' is for 'arrays' and 'folder', not for 'digits'"):
         load("digits", path="x.npz")
     with one_clear_line("levels=16 can't be set for 'cifar10', which has 256"):
         load("cifar10", levels=16)

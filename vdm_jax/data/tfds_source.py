@@ -18,9 +18,9 @@ import numpy as np
 
 from vdm_jax.data import cache
 from vdm_jax.data.errors import DataError, reason
-from vdm_jax.data.fetch import require_archives
+from vdm_jax.data.fetch import import_tfds, require_archives, wrong_download
 from vdm_jax.data.images import ImageData
-from vdm_jax.data.published import PUBLISHED, Archive, Published
+from vdm_jax.data.published import PUBLISHED, Published
 
 LEVELS = 256
 _FORMAT = "array_record"
@@ -57,19 +57,13 @@ def load_published(name: str, data_dir: Path, manual_dir: Path | None) -> ImageD
 
 
 def _prepared_builder(spec: Published, data_dir: Path, manual_dir: Path) -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataError(
-            f"{spec.name} needs tensorflow-datasets, which can't be imported ({reason(error)}); "
-            "install tensorflow-datasets, importlib_resources, array_record and pillow, or use "
-            "the embedded data set 'digits'"
-        ) from error
+    tfds = import_tfds(spec.name)
     builder_class = _builder_class(tfds, spec)
     folder = data_dir / spec.name / str(builder_class.VERSION)
     if not folder.exists():
         _warn_of_leftovers(folder)
-        require_archives(spec, manual_dir, lambda archive: _downloaded(archive, data_dir))
+        instead = "use the embedded data set 'digits'"
+        require_archives(spec.name, spec.archives, data_dir, manual_dir, instead)
         _prepare(tfds, builder_class, data_dir, manual_dir)
     check_prepared(folder, spec)
     return builder_class(data_dir=str(data_dir), file_format=_FORMAT)
@@ -98,13 +92,6 @@ def _builder_class(tfds: Any, spec: Published) -> Any:
     return WithoutTensorFlow
 
 
-def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
-    from tensorflow_datasets.core.download.resource import get_dl_fname
-
-    name = get_dl_fname(archive.url, archive.sha256)
-    return next((data_dir / "downloads").rglob(name), None)
-
-
 def _warn_of_leftovers(folder: Path) -> None:
     for leftover in sorted(folder.parent.glob(f"incomplete.*_{folder.name}")):
         _log.warning(
@@ -126,10 +113,7 @@ def _prepare(tfds: Any, builder_class: Any, data_dir: Path, manual_dir: Path) ->
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where it writes
             builder.download_and_prepare(download_config=config)
     except NonMatchingChecksumError as error:
-        raise DataError(
-            f"the download of {builder.name} has a wrong checksum ({reason(error, 400)}); try "
-            f"again, or put the original archive into manual_dir={manual_dir}"
-        ) from error
+        raise wrong_download(builder.name, error, manual_dir) from error
     except (OSError, DownloadError) as error:
         if Path(builder.data_dir).exists():  # another process was first: use its copy
             return
