@@ -60,12 +60,12 @@ def options(size: int | str | Size | None, fit: str, channels: int) -> Options:
         if fit != "none":
             raise DataError(f"fit={fit!r} needs a size: set size= to what the images shall have")
         return Options(None, fit, int(channels))
-    sides: Any = size
+    sides: list[Any] = [size]
     if isinstance(size, str):
         sides = [int(side) if side.isdecimal() else side for side in size.split("x")]
-        sides = sides * 2 if len(sides) == 1 else sides
-    elif isinstance(size, (int, np.integer)):
-        sides = (size, size)
+    elif isinstance(size, (list, tuple)):
+        sides = list(size)
+    sides = sides * 2 if len(sides) == 1 else sides
     whole = (isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in sides)
     if len(sides) != 2 or not all(whole):
         raise DataError(
