@@ -137,6 +137,9 @@ _FRAMES = [Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy())]
         (_file(_FRAMES[0], "GIF"), "is no PNG, JPEG or WebP image"),
         (_file(_FRAMES[0])[:-30], "is broken"),
         (_file(_FRAMES[0])[:200], "is broken"),
+        (_file(_FRAMES[0])[:9], "is broken"),
+        (_file(_FRAMES[0], "JPEG")[:9], "is broken"),
+        (_file(_FRAMES[0], "WEBP")[:13], "is broken"),
         (_file(_FRAMES[0], "JPEG")[:-60], "is broken .image file is truncated"),
         (_file(_FRAMES[0], "WEBP")[:-20], "is broken"),
         (_png16(0), "has 16 bits a channel; convert it to 8"),
@@ -155,6 +158,12 @@ _FRAMES = [Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy())]
 def test_what_is_refused(content, match):
     with pytest.raises(ValueError, match=f"^{match}"):
         picture.decode(content, 3)
+
+
+def test_a_camera_s_jpeg_with_a_second_picture_in_it_gives_the_first():
+    single = _file(_FRAMES[0], "JPEG")
+    double = _file(_FRAMES[0], "MPO", save_all=True, append_images=_FRAMES[1:])
+    np.testing.assert_array_equal(_pixels(double), _pixels(single))
 
 
 def test_a_flipped_bit_of_a_png_is_noticed():

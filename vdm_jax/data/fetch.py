@@ -15,6 +15,7 @@ from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.published import Archive
 
 LIMIT_S = 5.0
+_LARGE = 1_000_000_000  # bytes; more takes a while to read
 
 
 def require_archives(
@@ -151,6 +152,8 @@ def _check(path: Path, archive: Archive) -> None:
     if size != archive.size:
         what = f"has {size} bytes; wanted {archive.size}"
     else:
+        if size > _LARGE:
+            print(f"vdm_jax: checking {path.name} ({size:,} bytes)", file=sys.stderr)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest == archive.sha256:

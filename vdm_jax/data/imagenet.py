@@ -73,10 +73,10 @@ def load_imagenet(name: str, data_dir: Path, manual_dir: Path | None) -> ImageDa
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     folder = cache.decoded(data_dir, f"{name.replace('/', '-')}-{digest}")
     if not folder.exists():
-        print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
         paths = fetch.obtain(
             name, archives, data_dir, manual_dir or data_dir / "manual", spec.instead
         )
+        print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
         names = _label_names(name) if spec.has_labels else ()
         train, test = (_stream(spec, part, paths, data_dir) for part in ("train", "test"))
         cache.write(folder, train, test, LEVELS, label_names=names)

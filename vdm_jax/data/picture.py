@@ -22,6 +22,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GREY = ("1", "L", "LA")
 _JPEG_MARK = b"\xff\xd8"
+_WEBP_MARK = b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
 
 
@@ -44,10 +45,12 @@ def decode(content: bytes, channels: int) -> Any:
         file.load()
         frames = getattr(file, "n_frames", 1)
         image = ImageOps.exif_transpose(file)
-    except UnidentifiedImageError as error:
-        raise ValueError("is no PNG, JPEG or WebP image; convert it or move it away") from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
-        raise ValueError(f"is broken ({reason(error)}); delete it or get it anew") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        if unknown and not content.startswith((_PNG_MARK, _JPEG_MARK, _WEBP_MARK)):
+            raise ValueError("is no PNG, JPEG or WebP image; convert it or move it away") from error
+        why = "its header" if unknown else reason(error)
+        raise ValueError(f"is broken ({why}); delete it or get it anew") from error
     if frames > 1 and not content.startswith(_JPEG_MARK):  # a camera may add copies to its JPEG
         raise ValueError(f"is an animation of {frames} pictures; wanted one")
     return _converted(image, channels)
