@@ -1,6 +1,8 @@
 """One training run: data, model, optimiser and loop put together from a configuration."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -42,6 +44,12 @@ MAY_DIFFER = (
     "config.data.dir",
     "config.data.manual_dir",
     "config.data.path",
+    # What these make of the data is compared as "data", and older checkpoints lack them.
+    "config.data.size",
+    "config.data.fit",
+    "config.data.channels",
+    "config.data.held_out",
+    "config.data.class_labels",
 )
 
 
@@ -123,8 +131,19 @@ def _mesh() -> Mesh:
 def _load(config: ConfigDict) -> ImageData:
     d = config.data
     images = data.load(
-        d.name, data_dir=d.dir, path=d.path, levels=d.levels, manual_dir=d.manual_dir
+        d.name,
+        data_dir=d.dir,
+        path=d.path,
+        levels=d.levels,
+        manual_dir=d.manual_dir,
+        size=d.size,
+        fit=d.fit,
+        channels=d.channels,
+        held_out=d.held_out,
+        class_labels=d.class_labels,
     )
+    if not d.class_labels:  # from here on there are labels only where they are used
+        images = dataclasses.replace(images, labels=None, label_names=())
     return data.validation_split(images, d.validation) if d.validation else images
 
 
@@ -173,9 +192,14 @@ def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
         augment=config.data.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        labels=_labels(images, "train"),
     )
     calls = config.train.steps_per_call
     return lambda start: data.iterate(stream, start=start, steps_per_call=calls)
+
+
+def _labels(images: ImageData, part: str) -> np.ndarray | None:
+    return None if images.labels is None else images.labels[part]
 
 
 def _decay_steps(config: ConfigDict) -> int:
@@ -211,6 +235,7 @@ def _evaluator(
                 batch_size=config.eval.batch_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                labels=_labels(images, "test"),
             ),
             model,
             mesh,
@@ -255,6 +280,10 @@ def _eval_name(config: ConfigDict) -> str:
 
 
 def _describe(images: ImageData) -> dict[str, object]:
+    classes: dict[str, object] = {}
+    if images.labels is not None:
+        parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
+        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
     return {
         "name": images.name,
         "fingerprint": images.fingerprint,
@@ -262,6 +291,7 @@ def _describe(images: ImageData) -> dict[str, object]:
         "test": len(images.test),
         "event_shape": list(images.event_shape),
         "levels": images.levels,
+        **classes,
     }
 
 

@@ -10,9 +10,16 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(
         {
-            "name": "cifar10",  # digits, cifar10, mnist, arrays
-            "path": config_dict.placeholder(str),  # arrays: the .npz file
+            # digits, arrays, folder, cifar10, mnist, downsampled_imagenet/32x32 or /64x64,
+            # imagenet_resized/32x32 or /64x64
+            "name": "cifar10",
+            "path": config_dict.placeholder(str),  # arrays: the .npz file; folder: the folder
             "levels": 256,  # arrays: pixel values lie in [0, levels)
+            "size": config_dict.placeholder(str),  # folder: "64", "48x64"; None: as they are
+            "fit": "none",  # folder, how images come to the size: none, crop, resize
+            "channels": 3,  # folder: 3, 1
+            "held_out": config_dict.placeholder(float),  # folder without train and test; None: 0.1
+            "class_labels": False,  # condition on the class, which the data must have
             "augment": "none",  # none, shift, flip, flip_rot90, flip_rot90_channels
             "validation": 0,  # if > 0, hold out so many training images and evaluate on them
             "dir": config_dict.placeholder(str),  # caches; default $VDM_JAX_DATA

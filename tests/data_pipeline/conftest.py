@@ -93,8 +93,10 @@ def write_cifar10(path: Path, images: dict[str, np.ndarray], without: str = "", 
         link = tarfile.TarInfo("data_batch_9.bin")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
+        start = {f"data_batch_{i + 1}.bin": sum(map(len, parts[:i])) for i in range(5)}
         for name, part in files.items():
-            labels = np.arange(len(part), dtype=np.uint8)[:, None] % 10
+            numbers = start.get(name, 0) + np.arange(len(part))
+            labels = np.uint8(numbers % 10)[:, None]
             rows = np.concatenate([labels, part.transpose(0, 3, 1, 2).reshape(len(part), -1)], 1)
             content = rows.tobytes()
             if name != without:

@@ -68,6 +68,53 @@ def test_the_global_batch_does_not_depend_on_the_hosts(n, local, hosts, step, au
     _equal({key: np.concatenate([part[key] for part in parts]) for key in alone}, alone)
 
 
+@given(
+    n=st.integers(1, 30),
+    local=st.integers(1, 6),
+    hosts=st.integers(1, 3),
+    step=st.integers(0, 10**6),
+    augment=st.sampled_from(["none", "flip", "flip_rot90"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_labels_come_with_their_images_and_change_nothing_else(n, local, hosts, step, augment):
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    images[..., 0] = np.arange(n)[:, None, None]  # channel 0 tells the number, however turned
+    for host in range(hosts):
+        arguments = {
+            "batch_size": local * hosts,
+            "seed": 3,
+            "augment": augment,
+            "process_index": host,
+            "process_count": hosts,
+        }
+        plain = train_batches(images, **arguments)[step]
+        batch = train_batches(images, **arguments, labels=np.arange(n) * 7 + 1)[step]
+        np.testing.assert_array_equal(batch["images"], plain["images"])
+        assert batch["conditioning"].dtype == np.float32
+        flags, labels = batch["conditioning"].T
+        np.testing.assert_array_equal(flags, plain["conditioning"])
+        np.testing.assert_array_equal(labels, batch["images"][:, 0, 0, 0] * 7.0 + 1)
+
+
+@given(n=st.integers(1, 40), local=st.integers(1, 9), hosts=st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_evaluation_with_labels(n, local, hosts):
+    for host in range(hosts):
+        arguments = {
+            "batch_size": local * hosts,
+            "process_index": host,
+            "process_count": hosts,
+        }
+        plain = eval_batches(_numbered(n), **arguments)
+        labelled = eval_batches(_numbered(n), **arguments, labels=np.arange(n) * 3)
+        for batch, wanted in zip(labelled, plain, strict=True):
+            conditioning = batch.pop("conditioning")
+            np.testing.assert_array_equal(conditioning[:, 0], wanted.pop("conditioning"))
+            np.testing.assert_array_equal(conditioning[:, 1], _numbers(batch["images"]) * 3)
+            assert conditioning.dtype == np.float32
+            _equal(batch, wanted)
+
+
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
 def test_each_epoch_has_every_image_once(n, batch_size, seed):
@@ -169,6 +216,9 @@ def test_evaluation_of_a_memory_mapped_set(tmp_path):
         ({"process_count": 3}, "batch_size=4 can't be split evenly over process_count=3"),
         ({"process_count": 0}, "process_count=0 must be"),
         ({"process_index": 2, "process_count": 2}, r"process_index=2 must lie in \[0, 2\)"),
+        ({"labels": np.arange(4)}, r"labels are int64 \(4,\); wanted one integer .* the 3 images"),
+        ({"labels": np.zeros(3)}, r"labels are float64 \(3,\); wanted one integer"),
+        ({"labels": np.array([0, 1, -1])}, "of at least 0 for each of the 3 images"),
         ({"process_index": -1}, r"process_index=-1 must lie in \[0, 1\)"),
     ],
 )

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from vdm_jax.data import cache, load
+from vdm_jax.data import cache, load, seen, stream
+from vdm_jax.data.images import fingerprint
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
@@ -39,13 +41,13 @@ def folder(open_data, tmp_path):
 def hashed(monkeypatch):
     """The names of the files that are read in full from here on."""
     names = []
-    honest = cache._sha256
+    honest = seen.sha256
 
     def spy(path):
         names.append(path.name)
         return honest(path)
 
-    monkeypatch.setattr(cache, "_sha256", spy)
+    monkeypatch.setattr(seen, "sha256", spy)
     return names
 
 
@@ -136,6 +138,12 @@ def test_an_interrupted_write_is_ignored_and_done_anew(folder, open_data):
     _age(partial, 2 * 24 * 3600)
     shutil.rmtree(folder)
     open_data()
+    assert partial.exists()  # a file in it is being written
+    for path in partial.iterdir():
+        _age(path, 2 * 24 * 3600)
+    _age(partial, 2 * 24 * 3600)
+    shutil.rmtree(folder)
+    open_data()
     assert not partial.exists()
 
 
@@ -154,3 +162,67 @@ def test_the_first_of_two_writers_wins(folder):
     cache.write(folder, TRAIN[::-1], TEST, 256)
     assert json.loads((folder / "meta.json").read_text()) == before
     assert not list(folder.parent.glob("*.partial-*"))
+
+
+class Numbered:
+    """Blocks of images that tell their own number, made one by one."""
+
+    def __init__(self, count: int, shape=(64, 64, 3), rows: int = 16):
+        self.count, self.shape, self.rows = count, shape, rows
+
+    def part(self, name: str = "big") -> stream.Stream:
+        return stream.Stream(name, (self.count, *self.shape), self)
+
+    def __iter__(self):
+        for start in range(0, self.count, self.rows):
+            numbers = np.arange(start, min(start + self.rows, self.count))
+            images = np.broadcast_to(
+                numbers[:, None, None, None] % 251, (len(numbers), *self.shape)
+            )
+            yield images.astype(np.uint8), numbers % 7
+
+
+def test_a_stream_is_written_as_it_comes_and_never_held_whole(tmp_path):
+    big, small = Numbered(4001), Numbered(33)
+    target = cache.decoded(tmp_path, "big")
+    tracemalloc.start()
+    try:
+        cache.write(target, big.part(), small.part(), 256, label_names="abcdefg")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    data = cache.read(target, "big")
+    whole = data.train.nbytes
+    assert whole == 4001 * 64 * 64 * 3
+    assert peak < whole / 8  # a block and what is hashed at a time, not the part
+    np.testing.assert_array_equal(data.train, np.concatenate([images for images, _ in big]))
+    np.testing.assert_array_equal(data.labels["train"], np.arange(4001) % 7)
+    np.testing.assert_array_equal(data.labels["test"], np.arange(33) % 7)
+    assert (data.label_names, data.num_classes) == (tuple("abcdefg"), 7)
+    assert data.fingerprint == fingerprint(np.array(data.train), np.array(data.test), 256)
+
+
+def test_a_stream_gives_the_very_file_that_the_array_gives(tmp_path):
+    blocks = Numbered(50, (3, 5, 1), rows=7)
+    images = np.concatenate([images for images, _ in blocks])
+    cache.write(tmp_path / "streamed", blocks.part(), TEST, 256)
+    cache.write(tmp_path / "array", images, TEST, 256)
+    streamed, array = (tmp_path / name / "train.npy" for name in ("streamed", "array"))
+    assert streamed.read_bytes() == array.read_bytes()
+
+
+@pytest.mark.parametrize(("told", "match"), [(49, "more than 49 images"), (51, "50 .*wanted 51")])
+def test_a_stream_of_another_length_leaves_nothing(tmp_path, one_clear_line, told, match):
+    part = stream.Stream("mine, train", (told, 4, 4, 3), Numbered(50, (4, 4, 3)))
+    with one_clear_line(f"mine, train: {match}"):
+        cache.write(tmp_path / "copy", part, TEST, 256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_an_older_version_is_left_alone(open_data, folder, caplog):
+    older = folder.with_name(folder.name.removesuffix("-v2"))
+    folder.rename(older)
+    (older / "meta.json").write_text('{"format": 1}')
+    np.testing.assert_array_equal(open_data().train, TRAIN)
+    assert f"{older} is of an older version and not read any more; delete it" in caplog.text
+    assert (older / "meta.json").exists()

@@ -49,6 +49,23 @@ def test_cifar10_records_keep_the_official_order(cifar10, tmp_path):
         np.testing.assert_array_equal(getattr(data, split), images[order])
 
 
+def _number_of(image: np.ndarray, images: np.ndarray) -> int:
+    (number,) = np.flatnonzero((images == image).all(axis=(1, 2, 3)))
+    return int(number)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_every_image_keeps_its_class_label(name, request, tmp_path):
+    small = request.getfixturevalue(name)
+    for _ in range(2):  # as decoded, and from the copy
+        data = load(name, data_dir=tmp_path / "d", manual_dir=small.manual_dir)
+        for split, images in small.images.items():
+            numbers = np.array([_number_of(image, images) for image in getattr(data, split)])
+            np.testing.assert_array_equal(data.labels[split], numbers % 10)  # as they were written
+        named = "label{}" if name == "cifar10" else "{}"
+        assert data.label_names == tuple(named.format(i) for i in range(10))
+
+
 def test_the_decoded_copy_suffices(cifar10, tmp_path):
     first = load("cifar10", data_dir=tmp_path / "d", manual_dir=cifar10.manual_dir)
     shutil.rmtree(tmp_path / "d" / "cifar10")

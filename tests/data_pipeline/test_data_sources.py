@@ -51,6 +51,17 @@ def test_digits_are_those_of_sklearn_in_the_documented_split():
     assert data.source is None
 
 
+def test_the_labels_of_digits_are_those_of_sklearn():
+    from sklearn.datasets import load_digits
+
+    data = load("digits")
+    published = load_digits().target[np.random.RandomState(0).permutation(1797)]
+    np.testing.assert_array_equal(data.labels["train"], published[:1437])
+    np.testing.assert_array_equal(data.labels["test"], published[1437:])
+    assert data.label_names == tuple("0123456789")
+    assert data.fingerprint == fingerprint(data.train, data.test, 17)  # of the pixels alone
+
+
 def test_digits_can_not_be_changed_by_a_caller():
     with pytest.raises(ValueError, match="read-only"):
         load("digits").train[0] = 0
@@ -114,10 +125,22 @@ def test_group_labels_come_along(write, load_mine):
     assert list(source["test"]) == ["a", "b"]
 
 
+def test_class_labels_come_along(write, load_mine):
+    images = {"train": _images(5), "test": _images(2, seed=1)}
+    train, test = np.array([2, 0, 2, 5, 0], np.int64), np.array([5, 2], np.uint8)
+    without = load_mine(write(**images))
+    data = load_mine(write(**images, train_label=train, test_label=test))
+    np.testing.assert_array_equal(data.labels["train"], train)
+    np.testing.assert_array_equal(data.labels["test"], test)
+    assert data.num_classes == 6
+    assert data.fingerprint == without.fingerprint
+    assert (without.labels, without.num_classes) == (None, 0)
+
+
 def test_data_dir_from_the_environment(write, tmp_path, monkeypatch):
     monkeypatch.setenv("VDM_JAX_DATA", str(tmp_path / "elsewhere"))
     load("arrays", path=write(train=_images(2), test=_images(1)))
-    assert list((tmp_path / "elsewhere" / "decoded").glob("arrays-*-levels256/train.npy"))
+    assert list((tmp_path / "elsewhere" / "decoded").glob("arrays-*-levels256-*/train.npy"))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +168,37 @@ def test_data_dir_from_the_environment(write, tmp_path, monkeypatch):
         (
             {"train": _images(2), "test": _images(2), "test_source": np.arange(3)},
             r"'test_source' in .* has shape \(3,\); wanted one label for each image of 'test', \(2",
+        ),
+        (
+            {"train": _images(2), "test": _images(2), "test_label": np.arange(2)},
+            "has 'test_label' but no 'train_label'; give class labels for both",
+        ),
+        (
+            {
+                "train": _images(2),
+                "test": _images(2),
+                "train_label": [0, 1],
+                "test_label": [0, 1, 2],
+            },
+            r"'test_label' in .* has shape \(3,\); wanted one label for each image of 'test', \(2",
+        ),
+        (
+            {
+                "train": _images(2),
+                "test": _images(2),
+                "train_label": ["cat", "dog"],
+                "test_label": [0, 1],
+            },
+            "'train_label' in .* holds <U3 values; wanted integers .*np.unique",
+        ),
+        (
+            {
+                "train": _images(2),
+                "test": _images(2),
+                "train_label": [0, -1],
+                "test_label": [0, 1],
+            },
+            "'train_label' in .* holds the value -1, outside",
         ),
         (
             {"train": np.array([None, {}]), "test": _images(2)},
@@ -195,9 +249,11 @@ def test_a_damaged_member(tmp_path, load_mine, one_clear_line):
 
 
 def test_unfit_arguments(tmp_path, write, one_clear_line):
-    with one_clear_line("data set 'imagenet' is unknown; choose one of digits, arrays, cifar10"):
+    with one_clear_line(
+        "data set 'imagenet' is unknown; choose one of digits, arrays, folder, cif"
+    ):
         load("imagenet")
-    with one_clear_line("path='x.npz' is for 'arrays', not for 'digits'"):
+    with one_clear_line("path='x.npz' is for 'arrays' and 'folder', not for 'digits'"):
         load("digits", path="x.npz")
     with one_clear_line("levels=16 can't be set for 'cifar10', which has 256"):
         load("cifar10", levels=16)
@@ -213,7 +269,9 @@ def test_unfit_arguments(tmp_path, write, one_clear_line):
 def _data() -> ImageData:
     train, test = _images(10), _images(4, seed=1)
     source = {"train": np.arange(10), "test": np.arange(4)}
-    return ImageData("mine", train, test, 256, fingerprint(train, test, 256), source)
+    labels = {"train": np.arange(10) % 3, "test": np.arange(4) % 3}
+    digest = fingerprint(train, test, 256)
+    return ImageData("mine", train, test, 256, digest, source, labels, ("a", "b", "c"))
 
 
 @given(st.integers(1, 9))
@@ -224,6 +282,9 @@ def test_validation_split(count):
     np.testing.assert_array_equal(split.test, data.train[10 - count :])
     np.testing.assert_array_equal(split.source["test"], np.arange(10 - count, 10))
     np.testing.assert_array_equal(split.source["train"], np.arange(10 - count))
+    np.testing.assert_array_equal(split.labels["test"], np.arange(10 - count, 10) % 3)
+    np.testing.assert_array_equal(split.labels["train"], np.arange(10 - count) % 3)
+    assert split.label_names == data.label_names
     assert split.name == f"mine:validation{count}"
     assert split.levels == data.levels
     assert split.fingerprint == validation_split(_data(), count).fingerprint

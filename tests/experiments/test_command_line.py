@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, run
+from PIL import Image
 
 from experiments import cli
 
@@ -95,6 +96,13 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.optimizer.clip_norm=-1"], "clip_norm must be above 0"),
         (["--workdir=W", "--config.data.name=cifar"], "cifar10"),
         (["--workdir=W", "--config.data.name=arrays"], "path"),
+        (["--workdir=W", "--config.data.name=folder"], "folder needs path="),
+        (["--workdir=W", "--config.data.size=64"], "size='64' is for 'folder', not for 'digits'"),
+        (["--workdir=W", "--config.data.fit=stretch"], "choose one of none, crop, resize"),
+        (["--workdir=W", "--config.data.channels=2"], "channels=2 must be 3 (RGB) or 1 (grey)"),
+        (["--workdir=W", "--config.data.held_out=0.5"], "held_out=0.5 is for 'folder', not for"),
+        (["--workdir=W", "--config.data.held_out=half"], "wanted a number"),
+        (["--workdir=W", "--config.data.class_labels=2"], "wanted True or False"),
         (["--workdir=W", "--config.data.augment=rotate"], "rotate"),
         (["--workdir=W", "--config.data.validation=5000"], "5000"),
         (["--workdir=W", "--config.train.batch_size=31", "--config.train.accumulate=2"], "31"),
@@ -167,6 +175,44 @@ def test_bad_arrays(name, content, message, monkeypatch, capsys, tmp_path):
     )  # fmt: skip
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize("size", ["32x32", "64x64"])
+def test_the_old_imagenet_must_be_there(size, monkeypatch, capsys, tmp_path):
+    code, err = main(
+        monkeypatch, capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}",
+        name=f"imagenet{size[:2]}",
+    )  # fmt: skip
+    assert code == 2
+    [line] = err.splitlines()
+    assert line.startswith(f"error: downsampled_imagenet/{size} is not on this machine and can't")
+    for part in (f"train_{size}.tar (", f"valid_{size}.tar (", " bytes, sha256 ", "manual_dir="):
+        assert part in line
+    assert f"'imagenet_resized/{size}' can be downloaded, but is another data set" in line
+
+
+def test_a_broken_picture_is_named(monkeypatch, capsys, tmp_path):
+    for name in ("train/1.png", "train/bad.png", "test/1.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "mine" / name)
+    bad = tmp_path / "mine" / "train" / "bad.png"
+    bad.write_bytes(bad.read_bytes()[:-30])
+    code, err = main(
+        monkeypatch, capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}",
+        f"--config.data.path={tmp_path / 'mine'}", name="folder",
+    )  # fmt: skip
+    assert code == 2 and err.startswith(f"error: {bad} is broken") and err.count("\n") == 1
+
+
+def test_class_labels_that_are_not_there(monkeypatch, capsys, tmp_path):
+    np.savez(tmp_path / "a.npz", **{k: np.zeros((2, 4, 4), np.uint8) for k in ("train", "test")})
+    code, err = main(
+        monkeypatch, capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}",
+        f"--config.data.path={tmp_path / 'a.npz'}", "--config.data.class_labels=True",
+        name="arrays",
+    )  # fmt: skip
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("error: arrays:a.npz has no class labels; leave class_labels out")
 
 
 def test_help_shows_the_command_and_every_setting(monkeypatch, capsys):

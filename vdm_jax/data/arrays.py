@@ -3,14 +3,16 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.data import cache
+from vdm_jax.data import cache, seen
 from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.images import ImageData
 
+MOST_CLASSES = 100_000
 _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, channels)]"
 
 
@@ -20,7 +22,8 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
     Args:
       path: a file with `train` and `test`, integers in [0, levels), [n, height, width] or
         [n, height, width, channels]; optionally `train_source` and `test_source`, group labels
-        of shape [n].
+        of shape [n], and `train_label` with `test_label`, class labels: integers of shape [n]
+        from 0 on.
       levels: number of pixel values, 2..256.
       data_dir: where the decoded copy is kept, one for each content of the file.
 
@@ -35,17 +38,22 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
         raise DataError(f"{path} is {what}; path= must name {_WANTED}")
     name = f"arrays:{path.name}"
     try:
-        digest = cache.file_sha256(path, data_dir)
+        digest = seen.file_sha256(path, data_dir)
     except OSError as error:
         raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
-    folder = data_dir / "decoded" / f"arrays-{digest[:32]}-levels{levels}"
+    folder = cache.decoded(data_dir, f"arrays-{digest[:32]}-levels{levels}")
     if not folder.exists():
-        train, test, source = _read(path, levels)
-        cache.write(folder, train, test, levels, source)
+        train, test, source, labels = _read(path, levels)
+        count = 1 + max((int(part.max()) for part in labels.values()), default=-1)
+        names = [str(label) for label in range(count)]
+        cache.write(folder, train, test, levels, source, labels, names)
     return cache.read(folder, name)
 
 
-def _read(path: Path, levels: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def _read(
+    path: Path, levels: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns train, test, the group labels and the class labels."""
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"{path} is no .npz file, or one cut short (it isn't a whole zip archive); wanted "
@@ -59,24 +67,53 @@ def _read(path: Path, levels: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
                 f"wanted {_WANTED}"
             )
         parts = {key: _pixels(_member(file, key, path), key, levels) for key in ("train", "test")}
-        labels = {
-            key: _member(file, f"{key}_source", path)
-            for key in parts
-            if f"{key}_source" in file.files
-        }
+        source = _per_image(file, "source", parts, path)
+        labels = _per_image(file, "label", parts, path)
     train, test = parts["train"], parts["test"]
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"images of 'train' in {path} are {train.shape[1:]} but those of 'test' "
             f"{test.shape[1:]} (height, width, channels); give both parts the same shape"
         )
-    for key, values in labels.items():
-        if values.shape != (len(parts[key]),):
+    _check_classes(labels, path)
+    return train, test, source, labels
+
+
+def _per_image(
+    file: np.lib.npyio.NpzFile, kind: str, parts: Mapping[str, np.ndarray], path: Path
+) -> dict[str, np.ndarray]:
+    """Returns the arrays "train_KIND" and "test_KIND" that are there, one value per image."""
+    keys = {part: f"{part}_{kind}" for part in parts if f"{part}_{kind}" in file.files}
+    found = {part: _member(file, key, path) for part, key in keys.items()}
+    for part, values in found.items():
+        if values.shape != (len(parts[part]),):
             raise DataError(
-                f"'{key}_source' in {path} has shape {values.shape}; wanted one label for each "
-                f"image of {key!r}, ({len(parts[key])},)"
+                f"'{keys[part]}' in {path} has shape {values.shape}; wanted one label for each "
+                f"image of {part!r}, ({len(parts[part])},)"
             )
-    return train, test, labels
+    return found
+
+
+def _check_classes(labels: Mapping[str, np.ndarray], path: Path) -> None:
+    if len(labels) == 1:
+        (there,) = labels
+        lacking = "test" if there == "train" else "train"
+        raise DataError(
+            f"{path} has '{there}_label' but no '{lacking}_label'; give class labels for both "
+            "parts or for neither"
+        )
+    for part, values in labels.items():
+        if values.dtype.kind not in "ui":
+            raise DataError(
+                f"'{part}_label' in {path} holds {values.dtype} values; wanted integers from 0 on: "
+                "number the classes (np.unique(labels, return_inverse=True))"
+            )
+        for extreme in (int(values.min()), int(values.max())):
+            if not 0 <= extreme < MOST_CLASSES:
+                raise DataError(
+                    f"'{part}_label' in {path} holds the value {extreme}, outside "
+                    f"[0, {MOST_CLASSES}); number the classes 0, 1, 2, ..."
+                )
 
 
 def _open(path: Path) -> np.lib.npyio.NpzFile:

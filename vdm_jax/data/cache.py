@@ -5,29 +5,34 @@ name, flushed to disk and renamed. What a killed run leaves behind has a tempora
 never read. `meta.json` holds each file's size, time of change and sha256, so that a start-up
 reads no pixels: only a file whose time differs is hashed again, and one whose content differs
 is an error.
+
+The format's number is part of a folder's name: a copy of an older version is left alone (that
+version may still be in use), not read, and made anew beside it.
 """
 
 import contextlib
-import hashlib
 import json
+import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vdm_jax.data import seen
 from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.images import ImageData, fingerprint
+from vdm_jax.data.stream import Part, save
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had no class labels
 _META = "meta.json"
-_MARK = ".partial-"
 _ABANDONED_AFTER_S = 24 * 3600.0
 _PARTS = ("train", "test")
+_log = logging.getLogger(__name__)
 
 
 def default_data_dir() -> Path:
@@ -35,43 +40,62 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax").expanduser()
 
 
+def decoded(data_dir: Path, key: str) -> Path:
+    """Returns the folder for the decoded copy of the content that `key` stands for."""
+    return data_dir / "decoded" / f"{key}-v{_FORMAT}"
+
+
 def write(
     folder: Path,
-    train: np.ndarray,
-    test: np.ndarray,
+    train: Part,
+    test: Part,
     levels: int,
     source: Mapping[str, np.ndarray] | None = None,
+    labels: Mapping[str, np.ndarray] | None = None,
+    label_names: Sequence[str] = (),
 ) -> None:
     """Writes a decoded data set as `folder`, all or nothing.
 
-    Where another process has finished the same folder meanwhile, its copy is kept.
+    A `Stream` is decoded while it is written; its class labels, if it brings any, stand for
+    `labels`. Where another process has finished the same folder meanwhile, its copy is kept.
 
     Raises:
       OSError: the disk is full or `folder` can't be written.
+      DataError: from a stream.
     """
-    arrays = {"train": train, "test": test}
-    arrays |= {f"{part}_source": labels for part, labels in (source or {}).items()}
-    partial = folder.with_name(f"{folder.name}{_MARK}{uuid.uuid4().hex[:8]}")
+    partial = folder.with_name(f"{folder.name}{seen.MARK}{uuid.uuid4().hex[:8]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     try:
         partial.mkdir()
-        for name, array in arrays.items():
-            with _durable(partial / f"{name}.npy") as file:
-                np.save(file, array, allow_pickle=False)
-        meta = {
-            "format": _FORMAT,
-            "levels": levels,
-            "fingerprint": fingerprint(train, test, levels),
-            "files": {f"{name}.npy": _state(partial / f"{name}.npy") for name in arrays},
+        arrays = {f"{part}_source": array for part, array in (source or {}).items()}
+        arrays |= {
+            f"{part}_label": array.astype(np.int32) for part, array in (labels or {}).items()
         }
-        with _durable(partial / _META) as file:
-            file.write(json.dumps(meta, indent=1).encode())
+        for part, images in zip(_PARTS, (train, test), strict=True):
+            streamed = _save(partial / f"{part}.npy", images)
+            arrays |= {} if streamed is None else {f"{part}_label": streamed}
+        for name, array in arrays.items():
+            _save(partial / f"{name}.npy", array)
+        _describe(partial, levels, label_names, [*_PARTS, *arrays])
         _sync_folder(partial)
         _rename(partial, folder)
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    _mention_older(folder)
+
+
+def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list[str]) -> None:
+    meta = {
+        "format": _FORMAT,
+        "levels": levels,
+        "fingerprint": fingerprint(_map(folder, "train"), _map(folder, "test"), levels),
+        "label_names": list(label_names),
+        "files": {f"{name}.npy": seen.file_state(folder / f"{name}.npy") for name in names},
+    }
+    with _durable(folder / _META) as file:
+        file.write(json.dumps(meta, indent=1).encode())
 
 
 def read(folder: Path, name: str) -> ImageData:
@@ -85,14 +109,15 @@ def read(folder: Path, name: str) -> ImageData:
         if meta["format"] != _FORMAT:
             raise ValueError(f"written in format {meta['format']!r}, not {_FORMAT}")
         touched = [file for file, state in meta["files"].items() if _touched(folder / file, state)]
-        parts = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in _PARTS}
-        source = {
-            part: np.load(folder / f"{part}_source.npy", allow_pickle=False)
-            for part in _PARTS
-            if f"{part}_source.npy" in meta["files"]
-        }
         data = ImageData(
-            name, parts["train"], parts["test"], meta["levels"], meta["fingerprint"], source or None
+            name,
+            _map(folder, "train"),
+            _map(folder, "test"),
+            levels=meta["levels"],
+            fingerprint=meta["fingerprint"],
+            source=_small(folder, "source", meta) or None,
+            labels=_small(folder, "label", meta) or None,
+            label_names=tuple(meta["label_names"]),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DataError(
@@ -100,56 +125,40 @@ def read(folder: Path, name: str) -> ImageData:
             "folder and run again to rebuild it"
         ) from error
     if touched:  # same content, other time (say, copied): don't hash it at every start
-        meta["files"] |= {file: _state(folder / file) for file in touched}
-        _replace(folder / _META, meta)
+        meta["files"] |= {file: seen.file_state(folder / file) for file in touched}
+        seen.replace(folder / _META, meta)
     return data
 
 
-def file_sha256(path: Path, data_dir: Path) -> str:
-    """Returns the sha256 (hex) of a file; unchanged size and time of change spare the reading.
-
-    What is remembered lies below `data_dir`, and only for files that were at rest (not changed
-    within the last seconds), so that a change too quick for the clock isn't missed.
-    """
-    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    note = data_dir / "decoded" / "seen" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(note.read_bytes())
-        if _at_rest(path, known):
-            return str(known["sha256"])
-    before = path.stat()
-    digest = _sha256(path)
-    state = {"bytes": before.st_size, "mtime_ns": before.st_mtime_ns, "sha256": digest}
-    if time.time() - before.st_mtime > 2.0 and _at_rest(path, state):
-        _replace(note, state)
-    return digest
+def _save(path: Path, part: Part) -> np.ndarray | None:
+    with _durable(path) as file:
+        return save(file, part)
 
 
-def _state(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": _sha256(path)}
+def _map(folder: Path, part: str) -> np.ndarray:
+    array: np.ndarray = np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False)
+    return array
 
 
-def _at_rest(path: Path, state: Mapping[str, Any]) -> bool:
-    stat = path.stat()
-    return (stat.st_size, stat.st_mtime_ns) == (state["bytes"], state["mtime_ns"])
+def _small(folder: Path, kind: str, meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    names = {part: f"{part}_{kind}.npy" for part in _PARTS}
+    return {
+        part: np.load(folder / name, allow_pickle=False)
+        for part, name in names.items()
+        if name in meta["files"]
+    }
 
 
 def _touched(path: Path, state: Mapping[str, Any]) -> bool:
     """Whether the file's time has changed. Raises ValueError where its content has."""
-    if _at_rest(path, state):
+    if seen.at_rest(path, state):
         return False
     size = path.stat().st_size
     if size != state["bytes"]:
         raise ValueError(f"{path.name} has {size} bytes, not {state['bytes']}")
-    if _sha256(path) != state["sha256"]:
+    if seen.sha256(path) != state["sha256"]:
         raise ValueError(f"the content of {path.name} has changed")
     return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -176,17 +185,16 @@ def _rename(partial: Path, folder: Path) -> None:
             raise
 
 
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a small JSON file in one step. For notes that only save time: failure is harmless."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
-        partial.write_text(json.dumps(content, indent=1))
-        os.replace(partial, path)
-
-
 def _remove_abandoned(folder: Path) -> None:
     """Deletes day-old leftovers of killed writers; younger ones may still be written to."""
-    for partial in folder.parent.glob(f"{folder.name}{_MARK}*"):
-        if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER_S:
-            shutil.rmtree(partial, ignore_errors=True)
+    for partial in folder.parent.glob(f"{folder.name}{seen.MARK}*"):
+        with contextlib.suppress(FileNotFoundError):  # it was finished or removed meanwhile
+            changed = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+            if time.time() - changed > _ABANDONED_AFTER_S:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _mention_older(folder: Path) -> None:
+    older = folder.with_name(folder.name.removesuffix(f"-v{_FORMAT}"))  # format 1 had no suffix
+    if older.exists():
+        _log.warning("%s is of an older version and not read any more; delete it", older)

@@ -15,13 +15,19 @@ def load_digits() -> ImageData:
     """Returns the 1797 digits, uint8 [n, 8, 8, 1] in [0, 17): 1437 to train on, 360 to test on.
 
     The split is fixed: `perm = np.random.RandomState(0).permutation(1797)`, its first 1437
-    entries are the training part and the rest the test part, both in the order of `perm`.
+    entries are the training part and the rest the test part, both in the order of `perm`. The
+    class labels are the digits.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 
-    images = sklearn_digits().images.astype(np.uint8)[..., None]
+    published = sklearn_digits()
+    images = published.images.astype(np.uint8)[..., None]
+    classes = published.target.astype(np.int32)
     order = np.random.RandomState(0).permutation(len(images))
     train, test = images[order[:TRAIN_COUNT]], images[order[TRAIN_COUNT:]]
-    for part in (train, test):
+    labels = {"train": classes[order[:TRAIN_COUNT]], "test": classes[order[TRAIN_COUNT:]]}
+    for part in (train, test, *labels.values()):
         part.flags.writeable = False  # shared by all callers
-    return ImageData("digits", train, test, LEVELS, fingerprint(train, test, LEVELS))
+    names = tuple(str(digit) for digit in range(10))
+    digest = fingerprint(train, test, LEVELS)
+    return ImageData("digits", train, test, LEVELS, digest, labels=labels, label_names=names)

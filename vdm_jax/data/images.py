@@ -25,6 +25,9 @@ class ImageData:
         name has the same fingerprint.
       source: group labels where the data has them (which photo a crop was cut from): "train"
         and/or "test", each of shape [n]. Error bars belong to groups, not to crops.
+      labels: class labels where the data has them: "train" and "test", each int32 [n] with
+        values in [0, num_classes). They play no part in the fingerprint.
+      label_names: the name of each class; empty where there are no labels.
     """
 
     name: str
@@ -33,12 +36,19 @@ class ImageData:
     levels: int
     fingerprint: str
     source: Mapping[str, np.ndarray] | None = None
+    labels: Mapping[str, np.ndarray] | None = None
+    label_names: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
         """The shape of one image, (height, width, channels)."""
         height, width, channels = self.train.shape[1:]
         return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 0 where there are no labels."""
+        return len(self.label_names)
 
 
 def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
@@ -56,8 +66,9 @@ def validation_split(data: ImageData, count: int) -> ImageData:
     """Holds out the last `count` training images, so that tuning never sees the test part.
 
     Returns:
-      `data` with `train` shortened by `count` images and those images as `test`. The name and
-      the fingerprint both tell it from `data`; the latter is derived from that of `data`.
+      `data` with `train` shortened by `count` images and those images as `test`, each with its
+      labels. The name and the fingerprint both tell it from `data`; the latter is derived from
+      that of `data`.
 
     Raises:
       DataError: where `count` leaves no image to validate on or none to train on.
@@ -71,8 +82,12 @@ def validation_split(data: ImageData, count: int) -> ImageData:
             f"validation; give a count in 1..{total - 1}"
         )
     kept = total - int(count)
-    labels = (data.source or {}).get("train")
-    source = None if labels is None else {"train": labels[:kept], "test": labels[kept:]}
+
+    def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+        if labels is None or "train" not in labels:
+            return None
+        return {"train": labels["train"][:kept], "test": labels["train"][kept:]}
+
     derived = f"validation_split:{int(count)}:{data.fingerprint}"
     return ImageData(
         name=f"{data.name}:validation{int(count)}",
@@ -80,5 +95,7 @@ def validation_split(data: ImageData, count: int) -> ImageData:
         test=data.train[kept:],
         levels=data.levels,
         fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
-        source=source,
+        source=split(data.source),
+        labels=split(data.labels),
+        label_names=data.label_names,
     )

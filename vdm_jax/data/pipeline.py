@@ -28,6 +28,7 @@ def train_batches(
     augment: str = "none",
     process_index: int = 0,
     process_count: int = 1,
+    labels: np.ndarray | None = None,
 ) -> grain.MapDataset[Any]:
     """Returns the endless, randomly accessible stream of training batches.
 
@@ -42,33 +43,58 @@ def train_batches(
       augment: see `vdm_jax.data.augment.get`.
       process_index: this host, in [0, process_count).
       process_count: number of hosts; must divide `batch_size`.
+      labels: class labels, int [n]; None leaves them out.
 
     Returns:
       `ds` with `ds[step]` = {"images": uint8 [local, height, width, channels],
-      "conditioning": float32 [local], 1 where an augmentation was applied and else 0}.
+      "conditioning": float32 [local], 1 where an augmentation was applied and else 0}. With
+      labels "conditioning" is float32 [local, 2], that flag and the class label; images, order
+      and augmentations are those without labels.
 
     Raises:
       DataError: an argument out of range.
     """
     images = _checked_images(images)
+    labels = _checked_labels(labels, len(images))
     local = _local_size(batch_size, process_index, process_count)
     if not _is_whole(seed) or not 0 <= seed < 2**32:
         raise DataError(f"seed={seed!r} must be a whole number in [0, 2**32)")
     transform = augment_lib.get(augment, images.shape[1:])
 
-    def element(image: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        image, changed = transform(image, rng)
-        return {"images": np.array(image), "conditioning": np.float32(changed)}  # own memory
+    def element(item: tuple[np.ndarray, Any], rng: np.random.Generator) -> dict[str, Any]:
+        image, changed = transform(item[0], rng)
+        flag = np.float32(changed)
+        conditioning = flag if item[1] is None else np.array([flag, item[1]], np.float32)
+        return {"images": np.array(image), "conditioning": conditioning}  # own memory
 
-    stream = grain.MapDataset.source(images).seed(int(seed)).shuffle().repeat()
+    source = _Items(images, labels)
+    stream = grain.MapDataset.source(source).seed(int(seed)).shuffle().repeat()
     # Without `drop_remainder` Grain gets the length of an endless stream of batches of 1 wrong.
     blocks = stream.random_map(element).batch(local, drop_remainder=True)
     # Block number step * P + p is host p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
 
 
+class _Items:
+    """Pairs of an image and its label (None without labels), as Grain reads them."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None):
+        self._images, self._labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+        return self._images[index], None if self._labels is None else self._labels[index]
+
+
 def eval_batches(
-    images: np.ndarray, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    labels: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Returns one exact pass over `images`, in order; the last batch is padded and masked.
 
@@ -80,9 +106,11 @@ def eval_batches(
       batch_size: images in a batch over all hosts together.
       process_index: this host, in [0, process_count).
       process_count: number of hosts; must divide `batch_size`.
+      labels: class labels, int [n]; None leaves them out.
 
     Yields:
-      {"images": uint8 [local, height, width, channels], "conditioning": float32 [local] zeros,
+      {"images": uint8 [local, height, width, channels], "conditioning": float32 [local] zeros
+      (with labels float32 [local, 2], zero and the class label),
       "mask": float32 [local], 1 for an image and 0 for padding, "index": int32 [local], the
       image's place in `images`, -1 for padding}. Padding repeats the last image.
 
@@ -90,17 +118,20 @@ def eval_batches(
       DataError: an argument out of range (at the call, not at the first batch).
     """
     images = _checked_images(images)
+    labels = _checked_labels(labels, len(images))
     local = _local_size(batch_size, process_index, process_count)
     first = range(process_index * local, _round_up(len(images), batch_size), batch_size)
-    return (_eval_batch(images, start, local) for start in first)
+    return (_eval_batch(images, labels, start, local) for start in first)
 
 
-def _eval_batch(images: np.ndarray, start: int, local: int) -> Batch:
+def _eval_batch(images: np.ndarray, labels: np.ndarray | None, start: int, local: int) -> Batch:
     index = np.arange(start, start + local)
     real = index < len(images)
+    rows = np.minimum(index, len(images) - 1)
+    flags = np.zeros(local, np.float32)
     return {
-        "images": images[np.minimum(index, len(images) - 1)],
-        "conditioning": np.zeros(local, np.float32),
+        "images": images[rows],
+        "conditioning": flags if labels is None else np.stack([flags, labels[rows]], axis=1),
         "mask": real.astype(np.float32),
         "index": np.where(real, index, -1).astype(np.int32),
     }
@@ -121,6 +152,19 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
     if len(images) == 0:
         raise DataError("images are empty; wanted at least one image")
     return np.asarray(images)  # np.memmap -> a plain view: much cheaper to index
+
+
+def _checked_labels(labels: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Returns the labels as float32, as the network gets them beside the augmentation's flag."""
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "ui" or labels.shape != (count,) or labels.min() < 0:
+        raise DataError(
+            f"labels are {labels.dtype} {labels.shape}; wanted one integer of at least 0 for each "
+            f"of the {count} images"
+        )
+    return labels.astype(np.float32)
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

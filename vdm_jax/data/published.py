@@ -26,11 +26,15 @@ Record = tuple[int, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file as its publisher offers it: address, size in bytes and sha256 (hex)."""
+    """A file as its publisher offers it: address, size in bytes and sha256 (hex).
+
+    Where it isn't `offered` any more, the address is only the file's name and its origin.
+    """
 
     url: str
     size: int
     sha256: str
+    offered: bool = True
 
     @property
     def filename(self) -> str:

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import cache
+from vdm_jax.data import folder as pictures
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
 from vdm_jax.data.digits import load_digits
 from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.data.images import ImageData, validation_split
-from vdm_jax.data.tfds_source import LEVELS as PUBLISHED_LEVELS
 from vdm_jax.data.tfds_source import load_published
 
 __all__ = ["SOURCES", "DataError", "ImageData", "load", "validation_split"]
 
-SOURCES = ("digits", "arrays", "cifar10", "mnist")
-_OWN_LEVELS = {"digits": DIGITS_LEVELS, "cifar10": PUBLISHED_LEVELS, "mnist": PUBLISHED_LEVELS}
+SOURCES = ("digits", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
 _PathLike = str | os.PathLike[str] | None
 
@@ -29,18 +29,35 @@ def load(
     path: _PathLike = None,
     levels: int = 256,
     manual_dir: _PathLike = None,
+    size: int | str | tuple[int, int] | None = None,
+    fit: str = "none",
+    channels: int = 3,
+    held_out: float | None = None,
+    class_labels: bool = False,
 ) -> ImageData:
     """Returns a data set by name.
 
     Args:
-      name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels), "arrays" (an .npz file of
-        the user's), "cifar10" or "mnist" (downloaded once, or built from `manual_dir`).
+      name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels); "arrays" (an .npz file of
+        the user's); "folder" (pictures of the user's); "cifar10", "mnist" or
+        "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
+        "downsampled_imagenet/SIZE" (built from `manual_dir`). SIZE is 32x32 or 64x64. The two
+        ImageNets are different data sets.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. "digits" needs none.
-      path: the .npz file; for "arrays" only.
+      path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
-      manual_dir: where the original archives of "cifar10" and "mnist" lie, for a machine
-        without network; `data_dir/manual` where it isn't given.
+      manual_dir: where the original archives of published data sets lie, for a machine without
+        network; `data_dir/manual` where it isn't given.
+      size: for "folder": the height and width of all images, as one number for a square, as
+        (height, width) or as "48x64"; None takes that of the first image, and all must have it.
+      fit: for "folder": "none" takes images of the one size only; "crop" takes the largest part
+        of that shape about the centre and brings it to the size; "resize" stretches.
+      channels: for "folder": 3 (RGB) or 1 (grey).
+      held_out: for a "folder" without `train` and `test`: the fraction of the images to test on,
+        chosen by a hash of their paths; None is 0.1.
+      class_labels: whether labels are wanted. Those of a folder are the names of its subfolders
+        and only there if wanted; the others have theirs in any case, or none: an error if wanted.
 
     Raises:
       DataError: one line, on whatever keeps the data set from being had.
@@ -48,21 +65,54 @@ def load(
     if name not in SOURCES:
         raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
     _check_levels(name, levels)
-    if path and name != "arrays":
-        raise DataError(f"path={str(path)!r} is for 'arrays', not for {name!r}; leave it out")
-    if name == "digits":
-        return load_digits()
+    wanted = pictures.options(size, fit, channels)
+    _check_unused(name, path, size, fit, channels, held_out)
     root = Path(data_dir).expanduser() if data_dir else cache.default_data_dir()
     manual = Path(manual_dir).expanduser() if manual_dir else None
     try:
-        if name == "arrays":
-            return load_arrays(path, int(levels), root)
-        return load_published(name, root, manual)
+        if name == "digits":
+            data = load_digits()
+        elif name == "arrays":
+            data = load_arrays(path, int(levels), root)
+        elif name == "folder":
+            data = pictures.load_folder(path, wanted, held_out, class_labels, root)
+        elif name in IMAGENET:
+            data = load_imagenet(name, root, manual)
+        else:
+            data = load_published(name, root, manual)
     except OSError as error:
         raise DataError(
             f"{name} can't be kept in data_dir={root}: {reason(error)}; free some space or mend "
             "the permissions there, or choose another data_dir (or $VDM_JAX_DATA)"
         ) from error
+    if class_labels:
+        _check_classes(data)
+    return data
+
+
+def _check_unused(
+    name: str, path: _PathLike, size: object, fit: str, channels: int, held_out: float | None
+) -> None:
+    if path and name not in ("arrays", "folder"):
+        raise DataError(
+            f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
+        )
+    given = {"size": size, "fit": fit, "channels": channels, "held_out": held_out}
+    unset = {"size": None, "fit": "none", "channels": 3, "held_out": None}
+    for key, value in given.items():
+        if name != "folder" and value != unset[key]:
+            raise DataError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
+
+
+def _check_classes(data: ImageData) -> None:
+    if data.labels is None:
+        raise DataError(f"{data.name} has no class labels; leave class_labels out")
+    unseen = np.setdiff1d(data.labels["test"], data.labels["train"])
+    if unseen.size:
+        raise DataError(
+            f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images but none "
+            "to train on; remove it or give it some"
+        )
 
 
 def _check_levels(name: str, levels: int) -> None:
@@ -70,6 +120,6 @@ def _check_levels(name: str, levels: int) -> None:
         raise DataError(f"levels={levels!r} must be a whole number in 2..256")
     if not 2 <= levels <= 256:
         raise DataError(f"levels={levels} must lie in 2..256, as images are uint8")
-    own = _OWN_LEVELS.get(name, levels)
+    own = levels if name == "arrays" else DIGITS_LEVELS if name == "digits" else 256
     if levels not in (own, 256):
         raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")

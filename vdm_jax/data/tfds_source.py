@@ -18,9 +18,9 @@ import numpy as np
 
 from vdm_jax.data import cache
 from vdm_jax.data.errors import DataError, reason
-from vdm_jax.data.fetch import require_archives
+from vdm_jax.data.fetch import import_tfds, require_archives, wrong_download
 from vdm_jax.data.images import ImageData
-from vdm_jax.data.published import PUBLISHED, Archive, Published
+from vdm_jax.data.published import PUBLISHED, Published
 
 LEVELS = 256
 _FORMAT = "array_record"
@@ -44,27 +44,26 @@ def load_published(name: str, data_dir: Path, manual_dir: Path | None) -> ImageD
     """
     spec = PUBLISHED[name]
     content = "".join(archive.sha256 for archive in spec.archives)
-    folder = data_dir / "decoded" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    key = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    folder = cache.decoded(data_dir, key)
     if not folder.exists():
         builder = _prepared_builder(spec, data_dir, manual_dir or data_dir / "manual")
-        cache.write(folder, _decode(builder, spec, "train"), _decode(builder, spec, "test"), LEVELS)
+        train, train_label = _decode(builder, spec, "train")
+        test, test_label = _decode(builder, spec, "test")
+        labels = {"train": train_label, "test": test_label}
+        names = builder.info.features["label"].names
+        cache.write(folder, train, test, LEVELS, labels=labels, label_names=names)
     return cache.read(folder, name)
 
 
 def _prepared_builder(spec: Published, data_dir: Path, manual_dir: Path) -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataError(
-            f"{spec.name} needs tensorflow-datasets, which can't be imported ({reason(error)}); "
-            "install tensorflow-datasets, importlib_resources, array_record and pillow, or use "
-            "the embedded data set 'digits'"
-        ) from error
+    tfds = import_tfds(spec.name)
     builder_class = _builder_class(tfds, spec)
     folder = data_dir / spec.name / str(builder_class.VERSION)
     if not folder.exists():
         _warn_of_leftovers(folder)
-        require_archives(spec, manual_dir, lambda archive: _downloaded(archive, data_dir))
+        instead = "use the embedded data set 'digits'"
+        require_archives(spec.name, spec.archives, data_dir, manual_dir, instead)
         _prepare(tfds, builder_class, data_dir, manual_dir)
     check_prepared(folder, spec)
     return builder_class(data_dir=str(data_dir), file_format=_FORMAT)
@@ -93,13 +92,6 @@ def _builder_class(tfds: Any, spec: Published) -> Any:
     return WithoutTensorFlow
 
 
-def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
-    from tensorflow_datasets.core.download.resource import get_dl_fname
-
-    name = get_dl_fname(archive.url, archive.sha256)
-    return next((data_dir / "downloads").rglob(name), None)
-
-
 def _warn_of_leftovers(folder: Path) -> None:
     for leftover in sorted(folder.parent.glob(f"incomplete.*_{folder.name}")):
         _log.warning(
@@ -121,10 +113,7 @@ def _prepare(tfds: Any, builder_class: Any, data_dir: Path, manual_dir: Path) ->
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where it writes
             builder.download_and_prepare(download_config=config)
     except NonMatchingChecksumError as error:
-        raise DataError(
-            f"the download of {builder.name} has a wrong checksum ({reason(error, 400)}); try "
-            f"again, or put the original archive into manual_dir={manual_dir}"
-        ) from error
+        raise wrong_download(builder.name, error, manual_dir) from error
     except (OSError, DownloadError) as error:
         if Path(builder.data_dir).exists():  # another process was first: use its copy
             return
@@ -170,20 +159,22 @@ def _foreign_files(folder: Path) -> str:
     return ", ".join(kind for kind in known if any(f".{kind}" in name for name in names))
 
 
-def _decode(builder: Any, spec: Published, split: str) -> np.ndarray:
+def _decode(builder: Any, spec: Published, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
     from PIL import Image
 
     out = np.empty((spec.counts[split], *spec.event_shape), np.uint8)
+    labels = np.empty(len(out), np.int32)
     try:
         skip = {"image": tfds.decode.SkipDecoding()}
         records = builder.as_data_source(split, decoders=skip)
         for i in range(len(out)):
-            pixels = np.asarray(Image.open(io.BytesIO(records[i]["image"])))
-            out[i] = pixels.reshape(spec.event_shape)
+            record = records[i]
+            pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
+            out[i], labels[i] = pixels.reshape(spec.event_shape), record["label"]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise DataError(
             f"the {split} records in {builder.data_path} can't be read ({reason(error)}); delete "
             "that folder and run again to rebuild it"
         ) from error
-    return out
+    return out, labels

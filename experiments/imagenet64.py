@@ -1,0 +1,9 @@
+"""Train on ImageNet at 64x64 and evaluate on its validation part.
+
+python -m experiments.imagenet64 --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE]
+"""
+
+from experiments import cli, run
+
+if __name__ == "__main__":
+    cli.main(run.train, cli.CONFIGS / "imagenet64.py", __doc__)

@@ -1,0 +1,182 @@
+"""Which pictures a folder holds, and which of them are there to train on and which to test on."""
+
+import dataclasses
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vdm_jax.data.errors import DataError, reason
+
+HELD_OUT = 0.1
+_TAKEN = (".png", ".jpg", ".jpeg", ".webp")
+# Pictures too, but of kinds that aren't read: to pass over them would be to lose them unnoticed.
+_REFUSED = (
+    (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm")
+    + (".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff")
+)  # fmt: skip
+_PARTS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The pictures of a folder.
+
+    Attributes:
+      root: the folder.
+      folders: where the paths of each part start: `root` itself or its `train` and `test`.
+      parts: for "train" and "test" the paths below that, with "/", in the order of their hashes.
+    """
+
+    root: Path
+    folders: Mapping[str, Path]
+    parts: Mapping[str, list[str]]
+
+    def file(self, part: str, name: str) -> Path:
+        """Returns where a picture lies."""
+        return self.folders[part] / name
+
+    def state(self) -> tuple[str, float]:
+        """Returns a hash of all paths, sizes and times, and the youngest of these times (s)."""
+        running = hashlib.sha256()
+        youngest = 0.0
+        for part, names in self.parts.items():
+            for name in names:
+                path = self.file(part, name)
+                try:
+                    stat = path.stat()
+                except OSError as error:
+                    raise DataError(f"{path} can't be read: {reason(error)}") from error
+                times = (stat.st_mtime_ns, stat.st_ctime_ns)
+                running.update(repr((part, name, stat.st_size, times)).encode())
+                youngest = max(youngest, stat.st_mtime, stat.st_ctime)
+        return running.hexdigest(), youngest
+
+    def labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """Returns the class of each picture, int32 in the order of `parts`, and the names.
+
+        A class is a subfolder, at whatever depth below it the picture lies; they are numbered in
+        the order of their names.
+        """
+        for part, names in self.parts.items():
+            for name in names:
+                if "/" not in name:
+                    raise DataError(
+                        f"{self.file(part, name)} lies in no class: with class_labels each image "
+                        f"must lie in a subfolder of {self.folders[part]} named by its class"
+                    )
+        classes = sorted({name.split("/")[0] for names in self.parts.values() for name in names})
+        number = {name: i for i, name in enumerate(classes)}
+        labels = {
+            part: np.array([number[name.split("/")[0]] for name in names], np.int32)
+            for part, names in self.parts.items()
+        }
+        return labels, tuple(classes)
+
+
+def find(root: Path, held_out: float | None) -> Listing:
+    """Returns the pictures below `root`; says on stderr how many other files there are.
+
+    Hidden files and folders (their names begin with a dot) are passed over.
+
+    Raises:
+      DataError: no such folder, no pictures, or pictures that would be lost unnoticed.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
+        raise DataError(f"{root} {what}; path= must name a folder of PNG, JPEG or WebP images")
+    inside = [part for part in _PARTS if (root / part).is_dir()]
+    if len(inside) == 1:
+        lacking = _PARTS[1 - _PARTS.index(inside[0])]
+        raise DataError(
+            f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both, or rename it to "
+            "have images held out by chance"
+        )
+    names, skipped = _walk(root)
+    if skipped:
+        print(
+            f"vdm_jax: {len(skipped)} files in {root} are no images by their names and left out "
+            f"(the first is {skipped[0]})",
+            file=sys.stderr,
+        )
+    if not names:
+        raise DataError(f"{root} holds no images; wanted {', '.join(_TAKEN)} in it")
+    return _two_folders(root, names, held_out) if inside else _split(root, names, held_out)
+
+
+def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listing:
+    if held_out is not None:
+        raise DataError(
+            f"held_out={held_out} is for a folder without train and test, but {root} has them; "
+            "leave it out"
+        )
+    parts: dict[str, list[str]] = {part: [] for part in _PARTS}
+    for name in names:
+        part, _, rest = name.partition("/")
+        if part not in parts or not rest:
+            raise DataError(
+                f"{root / name} lies beside the subfolders train and test and is in neither; move "
+                "it into one of them or away"
+            )
+        parts[part].append(rest)
+    for part, found in parts.items():
+        if not found:
+            raise DataError(f"{root / part} holds no images; wanted {', '.join(_TAKEN)} in it")
+    folders = {part: root / part for part in _PARTS}
+    return Listing(root, folders, {part: sorted(parts[part], key=_hash) for part in _PARTS})
+
+
+def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
+    fraction = HELD_OUT if held_out is None else held_out
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise DataError(f"held_out={held_out!r} must lie between 0 and 1: the fraction to test on")
+    ordered = sorted(names, key=_hash)
+    count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
+    if count in (0, len(ordered)):
+        lacking = "none" if count == 0 else "all"
+        raise DataError(
+            f"of the {len(ordered)} images in {root} {lacking} would be test images with "
+            f"held_out={fraction}; add images, or put them into subfolders train and test"
+        )
+    parts = {"train": ordered[count:], "test": ordered[:count]}
+    return Listing(root, dict.fromkeys(_PARTS, root), parts)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest(), "big")
+
+
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """The paths below `root` of its pictures, and those of its other files."""
+    names: list[str] = []
+    skipped: list[str] = []
+    for name in _files(root, root, ()):
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in _REFUSED:
+            raise DataError(
+                f"{root / name} is a {suffix} file; wanted only {', '.join(_TAKEN)}: convert it or "
+                "move it away"
+            )
+        (names if suffix in _TAKEN else skipped).append(name)
+    return names, skipped
+
+
+def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
+    """All files that aren't hidden, in the order of their names; links are followed."""
+    real = folder.resolve()
+    if real in above:
+        raise DataError(f"{folder} is a link to a folder that it lies in; remove it")
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} can't be read: {reason(error)}; see to it") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(root, entry, (*above, real))
+        else:
+            yield entry.relative_to(root).as_posix()

@@ -1,0 +1,103 @@
+"""One picture file as pixels: what is taken, what is refused, and how it is brought to a size.
+
+Taken are still PNG, JPEG and WebP images of 8 bits or fewer a channel: grey, RGB or palette, told
+by their content, not by their name. They are turned as their EXIF orientation says. Colour
+profiles and gamma are not applied: the values are those in the file. Grey from RGB is Pillow's
+(299 R + 587 G + 114 B) / 1000; RGB from grey repeats it. An alpha channel that is opaque
+everywhere is dropped.
+
+Refused, as there is no one right way to take them: transparency (what lies behind?), 16 bits,
+CMYK, animations.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.data.errors import reason
+
+FITS = ("none", "crop", "resize")
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_GREY = ("1", "L", "LA")
+_JPEG_MARK = b"\xff\xd8"
+_WEBP_MARK = b"RIFF"
+_PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
+
+
+def decode(content: bytes, channels: int) -> Any:
+    """Returns a picture file's content as a Pillow image: "L" for 1 channel, "RGB" for 3.
+
+    Raises:
+      ValueError: it is broken or of a kind that is refused; says what, not which file.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not content:
+        raise ValueError("is empty; delete it or get it anew")
+    if content.startswith(_PNG_MARK) and content[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
+        raise ValueError("has 16 bits a channel; convert it to 8")  # Pillow cuts RGB to 8 silently
+    try:
+        if content.startswith(_PNG_MARK):
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # `load` skips checksums
+        file = Image.open(io.BytesIO(content), formats=_FORMATS)
+        file.load()
+        frames = getattr(file, "n_frames", 1)
+        image = ImageOps.exif_transpose(file)
+    except Exception as error:  # Pillow's decoders raise many kinds for broken files
+        unknown = isinstance(error, UnidentifiedImageError)
+        if unknown and not content.startswith((_PNG_MARK, _JPEG_MARK, _WEBP_MARK)):
+            raise ValueError("is no PNG, JPEG or WebP image; convert it or move it away") from error
+        why = "its header" if unknown else reason(error)
+        raise ValueError(f"is broken ({why}); delete it or get it anew") from error
+    if frames > 1 and not content.startswith(_JPEG_MARK):  # a camera may add copies to its JPEG
+        raise ValueError(f"is an animation of {frames} pictures; wanted one")
+    return _converted(image, channels)
+
+
+def _converted(image: Any, channels: int) -> Any:
+    if image.mode not in _MODES:
+        raise ValueError(f"holds {image.mode} pixels; convert it to 8-bit RGB or grey")
+    if image.has_transparency_data:
+        image = image.convert("RGBA") if image.mode not in _GREY else image.convert("LA")
+        alpha = np.asarray(image.getchannel("A"))
+        if (alpha < 255).any():
+            raise ValueError(
+                f"is transparent in {int((alpha < 255).sum())} of its pixels; lay it on a "
+                "background and save it without transparency"
+            )
+    if channels == 1 and image.mode in _GREY:
+        return image.convert("L")
+    image = image.convert("RGB")  # a palette's entries first, their grey then
+    return image.convert("L") if channels == 1 else image
+
+
+def pixels(image: Any) -> np.ndarray:
+    """Returns a Pillow image "L" or "RGB" as uint8 [height, width, channels]."""
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
+    """Returns a Pillow image of exactly `size` = (height, width).
+
+    - "crop": the largest part of that shape about the centre, brought to the size.
+    - "resize": the whole image, stretched if its shape is another.
+
+    Both average over what a new pixel covers (Lanczos with antialiasing), and neither touches
+    an image that has the size.
+    """
+    from PIL import Image
+
+    height, width = size
+    if (image.height, image.width) == size:
+        return image
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if fit == "crop":
+        scale = min(image.width / width, image.height / height)
+        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+        right = min(left + scale * width, image.width)  # rounding must not pass the edge
+        bottom = min(top + scale * height, image.height)
+        box = (left, top, right, bottom)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
