@@ -1,10 +1,7 @@
 """One training run: data, model, optimiser and loop put together from a configuration."""
 
 import contextlib
-import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import check
+from experiments import check, setup
 from experiments.cli import UserError
 from experiments.models import make_model
 from vdm_jax import data, sampler
@@ -67,14 +64,15 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
 
 def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     check.config(config)
-    images = _load(config)
-    mesh = _mesh()
+    images = setup.load(config)
+    mesh = setup.make_mesh()
     check.sizes(config, mesh)
-    model = make_model(config, images.event_shape, images.levels)
+    model = make_model(config, images.event_shape, images.levels, images.num_classes)
     adamw = _optimizer(config)
     key_init, key_train, key_eval, key_sample = jax.random.split(jax.random.key(config.seed), 4)
 
-    workdir = _make(workdir)
+    workdir = setup.make_workdir(workdir)
+    (workdir / "samples").mkdir(exist_ok=True)
     settings = _settings(config, images)
     checkpoints = Checkpoints(
         workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
@@ -92,14 +90,14 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
             _step(config, model, adamw, mesh, key_train),
             _chunks(config, images),
             _evaluator(config, images, model, mesh, key_eval),
-            _sampler(config, model, key_sample),
+            _sampler(config, images, model, key_sample),
             _plan(config),
             checkpoints,
             workdir,
             mesh,
-            _eval_name(config),
+            setup.eval_name(config),
         )
-    _conclude(result, int(state.step), images, _eval_name(config), workdir)
+    _conclude(result, int(state.step), images, setup.eval_name(config), workdir)
     return result
 
 
@@ -115,36 +113,6 @@ def _interrupts(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 # ---- the parts of a run ----
-
-
-def _mesh() -> Mesh:
-    try:
-        return sharding.make_mesh()
-    except Exception as error:  # JAX raises several kinds
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
-            "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
-        ) from error
-
-
-def _load(config: ConfigDict) -> ImageData:
-    d = config.data
-    images = data.load(
-        d.name,
-        data_dir=d.dir,
-        path=d.path,
-        levels=d.levels,
-        manual_dir=d.manual_dir,
-        size=d.size,
-        fit=d.fit,
-        channels=d.channels,
-        held_out=d.held_out,
-        class_labels=d.class_labels,
-    )
-    if not d.class_labels:  # from here on there are labels only where they are used
-        images = dataclasses.replace(images, labels=None, label_names=())
-    return data.validation_split(images, d.validation) if d.validation else images
 
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -166,7 +134,7 @@ def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     """What the state's path depends on: saved with it, and compared on a restart."""
-    settings = {"config": config.to_dict(), "data": _describe(images)}
+    settings = {"config": config.to_dict(), "data": setup.describe(images)}
     settings["config"]["optimizer"]["decay_steps"] = _decay_steps(config)
     return settings
 
@@ -192,14 +160,10 @@ def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
         augment=config.data.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        labels=_labels(images, "train"),
+        labels=setup.labels(images, "train"),
     )
     calls = config.train.steps_per_call
     return lambda start: data.iterate(stream, start=start, steps_per_call=calls)
-
-
-def _labels(images: ImageData, part: str) -> np.ndarray | None:
-    return None if images.labels is None else images.labels[part]
 
 
 def _decay_steps(config: ConfigDict) -> int:
@@ -230,30 +194,28 @@ def _evaluator(
         return evaluation.evaluate(
             eval_step,
             state.ema_params,
-            lambda: data.eval_batches(
-                images.test,
-                batch_size=config.eval.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                labels=_labels(images, "test"),
-            ),
+            setup.batches(images, config.eval.batch_size),
             model,
             mesh,
             key,
             config.eval.final_repeats if last else config.eval.repeats,
+            (images.source or {}).get("test"),
         )
 
     return evaluate
 
 
 def _sampler(
-    config: ConfigDict, model: Model, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Model, key: jax.Array
 ) -> Callable[[TrainState], np.ndarray]:
     count = config.sample.count
+    conditioning = np.zeros(count)
+    if images.num_classes:  # each class in turn
+        conditioning = np.stack([conditioning, np.arange(count) % images.num_classes], axis=1)
 
     @jax.jit
     def draw(params: object) -> jax.Array:
-        denoise, gamma = model.bind(params, jax.numpy.zeros(count), None)
+        denoise, gamma = model.bind(params, jax.numpy.asarray(conditioning), None)
         shape = (count, *model.event_shape)
         z_0 = sampler.ancestral(key, denoise, gamma, shape, config.sample.num_steps, model.kind)
         return sampler.to_images(z_0, gamma(jax.numpy.zeros(1))[0], model.levels)
@@ -261,38 +223,7 @@ def _sampler(
     return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), model.levels)
 
 
-def _make(workdir: Path) -> Path:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "samples").mkdir(exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"--workdir={workdir} is a file; name a folder") from error
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be made or written: {error}") from error
-    return workdir.absolute()
-
-
 # ---- words ----
-
-
-def _eval_name(config: ConfigDict) -> str:
-    return "validation" if config.data.validation else "test"
-
-
-def _describe(images: ImageData) -> dict[str, object]:
-    classes: dict[str, object] = {}
-    if images.labels is not None:
-        parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
-        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
-    return {
-        "name": images.name,
-        "fingerprint": images.fingerprint,
-        "train": len(images.train),
-        "test": len(images.test),
-        "event_shape": list(images.event_shape),
-        "levels": images.levels,
-        **classes,
-    }
 
 
 def _announce(
@@ -305,9 +236,10 @@ def _announce(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     time = "continuous time" if model.num_steps is None else f"T = {model.num_steps}"
     shape = "x".join(map(str, images.event_shape))
+    name = setup.eval_name(config)
     print(
-        f"{images.name}: {len(images.train)} training and {len(images.test)} {_eval_name(config)} "
-        f"images of {shape}, {images.levels} levels\n"
+        f"{images.name}: {len(images.train)} training and {len(images.test)} {name} images of "
+        f"{shape}, {images.levels} levels\n"
         f"{config.model.network}, {parameters:,} parameters, {time}, on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s); compiling",
         flush=True,
@@ -319,7 +251,7 @@ def _announce(
 def _conclude(
     result: Evaluation, last_step: int, images: ImageData, name: str, workdir: Path
 ) -> None:
-    summary = {"step": last_step, "split": name, "data": _describe(images)}
+    summary = {"step": last_step, "split": name, "data": setup.describe(images)}
     summary |= {
         "bpd_standard_error": None,
         **result.scalars(),

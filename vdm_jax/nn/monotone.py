@@ -78,7 +78,7 @@ class MonotoneGamma(nn.Module):
             )
         else:
             l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
-        small = nn.initializers.normal(1e-3 if self.pinned else 1e-2)
+        small = nn.initializers.normal(1e-4 if self.pinned else 1e-2)
         l3 = _MonotoneDense(1, small, bias_init=None, name="l3")
 
         def raw(t: Tensor) -> Tensor:

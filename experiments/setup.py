@@ -1,0 +1,102 @@
+"""What training and evaluation both begin with: the data, the devices, the folder."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+from vdm_jax import data
+from vdm_jax.data import ImageData
+from vdm_jax.train import sharding
+
+__all__ = ["batches", "describe", "eval_name", "labels", "load", "make_mesh", "make_workdir"]
+
+
+def make_mesh() -> Mesh:
+    """All devices. Raises UserError if there are none."""
+    try:
+        return sharding.make_mesh()
+    except Exception as error:  # JAX raises several kinds
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
+            "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
+        ) from error
+
+
+def load(config: ConfigDict) -> ImageData:
+    """The data set of `config.data`, with labels only if the network is conditioned on them."""
+    d = config.data
+    images = data.load(
+        d.name,
+        data_dir=d.dir,
+        path=d.path,
+        levels=d.levels,
+        manual_dir=d.manual_dir,
+        size=d.size,
+        fit=d.fit,
+        channels=d.channels,
+        held_out=d.held_out,
+        class_labels=d.class_labels,
+    )
+    if not d.class_labels:  # from here on there are labels only where they are used
+        images = dataclasses.replace(images, labels=None, label_names=())
+    return data.validation_split(images, d.validation) if d.validation else images
+
+
+def labels(images: ImageData, part: str) -> np.ndarray | None:
+    """The class of each image of the part, "train" or "test", or None."""
+    return None if images.labels is None else images.labels[part]
+
+
+def make_workdir(workdir: Path) -> Path:
+    """The folder, made if need be, as an absolute path. Raises UserError if that can't be."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"--workdir={workdir} is a file; name a folder") from error
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be made or written: {error}") from error
+    return workdir.absolute()
+
+
+def eval_name(config: ConfigDict) -> str:
+    """What the images are called on which a run with `config` is evaluated."""
+    return "validation" if config.data.validation else "test"
+
+
+def describe(images: ImageData) -> dict[str, object]:
+    """What reports and checkpoints say of a data set."""
+    classes: dict[str, object] = {}
+    if images.labels is not None:
+        parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
+        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
+    return {
+        "name": images.name,
+        "fingerprint": images.fingerprint,
+        "train": len(images.train),
+        "test": len(images.test),
+        "event_shape": list(images.event_shape),
+        "levels": images.levels,
+        **classes,
+    }
+
+
+def batches(
+    images: ImageData, batch_size: int, part: str = "test"
+) -> Callable[[], Iterator[data.Batch]]:
+    """One exact pass over a part, "test" or "train", as often as the result is called."""
+    return lambda: data.eval_batches(
+        images.test if part == "test" else images.train,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        labels=labels(images, part),
+    )
