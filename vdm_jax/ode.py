@@ -20,6 +20,8 @@ __all__ = ["Field", "Solution", "check", "solve"]
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
 
+_FIRST_STEP = 0.01  # of the way; the next are as long as the tolerance allows
+
 
 class Solution(NamedTuple):
     """The end of a trajectory, and what it took."""
@@ -76,7 +78,7 @@ def solve(
         solver,
         t0=0.0,
         t1=1.0,
-        dt0=None,
+        dt0=_FIRST_STEP,
         y0=state,
         stepsize_controller=diffrax.PIDController(
             rtol, atol, norm=_worst, dtmin=shortest, force_dtmin=False
@@ -89,8 +91,7 @@ def solve(
     )
     solved = finite & diffrax.is_successful(solution.result)
     accepted, rejected = (solution.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
-    # Two to choose the first step's length, one for its first stage; then all stages but the first.
-    evaluations = 3 + (solver.tableau.num_stages - 1) * (accepted + rejected)
+    evaluations = 1 + (solver.tableau.num_stages - 1) * (accepted + rejected)
     # A factor and not a choice, so that the gradient isn't finite either.
     ys = (y[-1] * jnp.where(expand(solved, y[-1]), 1.0, jnp.nan) for y in solution.ys)
     return Solution(tuple(ys), evaluations, accepted, rejected)
