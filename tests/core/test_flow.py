@@ -45,6 +45,14 @@ def denoiser(data: GaussianData | Mixture):
     return jax.vmap(data.denoise) if isinstance(data, Mixture) else data.denoise
 
 
+@functools.cache
+def compiled(make, dims: int):
+    """flow.log_prob of (z_0, gamma_0, gamma_1) with the optimal denoiser, compiled once for all."""
+    return jax.jit(
+        lambda z, low, high: flow.log_prob(z, denoiser(make(dims)), low, high, "x", **TIGHT)
+    )
+
+
 def marginal_log_prob(data: GaussianData | Mixture, z: np.ndarray, gamma: float) -> np.ndarray:
     """log q(z) of the latents at gamma, [batch]."""
     if isinstance(data, Mixture):
@@ -76,8 +84,9 @@ def gaussian_flow(data: GaussianData, z_0: np.ndarray, gamma_0: float, gamma_1: 
 
 def test_drift_is_the_probability_flow_of_the_score(x64):
     data, z = mixture_data(3), draws(mixture_data(3), -1.0)
+    score_of = jax.jit(jax.vmap(jax.grad(data.log_prob), (0, None)))
     for gamma in (-6.0, 0.3, 5.0):
-        score = jax.vmap(jax.grad(lambda row, g=gamma: data.log_prob(row, g)))(jnp.asarray(z))
+        score = score_of(jnp.asarray(z), gamma)
         _, sigma = alpha_sigma(gamma)
         expected = -0.5 * sigma**2 * (z + score)
         got = flow.drift(jnp.asarray(z), gamma, denoiser(data), "x")
@@ -88,27 +97,27 @@ def test_drift_obeys_the_continuity_equation_of_the_marginals(x64):
     # d log q / d gamma + div drift + drift . grad log q = 0: nothing of the SDE is taken on trust.
     data, z = mixture_data(2), jnp.asarray(draws(mixture_data(2), 0.0))
     gamma = jnp.array([-4.0, -2.0, -0.5, 0.0, 1.0, 3.0])
-    by_gamma = jax.vmap(jax.grad(data.log_prob, 1))(z, gamma)
-    score = jax.vmap(jax.grad(data.log_prob))(z, gamma)
 
     def one(row, g):
         return flow.drift(row[None], g[None], denoiser(data), "x")[0]
 
-    trace = jax.vmap(lambda row, g: jnp.trace(jax.jacfwd(one)(row, g)))(z, gamma)
-    rest = trace + jnp.sum(jax.vmap(one)(z, gamma) * score, axis=1)
-    np.testing.assert_allclose(by_gamma, -rest, rtol=1e-9)
+    def both_sides(row, g):
+        score, by_gamma = jax.grad(data.log_prob, (0, 1))(row, g)
+        return by_gamma, -jnp.trace(jax.jacfwd(one)(row, g)) - one(row, g) @ score
+
+    np.testing.assert_allclose(*jax.jit(jax.vmap(both_sides))(z, gamma), rtol=1e-9)
 
 
 # ---- the density against closed forms ----
 
 
 @pytest.mark.parametrize("ends", [(-9.0, 8.0), (-2.0, 1.0)])
-@pytest.mark.parametrize("dims", [1, 2, 7])
+@pytest.mark.parametrize("dims", [1, 7])
 def test_flow_of_gaussian_data_is_its_closed_form(x64, dims, ends):
     data = gaussian_data(dims)
     z_0 = draws(data, ends[0])
     z_1, log_prob, _ = gaussian_flow(data, z_0, *ends)
-    got = flow.log_prob(z_0, data.denoise, *ends, "x", **TIGHT)
+    got = compiled(gaussian_data, dims)(z_0, *ends)
     np.testing.assert_allclose(got.z_1, z_1, atol=1e-6)
     np.testing.assert_allclose(got.log_prob / dims, log_prob / dims, atol=1e-6)
 
@@ -119,7 +128,7 @@ def test_density_is_that_of_the_marginal_but_for_the_prior(x64, dims, make):
     # log q(z_0) - log p(z_0) = log q(z_1) - log N(z_1; 0, I) for the data's own score, at any end.
     data, (low, high) = make(dims), (-8.0, 6.0)
     z_0 = draws(data, low)
-    got = flow.log_prob(z_0, denoiser(data), low, high, "x", **TIGHT)
+    got = compiled(make, dims)(z_0, low, high)
     prior = marginal_log_prob(data, got.z_1, high) - standard_log_prob(got.z_1)
     error = got.log_prob + prior - marginal_log_prob(data, z_0, low)
     assert np.max(np.abs(error)) < 1e-6 * dims
@@ -128,13 +137,13 @@ def test_density_is_that_of_the_marginal_but_for_the_prior(x64, dims, make):
 
 @pytest.mark.parametrize("make", [gaussian_data, mixture_data])
 def test_density_tends_to_that_of_the_data_as_the_ends_go_outwards(x64, make):
-    data, dims = make(4), 4
+    data, dims = make(2), 2
     x = draws(data, -200.0)  # no noise: the data itself
     exact = marginal_log_prob(data, x, -200.0)
     errors = []
     for reach in (8.0, 16.0, 32.0):
         alpha, _ = alpha_sigma(-reach)
-        log_prob = flow.log_prob(alpha * x, denoiser(data), -reach, reach, "x", **TIGHT).log_prob
+        log_prob = compiled(make, dims)(alpha * x, -reach, reach).log_prob
         errors.append(np.max(np.abs(log_prob - exact)) / dims)
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
     assert errors[2] < 1e-6
@@ -144,20 +153,20 @@ def test_tighter_tolerance_means_a_smaller_error_and_more_evaluations(x64):
     data, ends = gaussian_data(5), (-9.0, 8.0)
     z_0 = draws(data, ends[0])
     _, exact, _ = gaussian_flow(data, z_0, *ends)
+    tolerances = np.array([1e-3, 1e-6, 1e-9])
     results = [
-        flow.log_prob(z_0, data.denoise, *ends, "x", rtol=tol, atol=tol)
-        for tol in (1e-3, 1e-5, 1e-7, 1e-9)
+        flow.log_prob(z_0, data.denoise, *ends, "x", rtol=tol, atol=tol) for tol in tolerances
     ]
     errors = np.array([np.max(np.abs(r.log_prob - exact)) / 5 for r in results])
     # Per dimension and nat, the error is about the tolerance.
-    assert np.all(errors < 30 * np.array([1e-3, 1e-5, 1e-7, 1e-9]))
-    assert np.all(errors[1:] < 0.1 * errors[:-1])
+    assert np.all(errors < 30 * tolerances)
+    assert np.all(errors[1:] < 0.01 * errors[:-1])
     assert np.all(np.diff([int(r.num_evaluations) for r in results]) > 0)
 
 
-@pytest.mark.parametrize("kind", parameterization.KINDS)
+@pytest.mark.parametrize("kind", ["eps", "v", "score"])
 def test_one_denoiser_written_in_four_kinds_has_one_density(x64, kind):
-    data, ends = mixture_data(3), (-7.0, 7.0)
+    data, ends = mixture_data(2), (-7.0, 7.0)
     z_0 = draws(data, ends[0])
     convert = getattr(parameterization, f"to_{kind}")
 
@@ -165,19 +174,19 @@ def test_one_denoiser_written_in_four_kinds_has_one_density(x64, kind):
         return convert(denoiser(data)(z, gamma), z, gamma, kind="x")
 
     got = flow.log_prob(z_0, denoise, *ends, kind, **TIGHT)
-    expected = flow.log_prob(z_0, denoiser(data), *ends, "x", **TIGHT)
+    expected = compiled(mixture_data, 2)(z_0, *ends)
     np.testing.assert_allclose(got.log_prob, expected.log_prob, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [gaussian_data, mixture_data])
 def test_float32_agrees_to_a_ten_thousandth_of_a_nat_per_dimension(make):
-    data, ends, dims = make(8), (-10.0, 8.0), 8
+    data, ends, dims = make(16), (-10.0, 8.0), 16
     z_0 = draws(data, ends[0]).astype(np.float32)
     single = type(data)(*(np.asarray(a, np.float32) for a in data))
     got = flow.log_prob(z_0, denoiser(single), *ends, "x")
     assert got.log_prob.dtype == jnp.float32
     with jax.enable_x64(True):
-        exact = flow.log_prob(z_0.astype(np.float64), denoiser(data), *ends, "x", **TIGHT)
+        exact = compiled(make, dims)(z_0.astype(np.float64), *ends)
     np.testing.assert_allclose(got.log_prob / dims, exact.log_prob / dims, atol=1e-4)
 
 
@@ -238,9 +247,9 @@ def test_an_example_that_is_no_number_leaves_the_others_theirs(x64):
 
 @pytest.mark.parametrize("make", [gaussian_data, mixture_data])
 def test_sample_undoes_the_way_to_z_1(x64, make):
-    data, ends = make(3), (-8.0, 6.0)
+    data, ends = make(2), (-8.0, 6.0)
     z_0 = draws(data, ends[0])
-    forth = flow.log_prob(z_0, denoiser(data), *ends, "x", **TIGHT)
+    forth = compiled(make, 2)(z_0, *ends)
     back = flow.sample(forth.z_1, denoiser(data), *ends, "x", **TIGHT)
     np.testing.assert_allclose(back.z_0, z_0, atol=1e-5)
 
@@ -260,10 +269,10 @@ def test_samples_of_gaussian_data_are_the_linear_map_of_their_noise(x64):
 
 
 @pytest.mark.parametrize("probes", divergence.PROBES)
-@pytest.mark.parametrize("num_probes", [1, 3])
-def test_hutchinson_is_unbiased_and_has_the_variance_of_its_closed_form(x64, probes, num_probes):
+def test_hutchinson_is_unbiased_and_has_the_variance_of_its_closed_form(x64, probes):
     # For Gaussian data the flow is linear and its estimate noise^T log(stretch) noise.
     data, ends, n = gaussian_data(3), (-5.0, 4.0), 4000
+    num_probes = 1 if probes == "gaussian" else 3
     z_0 = draws(data, ends[0], 1)
     _, exact, stretch = gaussian_flow(data, z_0, *ends)
     values, basis = np.linalg.eigh(stretch)
@@ -349,19 +358,15 @@ def test_count_is_right_when_the_first_step_is_rejected(x64):
     assert len(calls) == int(got.num_evaluations)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_giving_up_shows(jit):
+def test_giving_up_shows():
     data = gaussian_data(2)
+    z = jnp.asarray(draws(data, -9.0, 3), jnp.float32)
 
     def run(denoise, max_steps):
-        def both(z):
-            forth = flow.log_prob(z, denoise, -9.0, 8.0, "x", max_steps=max_steps)
-            return forth, flow.sample(z, denoise, -9.0, 8.0, "x", max_steps=max_steps)
+        forth = flow.log_prob(z, denoise, -9.0, 8.0, "x", max_steps=max_steps)
+        return forth, flow.sample(z, denoise, -9.0, 8.0, "x", max_steps=max_steps)
 
-        z = jnp.asarray(draws(data, -9.0, 3), jnp.float32)
-        return (jax.jit(both) if jit else both)(z)
-
-    forth, back = run(data.denoise, 4)
+    forth, back = jax.jit(lambda: run(data.denoise, 4))()
     assert np.all(np.isnan(forth.log_prob)) and np.all(np.isnan(back.z_0))
     assert np.all(np.isnan(forth.z_1))
     assert int(forth.num_accepted + forth.num_rejected) == 4
@@ -481,7 +486,7 @@ def test_dequantized_bound_averages_to_its_integral_over_the_bin(method):
 def test_more_draws_bring_the_bound_down_to_the_probability_of_the_image(method):
     edges = np.array([bin_of(level) for level in IMAGE])
     exact = -np.log(np.diff(pixel_model().cdf(edges), axis=1)).sum()
-    bounds = [image_bounds(method, num_samples) for num_samples in (1, 4, 16, 64)]
+    bounds = [image_bounds(method, num_samples) for num_samples in (1, 8, 64)]
     excess = np.array([b.mean() for b in bounds]) - exact
     errors = np.array([b.std() / np.sqrt(b.size) for b in bounds])
     assert np.all(excess > -4 * errors)
