@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.configs import base
 
-__all__ = ["CONFIGS", "UserError", "main"]
+__all__ = ["CONFIGS", "UserError", "guard", "main", "parse_flags"]
 
 CONFIGS = Path(__file__).parent / "configs"
 _leave = os._exit
@@ -23,14 +23,18 @@ class UserError(ValueError):
 
 
 def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str | None) -> None:
-    """Parse the command line, call `run(config, workdir)`, and exit.
+    """Parse the command line, call `run(config, workdir)` under `guard`.
 
     Flags: --workdir=DIR, --config=FILE.py[:VARIANT], and --config.NAME=VALUE for any field of the
-    configuration. A user's mistake ends in one line on stderr and exit code 2; Ctrl-C in 130.
+    configuration.
     """
+    guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
+
+
+def guard(command: Callable[[], object]) -> None:
+    """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130."""
     try:
-        config, workdir = _parse(sys.argv, config_file, doc or "")
-        run(config, workdir)
+        command()
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt as interrupt:
@@ -59,6 +63,26 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
             "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
         )
     return config, Path(values.workdir)
+
+
+def parse_flags(values: flags.FlagValues, argv: list[str], doc: str | None) -> None:
+    """Parse `argv` into `values`, for a command without a configuration.
+
+    With --help, print `doc` and the flags, and exit. Raises UserError for what isn't a flag.
+    """
+    flags.DEFINE_bool("help", False, "show this", flag_values=values)
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(_one_line(error, argv)) from error
+    if values.help:
+        lines = [
+            f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values
+        ]
+        print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
+        raise SystemExit(0)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; --help lists the flags")
 
 
 def _help(doc: str, config: ConfigDict) -> str:

@@ -1,15 +1,31 @@
-"""Discrete images as points of [-1, 1], and the discretised likelihood p(x|z_0)."""
+"""Discrete images as points of [-1, 1], the discretised likelihood p(x|z_0), and dequantisation."""
 
+import math
 from numbers import Integral
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from vdm_jax.gaussian import Gaussian
 from vdm_jax.process import expand
-from vdm_jax.types import Images, Key, Tensor
+from vdm_jax.schedule import alpha, sigma
+from vdm_jax.types import Images, Key, PerExample, Tensor
 
-__all__ = ["decode", "decode_log_probs", "encode", "level_values", "log_prob"]
+__all__ = [
+    "DEQUANTIZATIONS",
+    "Dequantization",
+    "decode",
+    "decode_log_probs",
+    "dequantize",
+    "encode",
+    "level_values",
+    "log_prob",
+]
+
+Dequantization = Literal["uniform", "truncated_normal"]
+DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
 
 
 def encode(images: ArrayLike, levels: int) -> Tensor:
@@ -51,15 +67,13 @@ def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: i
     array over all levels is summed over once and, compiled, never stored (its gradient may be).
     What is no integer in [0, levels) has no probability: the result is NaN there.
     """
-    images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
-    valid = (images >= 0) & (images < levels) & (images == jnp.round(images))
     gamma_0 = expand(gamma_0, z_0_rescaled)
     nearest = jnp.clip(jnp.round((z_0_rescaled + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
     largest = jax.lax.stop_gradient(_logits(z_0_rescaled, encode(nearest, levels), gamma_0))
     others = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0[..., None])
     log_sum = largest + jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
     picked = _logits(z_0_rescaled, encode(images, levels), gamma_0)
-    return jnp.where(valid, picked - log_sum, jnp.nan)
+    return jnp.where(_valid(images, levels), picked - log_sum, jnp.nan)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
@@ -68,6 +82,72 @@ def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | Non
     if key is None:
         return jnp.argmax(log_probs, axis=-1)
     return jax.random.categorical(key, log_probs)
+
+
+def dequantize(
+    key: Key,
+    images: Images,
+    levels: int,
+    gamma_0: ArrayLike,
+    method: Dequantization = "uniform",
+) -> tuple[Tensor, PerExample]:
+    """A latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
+
+    The bin is |z_0 / alpha_0 - x| < 1 / levels in each element, x = `encode`(image). If a model
+    with density p(z_0) gives an image the probability of its bin, then by Jensen's inequality
+    -log P(image) <= E_q[log q(z_0|image) - log p(z_0)] (Theis et al. 2016).
+
+    * "uniform": z_0 = alpha_0 (x + u), u uniform within the bin;
+    * "truncated_normal": z_0 = alpha_0 x + sigma_0 eps, eps standard normal within +-tau,
+      tau = alpha_0 / (sigma_0 levels): the noise the network knows, cut off at the bin's edges
+      (Zheng et al. 2023).
+
+    Args:
+      key: gives the noise.
+      images: integers in [0, levels), [batch, *event] (others give NaN).
+      levels: the number of values a pixel can take.
+      gamma_0: a scalar or [batch].
+      method: one of the two above.
+
+    Returns:
+      z_0 [batch, *event], and log q [batch], in nats.
+
+    Raises:
+      ValueError: for an unknown method, or levels below 1.
+    """
+    if method not in DEQUANTIZATIONS:
+        raise ValueError(f"method must be one of {', '.join(DEQUANTIZATIONS)}, got {method!r}.")
+    x, valid = encode(images, levels), _valid(images, levels)
+    gamma_0 = expand(jnp.asarray(gamma_0, x.dtype), x)
+    if method == "uniform":
+        u = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / levels
+        # The bin of z_0 has width 2 alpha_0 / levels.
+        log_q = jnp.full_like(x, math.log(0.5 * levels)) - 0.5 * jax.nn.log_sigmoid(-gamma_0)
+        z_0 = alpha(gamma_0) * (x + u)
+    else:
+        tau = jnp.exp(-0.5 * gamma_0) / levels
+        eps = jax.random.truncated_normal(key, -tau, tau, x.shape, x.dtype)
+        z_0 = alpha(gamma_0) * x + sigma(gamma_0) * eps
+        noise = Gaussian(jnp.zeros_like(x), jnp.ones_like(x)).log_prob(eps)
+        log_q = noise - _log_mass(tau) - 0.5 * jax.nn.log_sigmoid(gamma_0)
+    # What is no level has neither.
+    log_q = jnp.where(valid, log_q, jnp.nan)
+    return jnp.where(valid, z_0, jnp.nan), jnp.sum(log_q, axis=tuple(range(1, x.ndim)))
+
+
+def _log_mass(tau: Tensor) -> Tensor:
+    """log P(|eps| < tau) of a standard normal eps, tau > 0, to full relative accuracy."""
+    scaled = tau * 0.5**0.5
+    near = scaled < 0.5
+    # As erf approaches 1 the digits of its logarithm are those of erfc.
+    far = jnp.log1p(-jax.lax.erfc(jnp.where(near, 1.0, scaled)))
+    return jnp.where(near, jnp.log(jax.lax.erf(scaled)), far)
+
+
+def _valid(images: ArrayLike, levels: int) -> Tensor:
+    """Whether each element is an integer in [0, levels)."""
+    images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
+    return (images >= 0) & (images < levels) & (images == jnp.round(images))
 
 
 def _check_levels(levels: int) -> None:

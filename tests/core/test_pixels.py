@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import alpha_sigma
 from scipy import special, stats
 
 from vdm_jax import pixels
@@ -126,6 +127,101 @@ def test_gradient_of_log_prob_agrees_with_finite_differences(x64):
     h = 1e-6
     numeric = [(total(args + row) - total(args - row)) / (2 * h) for row in h * np.eye(2)]
     np.testing.assert_allclose(jax.grad(total)(args), numeric, rtol=1e-6)
+
+
+def bin_noise(level: int, levels: int, gamma_0: float, method: str):
+    """The distribution of z_0 within the bin of a level, by scipy, and the bin's edges."""
+    alpha, sigma = alpha_sigma(gamma_0)
+    low, high = alpha * (2 * level / levels - 1), alpha * (2 * (level + 1) / levels - 1)
+    if method == "uniform":
+        return stats.uniform(low, high - low), low, high
+    tau = alpha / (sigma * levels)
+    return stats.truncnorm(-tau, tau, loc=0.5 * (low + high), scale=sigma), low, high
+
+
+@pytest.mark.parametrize("method", pixels.DEQUANTIZATIONS)
+@pytest.mark.parametrize(("levels", "gamma_0"), [(1, 2.0), (4, -3.0), (256, -11.0), (256, -13.3)])
+def test_dequantized_pixels_have_the_distribution_and_the_density_said(
+    x64, levels, gamma_0, method
+):
+    level, n = 2 * levels // 3, 20_000
+    images = np.full((n, 1), level)
+    z, log_q = pixels.dequantize(jax.random.key(0), images, levels, gamma_0, method)
+    z = np.asarray(z)[:, 0]
+    q, low, high = bin_noise(level, levels, gamma_0, method)
+    assert low <= z.min() and z.max() <= high
+    assert stats.kstest(z, q.cdf).pvalue > 1e-3
+    np.testing.assert_allclose(log_q, q.logpdf(z), rtol=1e-9)
+    # Between the draws in order, the density integrates to one over the bin.
+    order = np.argsort(z)
+    total = np.trapezoid(np.exp(np.asarray(log_q))[order], z[order])
+    assert abs(total - 1) < 2e-3
+    # The mean of 1/q is the bin's width, unless draws in the tails of q are too rare to show it.
+    if q.pdf(low) > 0.01 * q.pdf(0.5 * (low + high)):
+        width = np.exp(-np.asarray(log_q))
+        assert abs(width.mean() - (high - low)) <= 5 * width.std() / np.sqrt(n) + 1e-12
+
+
+@pytest.mark.parametrize("method", pixels.DEQUANTIZATIONS)
+def test_density_of_a_dequantized_image_is_the_product_over_its_pixels(x64, method):
+    images = np.random.default_rng(0).integers(0, 8, (3, 4, 2, 3))
+    gamma_0 = np.array([-6.0, -3.0, 0.0])
+    z, log_q = pixels.dequantize(jax.random.key(0), images, 8, gamma_0, method)
+    expected = [
+        sum(
+            bin_noise(k, 8, g, method)[0].logpdf(value)
+            for k, value in zip(image.ravel(), np.asarray(latent).ravel(), strict=True)
+        )
+        for image, latent, g in zip(images, z, gamma_0, strict=True)
+    ]
+    np.testing.assert_allclose(log_q, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("gamma_0", [-20.0, -13.3, -11.0, -8.0, 0.0, 20.0])
+def test_truncated_noise_keeps_its_digits_in_float32(gamma_0):
+    # tau runs from 86, where all of the normal is within the bin, to 1e-7, where it's uniform.
+    images = np.full((4000, 1), 200)
+    z, log_q = pixels.dequantize(jax.random.key(0), images, 256, gamma_0, "truncated_normal")
+    assert z.dtype == jnp.float32
+    q, low, high = bin_noise(200, 256, gamma_0, "truncated_normal")
+    assert stats.kstest(np.asarray(z)[:, 0], q.cdf).pvalue > 1e-3
+    assert np.all((z >= low - 1e-7) & (z <= high + 1e-7))
+    # The mean of -log q is the entropy; at a large tau, that of the normal.
+    assert abs(-log_q.mean() - q.entropy()) < 5 * np.sqrt(0.5 / 4000)
+
+    def total(gamma_0):
+        return pixels.dequantize(jax.random.key(0), images, 256, gamma_0, "truncated_normal")[
+            1
+        ].sum()
+
+    assert np.isfinite(jax.grad(total)(gamma_0))
+
+
+def test_little_noise_in_wide_bins_is_cut_off_nowhere_and_much_noise_is_uniform(x64):
+    images = np.zeros((4, 3), int)
+    wide = pixels._log_mass(jnp.array([9.0, 40.0]))
+    np.testing.assert_allclose(wide, [-2 * stats.norm.sf(9.0), 0.0], rtol=1e-12)
+    np.testing.assert_allclose(
+        pixels._log_mass(jnp.array([1e-9])), np.log(2e-9 * stats.norm.pdf(0)), rtol=1e-12
+    )
+    results = [
+        pixels.dequantize(jax.random.key(0), images, 16, 40.0, method)[1]
+        for method in pixels.DEQUANTIZATIONS
+    ]
+    np.testing.assert_allclose(*results, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", pixels.DEQUANTIZATIONS)
+def test_what_is_no_level_is_not_dequantized(method):
+    images = jnp.array([[0, 15], [0, 16], [-1, 3]])
+    z, log_q = pixels.dequantize(jax.random.key(0), images, 16, -4.0, method)
+    np.testing.assert_array_equal(np.isnan(log_q), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(z), [[False, False], [False, True], [True, False]])
+
+
+def test_unknown_dequantization_is_refused():
+    with pytest.raises(ValueError, match=r"one of uniform, truncated_normal, got 'gaussian'"):
+        pixels.dequantize(jax.random.key(0), np.zeros((1, 2), int), 4, 0.0, "gaussian")
 
 
 @pytest.mark.parametrize("levels", [0, -1, 2.0, True, "256"])

@@ -9,7 +9,7 @@ import chex
 import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["CheckpointError", "Checkpoints", "differences"]
+__all__ = ["CheckpointError", "Checkpoints", "differences", "load_params"]
 
 T = TypeVar("T")
 
@@ -108,6 +108,62 @@ class Checkpoints:
             raise CheckpointError(
                 f"the run in {self._folder.parent} was started with other settings: "
                 f"{'; '.join(found[:3])}{more}. Give the old values again, or another workdir."
+            )
+
+
+def load_params(
+    folder: Path, expected: Any, sharding: jax.sharding.Sharding, step: int | None = None
+) -> tuple[int, Any]:
+    """The EMA parameters of a checkpoint in `folder`, and its step (by default the newest).
+
+    `expected` is a tree of arrays or shapes, that of the model they are for. Raises
+    CheckpointError if there is no such checkpoint, if it can't be read, or if its parameters are
+    those of another model: then it names the first leaf that differs, with both shapes.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
+    with ocp.CheckpointManager(folder, item_names=("state", "meta")) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            known = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}; "
+                f"there: {known}."
+            )
+        step = steps[-1] if step is None else step
+        try:
+            found = manager.item_metadata(step)["state"].tree
+            _check_shapes(found["ema_params"], expected, folder / str(step))
+            template = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found
+            )
+            item = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            return step, manager.restore(step, args=item)["state"]["ema_params"]
+        except CheckpointError:
+            raise
+        except Exception as error:  # Orbax raises many kinds for a damaged folder
+            raise CheckpointError(
+                f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); choose "
+                f"another one: {', '.join(map(str, steps))}."
+            ) from error
+
+
+def _check_shapes(found: Any, expected: Any, where: Path) -> None:
+    have, want = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in leaves
+        }
+        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
+    )
+    for name in sorted(have.keys() | want.keys()):
+        a, b = have.get(name), want.get(name)
+        if a is None or b is None or tuple(a) != tuple(b):
+            said = ["absent" if shape is None else str(list(shape)) for shape in (a, b)]
+            raise CheckpointError(
+                f"the parameter {name} of {where} is {said[0]}, but the configuration calls for "
+                f"{said[1]}: they belong to different models."
             )
 
 

@@ -1,0 +1,289 @@
+"""What `experiments.evaluate` measures: the bound for each T, its profile over t, other bounds."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import setup
+from experiments.cli import UserError
+from experiments.trained import Trained
+from vdm_jax import bounds, flow, loss, pixels, timestep
+from vdm_jax.data import ImageData
+from vdm_jax.train import evaluation, sharding
+from vdm_jax.train.evaluation import Draws, Estimate
+from vdm_jax.train.model import Batch, Model
+from vdm_jax.types import Key
+
+__all__ = ["everything", "of_draws", "profile", "steps_of", "variance"]
+
+BINS = 50  # of a profile over t
+EXACT_UP_TO = 64  # elements of an image, for --trace=auto
+
+Row = dict[str, Any]
+
+
+def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """All that the options ask for, as one JSON object; prints each row as it is found."""
+    model = trained.model
+    images = _first(trained.images, options["images"])
+    repeats = options["repeats"] or trained.repeats
+    size = options["batch_size"] or trained.batch_size
+    _check_sizes(size, mesh)
+    key = jax.random.key(options["seed"])
+    steps = steps_of(options["num_steps"], model)
+    given_class = images.num_classes > 0
+    print(
+        f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
+        f"{images.name}" + (", given their class" if given_class else ""),
+        flush=True,
+    )
+    if options["importance"]:
+        model = dataclasses.replace(model, proposal=_proposal(trained, size, mesh))
+    rows: list[Row] = []
+    shape: dict[str, Any] = {}
+    groups = (images.source or {}).get("test")
+    for num_steps in steps:
+        at_t = dataclasses.replace(model, num_steps=num_steps)
+        step = evaluation.make_eval_step(at_t, mesh)
+        batches = setup.batches(images, size)
+        draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
+        rows.append(_said(of_draws(draws, model.event_shape, num_steps, groups)))
+        if num_steps is None or not shape:
+            shape = profile(draws, trained)
+    key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
+    if options["chains"]:
+        rows.append(_said(_chains(trained, images, options, size, mesh, key_chain)))
+    if options["ode_images"]:
+        asked = options["dequantization"]
+        for method in pixels.DEQUANTIZATIONS if asked == "both" else (asked,):
+            rows.append(_said(_ode(trained, images, options, method, size, mesh, key_ode)))
+    return {
+        "model": {"name": trained.name, "step": trained.step},
+        "data": setup.describe(images) | {"part": trained.part, "given_class": given_class},
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rows": rows,
+        "profile": shape,
+    }
+
+
+def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
+    """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
+    if text is None:
+        return (model.num_steps,)
+    found: list[int | None] = []
+    for word in (word.strip() for word in text.split(",")):
+        if word in ("inf", "None"):
+            found.append(None)
+            continue
+        if not word.isdigit() or int(word) < 1:
+            raise UserError(
+                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers of at "
+                "least 1, or inf for continuous time, as in 10,100,1000,inf"
+            )
+        found.append(int(word))
+    return tuple(dict.fromkeys(found))
+
+
+def of_draws(
+    draws: Draws,
+    event_shape: tuple[int, ...],
+    num_steps: int | None,
+    groups: np.ndarray | None = None,
+) -> Row:
+    """A row of the bound and its three terms."""
+    result = evaluation.summarise(draws, event_shape, groups)
+    terms = {
+        name: dataclasses.asdict(getattr(result, name))
+        for name in ("reconstruction", "prior", "diffusion")
+    }
+    time = "continuous time" if num_steps is None else f"T = {num_steps}"
+    row = _row(f"bound, {time}", "variational bound", result.bpd, result.num_images, result.repeats)
+    return row | {"num_steps": num_steps, "terms": terms}
+
+
+def _row(name: str, kind: str, of: Estimate, images: int, draws: int) -> Row:
+    return {
+        "quantity": name,
+        "kind": kind,
+        "bpd": of.mean,
+        "standard_error": of.standard_error,
+        "monte_carlo_error": of.monte_carlo,
+        "between_images_error": of.between,
+        "num_images": images,
+        "draws": draws,
+    }
+
+
+def profile(draws: Draws, trained: Trained) -> dict[str, Any]:
+    """What each noise level costs: the diffusion loss in bits per dim, by bins of t, and gamma."""
+    losses = loss.bits_per_dim(draws.terms.diffusion / draws.weight, trained.model.event_shape)
+    found = timestep.profile(draws.t, losses, BINS, draws.weight)
+    centres = (np.arange(BINS) + 0.5) / BINS
+    _, gamma = trained.model.bind(trained.params, jnp.zeros(1), None)
+    return {
+        "t": centres.tolist(),
+        "gamma": np.asarray(gamma(jnp.asarray(centres))).tolist(),
+        "mean": found.mean.tolist(),
+        "rms": found.rms.tolist(),
+    }
+
+
+def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
+    """Var of the estimate that one image, one uniform t and one noise give, in bits per dim."""
+    return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
+
+
+def _proposal(trained: Trained, size: int, mesh: Mesh) -> timestep.Proposal:
+    """Times by importance: from the losses of some training images, never of test images."""
+    images = trained.images
+    some = dataclasses.replace(images, train=images.train[:1024])
+    if images.labels is not None:
+        some = dataclasses.replace(some, labels={"train": images.labels["train"][:1024]})
+    step = evaluation.make_eval_step(trained.model, mesh)
+    batches = setup.batches(some, size, "train")
+    draws = evaluation.collect(step, trained.params, batches, mesh, jax.random.key(7), 4)
+    return timestep.proposal(timestep.profile(draws.t, draws.terms.diffusion, BINS).rms)
+
+
+# ---- other bounds on the same likelihood ----
+
+
+def _chains(
+    trained: Trained, images: ImageData, options: Mapping[str, Any], size: int, mesh: Mesh, key: Key
+) -> Row:
+    """The importance-weighted bound."""
+    model, count, num_steps = trained.model, options["chains"], options["chain_steps"]
+
+    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+        denoise, gamma = model.bind(params, batch["conditioning"], None)
+        log_weights = bounds.chains(
+            key, batch["images"], denoise, gamma, count, model.levels, num_steps, model.kind
+        )
+        return bounds.importance_weighted(log_weights), jnp.zeros(())
+
+    some = _first(images, options["chain_images"])
+    bits, _ = _per_image(nats, trained, some, size, mesh, key)
+    kind = f"importance-weighted bound, K = {count}"
+    row = _row(
+        f"bound of {count} chains, T = {num_steps}", kind, _estimate(bits, some), *bits.shape[::-1]
+    )
+    return row | {"chains": count, "num_steps": num_steps}
+
+
+def _ode(
+    trained: Trained,
+    images: ImageData,
+    options: Mapping[str, Any],
+    method: pixels.Dequantization,
+    size: int,
+    mesh: Mesh,
+    key: Key,
+) -> Row:
+    """The likelihood by the probability-flow ODE."""
+    model, samples, tolerance = trained.model, options["ode_samples"], options["tolerance"]
+    trace = options["trace"]
+    if trace == "auto":
+        trace = "exact" if math.prod(model.event_shape) <= EXACT_UP_TO else "hutchinson"
+    if trace == "hutchinson" and samples > 1:
+        raise UserError(
+            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
+            "the mean of exp(log p)"
+        )
+
+    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+        denoise, gamma = model.bind(params, batch["conditioning"], None)
+        found = flow.dequantized_nats(
+            key, batch["images"], denoise, gamma, model.levels, method, samples, model.kind, trace,
+            options["probes"], options["num_probes"], tolerance, tolerance,
+        )  # fmt: skip
+        return found.nats, found.num_evaluations / samples
+
+    some = _first(images, options["ode_images"])
+    bits, evaluations = _per_image(nats, trained, some, size, mesh, key)
+    if not np.isfinite(bits).all():
+        raise UserError(
+            f"the ODE's solver gave up at --tolerance={tolerance}: choose a larger one, up to 1e-3"
+        )
+    words = method.replace("_", "-")
+    kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
+    row = _row(f"ODE, {words} dequantisation", kind, _estimate(bits, some), *bits.shape[::-1])
+    return row | {
+        "trace": trace,
+        "probes": None if trace == "exact" else f"{options['num_probes']} {options['probes']}",
+        "tolerance": tolerance,
+        "function_evaluations": float(np.mean(evaluations)),
+        "ode_samples": samples,
+    }
+
+
+def _per_image(
+    nats: Callable[..., tuple[jax.Array, jax.Array]],
+    trained: Trained,
+    images: ImageData,
+    size: int,
+    mesh: Mesh,
+    key: Key,
+) -> tuple[np.ndarray, list[float]]:
+    """Bits per dim, [2 draws, images], of `nats(params, batch, key)`, and its second results."""
+    whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
+
+    def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return *nats(params, batch, key), batch["mask"]
+
+    compiled = jax.jit(masked, in_shardings=(whole, split, whole), out_shardings=whole)
+    found: list[np.ndarray] = []
+    extra: list[float] = []
+    size = min(size, mesh.size * math.ceil(len(images.test) / mesh.size))
+    for number, batch in enumerate(_sharded(setup.batches(images, size)(), mesh)):
+        keys = jax.random.split(jax.random.fold_in(key, number))
+        pair = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
+        found.append(np.stack([values[mask > 0] for values, _, mask in pair]))
+        extra += [float(second) for _, second, _ in pair]
+    bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.model.event_shape)
+    return np.asarray(bits, np.float64), extra
+
+
+def _sharded(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterable[Batch]:
+    return (sharding.put(batch, mesh) for batch in batches)
+
+
+def _estimate(bits: np.ndarray, images: ImageData) -> Estimate:
+    return evaluation.estimate(bits, (images.source or {}).get("test"))
+
+
+# ---- helpers ----
+
+
+def _first(images: ImageData, count: int | None) -> ImageData:
+    """The data set with its first `count` test images only."""
+    if count is None or count >= len(images.test):
+        return images
+
+    def cut(by_part: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+        if by_part is None:
+            return None
+        return {k: v[:count] if k == "test" else v for k, v in by_part.items()}
+
+    return dataclasses.replace(
+        images, test=images.test[:count], source=cut(images.source), labels=cut(images.labels)
+    )
+
+
+def _check_sizes(size: int, mesh: Mesh) -> None:
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+
+
+def _said(row: Row) -> Row:
+    """The row, printed."""
+    estimate = Estimate(row["bpd"], row["standard_error"], row["monte_carlo_error"])
+    print(f"{row['quantity']}: {estimate} bits per dim", flush=True)
+    return row

@@ -1,0 +1,128 @@
+"""The files that `experiments.evaluate` leaves: JSON, a Markdown table, a plot."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+__all__ = ["markdown", "new_folder", "plot_profile", "table", "write"]
+
+
+def new_folder(parent: Path, step: int) -> Path:
+    """A folder that isn't there yet, step-STEP or step-STEP-2, -3, ...: nothing is overwritten."""
+    number = 1
+    while True:
+        folder = parent / (f"step-{step}" if number == 1 else f"step-{step}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def write(folder: Path, found: Mapping[str, Any]) -> None:
+    """result.json, result.md and diffusion_loss.png in `folder`; prints the table."""
+    (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
+    text = markdown(found)
+    (folder / "result.md").write_text(text)
+    plot_profile(found["profile"], folder / "diffusion_loss.png")
+    print(f"\n{text}\nwritten to {folder}")
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The results as Markdown: what was evaluated, by which command, and one row a quantity."""
+    data, model = found["data"], found["model"]
+    given = ", given the class of each image" if data["given_class"] else ""
+    lines = [
+        f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
+        f"{given}.",
+        "",
+        f"    {found['command']}",
+        "",
+        table(
+            (
+                "quantity", "kind", "bits per dim", "± in all", "± of the draws",
+                f"± between {'images' if found['groups'] is None else 'sources'}",
+                "reconstruction", "prior", "diffusion", "images", "draws each",
+            ),
+            [_cells(row) for row in found["rows"]],
+        ),
+    ]  # fmt: skip
+    lines += [note for row in found["rows"] if (note := _note(row))]
+    if found["groups"] is not None:
+        lines.append(
+            f"\nImages of one source are alike: the error between them is that of "
+            f"{found['groups']} sources."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    terms = row.get("terms", {})
+    errors = ("standard_error", "monte_carlo_error", "between_images_error")
+    return [
+        row["quantity"],
+        row["kind"],
+        _number(row["bpd"]),
+        *(_number(row[name]) for name in errors),
+        *(
+            _number(terms[name]["mean"]) if terms else "–"
+            for name in ("reconstruction", "prior", "diffusion")
+        ),
+        str(row["num_images"]),
+        str(row["draws"]),
+    ]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    if "function_evaluations" not in row:
+        return ""
+    probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
+    return (
+        f"\n{row['quantity']}: tolerance {row['tolerance']:g}, on average "
+        f"{row['function_evaluations']:.0f} evaluations of the network, {row['trace']} trace"
+        f"{probes}. The density is exact up to the tolerance; for the discrete images it gives a "
+        "bound, through the dequantisation."
+    )
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
+    """The schedule gamma(t), and below it what each noise level costs."""
+    t = np.asarray(profile["t"])
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    above.plot(t, profile["gamma"], color="tab:green")
+    above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
+    below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
+    below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
+    below.set_xlabel("t")
+    below.set_ylabel("diffusion loss at t, bits per dim")
+    below.set_ylim(bottom=0.0)
+    below.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,200 @@
+"""A trained model, from a run's folder or from a published checkpoint, and the images for it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments import check, setup
+from experiments.cli import UserError
+from experiments.configs import base
+from experiments.configs.published import PUBLISHED
+from experiments.models import make_model
+from vdm_jax.data import ImageData
+from vdm_jax.nn import official
+from vdm_jax.train import sharding
+from vdm_jax.train.checkpoint import load_params
+from vdm_jax.train.model import Model, Params
+from vdm_jax.types import Denoise, Gamma, Key, Tensor
+
+__all__ = ["Trained", "from_official", "from_workdir", "with_data"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with its parameters, and the data set to evaluate it on.
+
+    Attributes:
+      model: how to make the core's callables of the parameters.
+      params: EMA parameters, on all devices.
+      images: the data set.
+      part: what its test images are called in reports.
+      name: of the model in reports.
+      step: how long it was trained.
+      batch_size, repeats: as its configuration has them for an evaluation.
+    """
+
+    model: Model
+    params: Params
+    images: ImageData
+    part: str
+    name: str
+    step: int
+    batch_size: int
+    repeats: int
+
+
+def from_workdir(
+    workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
+) -> Trained:
+    """The model of a run's folder, with the data it was trained on, or that `data` names.
+
+    `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
+    """
+    config = with_data(_saved_config(workdir), data)
+    check.config(config)
+    images = setup.load(config)
+    if not data:
+        _check_fingerprint(workdir, images)
+    model = make_model(config, images.event_shape, images.levels, images.num_classes)
+    folder, step = workdir / "checkpoints", None
+    if checkpoint is not None:
+        folder, step = _checkpoint(workdir, checkpoint)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    step, params = load_params(folder, expected, sharding.replicated(mesh), step)
+    c = config.eval
+    part = setup.eval_name(config)
+    return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+
+
+def from_official(
+    path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
+) -> Trained:
+    """A published checkpoint, with the data it was trained on, or that `data` names.
+
+    `model_name` is a key of `PUBLISHED` or a JSON file with that code's `config.model`; None looks
+    for `model_config.json` beside the checkpoint.
+    """
+    published, name = _official_config(path, model_name)
+    try:
+        loaded = official.load(path, published["model"])
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"--official: {error}") from error
+    if not data and published.get("data") is None:
+        raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
+    config = with_data(base.get_config(), {"name": published.get("data"), **data})
+    images = setup.load(config)
+    _check_channels(loaded, images)
+
+    def bind(params: Params, conditioning: Tensor, _: Key | None) -> tuple[Denoise, Gamma]:
+        at = dataclasses.replace(loaded, params=params)
+        return lambda z_t, gamma_t: at.denoise(z_t, gamma_t, conditioning), at.gamma
+
+    model = Model(
+        init=lambda key: loaded.params,
+        bind=bind,
+        kind="eps",
+        event_shape=images.event_shape,
+        levels=loaded.levels,
+        num_steps=loaded.num_steps,
+        timesteps=loaded.timesteps,
+    )
+    params = jax.device_put(loaded.params, sharding.replicated(mesh))
+    c = config.eval
+    part = setup.eval_name(config)
+    return Trained(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
+
+
+def with_data(config: ConfigDict, data: Mapping[str, Any]) -> ConfigDict:
+    """`config` with other images: with `data["name"]` everything else about them is anew."""
+    if data.get("name") is not None:
+        config.data = base.get_config().data
+    with config.data.ignore_type():
+        config.data.update({k: v for k, v in data.items() if v is not None})
+    return config
+
+
+def _saved_config(workdir: Path) -> ConfigDict:
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+    try:
+        saved = json.loads(file.read_text())["config"]
+        return ConfigDict(_filled(base.get_config().to_dict(), saved))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """`saved`, and what settings it is too old to have."""
+    both = dict(defaults) | dict(saved)
+    for name, value in defaults.items():
+        if isinstance(value, Mapping):
+            both[name] = _filled(value, saved.get(name, {}))
+    return both
+
+
+def _check_fingerprint(workdir: Path, images: ImageData) -> None:
+    saved = json.loads((workdir / "config.json").read_text()).get("data", {})
+    if saved.get("fingerprint") not in (None, images.fingerprint):
+        raise UserError(
+            f"{images.name} holds other images than the run in {workdir} was trained with; to "
+            "evaluate it on them nevertheless, name them with --data"
+        )
+
+
+def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
+    if given.isdigit():
+        return workdir / "checkpoints", int(given)
+    path = Path(given)
+    if not path.is_dir() or not path.name.isdigit():
+        raise UserError(
+            f"--checkpoint={given} is neither a step nor the folder of a checkpoint, as "
+            f"{workdir / 'checkpoints' / '1000'}"
+        )
+    return path.parent, int(path.name)
+
+
+def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
+    """{"model": that code's config.model, "data": the data set's name or None}, and a name."""
+    if name in PUBLISHED:
+        return PUBLISHED[cast(str, name)], f"published {name}"
+    known = ", ".join(PUBLISHED)
+    if name is not None:
+        file = Path(name)
+        if not file.is_file():
+            raise UserError(f"--model={name} is no file and none of {known}")
+    else:
+        folders = (path, path.parent, path.parent.parent)
+        files = [folder / "model_config.json" for folder in folders]
+        found = [file for file in files if file.is_file()]
+        if not found:
+            raise UserError(
+                f"--model=NAME is missing, one of {known}, or a JSON file with the model's "
+                f"configuration (there is no model_config.json beside {path})"
+            )
+        file = found[0]
+    try:
+        return {"model": json.loads(file.read_text())}, f"official {file.parent.name}"
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON file: {error}") from error
+
+
+def _check_channels(model: official.OfficialModel, images: ImageData) -> None:
+    bias = model.params["score_model"]["conv_out"]["bias"]
+    channels = images.event_shape[-1]
+    if np.shape(bias) != (channels,):
+        raise UserError(
+            f"the checkpoint is for images of {len(bias)} channel(s), but {images.name} has "
+            f"{channels}"
+        )
+    if model.levels != images.levels:
+        raise UserError(
+            f"the checkpoint is for {model.levels} levels, but {images.name} has {images.levels}"
+        )
