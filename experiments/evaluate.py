@@ -69,7 +69,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     """Parse `argv`, evaluate, write and print the results; they are returned as in result.json."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
-    options = {name: values[name].value for name in values if name != "help"}
+    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     if not options["tolerance"] > 0:

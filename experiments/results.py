@@ -70,7 +70,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _number(row["bpd"]),
         *(_number(row[name]) for name in errors),
         *(
-            _number(terms[name]["mean"]) if terms else "–"
+            _number(terms[name]["mean"]) if terms else "-"
             for name in ("reconstruction", "prior", "diffusion")
         ),
         str(row["num_images"]),
@@ -98,7 +98,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def plot_profile(profile: Mapping[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -163,8 +163,8 @@ def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
 
 def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
     """{"model": that code's config.model, "data": the data set's name or None}, and a name."""
-    if name in PUBLISHED:
-        return PUBLISHED[cast(str, name)], f"published {name}"
+    if name is not None and name in PUBLISHED:
+        return PUBLISHED[name], f"published {name}"
     known = ", ".join(PUBLISHED)
     if name is not None:
         file = Path(name)

@@ -123,30 +123,30 @@ def load_params(
     folder = folder.absolute()
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder} with checkpoints.")
-    with ocp.CheckpointManager(folder, item_names=("state", "meta")) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps or step not in (None, *steps):
-            known = ", ".join(map(str, steps)) or "none"
-            raise CheckpointError(
-                f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}; "
-                f"there: {known}."
-            )
-        step = steps[-1] if step is None else step
-        try:
-            found = manager.item_metadata(step)["state"].tree
+    steps = sorted(ocp.utils.checkpoint_steps(folder))
+    if not steps or step not in (None, *steps):
+        known = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(
+            f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}; "
+            f"there: {known}."
+        )
+    step = steps[-1] if step is None else step
+    where = folder / str(step) / "state"
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(where).item_metadata.tree
             _check_shapes(found["ema_params"], expected, folder / str(step))
             template = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found
             )
-            item = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-            return step, manager.restore(step, args=item)["state"]["ema_params"]
-        except CheckpointError:
-            raise
-        except Exception as error:  # Orbax raises many kinds for a damaged folder
-            raise CheckpointError(
-                f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); choose "
-                f"another one: {', '.join(map(str, steps))}."
-            ) from error
+            return step, reader.restore(where, template)["ema_params"]
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises many kinds for a damaged folder
+        raise CheckpointError(
+            f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); choose "
+            f"another one: {', '.join(map(str, steps))}."
+        ) from error
 
 
 def _check_shapes(found: Any, expected: Any, where: Path) -> None:
