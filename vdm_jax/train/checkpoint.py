@@ -131,15 +131,16 @@ def load_params(
             f"there: {known}."
         )
     step = steps[-1] if step is None else step
-    where = folder / str(step) / "state"
+    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     try:
-        with ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(where).item_metadata.tree
+        with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+            found = manager.item_metadata(step)["state"].tree
             _check_shapes(found["ema_params"], expected, folder / str(step))
             template = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found
             )
-            return step, reader.restore(where, template)["ema_params"]
+            item = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            return step, manager.restore(step, args=item)["state"]["ema_params"]
     except CheckpointError:
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
