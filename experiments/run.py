@@ -129,7 +129,8 @@ def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
         )
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
-    return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm)
+    decay_gamma = config.model.gamma_objective != "variance"
+    return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm, decay_gamma)
 
 
 def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:

@@ -51,3 +51,13 @@ def test_wrong_arguments_are_named():
         optimizer.learning_rate(1.0, 10, "step")
     with pytest.raises(ValueError, match=r"decay_steps \(10\) must be above warmup_steps \(10\)"):
         optimizer.learning_rate(1.0, 10, "cosine", 10)
+
+
+def test_a_schedule_learned_for_its_shape_does_not_decay():
+    params = {"gamma": {"kernel": jnp.ones(2)}, "score_model": {"kernel": jnp.ones(2)}}
+    zero = {"gamma": {"kernel": jnp.zeros(2)}, "score_model": {"kernel": jnp.zeros(2)}}
+    for decay_gamma, expected in ((True, -0.05), (False, 0.0)):
+        adamw = optimizer.make(0.1, weight_decay=0.5, decay_gamma=decay_gamma)
+        updates, _ = adamw.update(zero, adamw.init(params), params)
+        np.testing.assert_allclose(updates["gamma"]["kernel"], expected)
+        np.testing.assert_allclose(updates["score_model"]["kernel"], -0.05, rtol=1e-6)

@@ -24,7 +24,9 @@ def monotone_model(width=16, dropout=0.0) -> Model:
     def init(key):
         shaken = network.init(key, jnp.zeros((1, *SHAPE)), jnp.zeros(1))["params"]
         shaken = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), shaken)
-        return {"gamma": schedule.init(key, jnp.zeros(1))["params"], "score_model": shaken}
+        gamma = schedule.init(key, jnp.zeros(1))["params"]
+        bent = 0.05 + jnp.abs(jax.random.normal(key, gamma["l3"]["kernel"].shape))
+        return {"gamma": gamma | {"l3": {"kernel": bent}}, "score_model": shaken}
 
     def bind(params, conditioning, dropout_key):
         def denoise(z_t, gamma_t):
@@ -142,7 +144,7 @@ def test_the_shape_finds_the_optimum_and_the_ends_stay_the_bound_s():
     for _ in range(600):
         state, _ = update(state)
     after, mean_after = std_over_mean(state.params)
-    assert before > 1.0 and after < 0.25 * before
+    assert before > 1.0 and after < 0.15 * before
     np.testing.assert_allclose(mean_after, mean_before, rtol=1e-2)  # the bound doesn't move
 
 

@@ -72,9 +72,12 @@ class MonotoneGamma(nn.Module):
         offset = nn.initializers.constant(self.gamma_min)
         l1 = _MonotoneDense(1, scale, offset, name="l1")
         if self.pinned:
-            # Steps of many widths all over [0, 1], from which any shape is soon made.
+            steepness, centres = _steps(self.features)
             l2 = _MonotoneDense(
-                self.features, _uniform(0.0, 20.0), _uniform(-10.0, 10.0), name="l2"
+                self.features,
+                lambda _, shape: steepness.reshape(shape),
+                lambda _, shape: -(steepness * centres).reshape(shape),
+                name="l2",
             )
         else:
             l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
@@ -115,8 +118,14 @@ class _MonotoneDense(nn.Module):
         return y + self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
 
 
-def _uniform(low: float, high: float) -> Callable:
-    return lambda key, shape: jax.random.uniform(key, shape, minval=low, maxval=high)
+def _steps(features: int) -> tuple[jax.Array, jax.Array]:
+    """Steepness and centre, in [-1, 1], of steps from which any shape is soon made: [features].
+
+    The centres are evenly spaced, and among neighbours all degrees of steepness are found.
+    """
+    i = jnp.arange(features)
+    golden = 0.5 * (math.sqrt(5.0) - 1.0)
+    return 2.0 * 100.0 ** jnp.mod(golden * i, 1.0), jnp.linspace(-1.0, 1.0, features)
 
 
 def make(

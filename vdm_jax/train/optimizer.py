@@ -46,12 +46,22 @@ def make(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
+    decay_gamma: bool = True,
 ) -> optax.GradientTransformation:
     """AdamW, with weight decay on every parameter that isn't named "bias".
 
-    With `clip_norm`, gradients are first scaled down to that global norm.
+    With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
+    parameters below "gamma", those of the schedule, don't decay either: where their shape is
+    learned for its own sake, decay would pull it towards a line.
     """
-    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)
+
+    def mask(params: Any) -> Any:
+        kept = decays(params)
+        if not decay_gamma:
+            kept = {**kept, "gamma": jax.tree.map(lambda _: False, params["gamma"])}
+        return kept
+
+    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
     if clip_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
