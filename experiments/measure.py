@@ -20,7 +20,7 @@ from vdm_jax.train.evaluation import Draws, Estimate
 from vdm_jax.train.model import Batch, Model
 from vdm_jax.types import Key
 
-__all__ = ["everything", "of_draws", "profile", "steps_of", "variance"]
+__all__ = ["everything", "of_draws", "per_image", "profile", "steps_of", "variance"]
 
 BINS = 50  # of a profile over t
 EXACT_UP_TO = 64  # elements of an image, for --trace=auto
@@ -168,7 +168,7 @@ def _chains(
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     some = _first(images, options["chain_images"])
-    bits, _ = _per_image(nats, trained, some, size, mesh, key)
+    bits, _ = per_image(nats, trained, some, size, mesh, key)
     kind = f"importance-weighted bound, K = {count}"
     row = _row(
         f"bound of {count} chains, T = {num_steps}", kind, _estimate(bits, some), *bits.shape[::-1]
@@ -205,7 +205,7 @@ def _ode(
         return found.nats, found.num_evaluations / samples
 
     some = _first(images, options["ode_images"])
-    bits, evaluations = _per_image(nats, trained, some, size, mesh, key)
+    bits, evaluations = per_image(nats, trained, some, size, mesh, key)
     if not np.isfinite(bits).all():
         raise UserError(
             f"the ODE's solver gave up at --tolerance={tolerance}: choose a larger one, up to 1e-3"
@@ -222,7 +222,7 @@ def _ode(
     }
 
 
-def _per_image(
+def per_image(
     nats: Callable[..., tuple[jax.Array, jax.Array]],
     trained: Trained,
     images: ImageData,

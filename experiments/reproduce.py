@@ -1,0 +1,231 @@
+"""The offline part of the paper's results, at small scale: docs/results.md and its plots.
+
+    python -m experiments.reproduce --workdir=DIR [--out=docs] [--scale=1.0]
+
+Trains eight small models on digits, below DIR, and measures on them what the paper's tables and
+figures show on CIFAR-10. A run that is there already is not trained again. --scale shortens or
+lengthens every training; docs/results.md is made with 1.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments import cli, measure, run, setup, study, trained
+from experiments.cli import UserError
+from experiments.configs import digits
+from experiments.trained import Trained
+from vdm_jax import bounds, loss, schedule
+from vdm_jax.train import evaluation
+from vdm_jax.train.model import Batch, Model
+from vdm_jax.types import Gamma, Key
+
+SWEEP = (10, 100, 250, 500, 1000, 10000, None)
+FORMS = (4, 16, 64, 256, 1024)
+REPEATS = 32
+GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the paper's end points, for the table of variances
+
+# name: (steps, what differs from configs/digits.py in `config.model`)
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "main": (5_000, {}),
+    "T=10": (5_000, {"num_steps": 10}),
+    "T=100": (5_000, {"num_steps": 100}),
+    "learned": (
+        5_000,
+        {
+            "head": "eps",
+            "fourier_features": True,
+            "gamma": "monotone",
+            "gamma_objective": "variance",
+            "learn_end_points": False,
+            "gamma_min": GAMMA_MIN,
+            "gamma_max": GAMMA_MAX,
+        },
+    ),
+    "eps": (3_000, {"head": "eps"}),
+    "eps, Fourier features": (3_000, {"head": "eps", "fourier_features": True}),
+    "x": (3_000, {"head": "x"}),
+    "v": (3_000, {"head": "v"}),
+}
+
+
+def reproduce(argv: list[str]) -> dict[str, Any]:
+    """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder for the runs", flag_values=values)
+    flags.DEFINE_string("out", "docs", "folder for results.md and results/", flag_values=values)
+    flags.DEFINE_float("scale", 1.0, "factor of every number of steps", flag_values=values)
+    cli.parse_flags(values, argv, __doc__)
+    if not values.workdir:
+        raise UserError("--workdir=DIR is missing: the folder for the runs")
+    if not 0 < values.scale < 1e6:
+        raise UserError(f"--scale must be above 0, got {values.scale}")
+    began = time.monotonic()
+    workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
+    models = {}
+    for name, (steps, changes) in RUNS.items():
+        folder = workdir / name.replace(" ", "-").replace(",", "")
+        print(f"\n== {name}", flush=True)
+        config = _config(max(round(steps * values.scale), 10), changes)
+        if not (folder / "result.json").exists():
+            run.train(config, folder)
+        models[name] = trained.from_workdir(folder, None, {}, mesh)
+    print("\n== measuring", flush=True)
+    found = _measure(models, mesh)
+    found["minutes"] = (time.monotonic() - began) / 60
+    found["scale"] = values.scale
+    out = setup.make_workdir(Path(values.out))
+    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    study.write(out, found)
+    print(f"{found['minutes']:.1f} minutes; written to {out / 'results.md'}")
+    return found
+
+
+def _config(steps: int, changes: dict[str, Any]) -> ConfigDict:
+    config = digits.get_config()
+    config.model.update(changes)
+    warmup = min(config.optimizer.warmup_steps, steps // 2)
+    config.optimizer.warmup_steps = warmup
+    config.train.update(steps=steps, checkpoint_every=steps)
+    config.eval.update(every=steps, final_repeats=REPEATS)
+    config.sample.update(every=steps, count=4, num_steps=10)
+    return config
+
+
+def _measure(models: dict[str, Trained], mesh: Mesh) -> dict[str, Any]:
+    def say(name: str, part: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        result = part()
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        return result
+
+    main = models["main"]
+    return {
+        "images": len(main.images.test),
+        "steps": {name: model.step for name, model in models.items()},
+        "sweep": say("T sweep", lambda: _sweep(models, mesh)),
+        "variance": say("variance", lambda: _variance(models["learned"], mesh)),
+        "networks": say("networks", lambda: _networks(models, mesh)),
+        "forms": say("two forms", lambda: _forms(main, mesh)),
+        "likelihoods": say("likelihoods", lambda: _likelihoods(main, mesh)),
+    }
+
+
+def _bound(trained: Trained, model: Model, mesh: Mesh, repeats: int = REPEATS) -> evaluation.Draws:
+    step = evaluation.make_eval_step(model, mesh)
+    batches = setup.batches(trained.images, trained.batch_size)
+    return evaluation.collect(step, trained.params, batches, mesh, jax.random.key(0), repeats)
+
+
+def _sweep(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
+    """The paper's table 2: trained with one T, evaluated with another."""
+    rows = []
+    for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
+        trained = models[name]
+        for num_steps in evaluated:
+            model = dataclasses.replace(trained.model, num_steps=num_steps)
+            draws = _bound(trained, model, mesh)
+            row = measure.of_draws(draws, model.event_shape, num_steps)
+            rows.append(row | {"trained": trained.model.num_steps})
+    return rows
+
+
+def _variance(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
+    """The paper's figure 4b: four schedules between the same end points, one network."""
+    ends = (GAMMA_MIN, GAMMA_MAX)
+    fixed: dict[str, Gamma | None] = {
+        "learned": None,
+        "linear log-SNR": schedule.linear(*ends),
+        "cosine": schedule.cosine(*ends),
+        "beta-linear": schedule.beta_linear(*ends),
+    }
+    rows = []
+    for name, gamma in fixed.items():
+        model = trained.model if gamma is None else _with_gamma(trained.model, gamma)
+        draws = _bound(trained, model, mesh, 4 * REPEATS)
+        of_it = dataclasses.replace(trained, model=model)
+        row = measure.of_draws(draws, model.event_shape, None)
+        rows.append(
+            row
+            | {
+                "schedule": name,
+                "variance": measure.variance(draws, model.event_shape),
+                "profile": measure.profile(draws, of_it),
+            }
+        )
+    return rows
+
+
+def _with_gamma(model: Model, gamma: Gamma) -> Model:
+    bind = model.bind
+    return dataclasses.replace(
+        model, bind=lambda params, given, key: (bind(params, given, key)[0], gamma)
+    )
+
+
+def _networks(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
+    """What the network predicts, and Fourier features: the bound in continuous time."""
+    rows = []
+    for name in ("eps", "eps, Fourier features", "x", "v"):
+        trained = models[name]
+        draws = _bound(trained, trained.model, mesh)
+        rows.append(measure.of_draws(draws, trained.model.event_shape, None) | {"network": name})
+    return rows
+
+
+def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
+    """Luo's two forms of one bound: mean and variance of a draw, for several T."""
+    model, rows = trained.model, []
+    for num_steps in FORMS:
+        row: dict[str, Any] = {"num_steps": num_steps}
+        for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
+
+            def nats(
+                params: Any,
+                batch: Batch,
+                key: Key,
+                num_steps: int = num_steps,
+                function: Callable[..., loss.ElboTerms] = function,
+            ) -> tuple[jax.Array, jax.Array]:
+                denoise, gamma = model.bind(params, batch["conditioning"], None)
+                terms = function(
+                    key, batch["images"], denoise, gamma, model.levels, num_steps, model.kind
+                )
+                return terms.total, jax.numpy.zeros(())
+
+            pairs = [
+                measure.per_image(
+                    nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(seed)
+                )[0]
+                for seed in range(8)
+            ]
+            bits = np.concatenate(pairs)
+            error = bits.std(ddof=1) / np.sqrt(bits.size)
+            row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
+        rows.append(row)
+    return rows
+
+
+def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
+    """ODE and bound side by side, and the importance-weighted bound, by `measure.everything`."""
+    options = {
+        "images": 64, "repeats": 2 * REPEATS, "batch_size": 64, "seed": 0, "num_steps": "inf,20",
+        "importance": False, "chains": 32, "chain_steps": 20, "chain_images": 64,
+        "ode_images": 64, "dequantization": "both", "ode_samples": 1, "trace": "hutchinson",
+        "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
+    }  # fmt: skip
+    return measure.everything(trained, options, mesh)
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: reproduce(sys.argv))
