@@ -229,8 +229,9 @@ def per_image(
     size: int,
     mesh: Mesh,
     key: Key,
+    draws: int = 2,
 ) -> tuple[np.ndarray, list[float]]:
-    """Bits per dim, [2 draws, images], of `nats(params, batch, key)`, and its second results."""
+    """Bits per dim, [draws, images], of `nats(params, batch, key)`, and its second results."""
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
 
     def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -241,10 +242,10 @@ def per_image(
     extra: list[float] = []
     size = min(size, mesh.size * math.ceil(len(images.test) / mesh.size))
     for number, batch in enumerate(_sharded(setup.batches(images, size)(), mesh)):
-        keys = jax.random.split(jax.random.fold_in(key, number))
-        pair = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
-        found.append(np.stack([values[mask > 0] for values, _, mask in pair]))
-        extra += [float(second) for _, second, _ in pair]
+        keys = jax.random.split(jax.random.fold_in(key, number), draws)
+        drawn = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
+        found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
+        extra += [float(second) for _, second, _ in drawn]
     bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.model.event_shape)
     return np.asarray(bits, np.float64), extra
 
