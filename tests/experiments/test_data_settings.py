@@ -7,7 +7,7 @@ import pytest
 from commands import TINY, run
 from PIL import Image
 
-from experiments import check
+from experiments import check, setup
 from experiments import run as experiment
 from experiments.configs import base, digits, folder, imagenet32, imagenet64
 from vdm_jax import data
@@ -18,7 +18,7 @@ def _digits(**settings):
     config = digits.get_config()
     config.data.update(settings)
     check.config(config)
-    return config, experiment._load(config)
+    return config, setup.load(config)
 
 
 def test_class_labels_reach_the_batches():
