@@ -1,0 +1,41 @@
+"""Runs of seconds in this process, and their evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import digits
+from experiments.evaluate import evaluate as command
+
+
+def config(**data: Any) -> ConfigDict:
+    """60 steps of a tiny network on digits, with checkpoints of steps 20, 40 and 60."""
+    config = digits.get_config()
+    config.data.update(data)
+    config.model.update(channels=16, num_blocks=1)
+    config.optimizer.update(warmup_steps=5, ema_rate=0.9)
+    config.train.update(steps=60, steps_per_call=10, log_every=60, checkpoint_every=20)
+    config.eval.update(every=60, final_repeats=4)
+    config.sample.update(every=60, num_steps=5, count=4)
+    return config
+
+
+def evaluate(workdir: Path, *arguments: object) -> dict[str, Any]:
+    """What `python -m experiments.evaluate --workdir=WORKDIR ARGUMENTS` finds."""
+    return command(["experiments.evaluate", f"--workdir={workdir}", *map(str, arguments)])
+
+
+def newest(workdir: Path) -> Path:
+    """The folder of the last evaluation."""
+    return max((workdir / "evaluation").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def strict_json(path: Path) -> Any:
+    """The file as JSON proper, which has no NaN and no Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{path} holds {word}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
