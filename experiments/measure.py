@@ -125,8 +125,7 @@ def profile(draws: Draws, trained: Trained) -> dict[str, Any]:
     losses = loss.bits_per_dim(draws.terms.diffusion / draws.weight, trained.model.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    conditioning = jnp.zeros((1, 2) if trained.images.num_classes else 1)
-    _, gamma = trained.model.bind(trained.params, conditioning, None)
+    _, gamma = trained.model.bind(trained.params, jnp.zeros(1), None)
     return {
         "t": centres.tolist(),
         "gamma": np.asarray(gamma(jnp.asarray(centres))).tolist(),

@@ -58,14 +58,14 @@ def make_model(
         }
 
     def bind(params: Params, conditioning: Tensor, dropout: Key | None) -> tuple[Denoise, Gamma]:
-        if num_classes:
-            flag, label = conditioning[:, :1], conditioning[:, 1].astype(int)
-            conditioning = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
-
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
             variables = {"params": params["score_model"]}
             rngs = {} if dropout is None else {"dropout": dropout}
-            fixed = (gamma_t, conditioning, dropout is None)
+            given = conditioning
+            if num_classes:
+                flag, label = given[:, :1], given[:, 1].astype(int)
+                given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
+            fixed = (gamma_t, given, dropout is None)
             return cast(Tensor, network.apply(variables, z_t, *fixed, rngs=rngs))
 
         def gamma(t: Tensor) -> Tensor:

@@ -121,9 +121,7 @@ def test_a_configuration_from_a_file(tmp_path):
         tmp_path / "w", f"--official={tmp_path / 'c' / 'ckpt-7.flax'}", *data,
         f"--model={tmp_path / 'mine.json'}",
     )  # fmt: skip
-    beside = tiny.evaluate(
-        tmp_path / "w", f"--official={source.folder / 'checkpoints-0'}", *data
-    )
+    beside = tiny.evaluate(tmp_path / "w", f"--official={source.folder / 'checkpoints-0'}", *data)
     assert by_file["rows"][0]["bpd"] == beside["rows"][0]["bpd"]
     assert by_file["rows"][0]["num_steps"] is None  # of the configuration: sm_n_timesteps is 0
 

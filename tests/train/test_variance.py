@@ -44,44 +44,73 @@ def one_batch(size=16):
     return {k: v[0] for k, v in batches(1, size).items()}
 
 
-def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64):
-    """By plain differentiation, twice through the network: of the mean bound, and of E[L^2]."""
-    model, batch, key = monotone_model(dropout=0.3), one_batch(), jax.random.key(3)
+def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch):
+    """By plain differentiation through the network, of the mean bound and of E[L^2].
+
+    For the shape they agree only as integrals over t, here by the midpoint rule at one noise.
+    """
+    model, key, count = monotone_model(dropout=0.3), jax.random.key(3), 4000
     params = model.init(jax.random.key(0))
-    got, terms = variance.gradient(model)(params, batch, key)
+    one = one_batch(1)
+    batch = {name: jnp.repeat(jnp.asarray(value), count, axis=0) for name, value in one.items()}
+    eps_0, eps, _ = loss.draw(key, (1, *SHAPE))
+    t = (jnp.arange(count) + 0.5) / count
+    drawn = (jnp.repeat(eps_0, count, axis=0), jnp.repeat(eps, count, axis=0), t)
+    monkeypatch.setattr(loss, "draw", lambda *_: drawn)
+    deterministic = dataclasses.replace(  # dropout would be another noise at each t
+        model, bind=lambda params, given, _: model.bind(params, given, None)
+    )
+    got, terms = jax.jit(variance.gradient(deterministic))(params, batch, key)
 
     def bits(params, of):
-        found = of(elbo_terms(model, params, batch, key, dropout=True))
-        return loss.bits_per_dim(found, SHAPE)
+        return loss.bits_per_dim(of(elbo_terms(deterministic, params, batch, key)), SHAPE)
 
     of_bound = jax.grad(lambda p: bits(p, lambda terms: terms.total).mean())(params)
     of_square = jax.grad(lambda p: (bits(p, lambda terms: terms.diffusion) ** 2).mean())(params)
-    assert_close(got["score_model"], of_bound["score_model"])
-    assert_close(got["gamma"][END_POINTS], of_bound["gamma"][END_POINTS])
+    assert_close(got["score_model"], of_bound["score_model"], 1e-8)
+    assert_close(got["gamma"][END_POINTS], of_bound["gamma"][END_POINTS], 1e-8)
     for name in ("l2", "l3"):
-        assert_close(got["gamma"][name], of_square["gamma"][name])
-        assert np.abs(got["gamma"][name]["kernel"]).max() > 1e-5
-    expected = elbo_terms(model, params, batch, key, dropout=True)
+        assert_close(got["gamma"][name], of_square["gamma"][name], 2e-3)
+    expected = elbo_terms(deterministic, params, batch, key)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), terms, expected
+    )
+
+
+def assert_close(a, b, rtol):
+    """Relative to the largest element of each leaf."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.abs(y).max()), a, b
+    )
+
+
+def test_dropout_is_that_of_the_bound_and_accumulation_works(x64):
+    model, key = monotone_model(dropout=0.3), jax.random.key(5)
+    params = model.init(jax.random.key(0))
+    got, terms = variance.gradient(model)(params, one_batch(), key)
+    expected = elbo_terms(model, params, one_batch(), key, dropout=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), terms, expected)
+    plain = jax.grad(
+        lambda p: (
+            elbo_terms(model, p, one_batch(), key, dropout=True).total.mean() / (4 * np.log(2))
+        )
+    )(params)
+    assert_close(got["score_model"], plain["score_model"], 1e-9)
+    state = step.init_state(model, optax.sgd(0.1), key)
+    _, metrics = step.update(state, one_batch(), model, optax.sgd(0.1), 0.9, key, accumulate=4)
+    assert np.isfinite(metrics["bpd"]) and metrics["grad_norm"] > 0
 
 
-def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-12), a, b)
+def test_curvature_is_the_second_derivative(x64):
+    model = monotone_model()
+    gamma_params = model.init(jax.random.key(1))["gamma"]
+    t = jnp.linspace(0.1, 0.9, 9)
 
+    def slope(t):
+        return variance.schedule_values(model, gamma_params, t).slope
 
-def test_the_gradient_agrees_with_finite_differences_of_the_mean_square(x64):
-    model, batch, key = monotone_model(), one_batch(), jax.random.key(4)
-    params = model.init(jax.random.key(1))
-    got, _ = variance.gradient(model)(params, batch, key)
-    direction = jax.random.normal(jax.random.key(5), params["gamma"]["l3"]["kernel"].shape)
-
-    def mean_square(shift):
-        gamma = params["gamma"] | {"l3": {"kernel": params["gamma"]["l3"]["kernel"] + shift}}
-        terms = elbo_terms(model, params | {"gamma": gamma}, batch, key)
-        return (loss.bits_per_dim(terms.diffusion, SHAPE) ** 2).mean()
-
-    numerical = (mean_square(1e-5 * direction) - mean_square(-1e-5 * direction)) / 2e-5
-    np.testing.assert_allclose(jnp.vdot(got["gamma"]["l3"]["kernel"], direction), numerical, 1e-6)
+    numerical = (slope(t + 1e-5) - slope(t - 1e-5)) / 2e-5
+    np.testing.assert_allclose(variance.curvature(model, gamma_params, t), numerical, rtol=1e-5)
 
 
 def test_it_costs_no_second_backward_pass_through_the_network():

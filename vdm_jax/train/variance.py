@@ -1,12 +1,16 @@
 """The learned schedule that minimises the variance of the loss (VDM section 5.2, appendix I.2).
 
 In continuous time the bound depends on gamma(t) through its end points alone, so the shape between
-them is free to make the Monte-Carlo estimate of the diffusion loss L less noisy: as E[L] stays, the
-gradient of Var[L] for the shape is that of E[L^2], which is E[2 L dL]. The end points are trained
-on the bound. L sees the schedule through gamma(t) and gamma'(t) only, one number each per example,
-so one backward pass through the network gives the gradient of every example's L for these two;
-multiplied by 2 L for the shape, and as they are for the end points, they go back through the
-schedule's own small network.
+them is free to make the Monte-Carlo estimate of the diffusion loss L less noisy: as E[L] stays, to
+minimise Var[L] is to minimise E[L^2]. The end points are trained on the bound.
+
+With L = gamma'(t) e, where e depends on gamma and the noise, and with gamma for the variable of
+integration, E[L^2] = int gamma' e^2 dgamma: at a given gamma the shape appears in the slope alone.
+So the gradient for the shape is E[(L^2 / gamma') dslope], with dslope the change of the slope at
+fixed gamma, dgamma'(t) - (gamma'' / gamma') dgamma(t). It needs no derivative of the network (the
+plain one, E[2 L dL], needs that for its input, and is noisier by it); the network's one backward
+pass serves its own parameters and, by the gradient for gamma(t) and gamma'(t) as they enter the
+bound, the end points.
 """
 
 from collections.abc import Callable
@@ -17,9 +21,9 @@ import jax.numpy as jnp
 
 from vdm_jax import loss, pixels
 from vdm_jax.train.model import Batch, Model, Params
-from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
-__all__ = ["ScheduleValues", "gradient", "schedule_values"]
+__all__ = ["ScheduleValues", "curvature", "gradient", "schedule_values"]
 
 
 class ScheduleValues(NamedTuple):
@@ -33,9 +37,19 @@ class ScheduleValues(NamedTuple):
 
 def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> ScheduleValues:
     """The values at times `t`, as a function of the schedule's parameters."""
-    _, gamma = model.bind({"gamma": gamma_params, "score_model": {}}, jnp.zeros_like(t), None)
+    gamma = _schedule(model, gamma_params)
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     return ScheduleValues(gamma_t, slope, *gamma(jnp.array([0.0, 1.0], t.dtype)))
+
+
+def curvature(model: Model, gamma_params: Params, t: PerExample) -> PerExample:
+    """gamma''(t)."""
+    gamma = _schedule(model, gamma_params)
+
+    def slope(t: PerExample) -> PerExample:
+        return jax.jvp(gamma, (t,), (jnp.ones_like(t),))[1]
+
+    return jax.jvp(slope, (t,), (jnp.ones_like(t),))[1]
 
 
 def gradient(
@@ -75,15 +89,16 @@ def gradient(
         values, pull = jax.vjp(lambda p: schedule_values(model, p, t), params["gamma"])
         of_bound = jax.grad(bound, argnums=(0, 1), has_aux=True)
         (of_network, of_values), terms = of_bound(params["score_model"], values)
-        twice = 2.0 * bits(terms.diffusion)
-        of_square = ScheduleValues(
-            twice * of_values.gamma_t,
-            twice * of_values.slope,
-            jnp.zeros_like(values.gamma_0),
-            jnp.zeros_like(values.gamma_1),
-        )
+        of_slope = jnp.square(bits(terms.diffusion)) / values.slope / len(t)
+        bend = curvature(model, params["gamma"], t) / values.slope
+        zero = jnp.zeros_like(values.gamma_0)
+        of_square = ScheduleValues(-bend * of_slope, of_slope, zero, zero)
         (of_gamma,), (of_ends,) = pull(of_square), pull(of_values)
         of_gamma = {**of_gamma, **{k: of_ends[k] for k in of_gamma if k == name}}
         return {"gamma": of_gamma, "score_model": of_network}, terms
 
     return compute
+
+
+def _schedule(model: Model, gamma_params: Params) -> Gamma:
+    return model.bind({"gamma": gamma_params, "score_model": {}}, jnp.zeros(1), None)[1]
