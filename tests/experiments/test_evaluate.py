@@ -102,7 +102,7 @@ def test_a_row_is_what_the_core_computes(plain, sweep, row):
     draws = [float(nats(key)) for key in jax.random.split(jax.random.key(123), 8)]
     bits = np.asarray(loss.bits_per_dim(np.array(draws), (8, 8, 1)))
     error = math.hypot(bits.std(ddof=1) / math.sqrt(len(bits)), row["monte_carlo_error"])
-    assert abs(bits.mean() - row["bpd"]) < 5 * error < 0.3
+    assert abs(bits.mean() - row["bpd"]) < 5 * error < 0.1 * row["bpd"]
 
 
 def test_the_file_is_what_was_returned_and_the_table_has_each_row(sweep):
@@ -168,7 +168,7 @@ def test_times_by_importance_estimate_the_same_bound_with_a_smaller_error(plain)
     assert abs(uniform["bpd"] - importance["bpd"]) < 5 * combined(*rows) < 0.2
     assert importance["monte_carlo_error"] < 0.9 * uniform["monte_carlo_error"]
     for term in ("reconstruction", "prior"):  # without t, the same draws
-        assert importance["terms"][term] == uniform["terms"][term]
+        assert importance["terms"][term]["mean"] == uniform["terms"][term]["mean"]
 
 
 def test_chains_and_the_ode_stand_beside_the_bound(plain):

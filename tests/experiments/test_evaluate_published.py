@@ -47,8 +47,8 @@ def test_the_command_agrees_with_the_published_code(model, tmp_path):
     found = tiny.evaluate(
         tmp_path, *arguments, f"--repeats={repeats}", "--num_steps=10,1000,inf", "--batch_size=8"
     )
-    assert found["model"] == {"name": f"official {model.folder.name}", "step": 7}
-    assert (tmp_path / "evaluation" / "step-7" / "result.json").is_file()
+    assert found["model"] == {"name": f"official {model.folder.name}", "step": 1234}
+    assert (tmp_path / "evaluation" / "step-1234" / "result.json").is_file()
     expected = model.expected
     for row, steps in zip(found["rows"], (10, 1000, 0), strict=True):
         assert row["num_images"] == len(expected["images"])
@@ -84,6 +84,12 @@ def test_the_bound_at_the_golden_draws_is_the_golden_value(model, tmp_path):
     np.testing.assert_array_equal(of.images.test, expected["images"])
     params = jax.device_put(jax.device_get(of.params), jax.devices()[0])
     denoise, gamma = of.model.bind(params, expected["conditioning"], None)
+    # The command's own conditioning is 0 throughout; another reaches the network too (a large one:
+    # these weights hardly heed it).
+    at = [expected[k] for k in ("z_t", "gamma_t")]
+    other, _ = of.model.bind(params, expected["conditioning"] + 1e4, None)
+    np.testing.assert_allclose(denoise(*at), expected["eps_hat"], atol=1e-4)
+    assert float(jnp.abs(other(*at) - denoise(*at)).max()) > 1e-3
     for name, num_steps in STEPS.items():
         terms = loss.elbo_given(
             *(expected[k] for k in ("images", "eps_0", "eps", "t_continuous")),
@@ -95,15 +101,6 @@ def test_the_bound_at_the_golden_draws_is_the_golden_value(model, tmp_path):
         np.testing.assert_allclose(
             terms.diffusion, expected[f"T{name}/loss_diff"], rtol=2e-3 if name == 1000 else 1e-4
         )
-
-
-def test_an_augmentation_flag_changes_the_network_s_answer():
-    """`bind` hands the conditioning on: the command's own is 0 throughout."""
-    model = golden.load("scalar_gamma")
-    z_t, gamma_t = (jnp.asarray(model.expected[k]) for k in ("z_t", "gamma_t"))
-    zero, one = (model.model.denoise(z_t, gamma_t, jnp.full(4, c)) for c in (0.0, 1.0))
-    np.testing.assert_allclose(zero, model.expected["eps_hat"], atol=1e-4)
-    assert float(jnp.abs(zero - one).max()) > 1e-4
 
 
 def test_a_configuration_from_a_file(tmp_path):
@@ -141,7 +138,7 @@ def test_another_architecture_is_refused_by_its_first_leaf(tmp_path):
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        ("cifar10", 30.6e6, 31.0e6),
+        ("cifar10", 30.55e6, 30.65e6),
         ("cifar10_aug", 121.5e6, 122.5e6),
         ("imagenet32", 121.5e6, 122.5e6),
         ("imagenet64", 237e6, 239e6),

@@ -5,7 +5,7 @@ import pytest
 from toy import assert_equal, mlp_model
 
 from vdm_jax.train import optimizer, sharding, step
-from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, differences
+from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, differences, load_params
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
 
@@ -107,3 +107,99 @@ def test_differences_names_leaves_on_either_side():
         "a.c": "a.c was 2, now is unset",
         "a.d": "a.d was unset, now is 3",
     }
+
+
+# ---- load_params: parameters without the run they are of ----
+
+
+def shapes():
+    return jax.eval_shape(mlp_model().init, jax.random.key(0))
+
+
+def load(folder, expected=None, step=None):
+    expected = shapes() if expected is None else expected
+    return load_params(folder, expected, sharding.replicated(sharding.make_mesh()), step)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder with the states 1, 2 and 10; each has its own parameters, and others as EMA."""
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    for number in (1, 2, 10):
+        state = state_at(number)
+        ema = jax.tree.map(lambda leaf, n=number: leaf + n, state.ema_params)
+        checkpoints.save(number, state._replace(ema_params=ema))
+    checkpoints.close()
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize(("asked", "step"), [(None, 10), (2, 2), (1, 1)])
+def test_parameters_are_the_ema_of_the_step_asked_for_or_the_newest(three, asked, step):
+    found, params = load(three, step=asked)
+    assert found == step  # as numbers: 10 is newer than 2
+    params_then = jax.device_get(state_at(step).params)
+    assert_equal(jax.device_get(params), jax.tree.map(lambda leaf: leaf + step, params_then))
+    leaf = jax.tree.leaves(params)[0]
+    assert leaf.sharding == sharding.replicated(sharding.make_mesh())
+
+
+def test_parameters_of_a_step_that_is_not_there(three, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 in .*there: 1, 2, 10\.$"):
+        load(three, step=3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*empty; there: none\.$"):
+        load(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="no folder .*nowhere with checkpoints"):
+        load(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_parameters_of_another_model_are_refused_by_the_first_leaf(three):
+    expected = shapes()
+    names = sorted(
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(expected)
+    )
+
+    def refusal(change):
+        other = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: change(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+            expected,
+        )
+        with pytest.raises(CheckpointError) as error:
+            load(three, other, step=2)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def wider(name, leaf, wanted):
+        return jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype) if name in wanted else leaf
+
+    have = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    for wanted in ([names[0]], names[3:], [names[-1]]):
+        message = refusal(lambda name, leaf, w=wanted: wider(name, leaf, w))
+        first, shape = wanted[0], have[wanted[0]]
+        assert f"the parameter {first} of {three / '2'} is {shape}, but" in message
+        assert f"the configuration calls for {[3, *shape]}:" in message
+
+
+def test_a_leaf_on_one_side_only_is_absent_on_the_other(three):
+    more, fewer = shapes(), shapes()
+    more["score_model"]["zusatz"] = {"bias": jax.ShapeDtypeStruct((5,), np.float32)}
+    with pytest.raises(CheckpointError, match=r"score_model/zusatz/bias .* is absent, .* \[5\]"):
+        load(three, more)
+    del fewer["gamma"]
+    with pytest.raises(CheckpointError, match=r"gamma/b of .* is \[\], .* calls for absent"):
+        load(three, fewer)
+
+
+def test_a_damaged_checkpoint_leaves_the_others_to_choose_from(three):
+    for file in (three / "10" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"can't be read .*another one: 1, 2, 10\.") as error:
+        load(three)
+    assert "\n" not in str(error.value)
+    assert load(three, step=2)[0] == 2
