@@ -1,12 +1,13 @@
-# `make train` trains and evaluates on embedded real images; `make test` passes the tests.
-# Both install into .venv first, at the versions of constraints.txt.
+# `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
+# reproduce` writes docs/results.md anew. All install into .venv first, at the versions of
+# constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install train test check lint format clean
+.PHONY: install train reproduce test check lint format clean
 
 install: $(STAMP)
 
@@ -19,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: install
 	$(BIN)/python -m experiments.digits --workdir=workdirs/digits
+
+reproduce: install
+	$(BIN)/python -m experiments.reproduce --workdir=workdirs/reproduce
 
 test: install
 	$(BIN)/python -m pytest -n 2

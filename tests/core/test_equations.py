@@ -27,9 +27,9 @@ def test_every_function_named_in_the_table_of_equations_exists():
     assert len(named) > 20
     for name in sorted(named):
         module, _, attribute = name.partition(".")
-        if module == "nn":
+        if module in ("nn", "train"):
             inner, _, attribute = attribute.partition(".")
-            module = f"nn.{inner}"
+            module = f"{module}.{inner}"
         target = importlib.import_module(f"vdm_jax.{module}")
         for part in attribute.split("."):
             target = getattr(target, part)
