@@ -35,6 +35,8 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     repeats = options["repeats"] or trained.repeats
     size = options["batch_size"] or trained.batch_size
     _check_sizes(size, mesh)
+    if options["ode_images"]:
+        _trace(options, model)
     key = jax.random.key(options["seed"])
     steps = steps_of(options["num_steps"], model)
     given_class = images.num_classes > 0
@@ -187,14 +189,7 @@ def _ode(
 ) -> Row:
     """The likelihood by the probability-flow ODE."""
     model, samples, tolerance = trained.model, options["ode_samples"], options["tolerance"]
-    trace = options["trace"]
-    if trace == "auto":
-        trace = "exact" if math.prod(model.event_shape) <= EXACT_UP_TO else "hutchinson"
-    if trace == "hutchinson" and samples > 1:
-        raise UserError(
-            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
-            "the mean of exp(log p)"
-        )
+    trace = _trace(options, model)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         denoise, gamma = model.bind(params, batch["conditioning"], None)
@@ -220,6 +215,19 @@ def _ode(
         "function_evaluations": float(np.mean(evaluations)),
         "ode_samples": samples,
     }
+
+
+def _trace(options: Mapping[str, Any], model: Model) -> Any:
+    """Which trace the ODE takes. Raises UserError where several samples can't go with it."""
+    trace = options["trace"]
+    if trace == "auto":
+        trace = "exact" if math.prod(model.event_shape) <= EXACT_UP_TO else "hutchinson"
+    if trace == "hutchinson" and options["ode_samples"] > 1:
+        raise UserError(
+            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
+            "the mean of exp(log p)"
+        )
+    return trace
 
 
 def per_image(

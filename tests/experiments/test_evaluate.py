@@ -16,6 +16,12 @@ from vdm_jax import loss
 from vdm_jax.train import evaluation
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with tiny.one_device():
+        yield
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("plain")

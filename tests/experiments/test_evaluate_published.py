@@ -24,6 +24,12 @@ import golden
 STEPS = {0: None, 10: 10, 1000: 1000}  # in the golden files 0 is continuous time
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with tiny.one_device():
+        yield
+
+
 @pytest.fixture(scope="module", params=golden.NAMES)
 def model(request, tmp_path_factory):
     """A golden model, and its images as a data set."""
@@ -45,7 +51,7 @@ def test_the_command_agrees_with_the_published_code(model, tmp_path):
     model, arguments = model
     repeats = 60
     found = tiny.evaluate(
-        tmp_path, *arguments, f"--repeats={repeats}", "--num_steps=10,1000,inf", "--batch_size=8"
+        tmp_path, *arguments, f"--repeats={repeats}", "--num_steps=10,1000,inf", "--batch_size=4"
     )
     assert found["model"] == {"name": f"official {model.folder.name}", "step": 1234}
     assert (tmp_path / "evaluation" / "step-1234" / "result.json").is_file()
@@ -55,23 +61,24 @@ def test_the_command_agrees_with_the_published_code(model, tmp_path):
         prior = row["terms"]["prior"]
         klz = expected[f"T{steps}/loss_klz"]
         assert prior["mean"] == pytest.approx(bits(model, klz).mean(), rel=1e-3)
-        assert prior["monte_carlo_error"] < 1e-6  # no noise in it
+        assert prior["monte_carlo"] < 1e-6  # no noise in it
         # The golden value is one draw an image.
         recon = row["terms"]["reconstruction"]
-        error = recon["monte_carlo_error"] * math.sqrt(repeats + 1)
+        error = recon["monte_carlo"] * math.sqrt(repeats + 1)
         wanted = bits(model, expected[f"T{steps}/loss_recon"]).mean()
         assert abs(recon["mean"] - wanted) < 5 * error < 0.1
         # Its times are few, so what it doesn't know of the integral over t is in their spread.
         each = bits(model, expected[f"T{steps}/loss_diff"])
         error = math.hypot(row["monte_carlo_error"], each.std(ddof=1) / math.sqrt(len(each)))
         assert abs(row["bpd"] - expected[f"T{steps}/bpd"]) < 5 * error
-    # At its own times: what one draw cost there, against the profile's mean and spread there.
-    profile = {name: np.asarray(values) for name, values in found["profile"].items()}
-    bins = (expected["t_continuous"] * len(profile["t"])).astype(int)
-    mean, rms = profile["mean"][bins], profile["rms"][bins]
-    deviation = np.abs(bits(model, expected["T0/loss_diff"]) - mean)
-    spread = np.sqrt(np.maximum(rms**2 - mean**2, 0))
-    assert (deviation < 5 * spread + 0.02 * mean).all(), (deviation, spread, mean)
+    # At its own times: what one draw cost there lies within what the profile has about there.
+    mean, rms = (np.asarray(found["profile"][name]) for name in ("mean", "rms"))
+    each = bits(model, expected["T0/loss_diff"])
+    for value, t in zip(each, expected["t_continuous"], strict=True):
+        k = int(t * len(mean))
+        about = slice(max(k - 1, 0), k + 2)
+        spread = 5 * np.sqrt(np.maximum(rms**2 - mean**2, 0))[about].max()
+        assert mean[about].min() - spread < value < mean[about].max() + spread
 
 
 def test_the_bound_at_the_golden_draws_is_the_golden_value(model, tmp_path):
@@ -112,7 +119,7 @@ def test_a_configuration_from_a_file(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(source.config))
     data = (
         "--data=arrays", f"--path={tmp_path / 'a.npz'}", f"--data_dir={tmp_path / 'cache'}",
-        "--repeats=1", "--batch_size=8",
+        "--repeats=1", "--batch_size=4",
     )  # fmt: skip
     by_file = tiny.evaluate(
         tmp_path / "w", f"--official={tmp_path / 'c' / 'ckpt-7.flax'}", *data,

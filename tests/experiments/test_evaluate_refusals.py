@@ -26,7 +26,7 @@ def refusal(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, "experiments.evaluate", raising=False)
         with pytest.raises(SystemExit) as end:
             runpy.run_module("experiments.evaluate", run_name="__main__")
-        err = capsys.readouterr().err
+        ask.out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
         assert end.value.code == 2 and len(lines) == 1, err
         assert err.endswith(lines[0] + "\n"), err
@@ -182,6 +182,7 @@ def test_a_mean_over_dequantisations_with_a_stochastic_trace(refusal, runs):
         "--repeats=1", "--images=8",
     )  # fmt: skip
     assert "--ode_samples above 1 needs --trace=exact" in line
+    assert "bound" not in refusal.out  # before anything long
 
 
 def test_changed_images_under_the_same_name(refusal, images, tmp_path):

@@ -1,13 +1,19 @@
 """Runs of seconds in this process, and their evaluation."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import pytest
 from ml_collections import ConfigDict
 
+from experiments import setup
 from experiments.configs import digits
 from experiments.evaluate import evaluate as command
+from vdm_jax.train import sharding
 
 
 def config(**data: Any) -> ConfigDict:
@@ -20,6 +26,14 @@ def config(**data: Any) -> ConfigDict:
     config.eval.update(every=60, final_repeats=4)
     config.sample.update(every=60, num_steps=5, count=4)
     return config
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Commands take one device: simulated ones, more than cores, wait for each other for minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", lambda: sharding.make_mesh(jax.devices()[:1]))
+        yield
 
 
 def evaluate(workdir: Path, *arguments: object) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_parameters_of_a_step_that_is_not_there(three, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*empty; there: none\.$"):
         load(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match="no folder .*nowhere with checkpoints"):
+    with pytest.raises(CheckpointError, match=r"no folder .*nowhere with checkpoints"):
         load(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
