@@ -35,27 +35,29 @@ FORMS = (4, 16, 64, 256, 1024)
 REPEATS = 32
 GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the paper's end points, for the table of variances
 
-# name: (steps, what differs from configs/digits.py in `config.model`)
-RUNS: dict[str, tuple[int, dict[str, Any]]] = {
-    "main": (5_000, {}),
-    "T=10": (5_000, {"num_steps": 10}),
-    "T=100": (5_000, {"num_steps": 100}),
-    "learned": (
-        5_000,
-        {
-            "head": "eps",
-            "fourier_features": True,
-            "gamma": "monotone",
-            "gamma_objective": "variance",
-            "learn_end_points": False,
-            "gamma_min": GAMMA_MIN,
-            "gamma_max": GAMMA_MAX,
-        },
-    ),
-    "eps": (3_000, {"head": "eps"}),
-    "eps, Fourier features": (3_000, {"head": "eps", "fourier_features": True}),
-    "x": (3_000, {"head": "x"}),
-    "v": (3_000, {"head": "v"}),
+# What differs from configs/digits.py.
+RUNS: dict[str, dict[str, Any]] = {
+    "main": {"train.steps": 5_000},
+    "T=10": {"train.steps": 5_000, "model.num_steps": 10},
+    "T=100": {"train.steps": 5_000, "model.num_steps": 100},
+    "learned": {
+        "train.steps": 6_000,
+        "train.batch_size": 64,
+        "optimizer.b2": 0.999,
+        "model.gamma": "monotone",
+        "model.gamma_objective": "variance",
+        "model.learn_end_points": False,
+        "model.gamma_min": GAMMA_MIN,
+        "model.gamma_max": GAMMA_MAX,
+    },
+    "eps": {"train.steps": 3_000, "model.head": "eps"},
+    "eps, Fourier features": {
+        "train.steps": 3_000,
+        "model.head": "eps",
+        "model.fourier_features": True,
+    },
+    "x": {"train.steps": 3_000, "model.head": "x"},
+    "v": {"train.steps": 3_000, "model.head": "v"},
 }
 
 
@@ -73,10 +75,10 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     began = time.monotonic()
     workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
     models = {}
-    for name, (steps, changes) in RUNS.items():
+    for name, changes in RUNS.items():
         folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        config = _config(max(round(steps * values.scale), 10), changes)
+        config = make_config(changes, values.scale)
         if not (folder / "result.json").exists():
             run.train(config, folder)
         models[name] = trained.from_workdir(folder, None, {}, mesh)
@@ -91,11 +93,12 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     return found
 
 
-def _config(steps: int, changes: dict[str, Any]) -> ConfigDict:
+def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:
+    """The configuration of digits with `changes`, and `scale` times the steps."""
     config = digits.get_config()
-    config.model.update(changes)
-    warmup = min(config.optimizer.warmup_steps, steps // 2)
-    config.optimizer.warmup_steps = warmup
+    config.update_from_flattened_dict(changes)
+    steps = max(round(config.train.steps * scale), 10)
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 2)
     config.train.update(steps=steps, checkpoint_every=steps)
     config.eval.update(every=steps, final_repeats=REPEATS)
     config.sample.update(every=steps, count=4, num_steps=10)
