@@ -39,7 +39,7 @@ def found():
         "images": 12, "minutes": 3.4, "scale": 1.0, "sweep": sweep, "networks": [
             row(bpd, network=name) for name, bpd in networks.items()
         ],
-        "steps": {name: steps for name, (steps, _) in reproduce.RUNS.items()},
+        "steps": {name: run["train.steps"] for name, run in reproduce.RUNS.items()},
         "variance": [
             row(2.0, schedule=name, variance=value, profile=profile)
             for name, value in variances.items()
@@ -118,23 +118,25 @@ def test_the_sweep_of_the_runs_is_that_of_the_paper():
     evaluated = {(None, num_steps) for num_steps in reproduce.SWEEP} | {(10, 10), (100, 100)}
     assert set(study.PAPER_SWEEP) == evaluated
     for steps in (10, 100):
-        assert reproduce.RUNS[f"T={steps}"][1] == {"num_steps": steps}
+        assert reproduce.RUNS[f"T={steps}"] == {"train.steps": 5000, "model.num_steps": steps}
 
 
 @pytest.mark.parametrize("name", reproduce.RUNS)
 @pytest.mark.parametrize("scale", [1.0, 0.001])
 def test_every_run_has_a_configuration_that_can_be_built(name, scale):
-    steps, changes = reproduce.RUNS[name]
-    steps = max(round(steps * scale), 10)
-    config = reproduce._config(steps, changes)
+    changes = reproduce.RUNS[name]
+    config = reproduce.make_config(changes, scale)
     check.config(config)
-    assert config.train.steps == steps and 0 < config.optimizer.warmup_steps < steps
-    assert {key: config.model[key] for key in changes} == changes
+    assert config.train.steps == max(round(changes["train.steps"] * scale), 10)
+    assert 0 < config.optimizer.warmup_steps < config.train.steps
+    for key, value in changes.items():
+        part, setting = key.split(".")
+        assert key == "train.steps" or config[part][setting] == value
     model = make_model(config, (8, 8, 1), 17)
-    assert model.num_steps == changes.get("num_steps")
-    assert (
-        model.kind == {"head": "x", "eps": "eps", "x": "x", "v": "v"}[changes.get("head", "head")]
-    )
+    assert model.num_steps == changes.get("model.num_steps")
+    kinds = {"eps": "eps", "eps, Fourier features": "eps", "v": "v"}
+    assert model.kind == kinds.get(name, "x")
+    assert (model.end_points is not None) == (name == "learned")
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert 0.3e6 < count < 0.4e6  # what the report says
