@@ -159,7 +159,7 @@ def test_repeats_images_and_seed_choose_the_draws(plain, sweep):
 
 
 def test_a_checkpoint_is_chosen_by_step_or_by_path(plain):
-    few = ("--repeats=1", "--images=40")
+    few = ("--repeats=1", "--images=40", "--batch_size=40")
     rows = {step: bound(plain, *few, f"--checkpoint={step}") for step in (20, 40, 60)}
     assert rows[20]["bpd"] > rows[40]["bpd"] > rows[60]["bpd"]  # it learns
     by_path = bound(plain, *few, f"--checkpoint={plain / 'checkpoints' / '20'}")
@@ -180,7 +180,7 @@ def test_times_by_importance_estimate_the_same_bound_with_a_smaller_error(plain)
 def test_chains_and_the_ode_stand_beside_the_bound(plain):
     found = tiny.evaluate(
         plain, "--images=16", "--num_steps=5", "--chains=4", "--chain_steps=5", "--chain_images=8",
-        "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=32",
+        "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=16", "--batch_size=16",
         "--trace=hutchinson",
     )  # fmt: skip
     own, chains, *odes = found["rows"]

@@ -30,7 +30,7 @@ def config(**data: Any) -> ConfigDict:
 
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
-    """Commands take one device: eight simulated ones on few cores wait for each other."""
+    """Commands take one device: simulated ones, more than cores, keep each other waiting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "make_mesh", lambda: sharding.make_mesh(jax.devices()[:1]))
         yield
