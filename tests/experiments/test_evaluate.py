@@ -180,8 +180,8 @@ def test_times_by_importance_estimate_the_same_bound_with_a_smaller_error(plain)
 def test_chains_and_the_ode_stand_beside_the_bound(plain):
     found = tiny.evaluate(
         plain, "--images=16", "--num_steps=5", "--chains=4", "--chain_steps=5", "--chain_images=8",
-        "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=16", "--batch_size=16",
-        "--trace=hutchinson",
+        "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=16",
+        "--batch_size=16", "--trace=hutchinson",
     )  # fmt: skip
     own, chains, *odes = found["rows"]
     assert chains["kind"] == "importance-weighted bound, K = 4"
