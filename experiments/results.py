@@ -53,6 +53,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         ),
     ]  # fmt: skip
     lines += [note for row in found["rows"] if (note := _note(row))]
+    if (found["groups"] or min(row["num_images"] for row in found["rows"])) < 20:
+        few = "sources" if found["groups"] else "images"
+        lines.append(f"\nFewer than 20 {few}: the errors between them are themselves rough.")
     if found["groups"] is not None:
         lines.append(
             f"\nImages of one source are alike: the error between them is that of "

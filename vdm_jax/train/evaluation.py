@@ -155,7 +155,11 @@ def collect(
     found: list[np.ndarray] = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
-        drawn = [eval_step(params, on_devices, key, repeat, repeats) for repeat in range(repeats)]
+        drawn: list = []
+        for repeat in range(repeats):
+            drawn.append(eval_step(params, on_devices, key, repeat, repeats))
+            if repeat:  # one in flight while the one before comes back, never a long queue
+                drawn[-2] = jax.device_get(drawn[-2])
         values = [
             np.stack([*terms, *rest])[:, mask > 0] for terms, *rest, mask in jax.device_get(drawn)
         ]
