@@ -9,18 +9,26 @@ beside it, with --chains=K the importance-weighted bound. Leaves result.json, re
 of what each noise level costs in a new folder below DIR/evaluation.
 """
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from experiments import cli, measure, results, setup, trained
 from experiments.cli import UserError
+from experiments.trained import Trained
 from vdm_jax import divergence, pixels
 from vdm_jax.data import DataError
+from vdm_jax.train import evaluation, sharding
 from vdm_jax.train.checkpoint import CheckpointError
+from vdm_jax.train.evaluation import Estimate
+from vdm_jax.train.model import Model
 
 
 def _flags() -> flags.FlagValues:
@@ -87,14 +95,101 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
             if options["model"]:
                 raise UserError("--model goes with --official; a run has its own configuration")
             model = trained.from_workdir(workdir, options["checkpoint"], data, mesh)
-        found = measure.everything(model, options, mesh)
+        found = everything(model, options, mesh)
         folder = results.new_folder(setup.make_workdir(workdir) / "evaluation", model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     found["command"] = " ".join(["python -m experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
         results.write(folder, found)
+    if found["failed"]:
+        raise UserError(found["failed"])
     return found
+
+
+def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """All that the options ask for, as one JSON object; prints each row as it is found."""
+    model = trained.model
+    images = measure.first(trained.images, options["images"])
+    repeats = options["repeats"] or trained.repeats
+    size = options["batch_size"] or trained.batch_size
+    _check_sizes(size, mesh)
+    if options["ode_images"]:
+        measure.trace_of(options, model)
+    key = jax.random.key(options["seed"])
+    steps = steps_of(options["num_steps"], model)
+    given_class = images.num_classes > 0
+    print(
+        f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
+        f"{images.name}" + (", given their class" if given_class else ""),
+        flush=True,
+    )
+    if options["importance"]:
+        model = dataclasses.replace(model, proposal=measure.proposal(trained, size, mesh))
+    rows: list[measure.Row] = []
+    shape: dict[str, Any] = {}
+    failed = None
+    groups = (images.source or {}).get("test")
+    for num_steps in steps:
+        at_t = dataclasses.replace(model, num_steps=num_steps)
+        step = evaluation.make_eval_step(at_t, mesh)
+        batches = setup.batches(images, size)
+        draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
+        rows.append(_said(measure.of_draws(draws, model.event_shape, num_steps, groups)))
+        if num_steps is None or not shape:
+            shape = measure.profile(draws, trained)
+    key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
+    if options["chains"]:
+        rows.append(_said(measure.chains(trained, images, options, size, mesh, key_chain)))
+    if options["ode_images"]:
+        asked = options["dequantization"]
+        for method in pixels.DEQUANTIZATIONS if asked == "both" else (asked,):
+            try:
+                row = measure.of_ode(trained, images, options, method, size, mesh, key_ode)
+            except UserError as error:  # what was found before is reported nevertheless
+                failed = str(error)
+                break
+            rows.append(_said(row))
+    return {
+        "model": {"name": trained.name, "step": trained.step},
+        "data": setup.describe(images) | {"part": trained.part, "given_class": given_class},
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rows": rows,
+        "failed": failed,
+        "profile": shape,
+    }
+
+
+def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
+    """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
+    if text is None:
+        return (model.num_steps,)
+    found: list[int | None] = []
+    for word in (word.strip() for word in text.split(",")):
+        if word in ("inf", "None"):
+            found.append(None)
+            continue
+        if not word.isdigit() or int(word) < 1:
+            raise UserError(
+                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers of at "
+                "least 1, or inf for continuous time, as in 10,100,1000,inf"
+            )
+        found.append(int(word))
+    return tuple(dict.fromkeys(found))
+
+
+def _check_sizes(size: int, mesh: Mesh) -> None:
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+
+
+def _said(row: measure.Row) -> measure.Row:
+    """The row, printed."""
+    estimate = Estimate(row["bpd"], row["standard_error"], row["monte_carlo_error"])
+    print(f"{row['quantity']}: {estimate} bits per dim", flush=True)
+    return row
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `experiments.evaluate` measures: the bound for each T, its profile over t, other bounds."""
+"""What `experiments.evaluate` measures: the bound, its profile over t, other bounds."""
 
 import dataclasses
 import math
@@ -20,76 +20,23 @@ from vdm_jax.train.evaluation import Draws, Estimate
 from vdm_jax.train.model import Batch, Model
 from vdm_jax.types import Key
 
-__all__ = ["everything", "of_draws", "per_image", "profile", "steps_of", "variance"]
+__all__ = [
+    "Row",
+    "chains",
+    "first",
+    "of_draws",
+    "of_ode",
+    "per_image",
+    "profile",
+    "proposal",
+    "trace_of",
+    "variance",
+]
 
 BINS = 50  # of a profile over t
 EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 
 Row = dict[str, Any]
-
-
-def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """All that the options ask for, as one JSON object; prints each row as it is found."""
-    model = trained.model
-    images = _first(trained.images, options["images"])
-    repeats = options["repeats"] or trained.repeats
-    size = options["batch_size"] or trained.batch_size
-    _check_sizes(size, mesh)
-    if options["ode_images"]:
-        _trace(options, model)
-    key = jax.random.key(options["seed"])
-    steps = steps_of(options["num_steps"], model)
-    given_class = images.num_classes > 0
-    print(
-        f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
-        f"{images.name}" + (", given their class" if given_class else ""),
-        flush=True,
-    )
-    if options["importance"]:
-        model = dataclasses.replace(model, proposal=_proposal(trained, size, mesh))
-    rows: list[Row] = []
-    shape: dict[str, Any] = {}
-    groups = (images.source or {}).get("test")
-    for num_steps in steps:
-        at_t = dataclasses.replace(model, num_steps=num_steps)
-        step = evaluation.make_eval_step(at_t, mesh)
-        batches = setup.batches(images, size)
-        draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
-        rows.append(_said(of_draws(draws, model.event_shape, num_steps, groups)))
-        if num_steps is None or not shape:
-            shape = profile(draws, trained)
-    key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
-    if options["chains"]:
-        rows.append(_said(_chains(trained, images, options, size, mesh, key_chain)))
-    if options["ode_images"]:
-        asked = options["dequantization"]
-        for method in pixels.DEQUANTIZATIONS if asked == "both" else (asked,):
-            rows.append(_said(_ode(trained, images, options, method, size, mesh, key_ode)))
-    return {
-        "model": {"name": trained.name, "step": trained.step},
-        "data": setup.describe(images) | {"part": trained.part, "given_class": given_class},
-        "groups": None if groups is None else len(np.unique(groups)),
-        "rows": rows,
-        "profile": shape,
-    }
-
-
-def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
-    """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
-    if text is None:
-        return (model.num_steps,)
-    found: list[int | None] = []
-    for word in (word.strip() for word in text.split(",")):
-        if word in ("inf", "None"):
-            found.append(None)
-            continue
-        if not word.isdigit() or int(word) < 1:
-            raise UserError(
-                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers of at "
-                "least 1, or inf for continuous time, as in 10,100,1000,inf"
-            )
-        found.append(int(word))
-    return tuple(dict.fromkeys(found))
 
 
 def of_draws(
@@ -141,7 +88,7 @@ def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
 
 
-def _proposal(trained: Trained, size: int, mesh: Mesh) -> timestep.Proposal:
+def proposal(trained: Trained, size: int, mesh: Mesh) -> timestep.Proposal:
     """Times by importance: from the losses of some training images, never of test images."""
     images = trained.images
     some = dataclasses.replace(images, train=images.train[:1024])
@@ -156,7 +103,7 @@ def _proposal(trained: Trained, size: int, mesh: Mesh) -> timestep.Proposal:
 # ---- other bounds on the same likelihood ----
 
 
-def _chains(
+def chains(
     trained: Trained, images: ImageData, options: Mapping[str, Any], size: int, mesh: Mesh, key: Key
 ) -> Row:
     """The importance-weighted bound."""
@@ -169,7 +116,7 @@ def _chains(
         )
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
-    some = _first(images, options["chain_images"])
+    some = first(images, options["chain_images"])
     bits, _ = per_image(nats, trained, some, size, mesh, key)
     kind = f"importance-weighted bound, K = {count}"
     row = _row(
@@ -178,7 +125,7 @@ def _chains(
     return row | {"chains": count, "num_steps": num_steps}
 
 
-def _ode(
+def of_ode(
     trained: Trained,
     images: ImageData,
     options: Mapping[str, Any],
@@ -189,7 +136,7 @@ def _ode(
 ) -> Row:
     """The likelihood by the probability-flow ODE."""
     model, samples, tolerance = trained.model, options["ode_samples"], options["tolerance"]
-    trace = _trace(options, model)
+    trace = trace_of(options, model)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         denoise, gamma = model.bind(params, batch["conditioning"], None)
@@ -199,7 +146,7 @@ def _ode(
         )  # fmt: skip
         return found.nats, found.num_evaluations / samples
 
-    some = _first(images, options["ode_images"])
+    some = first(images, options["ode_images"])
     bits, evaluations = per_image(nats, trained, some, size, mesh, key)
     if not np.isfinite(bits).all():
         raise UserError(
@@ -217,7 +164,7 @@ def _ode(
     }
 
 
-def _trace(options: Mapping[str, Any], model: Model) -> Any:
+def trace_of(options: Mapping[str, Any], model: Model) -> Any:
     """Which trace the ODE takes. Raises UserError where several samples can't go with it."""
     trace = options["trace"]
     if trace == "auto":
@@ -269,7 +216,7 @@ def _estimate(bits: np.ndarray, images: ImageData) -> Estimate:
 # ---- helpers ----
 
 
-def _first(images: ImageData, count: int | None) -> ImageData:
+def first(images: ImageData, count: int | None) -> ImageData:
     """The data set with its first `count` test images only."""
     if count is None or count >= len(images.test):
         return images
@@ -282,17 +229,3 @@ def _first(images: ImageData, count: int | None) -> ImageData:
     return dataclasses.replace(
         images, test=images.test[:count], source=cut(images.source), labels=cut(images.labels)
     )
-
-
-def _check_sizes(size: int, mesh: Mesh) -> None:
-    try:
-        sharding.check_batch_size(size, mesh)
-    except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
-
-
-def _said(row: Row) -> Row:
-    """The row, printed."""
-    estimate = Estimate(row["bpd"], row["standard_error"], row["monte_carlo_error"])
-    print(f"{row['quantity']}: {estimate} bits per dim", flush=True)
-    return row

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from experiments import cli, measure, run, setup, study, trained
 from experiments.cli import UserError
 from experiments.configs import digits
+from experiments.evaluate import everything
 from experiments.trained import Trained
 from vdm_jax import bounds, loss, schedule
 from vdm_jax.train import evaluation
@@ -216,14 +217,17 @@ def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
 
 
 def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
-    """ODE and bound side by side, and the importance-weighted bound, by `measure.everything`."""
+    """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
     options = {
         "images": 64, "repeats": 2 * REPEATS, "batch_size": 64, "seed": 0, "num_steps": "inf,20",
         "importance": False, "chains": 32, "chain_steps": 20, "chain_images": 64,
         "ode_images": 64, "dequantization": "both", "ode_samples": 1, "trace": "hutchinson",
         "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
     }  # fmt: skip
-    return measure.everything(trained, options, mesh)
+    found = everything(trained, options, mesh)
+    if found["failed"]:
+        raise UserError(found["failed"])
+    return found
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import measure, setup, trained
+from experiments import setup, trained
 from experiments.cli import UserError
 from experiments.configs.published import PUBLISHED
+from experiments.evaluate import steps_of
 from vdm_jax import loss
 from vdm_jax.nn import official
 
@@ -167,5 +168,5 @@ def test_the_published_configurations_have_the_published_sizes(name, least, most
 
 def test_steps_of_reads_a_list_once_each():
     model = type("Model", (), {"num_steps": 7})()
-    assert measure.steps_of(None, model) == (7,)
-    assert measure.steps_of("10, 100,inf,10", model) == (10, 100, None)
+    assert steps_of(None, model) == (7,)
+    assert steps_of("10, 100,inf,10", model) == (10, 100, None)
