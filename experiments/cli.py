@@ -39,6 +39,8 @@ def guard(command: Callable[[], object]) -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt as interrupt:
         _fail(f"interrupted{interrupt}", 130)
+    except BrokenPipeError:  # whoever read the output has gone
+        _leave(1)
 
 
 def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path]:

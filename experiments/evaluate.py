@@ -10,12 +10,14 @@ of what each noise level costs in a new folder below DIR/evaluation.
 """
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
@@ -23,12 +25,14 @@ from jax.sharding import Mesh
 from experiments import cli, measure, results, setup, trained
 from experiments.cli import UserError
 from experiments.trained import Trained
-from vdm_jax import divergence, pixels
-from vdm_jax.data import DataError
+from vdm_jax import divergence, ode, pixels
+from vdm_jax.data import DataError, ImageData
 from vdm_jax.train import evaluation, sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model
+
+MOST = 10_000_000  # of anything that is counted
 
 
 def _flags() -> flags.FlagValues:
@@ -37,8 +41,12 @@ def _flags() -> flags.FlagValues:
     def text(name: str, about: str, default: str | None = None) -> None:
         flags.DEFINE_string(name, default, about, flag_values=values)
 
-    def number(name: str, about: str, default: int | None = None, low: int = 1) -> None:
-        flags.DEFINE_integer(name, default, about, lower_bound=low, flag_values=values)
+    def number(
+        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
+    ) -> None:
+        flags.DEFINE_integer(
+            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
+        )
 
     def choice(name: str, about: str, known: tuple[str, ...], default: str) -> None:
         flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
@@ -55,7 +63,7 @@ def _flags() -> flags.FlagValues:
     text("num_steps", "T, or several: 10,100,1000,inf; inf is continuous time; default the model's")
     number("batch_size", "images at once, over all devices; default that of the configuration")
     number("images", "take the first N test images only")
-    number("seed", "settles all draws", 0, 0)
+    number("seed", "settles all draws", 0, 0, 2**32 - 1)
     flags.DEFINE_bool(
         "importance", False, "draw times by importance, from a loss profile measured on training "
         "images", flag_values=values,
@@ -80,8 +88,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
-    if not options["tolerance"] > 0:
-        raise UserError(f"--tolerance must be above 0, got {options['tolerance']}")
+    _check_tolerance(options["tolerance"])
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
     mesh = setup.make_mesh()
@@ -95,11 +102,12 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
             if options["model"]:
                 raise UserError("--model goes with --official; a run has its own configuration")
             model = trained.from_workdir(workdir, options["checkpoint"], data, mesh)
+        parent = setup.make_workdir(workdir / "evaluation")
         found = everything(model, options, mesh)
-        folder = results.new_folder(setup.make_workdir(workdir) / "evaluation", model.step)
+        folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
-    found["command"] = " ".join(["python -m experiments.evaluate", *argv[1:]])
+    found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
         results.write(folder, found)
     if found["failed"]:
@@ -130,18 +138,34 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     shape: dict[str, Any] = {}
     failed = None
     groups = (images.source or {}).get("test")
+
+    def bound(images: ImageData, num_steps: int | None) -> evaluation.Draws:
+        step = evaluation.make_eval_step(dataclasses.replace(model, num_steps=num_steps), mesh)
+        return evaluation.collect(
+            step, trained.params, setup.batches(images, size), mesh, key, repeats
+        )
+
     for num_steps in steps:
-        at_t = dataclasses.replace(model, num_steps=num_steps)
-        step = evaluation.make_eval_step(at_t, mesh)
-        batches = setup.batches(images, size)
-        draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
+        draws = bound(images, num_steps)
         rows.append(_said(measure.of_draws(draws, model.event_shape, num_steps, groups)))
         if num_steps is None or not shape:
             shape = measure.profile(draws, trained)
     key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
+
+    def compared(count: int, num_steps: int | None) -> None:
+        """The bound on the very images that another one is computed for."""
+        some = measure.first(images, count)
+        if len(some.test) < len(images.test) or num_steps not in steps:
+            groups = (some.source or {}).get("test")
+            row = measure.of_draws(bound(some, num_steps), model.event_shape, num_steps, groups)
+            row["quantity"] += f", first {len(some.test)} images"
+            rows.append(_said(row))
+
     if options["chains"]:
+        compared(options["chain_images"], options["chain_steps"])
         rows.append(_said(measure.chains(trained, images, options, size, mesh, key_chain)))
     if options["ode_images"]:
+        compared(options["ode_images"], None)
         asked = options["dequantization"]
         for method in pixels.DEQUANTIZATIONS if asked == "both" else (asked,):
             try:
@@ -169,10 +193,10 @@ def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
         if word in ("inf", "None"):
             found.append(None)
             continue
-        if not word.isdigit() or int(word) < 1:
+        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= MOST:
             raise UserError(
-                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers of at "
-                "least 1, or inf for continuous time, as in 10,100,1000,inf"
+                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers from 1 "
+                f"to {MOST}, or inf for continuous time, as in 10,100,1000,inf"
             )
         found.append(int(word))
     return tuple(dict.fromkeys(found))
@@ -190,6 +214,15 @@ def _said(row: measure.Row) -> measure.Row:
     estimate = Estimate(row["bpd"], row["standard_error"], row["monte_carlo_error"])
     print(f"{row['quantity']}: {estimate} bits per dim", flush=True)
     return row
+
+
+def _check_tolerance(tolerance: float) -> None:
+    try:
+        ode.check(jnp.zeros(()).dtype, tolerance, tolerance, 1)
+    except ValueError as error:
+        raise UserError(f"--tolerance={tolerance}: {error}") from error
+    if not tolerance <= 0.1:
+        raise UserError(f"--tolerance must be at most 0.1, got {tolerance}")
 
 
 if __name__ == "__main__":

@@ -119,9 +119,8 @@ def chains(
     some = first(images, options["chain_images"])
     bits, _ = per_image(nats, trained, some, size, mesh, key)
     kind = f"importance-weighted bound, K = {count}"
-    row = _row(
-        f"bound of {count} chains, T = {num_steps}", kind, _estimate(bits, some), *bits.shape[::-1]
-    )
+    name = f"bound of {count} chain(s), T = {num_steps}"
+    row = _row(name, kind, _estimate(bits, some), *bits.shape[::-1])
     return row | {"chains": count, "num_steps": num_steps}
 
 

@@ -28,6 +28,7 @@ from experiments.evaluate import everything
 from experiments.trained import Trained
 from vdm_jax import bounds, loss, schedule
 from vdm_jax.train import evaluation
+from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Batch, Model
 from vdm_jax.types import Gamma, Key
 
@@ -73,25 +74,39 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder for the runs")
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0, got {values.scale}")
-    began = time.monotonic()
     workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
-    models = {}
+    out = setup.make_workdir(Path(values.out))
+    models, minutes = {}, 0.0
     for name, changes in RUNS.items():
         folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        config = make_config(changes, values.scale)
-        if not (folder / "result.json").exists():
-            run.train(config, folder)
-        models[name] = trained.from_workdir(folder, None, {}, mesh)
+        try:
+            minutes += _train(make_config(changes, values.scale), folder)
+            models[name] = trained.from_workdir(folder, None, {}, mesh)
+        except CheckpointError as error:
+            raise UserError(str(error)) from error
+    began = time.monotonic()
     print("\n== measuring", flush=True)
     found = _measure(models, mesh)
-    found["minutes"] = (time.monotonic() - began) / 60
+    found["minutes"] = minutes + (time.monotonic() - began) / 60
     found["scale"] = values.scale
-    out = setup.make_workdir(Path(values.out))
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     study.write(out, found)
     print(f"{found['minutes']:.1f} minutes; written to {out / 'results.md'}")
     return found
+
+
+def _train(config: ConfigDict, folder: Path) -> float:
+    """Train, unless the very same run is there and done; returns the minutes it took then."""
+    note, wanted = folder / "minutes.json", json.loads(config.to_json())
+    if note.exists() and json.loads(note.read_text())["config"] == wanted:
+        print("is there already")
+    else:  # goes on with an unfinished run, and refuses one of other settings by name
+        began = time.monotonic()
+        run.train(config, folder)
+        took = (time.monotonic() - began) / 60
+        note.write_text(json.dumps({"config": wanted, "minutes": took}) + "\n")
+    return float(json.loads(note.read_text())["minutes"])
 
 
 def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:

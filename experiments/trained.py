@@ -57,11 +57,11 @@ def from_workdir(
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    config = with_data(_saved_config(workdir), data)
+    config, saved = _saved(workdir)
+    config = with_data(config, data)
     check.config(config)
     images = setup.load(config)
-    if not data:
-        _check_fingerprint(workdir, images)
+    _check_same_kind(workdir, saved, images, bool(data))
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
     folder, step = workdir / "checkpoints", None
     if checkpoint is not None:
@@ -112,21 +112,31 @@ def from_official(
 
 
 def with_data(config: ConfigDict, data: Mapping[str, Any]) -> ConfigDict:
-    """`config` with other images: with `data["name"]` everything else about them is anew."""
-    if data.get("name") is not None:
-        config.data = base.get_config().data
+    """`config` with other images: what of its own settings suits them stays."""
+    name = data.get("name")
+    if name is not None:
+        config.data.validation = 0
+        if name != "arrays":
+            config.data.levels = 256
+        if name not in ("arrays", "folder"):
+            config.data.path = None
+        if name != "folder":
+            defaults = base.get_config().data
+            config.data.update({k: defaults[k] for k in ("size", "fit", "channels", "held_out")})
     with config.data.ignore_type():
         config.data.update({k: v for k, v in data.items() if v is not None})
     return config
 
 
-def _saved_config(workdir: Path) -> ConfigDict:
+def _saved(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
+    """The configuration of a run, and what its config.json says of the data."""
     file = workdir / "config.json"
     if not file.is_file():
         raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
-        saved = json.loads(file.read_text())["config"]
-        return ConfigDict(_filled(base.get_config().to_dict(), saved))
+        saved = json.loads(file.read_text())
+        config = ConfigDict(_filled(base.get_config().to_dict(), saved["config"]))
+        return config, dict(saved.get("data", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
@@ -140,13 +150,24 @@ def _filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, 
     return both
 
 
-def _check_fingerprint(workdir: Path, images: ImageData) -> None:
-    saved = json.loads((workdir / "config.json").read_text()).get("data", {})
-    if saved.get("fingerprint") not in (None, images.fingerprint):
+def _check_same_kind(
+    workdir: Path, saved: Mapping[str, Any], images: ImageData, other_data: bool
+) -> None:
+    """Whether a number found on these images says anything of the run."""
+    if not other_data and saved.get("fingerprint") not in (None, images.fingerprint):
         raise UserError(
             f"{images.name} holds other images than the run in {workdir} was trained with; to "
             "evaluate it on them nevertheless, name them with --data"
         )
+    for what, has, wanted in (
+        ("levels", images.levels, saved.get("levels", images.levels)),
+        ("classes", images.num_classes, saved.get("classes", 0)),
+    ):
+        if has != wanted:
+            raise UserError(
+                f"the run in {workdir} is of images with {wanted} {what}, but {images.name} has "
+                f"{has}: no number found on them would be its bits per dim"
+            )
 
 
 def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
@@ -164,7 +185,9 @@ def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
 def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
     """{"model": that code's config.model, "data": the data set's name or None}, and a name."""
     if name is not None and name in PUBLISHED:
-        return PUBLISHED[name], f"published {name}"
+        bpd = PUBLISHED[name]["bpd"]
+        said = f" (its README: {bpd} bits per dim)" if bpd else ""
+        return PUBLISHED[name], f"published {name}{said}"
     known = ", ".join(PUBLISHED)
     if name is not None:
         file = Path(name)

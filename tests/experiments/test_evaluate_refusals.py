@@ -45,7 +45,8 @@ def runs(tmp_path_factory) -> Path:
         config.train.update(steps=6, steps_per_call=2, checkpoint_every=2, log_every=2)
         config.eval.update(every=6, final_repeats=1)
         config.sample.update(every=6, num_steps=1, count=1)
-        run.train(config, folder / name)
+        with tiny.one_device():
+            run.train(config, folder / name)
     return folder
 
 

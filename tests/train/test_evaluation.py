@@ -150,7 +150,8 @@ def test_the_standard_error_covers_the_spread_between_keys_also_of_a_padded_batc
     model = dataclasses.replace(model, bind=steep(model.bind))
     results = [evaluate(model, images(20), 32, 4, key=key).diffusion for key in range(30)]
     spread = np.std([r.mean for r in results], ddof=1)
-    assert spread < np.mean([r.standard_error for r in results])
+    claimed = np.mean([r.standard_error for r in results])
+    assert 0.7 < claimed / spread < 1.6  # not what times spread evenly don't cause, and no less
 
 
 def steep(bind):

@@ -145,8 +145,8 @@ def load_params(
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged folder
         raise CheckpointError(
-            f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); choose "
-            f"another one: {', '.join(map(str, steps))}."
+            f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); others "
+            f"there: {', '.join(str(other) for other in steps if other != step) or 'none'}."
         ) from error
 
 

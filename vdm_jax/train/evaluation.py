@@ -190,17 +190,16 @@ def summarise(
 ) -> Evaluation:
     """Nats of each draw -> means and standard errors in bits per dim; `groups` as in `estimate`."""
 
-    def of(nats: jax.Array) -> Estimate:
-        bits = np.asarray(loss.bits_per_dim(nats, event_shape), np.float64)
-        return estimate(bits, groups, draws.t)
+    def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
+        return estimate(np.asarray(loss.bits_per_dim(nats, event_shape), np.float64), groups, t)
 
     repeats, count = draws.t.shape
     terms = draws.terms
     return Evaluation(
-        bpd=of(terms.total),
+        bpd=of(terms.total, draws.t),
         reconstruction=of(terms.reconstruction),
         prior=of(terms.prior),
-        diffusion=of(terms.diffusion),
+        diffusion=of(terms.diffusion, draws.t),
         num_images=count,
         repeats=repeats,
     )
@@ -216,16 +215,22 @@ def estimate(
       groups: a label per image where some belong together (crops of one photo): then the standard
         error is that between groups. None: each image for itself.
       t: the draws' times [repeats, images], where they are spread evenly over [0, 1] as by
-        `make_eval_step`: then what depends on t alone adds no Monte-Carlo error. None: no times.
+        `make_eval_step`: then what depends on t alone adds nothing to the error of the mean, and
+        is taken out of the draws before errors are estimated. None: no times.
     """
     count = draws.shape[1]
-    images = draws.mean(axis=0)
+    centred = draws - (draws.mean() if t is None else _by_time(t, draws))
+    # What `_by_time` fitted to noise is missing from the rest.
+    centred *= 1.0 if t is None else np.sqrt(draws.size / max(draws.size - _bins(t), 1))
+    images = centred.mean(axis=0)
     labels = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums = np.bincount(labels, weights=images - images.mean())
     number = len(sums)
     error = np.sqrt(np.sum(sums**2) * number / (number - 1)) / count if number > 1 else np.nan
-    by_time = 0.0 if t is None else _by_time(t, draws)
-    return Estimate(float(images.mean()), float(error), _monte_carlo(draws - by_time))
+    monte_carlo = _monte_carlo(centred)
+    # Of few images both are rough, and the whole may come out below its part.
+    error = np.fmax(error, monte_carlo) if number > 1 else error
+    return Estimate(float(draws.mean()), float(error), monte_carlo)
 
 
 def _monte_carlo(draws: np.ndarray) -> float:
@@ -242,6 +247,10 @@ def _monte_carlo(draws: np.ndarray) -> float:
 
 def _by_time(t: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The mean of `draws` as a function of their times: by bins, interpolated in between."""
-    bins = int(np.clip(t.size // 8, 1, 64))
+    bins = _bins(t)
     means = timestep.profile(t, draws, bins).mean
     return np.interp(t, (np.arange(bins) + 0.5) / bins, means)
+
+
+def _bins(t: np.ndarray) -> int:
+    return int(np.clip(t.size // 8, 1, 64))
