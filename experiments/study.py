@@ -42,9 +42,7 @@ def write(out: Path, found: Mapping[str, Any]) -> None:
 def _head(found: Mapping[str, Any]) -> str:
     trained = "; ".join(f"`{name}`: {count:,}" for name, count in found["steps"].items())
     scale = found["scale"]
-    shorter = (
-        "" if scale == 1 else f" with `--scale={scale:g}`: every training is that much as long"
-    )
+    shorter = "" if scale == 1 else f" with `--scale={scale:g}` (trainings that much as long)"
     return f"""# The paper's results at small scale
 
 Written by `make reproduce` (`python -m experiments.reproduce`){shorter}. Training and measuring
@@ -87,11 +85,11 @@ is {ratio:.1f} times below the linear one's here, {6.35 / 0.53:.1f} times in the
 
 {body}
 
-Four estimates of one integral: it doesn't depend on the schedule between its end points (paper, eq.
-18), only the error bars in the last column do. The end points are the paper's, for 256 levels. At 17
-levels the part of the range below gamma = -8 costs next to nothing, which the linear schedule spends
-29% of its times on and the learned one skips: between -8 and 5 the linear schedule's variance would
-be smaller, and with it the ratio.
+Four estimates of one integral: it doesn't depend on the schedule between its end points (paper,
+eq. 18), only the error bars in the last column do. The end points are the paper's, for 256 levels.
+At 17 levels the part of the range below gamma = -8 costs next to nothing, which the linear schedule
+spends 29% of its times on and the learned one skips: between -8 and 5 the linear schedule's
+variance would be smaller, and with it the ratio.
 
 ![Schedules and what each time costs](results/schedules.png)
 """
@@ -239,14 +237,13 @@ def _plot(path: Path, draw: Callable[[Axes, Any], None], rows: Any) -> None:
 
 def _plot_steps(path: Path, rows: list[Mapping[str, Any]]) -> None:
     """Ours and, beside it, the paper's."""
-    paper = [
+    paper: list[Mapping[str, Any]] = [
         {"trained": trained, "num_steps": steps, "bpd": bpd, "standard_error": 0.0}
         for (trained, steps), bpd in PAPER_SWEEP.items()
     ]
     figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, some, title in zip(
-        figure.subplots(1, 2), (rows, paper), ("digits, here", "CIFAR-10, paper"), strict=True
-    ):
+    both = {"digits, here": rows, "CIFAR-10, paper": paper}
+    for axes, (title, some) in zip(figure.subplots(1, 2), both.items(), strict=True):
         _plot_sweep(axes, some)
         axes.set_title(title)
         axes.grid(alpha=0.3)

@@ -31,18 +31,32 @@ def evaluate(model, test_images, batch_size, repeats=1, mesh=None, key=0):
 
 
 def test_means_and_standard_errors_against_numpy():
-    nats = ElboTerms(*np.abs(RNG.normal(size=(3, 2, 50))).astype(np.float32))
-    result = evaluation.summarise(
-        evaluation.Draws(nats, np.zeros((2, 50)), np.ones((2, 50))), (2, 2, 1)
-    )
-    bits = nats.total.mean(axis=0) / (4 * np.log(2))
-    np.testing.assert_allclose(result.bpd.mean, bits.mean(), rtol=1e-6)
-    np.testing.assert_allclose(result.bpd.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
+    nats = ElboTerms(*np.abs(RNG.normal(size=(3, 1, 50))).astype(np.float32))
+    t = np.linspace(0.0, 1.0, 50, endpoint=False)[None]
+    result = evaluation.summarise(evaluation.Draws(nats, t, np.ones((1, 50))), (2, 2, 1))
+    for name in ("reconstruction", "prior"):
+        bits = getattr(nats, name)[0] / (4 * np.log(2))
+        found = getattr(result, name)
+        np.testing.assert_allclose(found.mean, bits.mean(), rtol=1e-6)
+        np.testing.assert_allclose(found.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
+    np.testing.assert_allclose(result.bpd.mean, (nats.total / (4 * np.log(2))).mean(), rtol=1e-6)
     np.testing.assert_allclose(
         result.bpd.mean,
         result.reconstruction.mean + result.prior.mean + result.diffusion.mean,
         rtol=1e-6,
     )
+
+
+def test_what_depends_on_the_time_alone_causes_no_error_between_images():
+    """Losses that are a steep function of t, plus 0.1 between images: the error is the latter's."""
+    rng = np.random.default_rng(8)
+    for repeats in (1, 2, 8):
+        t = np.mod(np.arange(300) * 0.618034 + np.arange(repeats)[:, None] / repeats, 1.0)
+        draws = np.exp(2.0 * t) + rng.normal(0.0, 0.1, 300)
+        found = evaluation.estimate(draws, None, t)
+        np.testing.assert_allclose(found.standard_error, 0.1 / 300**0.5, rtol=0.25)
+        if repeats > 1:
+            np.testing.assert_allclose(found.between, 0.1 / 300**0.5, rtol=0.25)
 
 
 def test_one_image_has_no_standard_error():
