@@ -53,6 +53,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         ),
     ]  # fmt: skip
     lines += [note for row in found["rows"] if (note := _note(row))]
+    if any(row["between_images_error"] == 0.0 for row in found["rows"]):
+        lines.append("\nBetween images 0: too small to be seen beside the draws; --repeats helps.")
     if (found["groups"] or min(row["num_images"] for row in found["rows"])) < 20:
         few = "sources" if found["groups"] else "images"
         lines.append(f"\nFewer than 20 {few}: the errors between them are themselves rough.")

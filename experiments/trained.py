@@ -58,7 +58,7 @@ def from_workdir(
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
     config, saved = _saved(workdir)
-    config = with_data(config, data)
+    config = with_data(config, data, saved.get("levels"))
     check.config(config)
     images = setup.load(config)
     _check_same_kind(workdir, saved, images, bool(data))
@@ -111,13 +111,15 @@ def from_official(
     return Trained(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
 
 
-def with_data(config: ConfigDict, data: Mapping[str, Any]) -> ConfigDict:
-    """`config` with other images: what of its own settings suits them stays."""
+def with_data(config: ConfigDict, data: Mapping[str, Any], levels: int | None = None) -> ConfigDict:
+    """`config` with other images: what of its own settings suits them stays.
+
+    `levels` is how arrays are read, by default with all 256.
+    """
     name = data.get("name")
     if name is not None:
         config.data.validation = 0
-        if name != "arrays":
-            config.data.levels = 256
+        config.data.levels = levels if name == "arrays" and levels else 256
         if name not in ("arrays", "folder"):
             config.data.path = None
         if name != "folder":

@@ -183,7 +183,10 @@ def test_chains_and_the_ode_stand_beside_the_bound(plain):
         "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=16",
         "--batch_size=16", "--trace=hutchinson",
     )  # fmt: skip
-    own, chains, *odes = found["rows"]
+    _, own, chains, beside, *odes = found["rows"]
+    # Each of the others has the bound on its very images above it.
+    assert (own["num_images"], own["num_steps"]) == (8, 5)
+    assert (beside["num_images"], beside["num_steps"]) == (4, None)
     assert chains["kind"] == "importance-weighted bound, K = 4"
     assert (chains["num_images"], chains["chains"], chains["num_steps"]) == (8, 4, 5)
     assert own["kind"] == "variational bound" and own["num_steps"] == 5

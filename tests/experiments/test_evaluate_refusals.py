@@ -71,8 +71,11 @@ def images(tmp_path):
         (["--workdir=W", "--images=0"], "images"),
         (["--workdir=W", "--repeats=many"], "wanted a whole number"),
         (["--workdir=W", "--dequantization=none"], "uniform"),
-        (["--workdir=W", "--tolerance=0"], "--tolerance must be above 0, got 0.0"),
-        (["--workdir=W", "--tolerance=nan"], "--tolerance must be above 0, got nan"),
+        (["--workdir=W", "--tolerance=0"], "--tolerance=0.0: rtol must be positive"),
+        (["--workdir=W", "--tolerance=nan"], "--tolerance=nan: rtol must be positive"),
+        (["--workdir=W", "--tolerance=1e-8"], "are finer than float32 resolves"),
+        (["--workdir=W", "--tolerance=inf"], "--tolerance must be at most 0.1, got inf"),
+        (["--workdir=W", "--seed=99999999999999999999"], "--seed"),
         (["--workdir=W"], "W holds no run: it has no config.json"),
         (["--workdir=W", "--official=X", "--checkpoint=3"], "--official and --checkpoint exclude"),
         (["--workdir=W", "--model=cifar10"], "--model goes with --official"),
@@ -137,7 +140,7 @@ def test_a_damaged_checkpoint(refusal, runs, tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:5])
     line = refusal(f"--workdir={tmp_path / 'a'}")
-    assert "checkpoints/6 can't be read" in line and "choose another one: 2, 4, 6" in line
+    assert "checkpoints/6 can't be read" in line and "others there: 2, 4." in line
 
 
 def test_a_published_checkpoint_cut_short(refusal, tmp_path):
@@ -167,9 +170,21 @@ def test_images_of_other_channels_than_the_model(refusal, images, tmp_path):
     assert "the checkpoint is for images of 3 channel(s), but arrays:images.npz has 2" in line
 
 
-def test_a_run_s_model_on_images_of_another_shape(refusal, images, runs):
+def test_a_run_s_model_on_images_of_another_shape(refusal, images, runs, tmp_path):
     line = refusal(f"--workdir={runs / 'a'}", *images(3))
-    assert "but the configuration calls for" in line
+    assert "outside [0, 17)" in line  # its levels are those of the run
+    few = {part: np.zeros((4, 8, 8, 3), np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "few.npz", **few)
+    where = ("--data=arrays", f"--path={tmp_path / 'few.npz'}", f"--data_dir={tmp_path / 'd'}")
+    assert "but the configuration calls for" in refusal(f"--workdir={runs / 'a'}", *where)
+
+
+def test_a_run_with_classes_on_images_without(refusal, runs, tmp_path):
+    config = json.loads((runs / "a" / "config.json").read_text())
+    config["data"]["classes"] = 10
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = refusal(f"--workdir={tmp_path}", "--data=digits")
+    assert "is of images with 10 classes, but digits has 0" in line
 
 
 def test_batches_that_do_not_split_over_the_devices(refusal, runs):
