@@ -75,7 +75,10 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.optimizer.decay=step"], "one of none, linear, cosine"),
         (["--workdir=W", "--config.seed=-1"], "config.seed must lie in"),
         (["--workdir=W", "--config.model.network=cnn"], "config.model.network is 'cnn'"),
-        (["--workdir=W", "--config.model.head=logits"], "head is 'logits'; known: eps, x, v, levels"),
+        (
+            ["--workdir=W", "--config.model.head=logits"],
+            "head is 'logits'; known: eps, x, v, levels",
+        ),
         (["--workdir=W", "--config.model.gamma=cosine"], "one of fixed, scalar, monotone"),
         (["--workdir=W", "--config.model.gamma_max=-9.0"], "must be below gamma_max"),
         (["--workdir=W", "--config.model.num_steps=0"], "num_steps must be an integer of at least"),
