@@ -198,10 +198,18 @@ def test_wrong_arguments_are_named():
     z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
     for network, z, message in (
         (small_unet(attention="none"), z_t, "attention must be middle or all, got 'none'"),
-        (small_unet(head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
+        (
+            small_unet(head="logits"),
+            z_t,
+            "head must be one of eps, x, v, score, levels, got 'logits'",
+        ),
         (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
         (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
-        (MLP(**ENDS, head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
+        (
+            MLP(**ENDS, head="logits"),
+            z_t,
+            "head must be one of eps, x, v, score, levels, got 'logits'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             network.init(key, z, gamma_t)
