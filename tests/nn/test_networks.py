@@ -273,7 +273,7 @@ def test_every_head_learns_and_stays_finite_also_at_little_noise(head):
         params, state = carry
         value, grads = jax.value_and_grad(mean_loss)(params, key)
         updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), (value, optax.global_norm(grads))
+        return (optax.apply_updates(params, updates), state), (value, optax.tree.norm(grads))
 
     keys = jax.random.split(jax.random.key(2), 150)
     start = (params, optimizer.init(params))
