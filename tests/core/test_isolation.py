@@ -17,7 +17,7 @@ RANKS = [
     {"types"},
     {"gaussian", "schedule", "divergence"},
     {"process"},
-    {"parameterization", "pixels", "timestep", "ode"},
+    {"parameterization", "mixture", "pixels", "timestep", "ode"},
     {"loss", "sampler"},
     {"bounds"},
     {"flow"},

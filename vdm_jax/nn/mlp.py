@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn import features
-from vdm_jax.nn.features import Head, embed, posterior_mean
+from vdm_jax.nn.features import Head, embed, finish, posterior_mean, variance_share
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["MLP"]
@@ -21,9 +21,10 @@ class MLP(nn.Module):
       num_blocks: number of residual blocks.
       dropout: rate inside the blocks.
       fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
-      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
-        levels, whose mean is a prediction of kind "x").
+      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
+        pixel levels, whose mean is a prediction of kind "x").
       levels: the number of pixel levels.
+      learn_variance: return (prediction, share) instead, see `features.variance_share`.
     """
 
     gamma_min: float
@@ -34,6 +35,7 @@ class MLP(nn.Module):
     fourier_features: bool = False
     head: Head = "eps"
     levels: int = 256
+    learn_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -42,7 +44,7 @@ class MLP(nn.Module):
         gamma_t: PerExample,
         conditioning: Tensor | None = None,
         deterministic: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """z_t [batch, *event], gamma_t [batch] -> prediction of z_t's shape; see `UNet`."""
         cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
         cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
@@ -53,7 +55,9 @@ class MLP(nn.Module):
         h = nn.Dense(self.width, name="input")(h)
         for i in range(self.num_blocks):
             h = h + self._block(i, h, cond, deterministic)
-        return self._output(nn.swish(nn.LayerNorm(name="norm_out")(h)), z_t, gamma_t)
+        h = nn.swish(nn.LayerNorm(name="norm_out")(h))
+        prediction = self._output(h, z_t, gamma_t)
+        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
 
     def _block(self, i: int, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
         zeros = nn.initializers.zeros
@@ -70,5 +74,4 @@ class MLP(nn.Module):
         h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
         if self.head == "levels":
             return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
-        h = h.reshape(z_t.shape)
-        return h if self.head == "v" else h + z_t
+        return finish(h.reshape(z_t.shape), z_t, self.head)
