@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import loss, timestep
@@ -240,10 +241,7 @@ def _vote(bits: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Tensor:
     the digits as keep_t goes to 0.
     """
     signs = _signs(bits)
-    keep_s, keep_t = (
-        expand(keep_s, signs, "keep_s"),
-        expand(keep_t, signs, "keep_t"),
-    )
+    keep_s, keep_t = expand(keep_s, signs, "keep_s"), expand(keep_t, signs, "keep_t")
     return signs * jnp.log1p(2.0 * keep_t / (keep_s - keep_t))
 
 
@@ -259,5 +257,5 @@ def _check_start(keep: Keep) -> None:
     """Raise ValueError if keep(0) is known and not 1: the bound would lack a term."""
     with jax.ensure_compile_time_eval():
         start = keep(jnp.zeros(1))
-    if not isinstance(start, jax.core.Tracer) and not jnp.all(jnp.asarray(start) == 1.0):
+    if not isinstance(start, jax.core.Tracer) and not np.all(np.asarray(start) == 1.0):
         raise ValueError(f"keep(0) must be 1 (z_0 is the data), got {start}.")
