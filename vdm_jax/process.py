@@ -25,10 +25,11 @@ __all__ = [
 ]
 
 
-def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
+def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
     """`gamma` with trailing axes of size one, so that its axes line up with the first of `like`.
 
-    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its.
+    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its;
+    the message calls it by `name`.
     """
     gamma, like = jnp.asarray(gamma), jnp.asarray(like)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
@@ -36,8 +37,8 @@ def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
         g not in (1, n) for g, n in zip(shape, like.shape, strict=True)
     ):
         raise ValueError(
-            f"gamma of shape {gamma.shape} does not go with an array of shape {like.shape}: "
-            f"wanted a scalar or one gamma per example, {list(like.shape[:1])}."
+            f"{name} of shape {gamma.shape} does not go with an array of shape {like.shape}: "
+            f"wanted a scalar or one {name} per example, {list(like.shape[:1])}."
         )
     return gamma.reshape(shape)
 

@@ -16,10 +16,10 @@ HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow, which is imported by name
 RANKS = [
     {"types"},
     {"gaussian", "schedule", "divergence"},
-    {"process"},
+    {"process", "bernoulli"},
     {"parameterization", "mixture", "pixels", "timestep", "ode"},
     {"loss", "sampler"},
-    {"bounds"},
+    {"bounds", "binomial", "hierarchy"},
     {"flow"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
