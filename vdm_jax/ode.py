@@ -1,6 +1,7 @@
 """A differential equation for each of a batch, solved to a tolerance that holds for each.
 
-The one place that knows diffrax; `vdm_jax` itself doesn't import it.
+The one place that knows diffrax (and equinox, on which it is built); `vdm_jax` itself doesn't
+import it.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import diffrax
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -87,23 +88,23 @@ def solve(
         return tuple((end - start) * d for d in field(start + (end - start) * s, state))
 
     solver, zero = diffrax.Tsit5(), jnp.zeros((), z.dtype)
+    given: Callable = scaled
+    first: Any = None
     if adjoint == "backsolve":
-        # It differentiates by what it is given alone, so what the field closes over is given.
-        pure, args = jax.closure_convert(scaled, zero, state)
-        first = None  # it takes none
+        # It differentiates by its arguments alone: all that the field closes over becomes one.
+        given = eqx.filter_closure_convert(scaled, zero, state)
     else:
-        pure, args = scaled, []
         # A step's first stage is the last of the step before. For the first step it's given, or it
         # would be evaluated again each time that step is rejected, and not be counted.
         first = (jnp.array(False), scaled(zero, state))
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda s, state, args: pure(jnp.asarray(s, z.dtype), state, *args)),
+        diffrax.ODETerm(lambda s, state, given: given(jnp.asarray(s, z.dtype), state)),
         solver,
         t0=0.0,
         t1=1.0,
         dt0=_FIRST_STEP,
         y0=state,
-        args=args,
+        args=given,
         stepsize_controller=_controller(rtol, atol, z.dtype, _worst),
         max_steps=max_steps,
         throw=False,
