@@ -122,6 +122,11 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     repeats = options["repeats"] or trained.repeats
     size = options["batch_size"] or trained.batch_size
     _check_sizes(size, mesh)
+    if model.density and (options["chains"] or options["ode_images"]):
+        raise UserError(
+            "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
+            "Gaussian density (config.model.decoder), in nats: the two can't be compared"
+        )
     if options["ode_images"]:
         measure.trace_of(options, model)
     key = jax.random.key(options["seed"])
@@ -147,7 +152,9 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
 
     for num_steps in steps:
         draws = bound(images, num_steps)
-        rows.append(_said(measure.of_draws(draws, model.event_shape, num_steps, groups)))
+        rows.append(
+            _said(measure.of_draws(draws, model.event_shape, num_steps, groups, model.unit))
+        )
         if num_steps is None or not shape:
             shape = measure.profile(draws, trained)
     key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
@@ -211,8 +218,8 @@ def _check_sizes(size: int, mesh: Mesh) -> None:
 
 def _said(row: measure.Row) -> measure.Row:
     """The row, printed."""
-    estimate = Estimate(row["bpd"], row["standard_error"], row["monte_carlo_error"])
-    print(f"{row['quantity']}: {estimate} bits per dim", flush=True)
+    estimate = Estimate(results.value(row), row["standard_error"], row["monte_carlo_error"])
+    print(f"{row['quantity']}: {estimate} {row['unit']}", flush=True)
     return row
 
 

@@ -15,10 +15,11 @@ from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import bounds, flow, loss, pixels, timestep
 from vdm_jax.data import ImageData
+from vdm_jax.parameterization import split
 from vdm_jax.train import evaluation, sharding
 from vdm_jax.train.evaluation import Draws, Estimate
-from vdm_jax.train.model import Batch, Model
-from vdm_jax.types import Key
+from vdm_jax.train.model import BITS, Batch, Model, Unit
+from vdm_jax.types import Key, PerExample, Tensor
 
 __all__ = [
     "Row",
@@ -44,23 +45,27 @@ def of_draws(
     event_shape: tuple[int, ...],
     num_steps: int | None,
     groups: np.ndarray | None = None,
+    unit: Unit = BITS,
 ) -> Row:
     """A row of the bound and its three terms."""
-    result = evaluation.summarise(draws, event_shape, groups)
+    result = evaluation.summarise(draws, event_shape, groups, unit)
     terms = {
         name: dataclasses.asdict(getattr(result, name))
         for name in ("reconstruction", "prior", "diffusion")
     }
     time = "continuous time" if num_steps is None else f"T = {num_steps}"
-    row = _row(f"bound, {time}", "variational bound", result.bpd, result.num_images, result.repeats)
+    row = _row(
+        f"bound, {time}", "variational bound", result.total, result.num_images, result.repeats, unit
+    )
     return row | {"num_steps": num_steps, "terms": terms}
 
 
-def _row(name: str, kind: str, of: Estimate, images: int, draws: int) -> Row:
+def _row(name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS) -> Row:
     return {
         "quantity": name,
         "kind": kind,
-        "bpd": of.mean,
+        "unit": unit.name,
+        unit.key: of.mean,
         "standard_error": of.standard_error,
         "monte_carlo_error": of.monte_carlo,
         "between_images_error": of.between,
@@ -70,12 +75,14 @@ def _row(name: str, kind: str, of: Estimate, images: int, draws: int) -> Row:
 
 
 def profile(draws: Draws, trained: Trained) -> dict[str, Any]:
-    """What each noise level costs: the diffusion loss in bits per dim, by bins of t, and gamma."""
-    losses = loss.bits_per_dim(draws.terms.diffusion / draws.weight, trained.model.event_shape)
+    """What each noise level costs: the diffusion loss by bins of t, in its unit, and gamma."""
+    unit = trained.model.unit
+    losses = unit.of(draws.terms.diffusion / draws.weight, trained.model.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
     _, gamma = trained.model.bind(trained.params, jnp.zeros(1), None)
     return {
+        "unit": unit.name,
         "t": centres.tolist(),
         "gamma": np.asarray(gamma(jnp.asarray(centres))).tolist(),
         "mean": found.mean.tolist(),
@@ -112,8 +119,9 @@ def chains(
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         denoise, gamma = model.bind(params, batch["conditioning"], None)
         log_weights = bounds.chains(
-            key, batch["images"], denoise, gamma, count, model.levels, num_steps, model.kind
-        )
+            key, batch["images"], denoise, gamma, count, images.levels, num_steps, model.kind,
+            model.reverse_var,
+        )  # fmt: skip
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     some = first(images, options["chain_images"])
@@ -138,9 +146,13 @@ def of_ode(
     trace = trace_of(options, model)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        denoise, gamma = model.bind(params, batch["conditioning"], None)
+        with_share, gamma = model.bind(params, batch["conditioning"], None)
+
+        def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
+            return split(with_share(z_t, gamma_t), model.reverse_var)[0]
+
         found = flow.dequantized_nats(
-            key, batch["images"], denoise, gamma, model.levels, method, samples, model.kind, trace,
+            key, batch["images"], denoise, gamma, images.levels, method, samples, model.kind, trace,
             options["probes"], options["num_probes"], tolerance, tolerance,
         )  # fmt: skip
         return found.nats, found.num_evaluations / samples

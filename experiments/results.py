@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-__all__ = ["markdown", "new_folder", "plot_profile", "table", "write"]
+from vdm_jax.train.model import unit_of
+
+__all__ = ["markdown", "new_folder", "plot_profile", "table", "value", "write"]
 
 
 def new_folder(parent: Path, step: int) -> Path:
@@ -45,7 +47,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
         table(
             (
-                "quantity", "kind", "bits per dim", "± in all", "± of the draws",
+                "quantity", "kind", found["rows"][0]["unit"], "± in all", "± of the draws",
                 f"± between {'images' if found['groups'] is None else 'sources'}",
                 "reconstruction", "prior", "diffusion", "images", "draws each",
             ),
@@ -72,7 +74,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["quantity"],
         row["kind"],
-        _number(row["bpd"]),
+        _number(value(row)),
         *(_number(row[name]) for name in errors),
         *(
             _number(terms[name]["mean"]) if terms else "-"
@@ -81,6 +83,11 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["num_images"]),
         str(row["draws"]),
     ]
+
+
+def value(row: Mapping[str, Any]) -> float:
+    """The number of a row, in the row's unit."""
+    return float(row[unit_of(row).key])
 
 
 def _note(row: Mapping[str, Any]) -> str:
@@ -116,7 +123,7 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
     below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
     below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
     below.set_xlabel("t")
-    below.set_ylabel("diffusion loss at t, bits per dim")
+    below.set_ylabel(f"diffusion loss at t, {profile['unit']}")
     below.set_ylim(bottom=0.0)
     below.legend()
     for axes in (above, below):

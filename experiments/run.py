@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from experiments import check, setup
 from experiments.cli import UserError
 from experiments.models import make_model
-from vdm_jax import data, sampler
+from vdm_jax import data
 from vdm_jax.data import DataError, ImageData
 from vdm_jax.train import evaluation, loop, optimizer, report, sharding, step
 from vdm_jax.train.checkpoint import CheckpointError, Checkpoints
 from vdm_jax.train.evaluation import Evaluation
-from vdm_jax.train.model import Model
+from vdm_jax.train.model import Trainable
 from vdm_jax.train.step import TrainState
 
 __all__ = ["train"]
@@ -142,7 +142,7 @@ def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
 
 def _step(
     config: ConfigDict,
-    model: Model,
+    model: Trainable,
     adamw: optax.GradientTransformation,
     mesh: Mesh,
     key: jax.Array,
@@ -187,7 +187,7 @@ def _plan(config: ConfigDict) -> loop.Plan:
 
 
 def _evaluator(
-    config: ConfigDict, images: ImageData, model: Model, mesh: Mesh, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array
 ) -> Callable[[TrainState, bool], Evaluation]:
     eval_step = evaluation.make_eval_step(model, mesh)
 
@@ -207,7 +207,7 @@ def _evaluator(
 
 
 def _sampler(
-    config: ConfigDict, images: ImageData, model: Model, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Trainable, key: jax.Array
 ) -> Callable[[TrainState], np.ndarray]:
     count = config.sample.count
     conditioning = np.zeros(count)
@@ -216,12 +216,10 @@ def _sampler(
 
     @jax.jit
     def draw(params: object) -> jax.Array:
-        denoise, gamma = model.bind(params, jax.numpy.asarray(conditioning), None)
-        shape = (count, *model.event_shape)
-        z_0 = sampler.ancestral(key, denoise, gamma, shape, config.sample.num_steps, model.kind)
-        return sampler.to_images(z_0, gamma(jax.numpy.zeros(1))[0], model.levels)
+        given = jax.numpy.asarray(conditioning)
+        return model.sample(params, key, given, config.sample.num_steps)
 
-    return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), model.levels)
+    return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), images.levels)
 
 
 # ---- words ----
@@ -230,18 +228,17 @@ def _sampler(
 def _announce(
     config: ConfigDict,
     images: ImageData,
-    model: Model,
+    model: Trainable,
     state: TrainState,
     mesh: Mesh,
 ) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    time = "continuous time" if model.num_steps is None else f"T = {model.num_steps}"
     shape = "x".join(map(str, images.event_shape))
     name = setup.eval_name(config)
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} {name} images of "
         f"{shape}, {images.levels} levels\n"
-        f"{config.model.network}, {parameters:,} parameters, {time}, on {mesh.size} "
+        f"{config.model.network}, {parameters:,} parameters, {model.words}, on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s); compiling",
         flush=True,
     )
@@ -254,7 +251,7 @@ def _conclude(
 ) -> None:
     summary = {"step": last_step, "split": name, "data": setup.describe(images)}
     summary |= {
-        "bpd_standard_error": None,
+        f"{result.unit.key}_standard_error": None,
         **result.scalars(),
         "num_images": result.num_images,
         "repeats": result.repeats,
@@ -263,6 +260,6 @@ def _conclude(
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"
-        f"{images.name} {name} bits per dim (variational bound): {result.bpd}   "
+        f"{images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
     )

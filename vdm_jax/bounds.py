@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 
 from vdm_jax import loss, pixels, timestep
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.parameterization import to_eps
-from vdm_jax.process import expand, marginal, transition
+from vdm_jax.parameterization import split, to_eps
+from vdm_jax.process import expand, marginal, transition, variance_log_ratio
 from vdm_jax.schedule import alpha, sigma
-from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = [
     "chain",
@@ -55,6 +55,7 @@ def chain(
     levels: int = 256,
     num_steps: int = 1000,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> PerExample:
     """Log weight of one chain: log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x), [batch] nats.
 
@@ -65,7 +66,7 @@ def chain(
     Args:
       key: gives all the noise.
       images: integers in [0, levels), [batch, *event].
-      denoise, gamma, kind: as for `loss.diffusion`.
+      denoise, gamma, kind, reverse_var: as for `loss.diffusion`.
       levels: the number of values a pixel can take.
       num_steps: T.
 
@@ -81,12 +82,15 @@ def chain(
         carry: tuple[Tensor, PerExample], at: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[tuple[Tensor, PerExample], None]:
         (e_t, log_weight), (i, gamma_t, gamma_s) = carry, at
-        e_hat = _predict(x, e_t, jnp.broadcast_to(gamma_t, x.shape[:1]), denoise, kind)
+        per_example = jnp.broadcast_to(gamma_t, x.shape[:1])
+        e_hat, share = _predict(x, e_t, per_example, denoise, kind, reverse_var)
         eps = jax.random.normal(jax.random.fold_in(key_steps, i), x.shape, x.dtype)
-        # p(z_s|z_t) and q(z_s|z_t, x) differ by this shift alone, in their standard deviation:
-        # (mean_p - mean_q) / sd; and z_s is eps of them away from q's mean.
+        # The mean of p(z_s|z_t) is away from that of q(z_s|z_t, x) by this shift, in standard
+        # deviations of q, and z_s by eps; q's variance is r times p's.
         shift = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (e_t - e_hat)
-        log_weight += loss._sum_event(shift * (eps - 0.5 * shift))
+        log_r = -share * variance_log_ratio(gamma_s, gamma_t)
+        wider = 0.5 * (log_r - jnp.expm1(log_r) * jnp.square(eps))
+        log_weight += loss._sum_event(wider + jnp.exp(log_r) * shift * (eps - 0.5 * shift))
         e_s = Gaussian(jnp.exp(0.5 * (gamma_s - gamma_t)) * e_t, -jnp.expm1(gamma_s - gamma_t))
         return (e_s.at(eps), log_weight), None
 
@@ -105,6 +109,7 @@ def chains(
     levels: int = 256,
     num_steps: int = 1000,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> Float[Array, "chains batch"]:
     """Log weights [num_chains, batch] of independent chains, for `importance_weighted`, in nats.
 
@@ -113,7 +118,7 @@ def chains(
     if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 1:
         raise ValueError(f"num_chains must be an integer of at least 1, got {num_chains!r}.")
     return jax.lax.map(
-        lambda key: chain(key, images, denoise, gamma, levels, num_steps, kind),
+        lambda key: chain(key, images, denoise, gamma, levels, num_steps, kind, reverse_var),
         jax.random.split(key, num_chains),
     )
 
@@ -214,7 +219,7 @@ def consistency_term(
     rise = jnp.where(first, -jnp.square(r), -jnp.exp(st) * jnp.expm1(tu - st))  # c - c1
 
     e_u = Gaussian(r * rho * eps_s, c2).at(eps_u)
-    g = rho * eps_s - (e_u - _predict(x, e_u, gamma_u, denoise, kind)) / r
+    g = rho * eps_s - (e_u - _predict(x, e_u, gamma_u, denoise, kind)[0]) / r
     # q's and p's log-densities averaged over the bridge, of variance c c1 / c2. In their difference
     # what is of order 1 for small steps has been cancelled by hand.
     kappa = jnp.square(r) * (rho**4 * rise - jnp.square(c1) * (1.0 + jnp.square(rho))) / c2
@@ -230,10 +235,21 @@ def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
     return jnp.where(near, jnp.log1p(jnp.where(near, difference / b, 0.0)), jnp.log(a / b))
 
 
-def _predict(x: Tensor, e_t: Tensor, gamma_t: PerExample, denoise: Denoise, kind: Kind) -> Tensor:
-    """The noise that the network sees in z_t = alpha_t x + sigma_t e_t; gamma_t is [batch]."""
+def _predict(
+    x: Tensor,
+    e_t: Tensor,
+    gamma_t: PerExample,
+    denoise: Denoise,
+    kind: Kind,
+    reverse_var: ReverseVar = "posterior",
+) -> tuple[Tensor, Tensor | float]:
+    """The noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the variance's share.
+
+    gamma_t is [batch].
+    """
     z_t = marginal(x, gamma_t).at(e_t)
-    return to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
+    prediction, share = split(denoise(z_t, gamma_t), reverse_var)
+    return to_eps(prediction, z_t, gamma_t, kind), share
 
 
 def _gammas(gamma: Gamma, t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from vdm_jax.types import Key, Tensor
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "excess"]
 
 
 class Gaussian(NamedTuple):
@@ -39,13 +39,13 @@ class Gaussian(NamedTuple):
 
         KL = ((var_q/var_p - 1 - log(var_q/var_p)) + (mean_q - mean_p)^2/var_p) / 2. The first
         bracket is a difference of nearly equal numbers when the variances are nearly equal, so
-        `_excess` computes it from the relative difference.
+        `excess` computes it from the relative difference.
         """
         relative = (self.var - p.var) / p.var
-        return 0.5 * (_excess(relative, self.var / p.var) + jnp.square(self.mean - p.mean) / p.var)
+        return 0.5 * (excess(relative, self.var / p.var) + jnp.square(self.mean - p.mean) / p.var)
 
 
-def _excess(r: Tensor, ratio: Tensor) -> Tensor:
+def excess(r: Tensor, ratio: Tensor) -> Tensor:
     """r - log(1 + r) >= 0 without cancellation; `ratio` is 1 + r, exact where r is near -1.
 
     Near zero, with s = r / (2 + r), log(1 + r) = 2 atanh(s) and

@@ -2,6 +2,10 @@
 
 -log p(x) <= reconstruction + prior + diffusion (VDM eq. 11), each per example and in nats. Nothing
 here knows a network: `denoise(z_t, gamma_t)` and `gamma(t)` are plain callables.
+
+With a number of `levels` the data are integers and p(x) is a probability, so that the bound can be
+told in bits per dim. With `levels=None` the data are x itself, continuous, and p(x) is a density:
+its nats depend on the scale of x and may be negative, and must not be compared with the former.
 """
 
 import math
@@ -13,11 +17,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vdm_jax import pixels, timestep
-from vdm_jax.gaussian import Gaussian
-from vdm_jax.parameterization import to_eps
-from vdm_jax.process import expand, marginal
+from vdm_jax.gaussian import Gaussian, excess
+from vdm_jax.parameterization import split, to_eps
+from vdm_jax.process import expand, marginal, variance_log_ratio
 from vdm_jax.timestep import Proposal
-from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = [
     "ElboTerms",
@@ -27,8 +31,10 @@ __all__ = [
     "draw",
     "elbo",
     "elbo_given",
+    "nats_per_dim",
     "prior",
     "reconstruction",
+    "to_data",
 ]
 
 
@@ -45,19 +51,42 @@ class ElboTerms(NamedTuple):
         return self.reconstruction + self.prior + self.diffusion
 
 
-def reconstruction(images: Images, eps_0: Tensor, gamma_0: ArrayLike, levels: int) -> PerExample:
+def reconstruction(
+    images: Images | Tensor, eps_0: Tensor, gamma_0: ArrayLike, levels: int | None
+) -> PerExample:
     """-log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 11, second term): [batch] nats.
 
-    `images` are integers in [0, levels), [batch, *event] (others give NaN); `eps_0` is
-    standard-normal noise of the same shape; `gamma_0` a scalar or [batch].
+    Args:
+      images: integers in [0, levels), [batch, *event] (others give NaN); without levels x itself,
+        floats [batch, *event].
+      eps_0: standard-normal noise of the same shape.
+      gamma_0: a scalar or [batch].
+      levels: p(x|z_0) is `pixels.log_prob`, the discretised decoder; with None the Gaussian
+        density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2).
     """
     if jnp.shape(images) != jnp.shape(eps_0):
         got = jnp.shape(eps_0)
         raise ValueError(f"images {jnp.shape(images)} and eps_0 {got} differ in shape.")
-    x = pixels.encode(images, levels)
+    x = to_data(images, levels)
     # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
-    z_0_rescaled = Gaussian(x, jnp.exp(expand(gamma_0, x))).at(eps_0)
+    var = jnp.exp(expand(gamma_0, x))
+    z_0_rescaled = Gaussian(x, var).at(eps_0)
+    if levels is None:
+        return -_sum_event(Gaussian(z_0_rescaled, var).log_prob(x))
     return -_sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
+
+
+def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
+    """x in [-1, 1] of integers (`pixels.encode`); without levels, `images` must be x itself.
+
+    Raises ValueError for integers without levels.
+    """
+    if levels is not None:
+        return pixels.encode(images, levels)
+    x = jnp.asarray(images)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"levels=None is for continuous data, floats, got {x.dtype}.")
+    return x
 
 
 def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
@@ -74,12 +103,18 @@ def diffusion(
     gamma: Gamma,
     num_steps: int | None = None,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> PerExample:
     """The diffusion loss at times `t`, whose expectation over t ~ U[0, 1] is the bound's term.
 
     In continuous time (`num_steps=None`) gamma'(t) / 2 ||eps - eps_hat||^2 (VDM eq. 17);
     with T = `num_steps` the time is rounded up to the grid i / T and the loss is
     T / 2 (SNR(s) / SNR(t) - 1) ||eps - eps_hat||^2 (VDM eq. 13 and 14).
+
+    That is T KL(q(z_s|z_t, x) || p(z_s|z_t)) where p has the posterior's variance. If its variance
+    is 1 / r times as large, r = (sigma_s^2 / sigma_t^2)^share (`process.reverse`), the KL is
+    1/2 sum (r - 1 - log r) + r/2 (SNR(s) / SNR(t) - 1) ||eps - eps_hat||^2. In continuous time r
+    is 1 and the first sum, of second order in the step, nothing: no variance makes a difference.
 
     Args:
       x: data in [-1, 1], [batch, *event].
@@ -89,6 +124,8 @@ def diffusion(
       gamma: t -> gamma(t), both [batch]; differentiated by `jax.jvp`.
       num_steps: T, or None for continuous time.
       kind: what `denoise` predicts: "eps", "x", "v" or "score".
+      reverse_var: the variance of p(z_s|z_t): "posterior" (the paper's), "transition", or "learned"
+        by a `denoise` that returns (prediction, share), elementwise shares in [0, 1].
 
     Returns:
       [batch], in nats.
@@ -105,13 +142,19 @@ def diffusion(
         gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     else:
         s, t = timestep.grid(t, num_steps)
-        gamma_t = gamma(t)
+        gamma_t, gamma_s = gamma(t), gamma(s)
         # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
-        weight = num_steps * jnp.expm1(gamma_t - gamma(s))
+        weight = num_steps * jnp.expm1(gamma_t - gamma_s)
     if jnp.shape(gamma_t) != t.shape:
         got = jnp.shape(gamma_t)
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
-    return diffusion_at(x, eps, gamma_t, weight, denoise, kind)
+    if num_steps is None or reverse_var == "posterior":
+        return diffusion_at(x, eps, gamma_t, weight, denoise, kind, reverse_var)
+    square, share = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
+    log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
+    r = jnp.exp(log_r)
+    wider = num_steps * excess(jnp.expm1(log_r), r)
+    return 0.5 * _sum_event(wider + r * expand(weight, x) * square)
 
 
 def diffusion_at(
@@ -121,34 +164,50 @@ def diffusion_at(
     weight: PerExample,
     denoise: Denoise,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> PerExample:
     """`diffusion` where the schedule's values are known: weight / 2 ||eps - eps_hat||^2, nats.
 
     `gamma_t` and `weight` are [batch]; the weight is gamma'(t) in continuous time (VDM eq. 17).
     """
+    square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
+    return 0.5 * weight * _sum_event(square)
+
+
+def _squared_error(
+    x: Tensor,
+    eps: Tensor,
+    gamma_t: PerExample,
+    denoise: Denoise,
+    kind: Kind,
+    reverse_var: ReverseVar,
+) -> tuple[Tensor, Tensor | float]:
+    """(eps - eps_hat)^2 elementwise, and the share of `process.reverse`."""
     z_t = marginal(x, gamma_t).at(eps)
-    eps_hat = to_eps(denoise(z_t, gamma_t), z_t, gamma_t, kind)
-    return 0.5 * weight * _sum_event(jnp.square(eps - eps_hat))
+    prediction, share = split(denoise(z_t, gamma_t), reverse_var)
+    return jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind)), share
 
 
 def elbo(
     key: Key,
-    images: Images,
+    images: Images | Tensor,
     denoise: Denoise,
     gamma: Gamma,
-    levels: int = 256,
+    levels: int | None = 256,
     num_steps: int | None = None,
     kind: Kind = "eps",
     timesteps: timestep.Method = "antithetic",
     proposal: Proposal | None = None,
+    reverse_var: ReverseVar = "posterior",
 ) -> ElboTerms:
     """One unbiased sample of the three terms of the bound, for each of a batch of images.
 
     Args:
       key: gives the times and the noise.
-      images: integers in [0, levels), [batch, *event].
-      denoise, gamma, num_steps, kind: as for `diffusion`.
-      levels: the number of values a pixel can take.
+      images: integers in [0, levels), [batch, *event]; without levels x itself, floats.
+      denoise, gamma, num_steps, kind, reverse_var: as for `diffusion`.
+      levels: the number of values a pixel can take, for a bound on -log of a probability; None for
+        continuous data and a bound on -log of a density (`reconstruction`).
       timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
       proposal: the density from which times are drawn, made by `timestep.proposal`, or
         None for the uniform one. The expectation is the same.
@@ -158,7 +217,9 @@ def elbo(
     """
     eps_0, eps, t = draw(key, jnp.shape(images), timesteps)
     t, weight = (t, None) if proposal is None else proposal.at(t)
-    return elbo_given(images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind, weight)
+    return elbo_given(
+        images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind, weight, reverse_var
+    )
 
 
 def draw(
@@ -171,16 +232,17 @@ def draw(
 
 
 def elbo_given(
-    images: Images,
+    images: Images | Tensor,
     eps_0: Tensor,
     eps: Tensor,
     t: PerExample,
     denoise: Denoise,
     gamma: Gamma,
-    levels: int = 256,
+    levels: int | None = 256,
     num_steps: int | None = None,
     kind: Kind = "eps",
     weight: PerExample | None = None,
+    reverse_var: ReverseVar = "posterior",
 ) -> ElboTerms:
     """`elbo` at given times `t` [batch] and noise, for z_0 and for z_t, each [batch, *event].
 
@@ -188,9 +250,9 @@ def elbo_given(
     if t and `weight` [batch] are those of `Proposal.at` for a uniform argument: the diffusion term
     is multiplied by the weight.
     """
-    x = pixels.encode(images, levels)
+    x = to_data(images, levels)
     gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
-    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind)
+    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var)
     if weight is not None:
         if jnp.shape(weight) != at_t.shape:
             got = jnp.shape(weight)
@@ -200,11 +262,20 @@ def elbo_given(
 
 
 def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
-    """Nats per example -> bits per dimension: nats / (prod(event_shape) ln 2)."""
+    """Nats per example -> bits per dimension, nats / (prod(event_shape) ln 2): of a probability."""
+    return jnp.asarray(nats) / (_dims(event_shape) * math.log(2.0))
+
+
+def nats_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
+    """Nats per example -> nats per dimension, nats / prod(event_shape): of a density."""
+    return jnp.asarray(nats) / _dims(event_shape)
+
+
+def _dims(event_shape: Sequence[int]) -> int:
     dims = math.prod(event_shape)
     if dims < 1:
         raise ValueError(f"event_shape must have at least one element, got {tuple(event_shape)}.")
-    return jnp.asarray(nats) / (dims * math.log(2.0))
+    return dims
 
 
 def _sum_event(elementwise: Tensor) -> PerExample:

@@ -14,18 +14,41 @@ Shapes: prediction and z_t [batch, *event]; gamma_t a scalar or [batch]. Each ta
 from each source on its own, by the form that divides by neither alpha nor sigma where it can.
 """
 
-from typing import get_args
+from typing import Any, get_args
 
 from jax.typing import ArrayLike
 
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha as alpha_of
 from vdm_jax.schedule import sigma as sigma_of
-from vdm_jax.types import Kind, Tensor
+from vdm_jax.types import Kind, ReverseVar, Tensor
 
-__all__ = ["KINDS", "to_eps", "to_score", "to_v", "to_x"]
+__all__ = ["KINDS", "REVERSE_VARS", "split", "to_eps", "to_score", "to_v", "to_x"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+REVERSE_VARS: tuple[ReverseVar, ...] = get_args(ReverseVar)
+
+
+def split(output: Any, reverse_var: ReverseVar) -> tuple[Tensor, Tensor | float]:
+    """What a denoiser returned -> its prediction, and the `share` of `vdm_jax.process.reverse`.
+
+    The share is 0 for "posterior" and 1 for "transition"; for "learned" the denoiser must return a
+    pair (prediction, share), both of the shape of z_t. Raises ValueError if it doesn't, and for
+    other names.
+    """
+    if reverse_var not in REVERSE_VARS:
+        known = ", ".join(REVERSE_VARS)
+        raise ValueError(f"reverse_var must be one of {known}, got {reverse_var!r}.")
+    pair = isinstance(output, tuple) and len(output) == 2
+    if pair != (reverse_var == "learned"):
+        raise ValueError(
+            f"with reverse_var={reverse_var!r} a denoiser returns "
+            + ("its prediction alone" if pair else "a pair (prediction, share)")
+            + f", got {type(output).__name__}."
+        )
+    if pair:
+        return output
+    return output, float(reverse_var == "transition")
 
 
 def to_x(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:

@@ -13,7 +13,7 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Tensor
 
-__all__ = ["expand", "marginal", "posterior", "reverse", "transition"]
+__all__ = ["expand", "marginal", "posterior", "reverse", "transition", "variance_log_ratio"]
 
 
 def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
@@ -59,6 +59,25 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
     return Gaussian(mean, variance(gamma_s) * c)
 
 
-def reverse(z_t: Tensor, x_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """p(z_s|z_t) = q(z_s|z_t, x = x_hat), the generative step (VDM eq. 9)."""
-    return posterior(z_t, x_hat, gamma_s, gamma_t)
+def reverse(
+    z_t: Tensor,
+    x_hat: Tensor,
+    gamma_s: ArrayLike,
+    gamma_t: ArrayLike,
+    share: ArrayLike = 0.0,
+) -> Gaussian:
+    """p(z_s|z_t), the generative step: q(z_s|z_t, x = x_hat) (VDM eq. 9), or wider.
+
+    `share`, a scalar or of the shape of z_t, is how far the logarithm of the variance has gone from
+    that of the posterior's variance (0) to that of the transition's, sigma_{t|s}^2 (1): the first
+    is best for data that is one point, the second for data ~ N(0, I) (Ho et al. 2020, section 3.2);
+    between them it can be learned (Nichol & Dhariwal 2021, eq. 15).
+    """
+    narrow = posterior(z_t, x_hat, gamma_s, gamma_t)
+    widest = variance_log_ratio(expand(gamma_s, z_t), expand(gamma_t, z_t))
+    return Gaussian(narrow.mean, narrow.var * jnp.exp(share * widest))
+
+
+def variance_log_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+    """log of the transition's variance over the posterior's: log(sigma_t^2 / sigma_s^2) >= 0."""
+    return jax.nn.log_sigmoid(gamma_t) - jax.nn.log_sigmoid(gamma_s)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vdm_jax import pixels
-from vdm_jax.parameterization import to_x
+from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import expand, reverse
 from vdm_jax.schedule import alpha
 from vdm_jax.timestep import check_num_steps
-from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, Tensor
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, ReverseVar, Tensor
 
 __all__ = ["ancestral", "ancestral_step", "to_images"]
 
@@ -23,6 +23,7 @@ def ancestral_step(
     gamma_s: ArrayLike,
     gamma_t: ArrayLike,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> Tensor:
     """z_s ~ p(z_s|z_t) made of standard-normal noise `eps` (VDM eq. 33, appendix A.4).
 
@@ -31,8 +32,9 @@ def ancestral_step(
     if z_t.shape != eps.shape:
         raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
     per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
-    x_hat = to_x(denoise(z_t, per_example), z_t, gamma_t, kind)
-    return reverse(z_t, x_hat, gamma_s, gamma_t).at(eps)
+    prediction, share = split(denoise(z_t, per_example), reverse_var)
+    x_hat = to_x(prediction, z_t, gamma_t, kind)
+    return reverse(z_t, x_hat, gamma_s, gamma_t, share).at(eps)
 
 
 def ancestral(
@@ -42,12 +44,13 @@ def ancestral(
     shape: Sequence[int],
     num_steps: int,
     kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
 ) -> Tensor:
     """z_0 of the generative model: z_1 ~ N(0, I), then `num_steps` ancestral steps to t = 0.
 
     Args:
       key: gives all the noise.
-      denoise, gamma, kind: as for `vdm_jax.loss.diffusion`.
+      denoise, gamma, kind, reverse_var: as for `vdm_jax.loss.diffusion`.
       shape: [batch, *event] of the latents.
       num_steps: T; times are equally spaced.
 
@@ -61,7 +64,7 @@ def ancestral(
     def body(z_t: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, None]:
         i, gamma_t, gamma_s = step
         eps = jax.random.normal(jax.random.fold_in(key_steps, i), z_t.shape, z_t.dtype)
-        return ancestral_step(z_t, eps, denoise, gamma_s, gamma_t, kind), None
+        return ancestral_step(z_t, eps, denoise, gamma_s, gamma_t, kind, reverse_var), None
 
     z_1 = jax.random.normal(key_init, tuple(shape), gammas.dtype)
     steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])

@@ -1,11 +1,11 @@
 """Array aliases and the two protocols by which the core knows a model."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "PerExample", "Tensor"]
+__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "PerExample", "ReverseVar", "Tensor"]
 
 Key = PRNGKeyArray | jax.Array
 """A JAX random key, new style (`jax.random.key`) or raw uint32 (`jax.random.PRNGKey`)."""
@@ -21,6 +21,9 @@ Images = Int[Array, "batch ..."]
 
 Kind = Literal["eps", "x", "v", "score"]
 """What a network predicts; see `vdm_jax.parameterization`."""
+
+ReverseVar = Literal["posterior", "transition", "learned"]
+"""The variance of p(z_s|z_t); see `vdm_jax.process.reverse`."""
 
 
 class Gamma(Protocol):
@@ -38,6 +41,9 @@ class Gamma(Protocol):
 class Denoise(Protocol):
     """A network with its parameters (and conditioning, dropout key, ...) closed over."""
 
-    def __call__(self, z_t: Tensor, gamma_t: PerExample, /) -> Tensor:
-        """Latents [batch, *event] and their gamma [batch] -> prediction [batch, *event]."""
+    def __call__(self, z_t: Tensor, gamma_t: PerExample, /) -> Any:
+        """Latents [batch, *event] and their gamma [batch] -> prediction [batch, *event].
+
+        With a learned reverse variance: a pair of that and its share, of the same shape.
+        """
         ...

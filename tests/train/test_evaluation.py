@@ -39,9 +39,9 @@ def test_means_and_standard_errors_against_numpy():
         found = getattr(result, name)
         np.testing.assert_allclose(found.mean, bits.mean(), rtol=1e-6)
         np.testing.assert_allclose(found.standard_error, bits.std(ddof=1) / 50**0.5, rtol=1e-5)
-    np.testing.assert_allclose(result.bpd.mean, (nats.total / (4 * np.log(2))).mean(), rtol=1e-6)
+    np.testing.assert_allclose(result.total.mean, (nats.total / (4 * np.log(2))).mean(), rtol=1e-6)
     np.testing.assert_allclose(
-        result.bpd.mean,
+        result.total.mean,
         result.reconstruction.mean + result.prior.mean + result.diffusion.mean,
         rtol=1e-6,
     )
@@ -62,7 +62,7 @@ def test_what_depends_on_the_time_alone_causes_no_error_between_images():
 def test_one_image_has_no_standard_error():
     one = evaluation.Draws(ElboTerms(*np.ones((3, 1, 1))), np.zeros((1, 1)), np.ones((1, 1)))
     result = evaluation.summarise(one, SHAPE)
-    assert np.isnan(result.bpd.standard_error) and np.isnan(result.bpd.monte_carlo)
+    assert np.isnan(result.total.standard_error) and np.isnan(result.total.monte_carlo)
     assert set(result.scalars()) == {"bpd", "reconstruction", "prior", "diffusion"}
 
 
@@ -125,7 +125,7 @@ def test_the_figure_is_reproducible_and_the_key_matters():
     test_images, model = images(11), mlp_model()
     first, again = (evaluate(model, test_images, 4, 2) for _ in range(2))
     assert first == again
-    assert evaluate(model, test_images, 4, 2, key=1).bpd != first.bpd
+    assert evaluate(model, test_images, 4, 2, key=1).total != first.total
 
 
 def test_eight_devices_give_the_figure_of_one():
@@ -133,8 +133,8 @@ def test_eight_devices_give_the_figure_of_one():
     one = evaluate(model, test_images, 8, 3)
     eight = evaluate(model, test_images, 8, 3, sharding.make_mesh())
     assert one.num_images == eight.num_images == 19
-    np.testing.assert_allclose(one.bpd.mean, eight.bpd.mean, rtol=1e-6)
-    np.testing.assert_allclose(one.bpd.standard_error, eight.bpd.standard_error, rtol=1e-5)
+    np.testing.assert_allclose(one.total.mean, eight.total.mean, rtol=1e-6)
+    np.testing.assert_allclose(one.total.standard_error, eight.total.standard_error, rtol=1e-5)
 
 
 def test_the_known_bound_lies_within_the_error_bars():
@@ -152,9 +152,9 @@ def test_the_figure_does_not_depend_on_batch_size_or_padding():
     one_batch = evaluate(model, test_images, 19, 3)
     for batch_size in (1, 4, 32):
         other = evaluate(model, test_images, batch_size, 3)
-        np.testing.assert_allclose(other.bpd.mean, one_batch.bpd.mean, rtol=1e-5)
+        np.testing.assert_allclose(other.total.mean, one_batch.total.mean, rtol=1e-5)
         np.testing.assert_allclose(
-            other.bpd.standard_error, one_batch.bpd.standard_error, rtol=1e-4
+            other.total.standard_error, one_batch.total.standard_error, rtol=1e-4
         )
 
 

@@ -7,7 +7,6 @@ from toy import assert_equal, batches, constant_model, mlp_model
 
 from vdm_jax import loss
 from vdm_jax.train import optimizer, sharding, step
-from vdm_jax.train.model import elbo_terms
 
 KEY = jax.random.key(5)
 
@@ -43,7 +42,7 @@ def test_update_is_adamw_on_the_mean_bound_with_an_average_behind_it():
     new, metrics = step.update(state, batch, model, adamw, 0.9, KEY)
 
     def bpd(params):
-        terms = elbo_terms(model, params, batch, jax.random.fold_in(KEY, 0), dropout=True)
+        terms = model.terms(params, batch, jax.random.fold_in(KEY, 0), dropout=True)
         return loss.bits_per_dim(terms.total.mean(), model.event_shape)
 
     value, grads = jax.value_and_grad(bpd)(state.params)
@@ -147,7 +146,7 @@ def test_accumulation_is_the_mean_over_interleaved_parts():
         rows = {k: v[part::3] for k, v in batch.items()}
 
         def bpd(params, rows=rows, key=key):
-            terms = elbo_terms(model, params, rows, key, dropout=True)
+            terms = model.terms(params, rows, key, dropout=True)
             return loss.bits_per_dim(terms.total.mean(), model.event_shape)
 
         value, grad = jax.value_and_grad(bpd)(state.params)

@@ -13,7 +13,7 @@ from vdm_jax import loss, pixels
 from vdm_jax.nn.mlp import MLP
 from vdm_jax.nn.monotone import END_POINTS, MonotoneGamma
 from vdm_jax.train import step, variance
-from vdm_jax.train.model import Model, elbo_terms
+from vdm_jax.train.model import Model
 
 
 def monotone_model(width=16, dropout=0.0) -> Model:
@@ -63,7 +63,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     got, terms = jax.jit(variance.gradient(deterministic))(params, batch, key)
 
     def bits(params, of):
-        return loss.bits_per_dim(of(elbo_terms(deterministic, params, batch, key)), SHAPE)
+        return loss.bits_per_dim(of(deterministic.terms(params, batch, key)), SHAPE)
 
     of_bound = jax.grad(lambda p: bits(p, lambda terms: terms.total).mean())(params)
     of_square = jax.grad(lambda p: (bits(p, lambda terms: terms.diffusion) ** 2).mean())(params)
@@ -71,7 +71,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     assert_close(got["gamma"][END_POINTS], of_bound["gamma"][END_POINTS], 1e-8)
     for name in ("l2", "l3"):
         assert_close(got["gamma"][name], of_square["gamma"][name], 2e-3)
-    expected = elbo_terms(deterministic, params, batch, key)
+    expected = deterministic.terms(params, batch, key)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), terms, expected
     )
@@ -88,12 +88,10 @@ def test_dropout_is_that_of_the_bound_and_accumulation_works(x64):
     model, key = monotone_model(dropout=0.3), jax.random.key(5)
     params = model.init(jax.random.key(0))
     got, terms = variance.gradient(model)(params, one_batch(), key)
-    expected = elbo_terms(model, params, one_batch(), key, dropout=True)
+    expected = model.terms(params, one_batch(), key, dropout=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), terms, expected)
     plain = jax.grad(
-        lambda p: (
-            elbo_terms(model, p, one_batch(), key, dropout=True).total.mean() / (4 * np.log(2))
-        )
+        lambda p: model.terms(p, one_batch(), key, dropout=True).total.mean() / (4 * np.log(2))
     )(params)
     assert_close(got["score_model"], plain["score_model"], 1e-9)
     state = step.init_state(model, optax.sgd(0.1), key)

@@ -1,16 +1,15 @@
-"""Bits per dimension of a test set: one exact pass, with standard errors."""
+"""The bound on a test set: one exact pass, with standard errors."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import loss, timestep
 from vdm_jax.train import sharding
-from vdm_jax.train.model import Batch, Model, Params
+from vdm_jax.train.model import BITS, Batch, Params, Trainable, Unit
 from vdm_jax.types import Key
 
 __all__ = [
@@ -58,21 +57,23 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The bound on a test set in bits per dim, whole and term by term."""
+    """The bound on a test set, whole and term by term, in `unit`."""
 
-    bpd: Estimate
+    total: Estimate
     reconstruction: Estimate
     prior: Estimate
     diffusion: Estimate
     num_images: int
     repeats: int
+    unit: Unit = BITS
 
     def scalars(self) -> dict[str, float]:
         """Flat numbers for a log; no standard error of a single image."""
+        key = self.unit.key
         numbers = {
-            "bpd": self.bpd.mean,
-            "bpd_standard_error": self.bpd.standard_error,
-            "bpd_monte_carlo_error": self.bpd.monte_carlo,
+            key: self.total.mean,
+            f"{key}_standard_error": self.total.standard_error,
+            f"{key}_monte_carlo_error": self.total.monte_carlo,
             "reconstruction": self.reconstruction.mean,
             "prior": self.prior.mean,
             "diffusion": self.diffusion.mean,
@@ -95,7 +96,7 @@ class Draws:
     weight: np.ndarray
 
 
-def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
+def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
     """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, weight, mask).
 
     All are [batch]: one draw of each image's terms, number `repeat` of `repeats`. Noise and time
@@ -112,25 +113,10 @@ def make_eval_step(model: Model, mesh: Mesh) -> EvalStep:
         group = repeat % 2
         u = jax.random.uniform(jax.random.fold_in(key_t, group))
         t = timestep.spread(u, batch["index"], repeat // 2, (repeats + 1 - group) // 2)
-        t, weight = (t, jnp.ones_like(t)) if model.proposal is None else model.proposal.at(t)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
-        shape = (2, *model.event_shape)
-        noise = jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys)
-        denoise, gamma = model.bind(params, batch["conditioning"], None)
-        terms = loss.elbo_given(
-            batch["images"],
-            noise[:, 0],
-            noise[:, 1],
-            t,
-            denoise,
-            gamma,
-            levels=model.levels,
-            num_steps=model.num_steps,
-            kind=model.kind,
-            weight=weight,
-        )
-        return terms, t, weight, batch["mask"]  # of all hosts, as the others
+        drawn = model.drawn(params, batch, t, keys)
+        return *drawn, batch["mask"]  # of all hosts, as the others
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
@@ -174,7 +160,7 @@ def evaluate(
     eval_step: EvalStep,
     params: Params,
     batches: Batches,
-    model: Model,
+    model: Trainable,
     mesh: Mesh,
     key: Key,
     repeats: int = 1,
@@ -182,26 +168,30 @@ def evaluate(
 ) -> Evaluation:
     """The bound over every image of `batches()`: `collect` and `summarise` in one."""
     draws = collect(eval_step, params, batches, mesh, key, repeats)
-    return summarise(draws, model.event_shape, groups)
+    return summarise(draws, model.event_shape, groups, model.unit)
 
 
 def summarise(
-    draws: Draws, event_shape: tuple[int, ...], groups: np.ndarray | None = None
+    draws: Draws,
+    event_shape: tuple[int, ...],
+    groups: np.ndarray | None = None,
+    unit: Unit = BITS,
 ) -> Evaluation:
-    """Nats of each draw -> means and standard errors in bits per dim; `groups` as in `estimate`."""
+    """Nats of each draw -> means and standard errors in `unit`; `groups` as in `estimate`."""
 
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
-        return estimate(np.asarray(loss.bits_per_dim(nats, event_shape), np.float64), groups, t)
+        return estimate(np.asarray(unit.of(nats, event_shape), np.float64), groups, t)
 
     repeats, count = draws.t.shape
     terms = draws.terms
     return Evaluation(
-        bpd=of(terms.total, draws.t),
+        total=of(terms.total, draws.t),
         reconstruction=of(terms.reconstruction),
         prior=of(terms.prior),
         diffusion=of(terms.diffusion, draws.t),
         num_images=count,
         repeats=repeats,
+        unit=unit,
     )
 
 

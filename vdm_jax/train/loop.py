@@ -102,7 +102,7 @@ def train(
             if plan.due(step, plan.eval_every):
                 result = evaluate(state, step == plan.steps)
                 log.write(step, eval_name, result.scalars())
-                display.say(f"step {step}: {eval_name} bits per dim {result.bpd}")
+                display.say(f"step {step}: {eval_name} {result.unit.name} {result.total}")
                 report.plot_losses(
                     report.read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png"
                 )

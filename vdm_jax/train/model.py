@@ -1,66 +1,204 @@
-"""What training knows of a model: how to start it, and how to make the core's callables of it."""
+"""What training knows of a model: how to start it, and how to make terms of a bound of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from vdm_jax import loss, timestep
+from vdm_jax import loss, sampler, timestep
+from vdm_jax.schedule import alpha
 from vdm_jax.timestep import Proposal
-from vdm_jax.types import Denoise, Gamma, Key, Kind, Tensor
+from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
-__all__ = ["Batch", "Model", "Params", "elbo_terms"]
+__all__ = ["BITS", "NATS", "Batch", "Drawn", "Model", "Params", "Trainable", "Unit", "unit_of"]
 
 Params = Any
 """A pytree of arrays."""
 
 Batch = Mapping[str, jax.Array]
-"""`images` [batch, *event], integers, and `conditioning`, [batch] or [batch, n]."""
+"""`images` [batch, *event], integers (or floats, of continuous data), and `conditioning`, [batch]
+or [batch, n]."""
+
+
+class Unit(NamedTuple):
+    """What a bound is reported in. Numbers of two units are never compared."""
+
+    name: str
+    """In words."""
+    key: str
+    """In files."""
+    of: Callable[[Any, tuple[int, ...]], jax.Array]
+    """(nats per example, event shape) -> this unit."""
+
+
+BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)
+"""Of discrete data, a probability."""
+
+NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
+"""Of continuous data."""
+
+
+def unit_of(names: Container[str]) -> Unit:
+    """The unit of some metrics, by their names: that of a density if it is there."""
+    return NATS if NATS.key in names else BITS
+
+
+class Drawn(NamedTuple):
+    """One draw of each example's bound, for an evaluation; all [batch]."""
+
+    terms: loss.ElboTerms
+    """In nats."""
+    t: PerExample
+    """The times, spread evenly if the given ones were; 0 where there are none."""
+    weight: PerExample
+    """What the diffusion term was multiplied by."""
+
+
+class Trainable(Protocol):
+    """What the training step, the evaluation and the loop ask of a model."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        ...
+
+    @property
+    def levels(self) -> int | None:
+        """The number of values of a pixel; None for data that are continuous from the start."""
+        ...
+
+    @property
+    def unit(self) -> Unit:
+        """Of the bound."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """What it is, for reports, besides its network."""
+        ...
+
+    @property
+    def init(self) -> Callable[[Key], Params]:
+        """Key -> parameters."""
+        ...
+
+    def terms(
+        self, params: Params, batch: Batch, key: Key, dropout: bool = False
+    ) -> loss.ElboTerms:
+        """One sample of the bound for each example: three terms, [batch] each, in nats."""
+        ...
+
+    def drawn(self, params: Params, batch: Batch, u: PerExample, keys: jax.Array) -> Drawn:
+        """The same without dropout, from a uniform time and a key for each example, [batch]."""
+        ...
+
+    def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
+        """One sample of the model for each row of `conditioning`, of data as in a batch."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network and its schedule as functions of their parameters.
+    """A VDM: a network and its schedule as functions of their parameters.
 
     Attributes:
       init: key -> parameters.
       bind: (parameters, conditioning, dropout key or None) -> (denoise, gamma).
       kind: what denoise predicts.
       event_shape: of one image.
-      levels: the number of values of a pixel.
+      levels: the number of values of a pixel, None for continuous data.
       num_steps: T, or None for continuous time.
       timesteps: how times are drawn.
       proposal: the density from which times are drawn, None for the uniform one.
       end_points: None to train the schedule on the bound; or the name in params["gamma"] of what
         sets its end points, to train the rest for a low variance (`vdm_jax.train.variance`).
+      reverse_var: the variance of p(z_s|z_t); with "learned" denoise returns (prediction, share).
+      density: whether x is taken for continuous, p(x|z_0) for a Gaussian density. Must be with
+        levels=None; integers are encoded first.
     """
 
     init: Callable[[Key], Params]
     bind: Callable[[Params, Tensor, Key | None], tuple[Denoise, Gamma]]
     kind: Kind
     event_shape: tuple[int, ...]
-    levels: int
+    levels: int | None
     num_steps: int | None = None
     timesteps: timestep.Method = "antithetic"
     proposal: Proposal | None = None
     end_points: str | None = None
+    reverse_var: ReverseVar = "posterior"
+    density: bool = False
 
+    def __post_init__(self) -> None:
+        if self.levels is None and not self.density:
+            raise ValueError("levels=None, continuous data, needs density=True.")
 
-def elbo_terms(
-    model: Model, params: Params, batch: Batch, key: Key, dropout: bool = False
-) -> loss.ElboTerms:
-    """One sample of the bound for each image of the batch: three terms, [batch] each, in nats."""
-    key_elbo, key_dropout = jax.random.split(key)
-    denoise, gamma = model.bind(params, batch["conditioning"], key_dropout if dropout else None)
-    return loss.elbo(
-        key_elbo,
-        batch["images"],
-        denoise,
-        gamma,
-        levels=model.levels,
-        num_steps=model.num_steps,
-        kind=model.kind,
-        timesteps=model.timesteps,
-        proposal=model.proposal,
-    )
+    @property
+    def unit(self) -> Unit:
+        """Of the bound: bits of a probability, or nats of a density."""
+        return NATS if self.density else BITS
+
+    @property
+    def words(self) -> str:
+        """Its time."""
+        return "continuous time" if self.num_steps is None else f"T = {self.num_steps}"
+
+    def data(self, images: Images | Tensor) -> tuple[Images | Tensor, int | None]:
+        """The first and fifth argument of `loss.elbo` for the images of a batch."""
+        if not self.density:
+            return images, self.levels
+        return loss.to_data(images, self.levels), None
+
+    def terms(
+        self, params: Params, batch: Batch, key: Key, dropout: bool = False
+    ) -> loss.ElboTerms:
+        """One sample of the bound for each image of the batch: three terms, [batch], in nats."""
+        key_elbo, key_dropout = jax.random.split(key)
+        denoise, gamma = self.bind(params, batch["conditioning"], key_dropout if dropout else None)
+        images, levels = self.data(batch["images"])
+        return loss.elbo(
+            key_elbo,
+            images,
+            denoise,
+            gamma,
+            levels=levels,
+            num_steps=self.num_steps,
+            kind=self.kind,
+            timesteps=self.timesteps,
+            proposal=self.proposal,
+            reverse_var=self.reverse_var,
+        )
+
+    def drawn(self, params: Params, batch: Batch, u: PerExample, keys: jax.Array) -> Drawn:
+        """The same from a uniform time and a key for each image, [batch]; no dropout."""
+        t, weight = (u, jnp.ones_like(u)) if self.proposal is None else self.proposal.at(u)
+        shape = (2, *self.event_shape)
+        noise = jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys)
+        denoise, gamma = self.bind(params, batch["conditioning"], None)
+        images, levels = self.data(batch["images"])
+        terms = loss.elbo_given(
+            images,
+            noise[:, 0],
+            noise[:, 1],
+            t,
+            denoise,
+            gamma,
+            levels=levels,
+            num_steps=self.num_steps,
+            kind=self.kind,
+            weight=weight,
+            reverse_var=self.reverse_var,
+        )
+        return Drawn(terms, t, weight)
+
+    def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
+        """Ancestral samples: integers in [0, levels), or x where there are no levels."""
+        denoise, gamma = self.bind(params, conditioning, None)
+        shape = (len(conditioning), *self.event_shape)
+        z_0 = sampler.ancestral(key, denoise, gamma, shape, num_steps, self.kind, self.reverse_var)
+        gamma_0 = gamma(jnp.zeros(1))[0]
+        if self.levels is None:
+            return z_0 / alpha(gamma_0)
+        return sampler.to_images(z_0, gamma_0, self.levels)

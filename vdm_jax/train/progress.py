@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vdm_jax.train.model import unit_of
+
 __all__ = ["ProgressDisplay"]
 
 
@@ -58,8 +60,9 @@ class ProgressDisplay:
         now = time.monotonic()
         rate = (step - before) / max(now - then, 1e-9)
         self._mark = (step, now)
+        key = unit_of(scalars).key
         terms = (
-            f"bpd {scalars['bpd']:.3f} = recon {scalars['reconstruction']:.3f} + "
+            f"{key} {scalars[key]:.3f} = recon {scalars['reconstruction']:.3f} + "
             f"prior {scalars['prior']:.3f} + diff {scalars['diffusion']:.3f}"
         )
         self._bar.update(self._task, completed=step, rate=f"{rate:.1f} steps/s", terms=terms)

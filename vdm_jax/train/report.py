@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from vdm_jax.train.model import unit_of
+
 __all__ = ["MetricsLog", "image_grid", "plot_losses", "read_metrics", "write_image"]
 
 matplotlib.use("Agg", force=False)
@@ -89,17 +91,18 @@ def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
-    """Bits per dim against the step, one curve a split, with the test set's standard errors."""
+    """The bound against the step, one curve a split, with the test set's standard errors."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     values = []
+    unit = unit_of(set().union(*metrics))
     for split in dict.fromkeys(line["split"] for line in metrics):
-        lines = [line for line in metrics if line["split"] == split and "bpd" in line]
-        steps, bpd = [line["step"] for line in lines], [line["bpd"] for line in lines]
-        errors = [line.get("bpd_standard_error", 0.0) for line in lines]
-        values += bpd
+        lines = [line for line in metrics if line["split"] == split and unit.key in line]
+        steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
+        errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
+        values += bound
         style = "-" if split == "train" else "o-"
-        axes.errorbar(steps, bpd, errors, fmt=style, markersize=4, linewidth=1, label=split)
+        axes.errorbar(steps, bound, errors, fmt=style, markersize=4, linewidth=1, label=split)
     if values:
         # The first steps are far above the rest and would flatten everything else.
         low, high = min(values), float(np.quantile(values, 0.95))
@@ -107,6 +110,6 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
         axes.set_ylim(low - margin, high + margin)
         axes.legend()
     axes.set_xlabel("step")
-    axes.set_ylabel("bits per dimension")
+    axes.set_ylabel(unit.name)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vdm_jax import loss
 from vdm_jax.train import sharding, variance
-from vdm_jax.train.model import Batch, Model, Params, elbo_terms
+from vdm_jax.train.model import Batch, Model, Params, Trainable
 from vdm_jax.types import Key
 
 __all__ = ["Metrics", "TrainState", "ema_update", "init_state", "make_step", "update"]
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     """The state before the first step; EMA parameters start as a copy of the parameters."""
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
@@ -40,19 +40,19 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) 
 def update(
     state: TrainState,
     batch: Batch,
-    model: Model,
+    model: Trainable,
     optimizer: optax.GradientTransformation,
     ema_rate: float,
     key: Key,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step on the mean bound of `batch`, in bits per dim: a pure function.
+    """One optimiser step on the mean bound of `batch`, in the model's unit: a pure function.
 
     With `model.end_points` the schedule's shape is trained for a low variance instead.
 
     Random numbers come from `key` folded with `state.step`. With `accumulate` > 1 the gradient is
     the mean over that many micro-batches, one after the other. Metrics are scalars: the loss
-    `bpd`, its three terms, and the norm of the gradient.
+    `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
     key = jax.random.fold_in(key, state.step)
     gradient = _accumulated(_gradient(model), accumulate)
@@ -64,22 +64,22 @@ def update(
     return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
 
-def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
-    """(params, batch, key) -> (gradient of what `model` is trained for, mean terms in bits)."""
+def _gradient(model: Trainable) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
+    """(params, batch, key) -> (gradient of what `model` is trained for, mean terms in its unit)."""
 
     def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, loss.ElboTerms]:
-        terms = elbo_terms(model, params, batch, key, dropout=True)
-        return loss.bits_per_dim(terms.total.mean(), model.event_shape), terms
+        terms = model.terms(params, batch, key, dropout=True)
+        return model.unit.of(terms.total.mean(), model.event_shape), terms
 
-    if model.end_points is None:
-        compute: Callable = jax.grad(bound, has_aux=True)
+    if isinstance(model, Model) and model.end_points is not None:
+        compute: Callable = variance.gradient(model)
     else:
-        compute = variance.gradient(model)
+        compute = jax.grad(bound, has_aux=True)
 
     def gradient(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
         grads, terms = compute(params, batch, key)
-        mean = jax.tree.map(lambda nats: loss.bits_per_dim(nats.mean(), model.event_shape), terms)
-        return grads, {"bpd": mean.total, **mean._asdict()}
+        mean = jax.tree.map(lambda nats: model.unit.of(nats.mean(), model.event_shape), terms)
+        return grads, {model.unit.key: mean.total, **mean._asdict()}
 
     return gradient
 
@@ -117,7 +117,7 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
 
 
 def make_step(
-    model: Model,
+    model: Trainable,
     optimizer: optax.GradientTransformation,
     ema_rate: float,
     key: Key,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import loss, pixels
+from vdm_jax import loss
 from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
@@ -57,9 +57,9 @@ def gradient(
 ) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
     """(params, batch, key) -> (gradient, terms of the bound [batch] in nats).
 
-    The gradient is that of the mean bound in bits per dim for the network and for the schedule's
-    end points, `params["gamma"][model.end_points]`, and of E[L^2], L the diffusion loss of one
-    example in bits per dim, for the schedule's other parameters.
+    The gradient is that of the mean bound, in the model's unit, for the network and for the
+    schedule's end points, `params["gamma"][model.end_points]`, and of E[L^2], L the diffusion loss
+    of one example in the same unit, for the schedule's other parameters.
     """
     name = model.end_points
     if name is None or model.num_steps is not None or model.proposal is not None:
@@ -67,29 +67,31 @@ def gradient(
             "minimising the variance needs end_points, num_steps=None and proposal=None."
         )
 
-    def bits(nats: Tensor) -> Tensor:
-        return loss.bits_per_dim(nats, model.event_shape)
+    def scaled(nats: Tensor) -> Tensor:
+        return model.unit.of(nats, model.event_shape)
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:
         key_elbo, key_dropout = jax.random.split(key)
-        images = batch["images"]
+        images, levels = model.data(batch["images"])
         eps_0, eps, t = loss.draw(key_elbo, images.shape, model.timesteps)
-        x = pixels.encode(images, model.levels)
+        x = loss.to_data(images, levels)
 
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
             denoise, _ = model.bind(bound_params, batch["conditioning"], key_dropout)
             terms = loss.ElboTerms(
-                loss.reconstruction(images, eps_0, at.gamma_0, model.levels),
+                loss.reconstruction(images, eps_0, at.gamma_0, levels),
                 loss.prior(x, at.gamma_1),
-                loss.diffusion_at(x, eps, at.gamma_t, at.slope, denoise, model.kind),
+                loss.diffusion_at(
+                    x, eps, at.gamma_t, at.slope, denoise, model.kind, model.reverse_var
+                ),
             )
-            return bits(terms.total.mean()), terms
+            return scaled(terms.total.mean()), terms
 
         values, pull = jax.vjp(lambda p: schedule_values(model, p, t), params["gamma"])
         of_bound = jax.grad(bound, argnums=(0, 1), has_aux=True)
         (of_network, of_values), terms = of_bound(params["score_model"], values)
-        of_slope = jnp.square(bits(terms.diffusion)) / values.slope / len(t)
+        of_slope = jnp.square(scaled(terms.diffusion)) / values.slope / len(t)
         bend = curvature(model, params["gamma"], t) / values.slope
         zero = jnp.zeros_like(values.gamma_0)
         of_square = ScheduleValues(-bend * of_slope, of_slope, zero, zero)
