@@ -1,7 +1,7 @@
 """Points in the plane with a known density: a swirl, two moons, a checkerboard.
 
-Each lies in about [-1, 1]^2 and is drawn anew from (name, seed), so that there is no end of training
-points and a test set of any size. Because the density is known, so is the entropy: the least
+Each lies in about [-1, 1]^2 and is drawn anew from (name, seed), so that there are as many points
+to train and to test on as one likes. Because the density is known, so is the entropy: the least
 cross-entropy, in nats, that any model of these points can have.
 
 - `swirl`: a Swiss roll in the plane, radius growing with the angle over one and a half turns, the
@@ -52,7 +52,7 @@ def log_prob(name: str, x: np.ndarray) -> np.ndarray:
     """log p(x) of points [n, 2], in nats and float64: [n].
 
     Of the curves with noise it is the integral of the noise's density along the curve, by the
-    midpoint rule (to 1e-6 nats within six standard deviations of the curve); of the checkerboard
+    midpoint rule (to 1e-4 nats where there are points); of the checkerboard
     -log 2 on its squares and -inf elsewhere. Raises ValueError for another name or shape.
     """
     _check(name)

@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron, for vectors and tiny images."""
+"""Residual multilayer perceptrons, for vectors and tiny images."""
 
 import math
 
@@ -9,7 +9,7 @@ from vdm_jax.nn import features
 from vdm_jax.nn.features import Head, embed, posterior_mean
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "SmoothMLP"]
 
 
 class MLP(nn.Module):
@@ -72,3 +72,37 @@ class MLP(nn.Module):
             return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
         h = h.reshape(z_t.shape)
         return h if self.head == "v" else h + z_t
+
+
+class SmoothMLP(nn.Module):
+    """A velocity field or denoiser that a differential equation can be solved with: smooth in time.
+
+    `MLP` sees time through sines that turn up to 1000 / 2 pi times over its range, and a solver has
+    to follow each turn; here it is `frequencies` half turns at most. Its output starts at zero.
+
+    Attributes:
+      width: of the hidden layers.
+      num_blocks: number of residual blocks.
+      frequencies: the time t is seen as t, sin(k pi t) and cos(k pi t) for k = 1, ..., frequencies.
+    """
+
+    width: int = 64
+    num_blocks: int = 2
+    frequencies: int = 2
+
+    @nn.compact
+    def __call__(self, z: Tensor, t: PerExample) -> Tensor:
+        """z [batch, *event], t [batch], in about [0, 1] -> an array of z's shape."""
+        angles = math.pi * t[:, None] * jnp.arange(1, self.frequencies + 1, dtype=t.dtype)
+        time = jnp.concatenate([t[:, None], jnp.sin(angles), jnp.cos(angles)], axis=1)
+        time = nn.swish(nn.Dense(self.width, name="embed")(time))
+        zeros = nn.initializers.zeros
+        h = nn.Dense(self.width, name="input")(z.reshape(z.shape[0], -1))
+        for i in range(self.num_blocks):
+            modulation = nn.Dense(2 * self.width, name=f"modulate_{i}")(time)
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            inner = nn.swish(h * (1.0 + scale) + shift)
+            inner = nn.swish(nn.Dense(self.width, name=f"first_{i}")(inner))
+            h = h + nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(inner)
+        outputs = math.prod(z.shape[1:])
+        return nn.Dense(outputs, kernel_init=zeros, name="output")(nn.swish(h)).reshape(z.shape)
