@@ -60,41 +60,42 @@ def points(n: int = 5, dims: int = 2) -> np.ndarray:
 # ---- known densities ----
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.5, -0.5), (-2.0, -1.0)])
-def test_linear_field_has_the_density_of_its_gaussian(x64, start, end):
+def test_linear_field_has_the_density_of_its_gaussian(x64):
     x, field = points(), functools.partial(linear, (MATRIX, SHIFT))
-    got = cnf.log_prob(x, field, start, end, **TIGHT)
-    product, offset = linear_map(MATRIX, SHIFT, start, end)
-    np.testing.assert_allclose(got.z, x @ product.T + offset, atol=1e-7)
-    exact = linear_log_prob(MATRIX, SHIFT, x, start, end)
-    np.testing.assert_allclose(got.log_prob, exact, atol=1e-7)
-    assert np.max(np.abs(exact - stats.norm.logpdf(x).sum(1))) > 0.1
+    run = jax.jit(lambda start, end: cnf.log_prob(x, field, start, end, **TIGHT))
+    for start, end in ((0.0, 1.0), (1.5, -0.5), (-2.0, -1.0)):
+        got = run(start, end)
+        product, offset = linear_map(MATRIX, SHIFT, start, end)
+        np.testing.assert_allclose(got.z, x @ product.T + offset, atol=1e-7)
+        exact = linear_log_prob(MATRIX, SHIFT, x, start, end)
+        np.testing.assert_allclose(got.log_prob, exact, atol=1e-7)
+        assert np.max(np.abs(exact - stats.norm.logpdf(x).sum(1))) > 0.1
 
 
 def test_default_tolerance_in_float32_is_well_below_a_thousandth_of_a_nat():
-    x = points(50).astype(np.float32)
+    x = np.float32(points(50))
+    field = functools.partial(linear, (np.float32(MATRIX), np.float32(SHIFT)))
+    run = jax.jit(lambda start, end: cnf.log_prob(x, field, start, end).log_prob)
     for start, end in ((0.0, 1.0), (1.0, 0.0)):
-        field = functools.partial(linear, (np.float32(MATRIX), np.float32(SHIFT)))
-        got = cnf.log_prob(x, field, start, end)
-        assert got.log_prob.dtype == jnp.float32
-        exact = linear_log_prob(MATRIX, SHIFT, x, start, end)
-        np.testing.assert_allclose(got.log_prob, exact, atol=1e-4)
+        got = run(start, end)
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, linear_log_prob(MATRIX, SHIFT, x, start, end), atol=1e-4)
 
 
-@pytest.mark.parametrize("time", [0.7, -2.0])
-def test_logistic_field_makes_of_uniform_points_their_known_density(x64, time):
+def test_logistic_field_makes_of_uniform_points_their_known_density(x64):
     # Uniform on (0, 1) at the end: log p(x) is the log-derivative of x -> z(end) and no more.
     x = np.random.default_rng(0).uniform(0.05, 0.95, size=(6, 3))
 
     def uniform(z):
         return jnp.where(jnp.all((z > 0.0) & (z < 1.0), axis=1), 0.0, -jnp.inf)
 
-    got = cnf.log_prob(x, logistic, 1.0, 1.0 + time, uniform, **TIGHT)
-    growth = np.exp(time)
-    denominator = 1.0 + x * (growth - 1.0)
-    np.testing.assert_allclose(got.z, x * growth / denominator, atol=1e-7)
-    exact = np.sum(np.log(growth) - 2.0 * np.log(denominator), axis=1)
-    np.testing.assert_allclose(got.log_prob, exact, atol=1e-7)
+    run = jax.jit(lambda end: cnf.log_prob(x, logistic, 1.0, end, uniform, **TIGHT))
+    for time in (0.7, -2.0):
+        got, growth = run(1.0 + time), np.exp(time)
+        denominator = 1.0 + x * (growth - 1.0)
+        np.testing.assert_allclose(got.z, x * growth / denominator, atol=1e-7)
+        exact = np.sum(np.log(growth) - 2.0 * np.log(denominator), axis=1)
+        np.testing.assert_allclose(got.log_prob, exact, atol=1e-7)
 
 
 def test_a_rotation_whose_speed_depends_on_the_radius_keeps_the_normal_density(x64):
@@ -122,23 +123,21 @@ def test_two_flows_one_after_the_other_are_the_flow_over_both_times(x64):
     np.testing.assert_allclose(parts.log_prob, whole.log_prob, atol=1e-7)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_density_of_a_network_integrates_to_one(seed):
+def test_density_of_a_network_integrates_to_one():
     # The sum over a grid of a smooth density that vanishes at its border.
     axis = np.linspace(-9.0, 9.0, 121)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
-    run = jax.jit(lambda x: cnf.log_prob(x, network(seed), 0.0, 1.0).log_prob)
+    run = jax.jit(lambda x: cnf.log_prob(x, network(0), 0.0, 1.0).log_prob)
     density = np.exp(np.asarray(run(grid), np.float64))
     assert abs(density.sum() * (axis[1] - axis[0]) ** 2 - 1.0) < 1e-3
     normal = np.exp(stats.norm.logpdf(grid).sum(1))
     assert 0.5 * np.abs(density - normal).sum() * (axis[1] - axis[0]) ** 2 > 0.2
 
 
-@pytest.mark.parametrize("make", [lambda: network(2), lambda: logistic])
-def test_there_and_back_is_the_identity(x64, make):
-    x = np.random.default_rng(0).uniform(0.1, 0.9, (7, 2))
-    there = cnf.log_prob(x, make(), 0.3, 1.7, **TIGHT)
-    back = cnf.sample(there.z, make(), 0.3, 1.7, **TIGHT)
+def test_there_and_back_is_the_identity(x64):
+    x, field = points(7), network(2)
+    there = cnf.log_prob(x, field, 0.3, 1.7, **TIGHT)
+    back = cnf.sample(there.z, field, 0.3, 1.7, **TIGHT)
     np.testing.assert_allclose(back.x, x, atol=1e-7)
     assert np.max(np.abs(there.z - x)) > 0.1
 
@@ -187,16 +186,15 @@ def test_probability_flow_of_a_mixture_has_its_known_density(x64):
 # ---- Hutchinson ----
 
 
-@pytest.mark.parametrize("probes", ["rademacher", "gaussian"])
-def test_hutchinson_is_unbiased_for_a_field_that_is_not_linear(probes):
-    n, x, field = 4000, points(1).astype(np.float32), network(1)
+def test_hutchinson_is_unbiased_for_a_field_that_is_not_linear():
+    n, x, field = 4000, np.float32(points(1)), network(1)
     exact = float(cnf.log_prob(x, field, 0.0, 1.0).log_prob[0])
     run = jax.jit(
-        lambda key: cnf.log_prob(
-            jnp.repeat(x, n, 0), field, 0.0, 1.0, cnf.standard_normal, "hutchinson", key, probes
+        lambda key: (
+            cnf.log_prob(jnp.repeat(x, n, 0), field, 0.0, 1.0, trace="hutchinson", key=key).log_prob
         )
     )
-    estimates = np.asarray(run(jax.random.key(0)).log_prob, np.float64)
+    estimates = np.asarray(run(jax.random.key(0)), np.float64)
     error = estimates.std() / np.sqrt(n)
     assert 1e-4 < error < 0.05
     assert abs(estimates.mean() - exact) < 5 * error
@@ -205,23 +203,21 @@ def test_hutchinson_is_unbiased_for_a_field_that_is_not_linear(probes):
 # ---- gradients ----
 
 
-def value_of(x, weights, adjoint):
-    """A weighted sum of log p(x), of the parameters (matrix, shift, start, end, moved x)."""
+@pytest.mark.parametrize(
+    ("adjoint", "tolerance"), [("checkpoint", 1e-9), ("backsolve", 1e-4), ("backsolve", 1e-9)]
+)
+def test_gradient_of_a_linear_flow_is_that_of_its_gaussian(x64, adjoint, tolerance):
+    # By the parameters, the times and x; as accurate as its tolerance.
+    x, weights = points(4), np.array([0.2, 1.0, -0.5, 0.7])
+    params = (MATRIX, SHIFT, np.array([0.1, 1.2]), np.zeros(2))
 
     def value(params):
         matrix, shift, ends, moved = params
         field = functools.partial(linear, (matrix, shift))
-        got = cnf.log_prob(x + moved, field, ends[0], ends[1], adjoint=adjoint, **TIGHT)
+        got = cnf.log_prob(x + moved, field, *ends, adjoint=adjoint, rtol=tolerance, atol=tolerance)
         return jnp.sum(weights * got.log_prob)
 
-    return value
-
-
-@pytest.mark.parametrize("adjoint", ode.ADJOINTS)
-def test_gradient_of_a_linear_flow_is_that_of_its_gaussian(x64, adjoint):
-    x, weights = points(4), np.array([0.2, 1.0, -0.5, 0.7])
-    params = (MATRIX, SHIFT, np.array([0.1, 1.2]), np.zeros(2))
-    got = jax.jit(jax.grad(value_of(x, weights, adjoint)))(params)
+    got = jax.jit(jax.grad(value))(params)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
 
     def exact(flat):
@@ -230,12 +226,12 @@ def test_gradient_of_a_linear_flow_is_that_of_its_gaussian(x64, adjoint):
 
     h = 1e-5
     numeric = [(exact(flat + row) - exact(flat - row)) / (2 * h) for row in h * np.eye(flat.size)]
-    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(got)[0], numeric, atol=2e-7)
+    error = np.abs(jax.flatten_util.ravel_pytree(got)[0] - np.array(numeric))
+    assert np.max(error) < max(20 * tolerance, 2e-7)
     assert np.all(np.abs(numeric) > 1e-3)
 
 
-@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_both_adjoints_have_the_gradient_of_finite_differences(x64, trace):
+def test_both_adjoints_have_the_gradient_of_finite_differences(x64):
     x, base = points(3), network(3)
 
     def value(params, adjoint="checkpoint"):
@@ -243,7 +239,7 @@ def test_both_adjoints_have_the_gradient_of_finite_differences(x64, trace):
             return params[0] * base(t + params[1], z * params[2])
 
         got = cnf.log_prob(
-            x, field, 0.0, 1.0, trace=trace, key=jax.random.key(1), adjoint=adjoint, **TIGHT
+            x, field, 0.0, 1.0, trace="hutchinson", key=jax.random.key(1), adjoint=adjoint, **TIGHT
         )
         return got.log_prob.sum()
 
@@ -254,27 +250,6 @@ def test_both_adjoints_have_the_gradient_of_finite_differences(x64, trace):
     for adjoint in ode.ADJOINTS:
         got = jax.jit(jax.grad(functools.partial(value, adjoint=adjoint)))(params)
         np.testing.assert_allclose(got, numeric, rtol=1e-6)
-
-
-def test_backsolve_is_as_accurate_as_its_tolerance_and_checkpoint_exact_for_its_steps(x64):
-    x, weights = points(4), np.ones(4)
-    params = (MATRIX, SHIFT, np.array([0.1, 1.2]), np.zeros(2))
-
-    def gradient(adjoint, tolerance):
-        def value(params):
-            field = functools.partial(linear, params[:2])
-            got = cnf.log_prob(
-                x, field, *params[2], adjoint=adjoint, rtol=tolerance, atol=tolerance
-            )
-            return weights @ got.log_prob
-
-        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(value))(params))[0]
-
-    best = gradient("checkpoint", 1e-10)
-    errors = [np.max(np.abs(gradient("backsolve", t) - best)) for t in (1e-3, 1e-5, 1e-7)]
-    scale = np.max(np.abs(best))
-    assert all(e < 100 * t * scale for e, t in zip(errors, (1e-3, 1e-5, 1e-7), strict=True))
-    assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
 def test_backsolve_under_vmap_and_with_integers_in_the_field(x64):
@@ -310,10 +285,9 @@ def test_giving_up_shows_in_the_density_and_in_both_gradients():
         )
         return got.log_prob.sum()
 
-    assert np.isnan(value(1.0, "checkpoint")) and np.isnan(value(1.0, "backsolve"))
-    assert np.isnan(jax.grad(value)(1.0, "checkpoint"))
+    assert np.all(np.isnan(jax.value_and_grad(value)(1.0, "checkpoint")))
     with pytest.raises(Exception, match="maximum number of"):
-        jax.block_until_ready(jax.jit(jax.grad(functools.partial(value, adjoint="backsolve")))(1.0))
+        jax.block_until_ready(jax.grad(value)(1.0, "backsolve"))
 
 
 @pytest.mark.parametrize(
