@@ -105,7 +105,7 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     x = points.draw(name, TEST, TEST_SEED)
     truth = -points.log_prob(name, x)
     p = fitted.log_prob(jnp.asarray(x), TOLERANCE)
-    found = {
+    found: dict[str, Any] = {
         "test_points": TEST,
         "entropy": points.entropy(name),
         "truth": _mean(truth),
@@ -113,6 +113,8 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
         "ode_evaluations": int(p.num_evaluations),
         "bound": None,
     }
+    if not math.isfinite(found["ode"]["nats"]):
+        raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]

@@ -18,7 +18,7 @@ __all__ = ["draw"]
 
 SHOWN = 3000  # points of a panel
 REACH = 1.3  # the panels show [-REACH, REACH]^2
-GRID = 96  # the density's, to a side
+GRID = 80  # the density's, to a side
 PATHS = 60
 
 
@@ -104,6 +104,6 @@ def _paths(axes: Axes, paths: np.ndarray) -> None:
     axes.add_collection(lines)
     for x, color, label in ((paths[0], "tab:orange", "t = 1"), (paths[-1], "tab:blue", "t = 0")):
         axes.scatter(x[:, 0], x[:, 1], s=8, color=color, label=label, zorder=2)
-    _square(axes, "the ODE's way from noise to data", reach)
+    _square(axes, "reverse trajectories (the ODE's)", reach)
     axes.set(xticks=(-2, -1, 0, 1, 2), yticks=(-2, -1, 0, 1, 2))
     axes.legend(loc="upper right")
