@@ -17,8 +17,8 @@ from vdm_jax.data import points
 __all__ = ["draw"]
 
 SHOWN = 3000  # points of a panel
-REACH = 1.3  # the panels show [-REACH, REACH]^2
-GRID = 80  # the density's, to a side
+REACH = 1.25  # the panels show [-REACH, REACH]^2
+GRID = 80  # cells of the density, to a side; the checkerboard's edges are edges of them
 PATHS = 60
 
 
@@ -42,7 +42,7 @@ def draw(path: Path, fitted: Fitted, found: Mapping[str, Any]) -> None:
     learned = np.asarray(fitted.log_prob(jnp.asarray(x, jnp.float32), 1e-3).log_prob, np.float64)
     top = float(known.max())
     _density(truth, edges, known, top, "density of the data")
-    _density(density, edges, np.exp(learned), top, "density of the model by the ODE")
+    _density(density, edges, np.exp(learned), top, "density of the model, by the ODE")
     _paths(paths, np.asarray(fitted.paths(key_paths, PATHS)))
     figure.suptitle(_title(found))
     figure.savefig(path, dpi=110)
@@ -94,8 +94,8 @@ def _density(axes: Axes, edges: np.ndarray, density: np.ndarray, top: float, tit
     """One scale of colours for data and model."""
     grid = density.reshape(len(edges) - 1, -1)
     axes.pcolormesh(edges, edges, grid, vmin=0.0, vmax=top, rasterized=True)
-    inside = density.sum() * (edges[1] - edges[0]) ** 2
-    _square(axes, f"{title} ({inside:.3f} in the panel)")
+    total = density.sum() * (edges[1] - edges[0]) ** 2
+    _square(axes, f"{title} (sum {total:.3f})")
 
 
 def _paths(axes: Axes, paths: np.ndarray) -> None:

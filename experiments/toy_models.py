@@ -19,9 +19,9 @@ from vdm_jax.nn.mlp import SmoothMLP
 from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import Model, Params
-from vdm_jax.types import Denoise, Gamma, Key, PerExample, Tensor
+from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, Tensor
 
-__all__ = ["CHUNK", "STEPS", "Fitted", "train_cnf", "train_vdm"]
+__all__ = ["CHUNK", "STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
 
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
@@ -92,7 +92,7 @@ def train_vdm(
         jax.jit(log_prob, static_argnums=1),
         jax.jit(lambda key, n: model.sample(params, key, jnp.zeros(n), 200), static_argnums=1),
         paths,
-        jax.jit(lambda key, x: _bound(key, x, denoise, gamma, model)),
+        jax.jit(lambda key, x: bound(key, x, denoise, gamma, model.kind)),
         gamma,
     )
 
@@ -201,15 +201,16 @@ def _run(
     return state, losses
 
 
-def _bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, model: Model) -> PerExample:
+def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> PerExample:
     """One sample of the bound, with most of its noise taken out.
 
     Where there is little noise a denoiser can't tell it, and the loss is that of eps itself,
     gamma'(t) / 2 ||eps||^2, whose mean is known: what it exceeds its mean by is subtracted, in
     the share that fits there. That has mean zero, whatever the share is as a function of t.
+    x is [n, 2], the result [n], in nats.
     """
     eps_0, eps, t = loss.draw(key, x.shape)
-    terms = loss.elbo_given(x, eps_0, eps, t, denoise, gamma, None, kind=model.kind)
+    terms = loss.elbo_given(x, eps_0, eps, t, denoise, gamma, None, kind=kind)
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     share = jax.nn.sigmoid(-4.0 - gamma_t)
 
