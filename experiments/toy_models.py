@@ -15,7 +15,7 @@ import optax
 
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import monotone
-from vdm_jax.nn.mlp import SmoothMLP
+from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import Model, Params

@@ -53,6 +53,22 @@ def kl_exact(mean_q: float, var_q: float, mean_p: float, var_p: float) -> float:
         return float((ratio - 1 - ratio.ln() + (mean_q - mean_p) ** 2 / var_p) / 2)
 
 
+def posterior_exact(z_t: float, x: float, gamma_s: float, gamma_t: float) -> tuple[float, float]:
+    """Mean and variance of q(z_s|z_t, x), from q(z_s|x), q(z_t|z_s) and q(z_t|x) by Bayes' rule.
+
+    The exponents of N(z_s; alpha_s x, sigma_s^2) and N(z_t; r z_s, b), r = alpha_t / alpha_s and
+    b = sigma_t^2 - r^2 sigma_s^2, add up to one square in z_s; by 80-digit arithmetic.
+    """
+    with localcontext() as context:
+        context.prec = 80
+        z_t, x, gamma_s, gamma_t = (Decimal(float(v)) for v in (z_t, x, gamma_s, gamma_t))
+        square_s, square_t = 1 / (1 + gamma_s.exp()), 1 / (1 + gamma_t.exp())  # of alpha
+        alpha_s, ratio = square_s.sqrt(), (square_t / square_s).sqrt()
+        var_s, step = 1 - square_s, (1 - square_t) - ratio**2 * (1 - square_s)
+        precision = 1 / var_s + ratio**2 / step
+        return float((alpha_s * x / var_s + ratio * z_t / step) / precision), float(1 / precision)
+
+
 class GaussianData(NamedTuple):
     """Data x ~ N(mean, cov), mean [d], cov [d, d]; latents z = alpha x + sigma eps."""
 

@@ -5,9 +5,12 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 """
 
 from vdm_jax import (
+    bernoulli,
+    binomial,
     bounds,
     gaussian,
     loss,
+    mixture,
     parameterization,
     pixels,
     process,
@@ -16,15 +19,20 @@ from vdm_jax import (
     timestep,
     types,
 )
+from vdm_jax.bernoulli import Bernoulli
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.loss import ElboTerms
 
 __all__ = [
+    "Bernoulli",
     "ElboTerms",
     "Gaussian",
+    "bernoulli",
+    "binomial",
     "bounds",
     "gaussian",
     "loss",
+    "mixture",
     "parameterization",
     "pixels",
     "process",

@@ -90,7 +90,7 @@ def chain(
         shift = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (e_t - e_hat)
         log_r = -share * variance_log_ratio(gamma_s, gamma_t)
         wider = 0.5 * (log_r - jnp.expm1(log_r) * jnp.square(eps))
-        log_weight += loss._sum_event(wider + jnp.exp(log_r) * shift * (eps - 0.5 * shift))
+        log_weight += loss.sum_event(wider + jnp.exp(log_r) * shift * (eps - 0.5 * shift))
         e_s = Gaussian(jnp.exp(0.5 * (gamma_s - gamma_t)) * e_t, -jnp.expm1(gamma_s - gamma_t))
         return (e_s.at(eps), log_weight), None
 
@@ -128,7 +128,7 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
     a, s = alpha(gamma_1), sigma(gamma_1)
     # z_1^2 - e_1^2 as the small number that it is where alpha_1 is small.
     excess = a * (a * (jnp.square(x) - jnp.square(e_1)) + 2.0 * s * x * e_1)
-    return -0.5 * loss._sum_event(excess - jax.nn.log_sigmoid(gamma_1))
+    return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1))
 
 
 # ---- the consistency form ----
@@ -170,7 +170,7 @@ def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerE
     times = jnp.array([num_steps - 1.0, num_steps], x.dtype) / num_steps
     gamma_s, gamma_t = _gammas(gamma, times)
     q = transition(marginal(x, gamma_s).at(eps), gamma_s, gamma_t)
-    return loss._sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+    return loss.sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
 
 
 def consistency_term(
@@ -226,7 +226,7 @@ def consistency_term(
     constant = _log_ratio(c, c1, rise) - jnp.square(rho) * c
     cross = 2.0 * c * jnp.square(rho) * r / jnp.sqrt(c2) * g * eps_u
     twice = constant + kappa * (jnp.square(eps_u) - 1.0) + c * jnp.square(g) - cross
-    return 0.5 * num_steps * loss._sum_event(twice)
+    return 0.5 * num_steps * loss.sum_event(twice)
 
 
 def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:

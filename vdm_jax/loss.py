@@ -34,6 +34,7 @@ __all__ = [
     "nats_per_dim",
     "prior",
     "reconstruction",
+    "sum_event",
     "to_data",
 ]
 
@@ -72,8 +73,8 @@ def reconstruction(
     var = jnp.exp(expand(gamma_0, x))
     z_0_rescaled = Gaussian(x, var).at(eps_0)
     if levels is None:
-        return -_sum_event(Gaussian(z_0_rescaled, var).log_prob(x))
-    return -_sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
+        return -sum_event(Gaussian(z_0_rescaled, var).log_prob(x))
+    return -sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
 
 
 def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
@@ -92,7 +93,7 @@ def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
 def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
     """KL(q(z_1|x) || N(0, I)) (VDM eq. 11, first term): [batch] nats, for x [batch, *event]."""
     q = marginal(x, gamma_1)
-    return _sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+    return sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
 
 
 def diffusion(
@@ -154,7 +155,7 @@ def diffusion(
     log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
     r = jnp.exp(log_r)
     wider = num_steps * excess(jnp.expm1(log_r), r)
-    return 0.5 * _sum_event(wider + r * expand(weight, x) * square)
+    return 0.5 * sum_event(wider + r * expand(weight, x) * square)
 
 
 def diffusion_at(
@@ -171,7 +172,7 @@ def diffusion_at(
     `gamma_t` and `weight` are [batch]; the weight is gamma'(t) in continuous time (VDM eq. 17).
     """
     square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
-    return 0.5 * weight * _sum_event(square)
+    return 0.5 * weight * sum_event(square)
 
 
 def _squared_error(
@@ -278,6 +279,6 @@ def _dims(event_shape: Sequence[int]) -> int:
     return dims
 
 
-def _sum_event(elementwise: Tensor) -> PerExample:
+def sum_event(elementwise: Tensor) -> PerExample:
     """Sum over all axes but the first."""
     return jnp.sum(elementwise, axis=tuple(range(1, elementwise.ndim)))

@@ -1,4 +1,4 @@
-"""The four Gaussians of the diffusion process, each a function of gamma.
+"""The four Gaussians of the diffusion process, each a function of gamma, and chains of them.
 
 Shapes: data and latents are [batch, *event]; a gamma is a scalar, [batch], or anything that
 broadcasts against [batch, *event] once trailing axes of size one are appended. Section 3 and
@@ -11,15 +11,25 @@ from jax.typing import ArrayLike
 
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
-from vdm_jax.types import Tensor
+from vdm_jax.types import Key, Tensor
 
-__all__ = ["expand", "marginal", "posterior", "reverse", "transition", "variance_log_ratio"]
+__all__ = [
+    "expand",
+    "marginal",
+    "marginal_of_gaussian",
+    "posterior",
+    "reverse",
+    "simulate",
+    "transition",
+    "variance_log_ratio",
+]
 
 
-def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
+def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
     """`gamma` with trailing axes of size one, so that its axes line up with the first of `like`.
 
-    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its.
+    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its;
+    the message calls it by `name`.
     """
     gamma, like = jnp.asarray(gamma), jnp.asarray(like)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
@@ -27,8 +37,8 @@ def expand(gamma: ArrayLike, like: Tensor) -> Tensor:
         g not in (1, n) for g, n in zip(shape, like.shape, strict=True)
     ):
         raise ValueError(
-            f"gamma of shape {gamma.shape} does not go with an array of shape {like.shape}: "
-            f"wanted a scalar or one gamma per example, {list(like.shape[:1])}."
+            f"{name} of shape {gamma.shape} does not go with an array of shape {like.shape}: "
+            f"wanted a scalar or one {name} per example, {list(like.shape[:1])}."
         )
     return gamma.reshape(shape)
 
@@ -39,10 +49,44 @@ def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
     return Gaussian(alpha(gamma_t) * x, variance(gamma_t))
 
 
+def marginal_of_gaussian(data: Gaussian, gamma_t: ArrayLike) -> Gaussian:
+    """q(z_t) of data x ~ N(m, s^2 I): N(alpha_t m, (alpha_t^2 s^2 + sigma_t^2) I).
+
+    `marginal` averaged over x. Its `kl` to Gaussian(0, 1) is how far the chain still is from the
+    standard normal, and vanishes as gamma_t grows. The mean has the shape [batch, *event].
+    """
+    gamma_t = expand(gamma_t, data.mean)
+    var = alpha_bar(gamma_t) * data.var + variance(gamma_t)
+    return Gaussian(alpha(gamma_t) * data.mean, var)
+
+
 def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
     """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 20 to 22)."""
     gamma_s, gamma_t = expand(gamma_s, z_s), expand(gamma_t, z_s)
     return Gaussian(jnp.sqrt(step_alpha(gamma_s, gamma_t)) * z_s, step_beta(gamma_s, gamma_t))
+
+
+def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
+    """The forward chain: z_0 ~ q(z_0|x), then one `transition` after another (VDM eq. 20).
+
+    x is [batch, *event], gammas [num] never decrease (else NaN); returns z at each of them,
+    [num, batch, *event], all of one trajectory. Each by itself is a draw of `marginal`, which needs
+    no chain. Raises ValueError unless gammas is a table of at least one value.
+    """
+    gammas = jnp.asarray(gammas)
+    gammas = gammas.astype(jnp.result_type(gammas, float))
+    if gammas.ndim != 1 or not gammas.size:
+        raise ValueError(f"gammas must be [num], at least one, got shape {gammas.shape}.")
+    key_0, key_steps = jax.random.split(key)
+
+    def step(z_s: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        i, gamma_s, gamma_t = at
+        z_t = transition(z_s, gamma_s, gamma_t).sample(jax.random.fold_in(key_steps, i))
+        return z_t, z_t
+
+    z_0 = marginal(x, gammas[0]).sample(key_0)
+    _, later = jax.lax.scan(step, z_0, (jnp.arange(gammas.size - 1), gammas[:-1], gammas[1:]))
+    return jnp.concatenate([z_0[None], later])
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:

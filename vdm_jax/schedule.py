@@ -27,6 +27,7 @@ __all__ = [
     "alpha_bar",
     "beta_linear",
     "cosine",
+    "cosine_betas",
     "ddpm_betas",
     "from_alpha_bar",
     "from_betas",
@@ -201,6 +202,19 @@ def ddpm_betas(
 ) -> np.ndarray:
     """The betas of Ho et al. 2020, "Experiments": float64 [num_latents], equally spaced."""
     return np.linspace(beta_start, beta_end, num_latents, dtype=np.float64)
+
+
+def cosine_betas(num_latents: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
+    """The betas of Nichol & Dhariwal 2021: float64 [num_latents].
+
+    min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) for i = 1, ..., N, with the
+    alpha_bar of `cosine`. The clip touches the last beta, which would be 1, and at N = 1000 and
+    4000 no other.
+    """
+    phi = 0.5 * math.pi * (np.arange(num_latents + 1) / num_latents + s) / (1.0 + s)
+    # cos^2 a - cos^2 b = sin(b - a) sin(a + b), where 1 - cos^2 b / cos^2 a would cancel.
+    step = np.sin(np.diff(phi)) * np.sin(phi[1:] + phi[:-1]) / np.square(np.cos(phi[:-1]))
+    return np.minimum(step, max_beta)
 
 
 def from_betas(betas: ArrayLike) -> Gamma:

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             "network": "unet",  # unet, resnet, mlp
-            "head": "eps",  # eps, x, v, levels
+            "head": "eps",  # eps, x, v, score, levels
             "channels": 128,  # of a block; the width of the mlp
             "num_blocks": 32,
             "attention": "middle",  # unet: middle, all

@@ -16,10 +16,10 @@ HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported b
 RANKS = [
     {"types"},
     {"gaussian", "schedule", "divergence"},
-    {"process"},
-    {"parameterization", "pixels", "timestep", "ode"},
+    {"process", "bernoulli"},
+    {"parameterization", "mixture", "pixels", "timestep", "ode"},
     {"loss", "sampler"},
-    {"bounds", "cnf"},
+    {"bounds", "binomial", "cnf", "hierarchy"},
     {"flow"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

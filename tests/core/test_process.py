@@ -3,8 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import Mixture, alpha_sigma, kl_exact, posterior_exact
+from scipy import stats
 
-from vdm_jax import process
+from vdm_jax import process, schedule
 from vdm_jax.gaussian import Gaussian
 
 SHAPES = [(4, 5), (4, 3, 3, 1), (4, 2, 3, 3)]
@@ -52,6 +56,23 @@ def test_posterior_is_bayes_rule(x64, gamma_s, gamma_t):
     # Relative to the largest of the four terms, some 1e9 at gamma_s = -20.
     scale = np.max(np.abs(process.marginal(x, gamma_s).log_prob(z_s)))
     np.testing.assert_allclose(bayes, direct, rtol=1e-9, atol=1e-12 * scale)
+
+
+number = st.floats(-3.0, 3.0)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(z_t=number, x=number, gamma_s=st.floats(-20.0, 15.0), log_step=st.floats(-12.0, 3.0))
+def test_posterior_is_the_product_of_three_gaussians_in_exact_arithmetic(z_t, x, gamma_s, log_step):
+    gamma_t = gamma_s + np.exp(log_step)
+    expected, expected_var = posterior_exact(z_t, x, gamma_s, gamma_t)
+    with jax.enable_x64(True):
+        q = process.posterior(jnp.full((1, 1), z_t), jnp.full((1, 1), x), gamma_s, gamma_t)
+    # The step's digits are those that gamma_t - gamma_s has left.
+    rtol = 1e-13 + 1e-14 / (gamma_t - gamma_s)
+    np.testing.assert_allclose(q.var, [[expected_var]], rtol=rtol)
+    atol = 1e-300 + 1e-12 * (abs(x) + abs(z_t))
+    np.testing.assert_allclose(q.mean, [[expected]], rtol=1e-12, atol=atol)
 
 
 def test_posterior_averaged_over_the_later_latent_is_the_earlier_marginal(x64):
@@ -219,3 +240,107 @@ def test_gradients_with_respect_to_both_gammas_agree_with_finite_differences(x64
     h = 1e-6
     numeric = [(value(gammas + row) - value(gammas - row)) / (2 * h) for row in h * np.eye(2)]
     np.testing.assert_allclose(jax.grad(value)(gammas), numeric, rtol=1e-7)
+
+
+# ---- the forward chain ----
+
+CHAINS = {
+    "linear, 20 steps": schedule.linear(-13.3, 5.0)(np.linspace(0.0, 1.0, 21)),
+    "cosine, 100 steps": schedule.cosine(-13.3, 5.0)(np.linspace(0.0, 1.0, 101)),
+    "DDPM": schedule.from_betas(schedule.ddpm_betas())(np.linspace(0.0, 1.0, 1000)),
+    "Nichol & Dhariwal, 50 betas": schedule.from_betas(schedule.cosine_betas(50))(
+        np.linspace(0.0, 1.0, 50)
+    ),
+    "one step": np.array([-6.0, 3.0]),
+}
+
+
+def two_sided(key: jax.Array, n: int) -> jax.Array:
+    """Far from Gaussian: a quarter of the draws at -1, the others exponential."""
+    at_minus_one, draws = jax.random.split(key)
+    x = jnp.where(
+        jax.random.bernoulli(at_minus_one, 0.25, (n,)), -1.0, jax.random.exponential(draws, (n,))
+    )
+    return x[:, None]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_single_steps_have_the_moments_of_the_jump_and_of_their_pairs(name):
+    gammas, n, x = np.asarray(CHAINS[name], np.float64), 10_000, np.array([0.7, -1.1, 0.0])
+    kept = np.unique(np.linspace(0, len(gammas) - 1, 11).astype(int))
+    start = jnp.broadcast_to(jnp.asarray(x, jnp.float32), (n, 3))
+    z = np.asarray(process.simulate(jax.random.key(0), start, gammas)[kept], np.float64)
+    alpha, sigma = (c[kept][:, None] for c in alpha_sigma(gammas))
+    assert np.all(abs(z.mean(1) - alpha * x) < 5 * sigma / np.sqrt(n))
+    noise = z - alpha[:, None] * x
+    assert np.all(abs(np.mean(noise**2, 1) / sigma**2 - 1) < 5 * np.sqrt(2 / n))
+    # Cov(z_s, z_t) = (alpha_t / alpha_s) sigma_s^2: one trajectory, not a draw for each time.
+    covariance = np.mean(noise[:-1] * noise[1:], 1)
+    expected = alpha[1:] / alpha[:-1] * sigma[:-1] ** 2
+    error = np.sqrt((sigma[:-1] ** 2 * sigma[1:] ** 2 + expected**2) / n)
+    assert np.all(abs(covariance - expected) < 5 * error)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_single_steps_and_the_jump_by_alpha_bar_have_one_distribution(name):
+    gammas, n = np.asarray(CHAINS[name]), 20_000
+    chain = process.simulate(jax.random.key(0), two_sided(jax.random.key(1), n), gammas)
+    other = two_sided(jax.random.key(2), n)
+    for i in np.unique([len(gammas) // 2, 3 * len(gammas) // 4, len(gammas) - 1]):
+        jump = process.marginal(other, gammas[i]).sample(jax.random.key(3 + i))
+        assert stats.ks_2samp(np.ravel(chain[i]), np.ravel(jump)).pvalue > 1e-6
+        # The test would tell: a fifth less noise is another distribution.
+        alpha, sigma = alpha_sigma(gammas[i])
+        less = alpha * other + 0.8 * (jump - alpha * other)
+        if sigma**2 > 0.9:
+            assert stats.ks_2samp(np.ravel(chain[i]), np.ravel(less)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize(("mean", "var"), [(0.0, 1e-6), (3.0, 0.2), (-0.5, 40.0), (10.0, 1.0)])
+@pytest.mark.parametrize("name", ["linear, 20 steps", "DDPM"])
+def test_gaussian_data_converge_to_the_standard_normal_by_the_kl_of_each_step(x64, mean, var, name):
+    gammas = np.append(np.asarray(CHAINS[name], np.float64), [8.0, 12.0, 20.0])
+    gammas = np.unique(gammas)
+    data = Gaussian(jnp.full((len(gammas), 1), mean), var)
+    kl = process.marginal_of_gaussian(data, gammas).kl(Gaussian(0.0, 1.0))[:, 0]
+    alpha, sigma = alpha_sigma(gammas)
+    expected = [
+        kl_exact(a * mean, a**2 * var + s**2, 0.0, 1.0) for a, s in zip(alpha, sigma, strict=True)
+    ]
+    np.testing.assert_allclose(kl, expected, rtol=1e-6, atol=1e-15)
+    assert np.all(np.diff(kl) < 0.0)
+    # The mean is what is left at the end: KL -> exp(-gamma) m^2 / 2.
+    np.testing.assert_allclose(kl[-1], 0.5 * np.exp(-20.0) * mean**2, rtol=1e-5, atol=1e-12)
+
+
+def test_any_start_converges_to_the_standard_normal_and_never_turns_back(x64):
+    """KL(q(z_t) || N(0, 1)) of starts with two, far and narrow humps, by quadrature."""
+    starts = [
+        Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), np.array([1e-2, 1e-2])),
+        Mixture(np.array([0.9, 0.1]), np.array([[-4.0], [5.0]]), np.array([0.3, 9.0])),
+    ]
+    gammas = np.append(np.linspace(-4.0, 5.0, 19), [8.0, 12.0, 20.0])
+    z = np.linspace(-20.0, 20.0, 8001)
+    for start in starts:
+        log_q = jax.jit(
+            jax.vmap(jax.vmap(start.log_prob, (0, None)), (None, 0))  # [gammas, z]
+        )(jnp.asarray(z)[:, None], jnp.asarray(gammas))
+        integrand = np.exp(log_q) * (log_q - stats.norm.logpdf(z))
+        kl = np.sum(integrand, axis=1) * (z[1] - z[0])
+        assert np.all(np.diff(kl) < 0.0)
+        second = start.weights @ (start.means[:, 0] ** 2 + start.var)
+        # At most what q(z_t|x) is away on average, by convexity: the prior term of the bound.
+        prior = 0.5 * (jax.nn.sigmoid(-gammas) * (second - 1.0) - jax.nn.log_sigmoid(gammas))
+        assert np.all(kl < prior)
+        assert kl[-1] < 1e-7 < 1e-2 < kl[0]
+
+
+def test_a_chain_of_one_latent_is_the_marginal_and_tables_are_wanted():
+    x = normal(0, (5, 2, 3))
+    alone = process.simulate(jax.random.key(0), x, [-3.0])
+    assert alone.shape == (1, 5, 2, 3)
+    still = process.simulate(jax.random.key(0), x, [-1.0, -1.0, -1.0])
+    chex.assert_trees_all_close(still[1:], still[:-1], rtol=1e-6)
+    for gammas in (-3.0, [], [[-3.0, 0.0]]):
+        with pytest.raises(ValueError, match=r"gammas must be \[num\], at least one, got shape"):
+            process.simulate(jax.random.key(0), x, gammas)

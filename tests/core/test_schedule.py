@@ -301,6 +301,21 @@ def test_from_betas_undoes_to_betas_at_the_points_of_the_table(x64):
     np.testing.assert_allclose(table(t), gamma(t), rtol=1e-9)
 
 
+@pytest.mark.parametrize("num_latents", [50, 1000, 4000])
+def test_cosine_betas_multiply_to_the_alpha_bars_of_the_paper_and_clip_the_last(num_latents):
+    betas = schedule.cosine_betas(num_latents)
+    assert betas.shape == (num_latents,) and betas.dtype == np.float64
+    assert np.all(np.diff(betas) > 0)
+    assert np.sum(betas == 0.999) == 1
+    alpha_bar = nichol_alpha_bar(np.arange(1, num_latents) / num_latents)
+    np.testing.assert_allclose(np.cumprod(1 - betas[:-1]), alpha_bar, rtol=1e-9)
+    # The first by the derivative of log cos^2, which the difference of two squares rounds away.
+    c = np.pi / 2 / 1.008
+    first = 2 * np.log(np.cos(0.008 * c) / np.cos((1 / num_latents + 0.008) * c))
+    np.testing.assert_allclose(-np.log1p(-betas[0]), first, rtol=1e-9)
+    assert schedule.cosine_betas(num_latents, max_beta=0.5).max() == 0.5
+
+
 # ---- errors ----
 
 

@@ -77,7 +77,7 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.model.network=cnn"], "config.model.network is 'cnn'"),
         (
             ["--workdir=W", "--config.model.head=logits"],
-            "head is 'logits'; known: eps, x, v, levels",
+            "head is 'logits'; known: eps, x, v, score, levels",
         ),
         (["--workdir=W", "--config.model.gamma=cosine"], "one of fixed, scalar, monotone"),
         (["--workdir=W", "--config.model.gamma_max=-9.0"], "must be below gamma_max"),

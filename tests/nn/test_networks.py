@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from vdm_jax import loss, parameterization, pixels
+from vdm_jax import loss, parameterization, pixels, schedule, timestep
 from vdm_jax.nn import features
-from vdm_jax.nn.mlp import MLP, SmoothMLP
+from vdm_jax.nn.mlp import MLP
 from vdm_jax.nn.resnet import ResNet
+from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.nn.unet import UNet
 
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
@@ -198,25 +200,118 @@ def test_wrong_arguments_are_named():
     z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
     for network, z, message in (
         (small_unet(attention="none"), z_t, "attention must be middle or all, got 'none'"),
-        (small_unet(head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
+        (
+            small_unet(head="logits"),
+            z_t,
+            "head must be one of eps, x, v, score, levels, got 'logits'",
+        ),
         (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
         (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
-        (MLP(**ENDS, head="logits"), z_t, "head must be one of eps, x, v, levels, got 'logits'"),
+        (
+            MLP(**ENDS, head="logits"),
+            z_t,
+            "head must be one of eps, x, v, score, levels, got 'logits'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             network.init(key, z, gamma_t)
 
 
 @pytest.mark.parametrize("network", [small_unet, MLP, ResNet])
-@pytest.mark.parametrize("head", ["eps", "x", "v"])
+@pytest.mark.parametrize("head", ["eps", "x", "v", "score"])
 def test_heads_predict_their_kind(network, head):
-    """At the start a head's prediction is z_t (eps, x) or 0 (v), whatever the features are."""
+    """A head starts at z_t (eps, x), 0 (v) or -z_t (score), whatever the features are."""
     ends = {} if network is small_unet else ENDS
     net = network(**ends, head=head, levels=16, fourier_features=True)
     z_t = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
     got = net.apply(net.init(jax.random.key(0), z_t, jnp.zeros(3)), z_t, jnp.zeros(3))
-    np.testing.assert_array_equal(got, 0.0 * z_t if head == "v" else z_t)
+    np.testing.assert_array_equal(got, {"v": 0.0, "score": -1.0}.get(head, 1.0) * z_t)
     assert features.head_kind(head) == head and features.head_kind("levels") == "x"
+
+
+@pytest.mark.parametrize("gamma", [-13.3, -4.0, 2.0])
+def test_heads_for_v_and_the_score_that_are_one_function_have_one_bound(gamma):
+    """v = -sigma (score + z) / alpha: at one gamma, a multiple of what the last layer gives."""
+    x, eps = (jax.random.normal(jax.random.key(i), (4, 3, 3, 1)) for i in (0, 1))
+    gamma_t, weight = jnp.full(4, gamma), jnp.ones(4)
+    networks = {head: MLP(**ENDS, width=32, num_blocks=1, head=head) for head in ("v", "score")}
+    of_v, _, _ = initialised(networks["v"], x.shape)
+    factor = -np.exp(-gamma / 2)  # -alpha / sigma
+    of_score = of_v | {"output": jax.tree.map(lambda leaf: factor * leaf, of_v["output"])}
+
+    def bound(head, params):
+        return loss.diffusion_at(
+            x,
+            eps,
+            gamma_t,
+            weight,
+            lambda z, g: networks[head].apply({"params": params}, z, g),
+            head,
+        )
+
+    np.testing.assert_allclose(bound("score", of_score), bound("v", of_v), rtol=1e-4)
+    assert np.all(np.abs(bound("score", of_v) - bound("v", of_v)) > 1e-3)
+
+
+@pytest.mark.parametrize("head", features.HEADS)
+def test_every_head_learns_and_stays_finite_also_at_little_noise(head):
+    """Data at two opposite points, from gamma = -13.3 on, where the score is about 770 wide."""
+    net, gamma = MLP(**ENDS, width=32, num_blocks=1, head=head, levels=4), schedule.linear(-13.3, 5)
+    sign = jax.random.bernoulli(jax.random.key(0), 0.5, (128, 1))
+    x = pixels.encode(jnp.where(sign, jnp.array([0, 3, 0]), jnp.array([3, 0, 3])), 4)
+    params = net.init(jax.random.key(0), x, jnp.zeros(128))["params"]
+    optimizer = optax.adam(3e-3)
+
+    def mean_loss(params, key):
+        def denoise(z, g):
+            return net.apply({"params": params}, z, g)
+
+        key_t, key_eps = jax.random.split(key)
+        t, eps = timestep.antithetic(key_t, 128), jax.random.normal(key_eps, x.shape)
+        return loss.diffusion(x, eps, t, denoise, gamma, kind=features.head_kind(head)).mean()
+
+    def step(carry, key):
+        params, state = carry
+        value, grads = jax.value_and_grad(mean_loss)(params, key)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), (value, optax.tree.norm(grads))
+
+    keys = jax.random.split(jax.random.key(2), 150)
+    start = (params, optimizer.init(params))
+    _, (losses, norms) = jax.jit(lambda start: jax.lax.scan(step, start, keys))(start)
+    assert np.all(np.isfinite(losses)) and np.all(np.isfinite(norms))
+    assert losses[-30:].mean() < 0.9 * losses[:10].mean()
+
+
+# ---- the share of the reverse variance ----
+
+
+@pytest.mark.parametrize("head", ["score", "levels"])
+@pytest.mark.parametrize(
+    "network", [lambda **c: UNet(**ENDS, channels=32, num_blocks=0, **c), MLP, ResNet]
+)
+def test_the_learned_variance_leaves_the_prediction_as_it_is_and_starts_half_way(network, head):
+    ends = ENDS if network in (MLP, ResNet) else {}
+    plain, learned = (
+        network(**ends, head=head, levels=4, learn_variance=flag) for flag in (False, True)
+    )
+    z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 4, 4, 3)), jnp.array([-9.0, 2.0])
+    without, params = (n.init(jax.random.key(0), z_t, gamma_t)["params"] for n in (plain, learned))
+    assert params.keys() - without.keys() == {"variance"}
+    same = {name: params[name] for name in without}
+    jax.tree.map(np.testing.assert_array_equal, same, without)
+
+    prediction, share = learned.apply({"params": params}, z_t, gamma_t)
+    np.testing.assert_array_equal(prediction, plain.apply({"params": same}, z_t, gamma_t))
+    np.testing.assert_array_equal(share, np.full(z_t.shape, 0.5))
+
+    params = shaken(params, 0.3)
+    same = {name: params[name] for name in without}
+    prediction, share = learned.apply({"params": params}, z_t, gamma_t)
+    np.testing.assert_array_equal(prediction, plain.apply({"params": same}, z_t, gamma_t))
+    assert share.shape == z_t.shape
+    assert np.all((share > 0.0) & (share < 1.0))
+    assert np.std(share, axis=(1, 2, 3)).min() > 1e-3  # of each element its own
 
 
 @pytest.mark.parametrize("network", [MLP, ResNet])

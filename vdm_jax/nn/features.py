@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from vdm_jax import pixels
 from vdm_jax.process import expand
@@ -16,15 +17,17 @@ __all__ = [
     "Head",
     "check_head",
     "embed",
+    "finish",
     "fourier",
     "fourier_exponents",
     "head_kind",
     "level_log_posterior",
     "posterior_mean",
     "sinusoidal",
+    "variance_share",
 ]
 
-Head = Literal["eps", "x", "v", "levels"]
+Head = Literal["eps", "x", "v", "score", "levels"]
 """What a network's last layer gives: a prediction of that kind, or the odds of the pixel levels."""
 
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -39,6 +42,34 @@ def check_head(network: str, head: str) -> None:
 def head_kind(head: Head) -> Kind:
     """The kind of prediction a head gives: "levels" gives a mean over levels, an "x"."""
     return "x" if head == "levels" else head
+
+
+def finish(h: Tensor, z_t: Tensor, head: Head) -> Tensor:
+    """The prediction of a head other than "levels", of its last layer's output `h`, as z_t.
+
+    A last layer of zeros is what the network starts with: eps = z_t and x = z_t; v = 0 and
+    score = -z_t, which are those of standard-normal data.
+    """
+    match head:
+        case "v":
+            return h
+        case "score":
+            # The score itself, -eps / sigma and so large at low noise: divided by sigma here, it
+            # would be the head for eps under another name.
+            return h - z_t
+    return h + z_t
+
+
+def variance_share(h: Tensor, z_t: Tensor) -> Tensor:
+    """Where the reverse variance lies between its two bounds, in (0, 1), of the shape of z_t.
+
+    The sigmoid of a dense layer "variance" on the last hidden features `h` (of z_t's axes, or
+    [batch, features]); zeros to begin with, hence 1/2. For log var = share log var_transition +
+    (1 - share) log var_posterior (Nichol & Dhariwal 2021, eq. 15). To be called in a module.
+    """
+    outputs = z_t.size // math.prod(h.shape[:-1])
+    share = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="variance")(h)
+    return nn.sigmoid(share.reshape(z_t.shape))
 
 
 def fourier_exponents(levels: int) -> tuple[float, float]:

@@ -5,7 +5,14 @@ from flax import linen as nn
 
 from vdm_jax import pixels
 from vdm_jax.nn import features
-from vdm_jax.nn.features import Head, embed, level_log_posterior, posterior_mean
+from vdm_jax.nn.features import (
+    Head,
+    embed,
+    finish,
+    level_log_posterior,
+    posterior_mean,
+    variance_share,
+)
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["ResNet"]
@@ -23,9 +30,10 @@ class ResNet(nn.Module):
       num_blocks: number of residual blocks.
       dropout: rate inside the convolutions; twice that in the bottleneck.
       fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
-      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
-        levels, whose mean is a prediction of kind "x").
+      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
+        pixel levels, whose mean is a prediction of kind "x").
       levels: the number of pixel levels.
+      learn_variance: return (prediction, share) instead, see `features.variance_share`.
     """
 
     gamma_min: float
@@ -36,6 +44,7 @@ class ResNet(nn.Module):
     fourier_features: bool = False
     head: Head = "eps"
     levels: int = 256
+    learn_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -44,7 +53,7 @@ class ResNet(nn.Module):
         gamma_t: PerExample,
         conditioning: Tensor | None = None,
         deterministic: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """z_t [batch, height, width, channels], gamma_t [batch]; see `UNet`."""
         features.check_head("ResNet", self.head)
         if self.channels < 4 or self.channels % 4:
@@ -67,11 +76,15 @@ class ResNet(nn.Module):
             block = _Block(self.channels, self.dropout, name=f"block_{i}")
             h = h + block(h, cond, deterministic)
         h = nn.Dropout(self.dropout)(nn.LayerNorm(name="norm_out")(h), deterministic=deterministic)
+        prediction = self._output(h, prior, z_t, gamma_t)
+        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
+
+    def _output(self, h: Tensor, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
         h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
         if self.head == "levels":
             return posterior_mean(h.reshape(*z_t.shape, self.levels) + prior, z_t, gamma_t)
-        return h if self.head == "v" else h + z_t
+        return finish(h, z_t, self.head)
 
     def _moments(self, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         """Mean and standard deviation of each pixel's own posterior: [..., 2 channels]."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn import features
-from vdm_jax.nn.features import Head, embed, fourier, posterior_mean
+from vdm_jax.nn.features import Head, embed, finish, fourier, posterior_mean, variance_share
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["UNet"]
@@ -31,9 +31,10 @@ class UNet(nn.Module):
       fourier_features: append sin and cos of 2 pi 2^n z to the input, n as `fourier_exponents`
         says: 6 and 7 for 256 levels.
       dropout: rate inside the residual blocks.
-      head: "eps", "x" or "v" (a prediction of that kind) or "levels" (a softmax over the pixel
-        levels, whose mean is a prediction of kind "x").
+      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
+        pixel levels, whose mean is a prediction of kind "x").
       levels: the number of pixel levels.
+      learn_variance: return (prediction, share) instead, see `features.variance_share`.
     """
 
     gamma_min: float
@@ -45,6 +46,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     head: Head = "eps"
     levels: int = 256
+    learn_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -53,7 +55,7 @@ class UNet(nn.Module):
         gamma_t: PerExample,
         conditioning: Tensor | None = None,
         deterministic: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """z_t [batch, height, width, channels], gamma_t [batch] -> prediction of z_t's shape.
 
         `conditioning` [batch] or [batch, n] is what else to condition on (the published models:
@@ -86,7 +88,9 @@ class UNet(nn.Module):
         for i in range(self.num_blocks + 1):
             h = block(f"up.block_{i}", jnp.concatenate([h, skips.pop()], axis=-1))
             h = maybe_attend(f"up.attn_{i}", h)
-        return self._output(nn.swish(_normalize("GroupNorm_0")(h)), z_t, gamma_t)
+        h = nn.swish(_normalize("GroupNorm_0")(h))
+        prediction = self._output(h, z_t, gamma_t)
+        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
 
     def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
@@ -94,7 +98,7 @@ class UNet(nn.Module):
         h = nn.Conv(outputs, (3, 3), kernel_init=zeros, name="conv_out")(h)
         if self.head == "levels":
             return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
-        return h if self.head == "v" else h + z_t
+        return finish(h, z_t, self.head)
 
     def _check(self, z_t: Tensor) -> None:
         if z_t.ndim != 4:

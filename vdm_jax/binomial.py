@@ -1,0 +1,261 @@
+"""Binomial diffusion of bits (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
+
+Each step of the forward process keeps a bit with probability 1 - beta_t and else replaces it by a
+fair coin: q(z_t|z_s) = B(z_s (1 - beta_t) + beta_t / 2), the binomial column of the paper's table
+of kernels. The share of signal left after steps 1, ..., i is keep = prod (1 - beta_j), what
+alpha_bar is to the Gaussian process, and everything here is a function of it.
+
+A schedule is a callable t -> keep(t), strictly decreasing on [0, 1] with keep(0) = 1: z_0 is the
+data itself. Bits are integers or floats in {0, 1} (others give NaN), data and latents
+[batch, *event], and a value of keep is a scalar or [batch]. Two times are s < t.
+
+The network is a callable denoise(z_t, keep_t) -> logits of x = 1 given z_t, [batch, *event]. It
+sees z_t as floats in {-1, +1}, which have mean zero where no signal is left, and keep_t [batch].
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vdm_jax import loss, timestep
+from vdm_jax.bernoulli import Bernoulli
+from vdm_jax.loss import ElboTerms
+from vdm_jax.process import expand
+from vdm_jax.types import Images, Key, PerExample, Tensor
+
+__all__ = [
+    "Denoise",
+    "Keep",
+    "constant_erasure",
+    "diffusion",
+    "draw",
+    "elbo",
+    "elbo_given",
+    "marginal",
+    "posterior",
+    "prior",
+    "reverse",
+    "sample",
+    "transition",
+]
+
+Keep = Callable[[Tensor], Tensor]
+"""Times in [0, 1], of any shape -> keep(t), of the same shape."""
+
+Denoise = Callable[[Tensor, PerExample], Tensor]
+"""z_t in {-1, +1} [batch, *event] and keep_t [batch] -> logits of x = 1, [batch, *event]."""
+
+
+def constant_erasure(t: Tensor) -> Tensor:
+    """keep(t) = 1 - t: each of T equal steps erases 1 / T of the signal of the data.
+
+    That is beta_i = 1 / (T - i + 1), the paper's choice for bits (section "Setting the Diffusion
+    Rate").
+    """
+    return 1.0 - t
+
+
+# ---- the distributions ----
+
+
+def marginal(x: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
+    """q(z_t|x) = B(x keep_t + (1 - keep_t) / 2)."""
+    return transition(x, 1.0, keep_t)
+
+
+def transition(z_s: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
+    """q(z_t|z_s) = B(z_s k + (1 - k) / 2) with k = keep_t / keep_s = prod (1 - beta)."""
+    return Bernoulli(_vote(z_s, keep_s, keep_t))
+
+
+def posterior(z_t: ArrayLike, x: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
+    """q(z_s|z_t, x) by Bayes' rule.
+
+    The kernels are symmetric in their two bits, so that q(z_t|z_s) is as a function of z_s what
+    `transition` from z_t would be; and probabilities multiply as logits add.
+    """
+    return Bernoulli(_vote(z_t, keep_s, keep_t) + _vote(x, 1.0, keep_s))
+
+
+def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
+    """p(z_s|z_t) = sum_x p_hat(x|z_t) q(z_s|z_t, x), p_hat(x = 1|z_t) = sigmoid(x_hat).
+
+    A mixture, and not the posterior at a fractional x: the posterior isn't linear in x, but the
+    mixture is what z_s given z_t is if p_hat is what x given z_t is. At keep_s = 1 it is p_hat.
+    """
+    x_hat = jnp.asarray(x_hat)
+    if x_hat.shape != jnp.shape(z_t):
+        raise ValueError(f"x_hat has shape {x_hat.shape}, but z_t has {jnp.shape(z_t)}.")
+    if_1 = posterior(z_t, jnp.ones_like(x_hat), keep_s, keep_t)
+    if_0 = posterior(z_t, jnp.zeros_like(x_hat), keep_s, keep_t)
+
+    # Sums of positive numbers as logarithms: small probabilities of either value keep their digits.
+    def log_mixture(z_s: int) -> Tensor:
+        p_1, p_0 = jax.nn.log_sigmoid(x_hat), jax.nn.log_sigmoid(-x_hat)
+        return jnp.logaddexp(p_1 + if_1.log_prob(z_s), p_0 + if_0.log_prob(z_s))
+
+    return Bernoulli(log_mixture(1) - log_mixture(0))
+
+
+# ---- the bound ----
+
+
+def prior(x: ArrayLike, keep_1: ArrayLike) -> PerExample:
+    """KL(q(z_1|x) || B(1/2)): [batch] nats, for x [batch, *event]; zero at keep_1 = 0."""
+    q = marginal(x, keep_1)
+    return loss.sum_event(q.kl(Bernoulli(jnp.zeros_like(q.logits))))
+
+
+def diffusion(
+    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
+) -> PerExample:
+    """The loss of one of T = `num_steps` steps, the one into which `t` falls, times T.
+
+    Its expectation over t ~ U[0, 1] is sum_{i=1}^T E KL(q(z_{i-1}|z_i, x) || p(z_{i-1}|z_i)). The
+    first of these steps ends at z_0 = x, where q is certain: its term is -log p(x|z_1), the
+    reconstruction.
+
+    z_t is discrete, so that the derivative at given noise isn't that of the expectation with
+    respect to the schedule: `keep` gets no gradient (a zero one).
+
+    Args:
+      images: integers in {0, 1}, [batch, *event].
+      u: uniform noise in [0, 1), [batch, *event]: z_t is 1 where u < q(z_t = 1|x).
+      t: times in [0, 1], [batch].
+      denoise: (z_t, keep_t) -> logits of x, see the module.
+      keep: t -> keep(t).
+      num_steps: T.
+
+    Returns:
+      [batch], in nats.
+
+    Raises:
+      ValueError: for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on
+        traced parameters), or shapes that do not agree.
+    """
+    images, u, t = jnp.asarray(images), jnp.asarray(u), jnp.asarray(t, jnp.result_type(t, float))
+    if images.shape != u.shape:
+        raise ValueError(f"images {images.shape} and u {u.shape} differ in shape.")
+    if t.shape != images.shape[:1]:
+        got = t.shape
+        raise ValueError(f"t must be [{len(images)}], one time per example, got shape {got}.")
+    _check_start(keep)
+    s, t = timestep.grid(t, num_steps)
+    keep_s, keep_t = _values(keep, s), _values(keep, t)
+    z_t = marginal(images, keep_t).at(u)
+    p = reverse(z_t, denoise(_signs(z_t, keep_t.dtype), keep_t), keep_s, keep_t)
+    return num_steps * loss.sum_event(posterior(z_t, images, keep_s, keep_t).kl(p))
+
+
+def elbo(
+    key: Key,
+    images: Images,
+    denoise: Denoise,
+    keep: Keep,
+    num_steps: int,
+    timesteps: timestep.Method = "antithetic",
+) -> ElboTerms:
+    """One unbiased sample of the bound on -log p(x), for each of a batch of images of bits.
+
+    The bound is the paper's K with the sign changed. `reconstruction` is zero: z_0 is the data, and
+    what the Gaussian model's decoder does is done by the first step, part of `diffusion`.
+
+    Args:
+      key: gives the times and the noise.
+      images, denoise, keep, num_steps: as for `diffusion`.
+      timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
+
+    Returns:
+      `ElboTerms`, each [batch] in nats; `.total` is their sum.
+    """
+    u, t = draw(key, jnp.shape(images), timesteps)
+    return elbo_given(images, u, t, denoise, keep, num_steps)
+
+
+def draw(
+    key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
+) -> tuple[Tensor, PerExample]:
+    """What `elbo` draws for images of the given shape: u of that shape, t [batch]."""
+    key_t, key_u = jax.random.split(key)
+    return jax.random.uniform(key_u, shape), timestep.draw(key_t, shape[0], timesteps)
+
+
+def elbo_given(
+    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
+) -> ElboTerms:
+    """`elbo` at given uniform noise `u` [batch, *event] and times `t` [batch]."""
+    at_t = diffusion(images, u, t, denoise, keep, num_steps)
+    keep_1 = _values(keep, jnp.ones(1, jnp.result_type(t, float)))
+    return ElboTerms(jnp.zeros_like(at_t), prior(images, keep_1), at_t)
+
+
+# ---- sampling ----
+
+
+def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_steps: int) -> Images:
+    """Images of the generative model: z_1 ~ B(1/2), then `num_steps` draws of p(z_s|z_t).
+
+    Args:
+      key: gives all the noise.
+      denoise, keep: as for `diffusion`.
+      shape: [batch, *event].
+      num_steps: T; times are equally spaced.
+
+    Returns:
+      Integers in {0, 1}, of the given shape.
+    """
+    timestep.check_num_steps(num_steps)
+    _check_start(keep)
+    keeps = _values(keep, jnp.linspace(1.0, 0.0, num_steps + 1))
+    key_init, key_steps = jax.random.split(key)
+
+    def body(z_t: Images, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Images, None]:
+        i, keep_t, keep_s = step
+        per_example = jnp.broadcast_to(keep_t, z_t.shape[:1])
+        p = reverse(z_t, denoise(_signs(z_t, keeps.dtype), per_example), keep_s, keep_t)
+        return p.sample(jax.random.fold_in(key_steps, i)), None
+
+    z_1 = Bernoulli(jnp.zeros(tuple(shape), keeps.dtype)).sample(key_init)
+    z_0, _ = jax.lax.scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
+    return z_0
+
+
+# ---- helpers ----
+
+
+def _signs(bits: ArrayLike, dtype: jnp.dtype | None = None) -> Tensor:
+    """{0, 1} -> {-1, +1} as floats, everything else -> NaN."""
+    bits = jnp.asarray(bits)
+    signs = jnp.where(bits == 1, 1.0, jnp.where(bits == 0, -1.0, jnp.nan))
+    return signs if dtype is None else signs.astype(dtype)
+
+
+def _vote(bits: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Tensor:
+    """Logits for the bit at one end of a step, given the bit at the other end: +-log odds.
+
+    With k = keep_t / keep_s the odds of no change are (1 + k) / (1 - k) = 1 + 2k / (1 - k). Written
+    in keep_s - keep_t: a ratio near 1 would be rounded before it is subtracted, and log1p keeps
+    the digits as keep_t goes to 0.
+    """
+    signs = _signs(bits)
+    keep_s, keep_t = expand(keep_s, signs, "keep_s"), expand(keep_t, signs, "keep_t")
+    return signs * jnp.log1p(2.0 * keep_t / (keep_s - keep_t))
+
+
+def _values(keep: Keep, t: Tensor) -> Tensor:
+    """keep(t), of the shape of t, constant under differentiation."""
+    values = jax.lax.stop_gradient(jnp.asarray(keep(t)))
+    if values.shape != t.shape:
+        raise ValueError(f"keep must map {t.shape} to {t.shape}, but returned {values.shape}.")
+    return values
+
+
+def _check_start(keep: Keep) -> None:
+    """Raise ValueError if keep(0) is known and not 1: the bound would lack a term."""
+    with jax.ensure_compile_time_eval():
+        start = keep(jnp.zeros(1))
+    if not isinstance(start, jax.core.Tracer) and not np.all(np.asarray(start) == 1.0):
+        raise ValueError(f"keep(0) must be 1 (z_0 is the data), got {start}.")
