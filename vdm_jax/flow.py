@@ -6,7 +6,8 @@ the variance-preserving process and in the coordinate gamma = -log SNR,
     dz / dgamma = -(sigma^2 / 2) (z + score) = (alpha sigma / 2) v_hat.
 
 No schedule appears: between its end points gamma_0 and gamma_1 any gamma(t) gives the same flow.
-With z_1 ~ N(0, I) it is a normalising flow, whose density is
+With z_1 ~ N(0, I) it is a continuous normalising flow (`vdm_jax.cnf`) whose field, the drift, was
+never trained by likelihood. Its density is
 
     log p(z_0) = log N(z_1; 0, I) + int_{gamma_0}^{gamma_1} tr(d drift / dz) dgamma.
 
@@ -25,10 +26,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vdm_jax import divergence, ode, pixels
+from vdm_jax import cnf, pixels
 from vdm_jax.bounds import importance_weighted
 from vdm_jax.divergence import Probes, Trace
-from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
@@ -136,26 +136,13 @@ def log_prob(
     Raises:
       ValueError: for a setting out of range, or hutchinson without a key.
     """
-    z_0 = _checked(z_0, gamma_0, gamma_1, rtol, atol, max_steps)
-    divergence.check(trace, key, probes, num_probes)
-    dims = math.prod(z_0.shape[1:])
-    noise = None
-    if trace == "hutchinson" and key is not None:
-        noise = divergence.draw(key, z_0, probes, num_probes)
-
-    def field(gamma: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        z = state[0]
-        dz, tangent = jax.linearize(lambda z: drift(z, gamma, denoise, kind), z)
-        if noise is None:
-            return dz, divergence.exact(tangent, z) / dims
-        return dz, divergence.hutchinson(tangent, noise) / dims
-
-    state = (z_0, jnp.zeros(z_0.shape[:1], z_0.dtype))
-    end = ode.solve(field, state, gamma_0, gamma_1, rtol, atol, max_steps)
-    z_1, gain = end.state
-    standard = Gaussian(jnp.zeros_like(z_1), jnp.ones_like(z_1)).log_prob(z_1)
-    value = jnp.sum(standard, axis=tuple(range(1, z_1.ndim))) + dims * gain
-    return LogProb(value, z_1, end.num_evaluations, end.num_accepted, end.num_rejected)
+    z_0 = _checked(z_0, gamma_0, gamma_1)
+    return LogProb(
+        *cnf.log_prob(
+            z_0, _field(denoise, kind), gamma_0, gamma_1, cnf.standard_normal, trace, key, probes,
+            num_probes, rtol=rtol, atol=atol, max_steps=max_steps,
+        )
+    )  # fmt: skip
 
 
 def sample(
@@ -172,13 +159,10 @@ def sample(
 
     The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs.
     """
-    z_1 = _checked(z_1, gamma_0, gamma_1, rtol, atol, max_steps)
-
-    def field(gamma: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (drift(state[0], gamma, denoise, kind),)
-
-    end = ode.solve(field, (z_1,), gamma_1, gamma_0, rtol, atol, max_steps)
-    return Sample(end.state[0], end.num_evaluations, end.num_accepted, end.num_rejected)
+    z_1 = _checked(z_1, gamma_0, gamma_1)
+    field = _field(denoise, kind)
+    back = cnf.sample(z_1, field, gamma_0, gamma_1, rtol=rtol, atol=atol, max_steps=max_steps)
+    return Sample(*back)
 
 
 def dequantized_nats(
@@ -231,14 +215,14 @@ def dequantized_nats(
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
 
 
-def _checked(
-    z: ArrayLike, gamma_0: ArrayLike, gamma_1: ArrayLike, rtol: float, atol: float, max_steps: int
-) -> Tensor:
+def _field(denoise: Denoise, kind: Kind) -> cnf.Field:
+    """The drift as the field of a normalising flow whose time is gamma."""
+    return lambda gamma, z: drift(z, gamma, denoise, kind)
+
+
+def _checked(z: ArrayLike, gamma_0: ArrayLike, gamma_1: ArrayLike) -> Tensor:
     """`z` as an array. Raises ValueError where something can't be meant, as far as it's known."""
-    z = jnp.asarray(z)
-    if z.ndim < 1 or not jnp.issubdtype(z.dtype, jnp.floating):
-        raise ValueError(f"latents must be floats [batch, *event], got {z.dtype}{list(z.shape)}.")
-    ode.check(z.dtype, rtol, atol, max_steps)
+    z = cnf.as_batch(z, "latents")
     for name, gamma in (("gamma_0", gamma_0), ("gamma_1", gamma_1)):
         if jnp.shape(gamma) != ():
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(gamma)}.")

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"]
-HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow, which is imported by name
+HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported by name
 
 # A module of the core may import those of a lower rank only.
 RANKS = [
@@ -19,7 +19,7 @@ RANKS = [
     {"process", "bernoulli"},
     {"parameterization", "mixture", "pixels", "timestep", "ode"},
     {"loss", "sampler"},
-    {"bounds", "binomial", "hierarchy"},
+    {"bounds", "binomial", "cnf", "hierarchy"},
     {"flow"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

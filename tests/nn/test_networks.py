@@ -10,6 +10,7 @@ from vdm_jax import loss, parameterization, pixels, schedule, timestep
 from vdm_jax.nn import features
 from vdm_jax.nn.mlp import MLP
 from vdm_jax.nn.resnet import ResNet
+from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.nn.unet import UNet
 
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
@@ -339,3 +340,22 @@ def test_conditioning_may_be_several_numbers(network):
     if network is small_unet:  # one channel a group hides it: see UNet.channels
         return
     assert np.abs(a - b).max() > 1e-3
+
+
+def test_the_smooth_mlp_starts_at_zero_and_has_no_fast_turns_in_time():
+    network = SmoothMLP(width=32, num_blocks=2, frequencies=3)
+    z, t = jax.random.normal(jax.random.key(1), (64, 2)), jnp.full(64, 0.3)
+    params = network.init(jax.random.key(0), z, t)["params"]
+    np.testing.assert_array_equal(network.apply({"params": params}, z, t), 0.0)
+    params = shaken(params, 0.3)
+    out = network.apply({"params": params}, z, t)
+    alone = network.apply({"params": params}, z[5:6], t[5:6])
+    np.testing.assert_allclose(out[5:6], alone, rtol=1e-5, atol=1e-5)
+    # Between t and t + 1/300 `MLP`'s fastest sine makes half a turn.
+    close, far = (network.apply({"params": params}, z, t + by) - out for by in (1 / 300, 0.5))
+    assert np.sqrt(np.mean(far**2)) > 20 * np.sqrt(np.mean(close**2)) > 0.0
+    mlp = MLP(0.0, 1.0, width=32, num_blocks=2, dropout=0.0, head="v")
+    params = shaken(mlp.init(jax.random.key(0), z, t)["params"], 0.3)
+    out = mlp.apply({"params": params}, z, t)
+    close, far = (mlp.apply({"params": params}, z, t + by) - out for by in (1 / 300, 0.5))
+    assert np.sqrt(np.mean(far**2)) < 5 * np.sqrt(np.mean(close**2))

@@ -1,11 +1,14 @@
 """Image data: where it comes from (`load`) and how it is batched (`train_batches`, ...).
 
+Points in the plane, of a known density, are in `points`.
+
 >>> images = load("digits")
 >>> batches = train_batches(images.train, batch_size=64, seed=0)
 >>> batches[1000]["images"].shape          # batch number 1000, without the 999 before it
 (64, 8, 8, 1)
 """
 
+from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS
 from vdm_jax.data.errors import DataError
 from vdm_jax.data.images import ImageData, validation_split
@@ -23,6 +26,7 @@ __all__ = [
     "eval_batches",
     "iterate",
     "load",
+    "points",
     "train_batches",
     "validation_split",
 ]
