@@ -9,9 +9,12 @@ from ml_collections import ConfigDict
 
 from experiments.cli import UserError
 from experiments.configs import base
+from vdm_jax import timestep
+from vdm_jax.nn.features import HEADS
+from vdm_jax.parameterization import REVERSE_VARS
 from vdm_jax.train import sharding
 
-__all__ = ["config", "sizes"]
+__all__ = ["config", "model", "sizes"]
 
 POSITIVE = {
     "train": (
@@ -54,6 +57,112 @@ def config(config: ConfigDict) -> None:
         raise UserError(f"config.optimizer.clip_norm must be above 0 or None, got {clip}")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
+
+
+def model(config: ConfigDict, levels: int, num_classes: int) -> None:
+    """Raise UserError for an unknown word, or settings of the model that don't go together."""
+    c = config.model
+    for name, known in (
+        ("network", ("unet", "resnet", "mlp")),
+        ("head", HEADS),
+        ("attention", ("middle", "all")),
+        ("gamma_objective", ("bound", "variance")),
+        ("timesteps", timestep.METHODS),
+        ("reverse_var", REVERSE_VARS),
+        ("decoder", ("discretised", "density")),
+        ("process", ("gaussian", "binomial")),
+    ):
+        if c[name] not in known:
+            raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
+    if c.gamma_objective == "variance":
+        _check_variance(c)
+    if c.reverse_var != "posterior" and c.num_steps is None and config.hierarchy.depth is None:
+        raise UserError(
+            f"config.model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
+            "difference: give a number of steps, --config.model.num_steps=T"
+        )
+    binomial = c.process == "binomial"
+    if binomial != (c.head == "logits"):
+        raise UserError(
+            f"config.model.head is {c.head!r} and process {c.process!r}: the head logits and the "
+            "process binomial go together, and neither with another"
+        )
+    if binomial:
+        _check_binomial(config, levels)
+    if config.hierarchy.depth is not None:
+        _check_hierarchy(config, num_classes)
+    else:
+        unset = ("latent_size", 16), ("data_size", False), ("fixed_encoder", False)
+        for name, value in (*unset, ("ends_at_normal", False)):
+            if config.hierarchy[name] != value:
+                raise UserError(
+                    f"config.hierarchy.{name} is set, but there is no hierarchy: give "
+                    "--config.hierarchy.depth=L"
+                )
+
+
+def _check_variance(c: ConfigDict) -> None:
+    """Only a pinned monotone schedule in continuous time has a shape that the bound leaves free."""
+    for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
+        if c[name] != wanted:
+            raise UserError(
+                f"config.model.gamma_objective is 'variance', which needs config.model.{name} to "
+                f"be {wanted}, got {c[name]}: else the bound depends on the schedule's shape"
+            )
+
+
+def _check_binomial(config: ConfigDict, levels: int) -> None:
+    c = config.model
+    if levels != 2:
+        raise UserError(
+            f"config.model.process is 'binomial', for images of 2 levels; these have {levels} "
+            "(--config.data.name=digits_binary has 2)"
+        )
+    if c.num_steps is None:
+        raise UserError("config.model.process is 'binomial', which needs config.model.num_steps")
+    for name, wanted in (
+        ("decoder", "discretised"),
+        ("reverse_var", "posterior"),
+        ("gamma", "fixed"),
+        ("fourier_features", False),
+    ):
+        if c[name] != wanted:
+            raise UserError(
+                f"config.model.process is 'binomial', which knows no config.model.{name} but "
+                f"{wanted}, got {c[name]}"
+            )
+    if config.hierarchy.depth is not None:
+        raise UserError("config.model.process is 'binomial', which goes with no hierarchy")
+
+
+def _check_hierarchy(config: ConfigDict, num_classes: int) -> None:
+    c, h = config.model, config.hierarchy
+    vdm = h.data_size and h.fixed_encoder
+    least = 2 if vdm else 1
+    if h.depth < least or h.latent_size < 1:
+        raise UserError(
+            f"config.hierarchy: depth must be at least {least} and latent_size at least 1, got "
+            f"{h.depth} and {h.latent_size}"
+        )
+    if c.num_steps is not None:
+        raise UserError(
+            f"config.model.num_steps is {c.num_steps}, but a hierarchy has as many steps as its "
+            "depth says; leave it out"
+        )
+    if vdm:
+        return
+    elements = "it has networks of its own, of config.model.channels and num_blocks"
+    for name, wanted in (
+        ("network", "mlp"), ("head", "eps"), ("gamma", "fixed"), ("fourier_features", False),
+        ("reverse_var", "posterior"),
+    ):  # fmt: skip
+        if c[name] != wanted:
+            raise UserError(
+                f"config.model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: "
+                f"{elements}"
+            )
+    if num_classes:
+        raise UserError("config.data.class_labels: a hierarchical VAE is not conditioned on them")
 
 
 def sizes(config: ConfigDict, mesh: Mesh) -> None:

@@ -30,7 +30,7 @@ from vdm_jax.data import DataError, ImageData
 from vdm_jax.train import evaluation, sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
-from vdm_jax.train.model import Model
+from vdm_jax.train.model import Model, Trainable
 
 MOST = 10_000_000  # of anything that is counted
 
@@ -118,19 +118,21 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
 def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """All that the options ask for, as one JSON object; prints each row as it is found."""
     model = trained.model
+    if not isinstance(model, Model):
+        _check_plain(options, model)
     images = measure.first(trained.images, options["images"])
     repeats = options["repeats"] or trained.repeats
     size = options["batch_size"] or trained.batch_size
     _check_sizes(size, mesh)
-    if model.density and (options["chains"] or options["ode_images"]):
+    if isinstance(model, Model) and model.density and (options["chains"] or options["ode_images"]):
         raise UserError(
             "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
             "Gaussian density (config.model.decoder), in nats: the two can't be compared"
         )
     if options["ode_images"]:
-        measure.trace_of(options, model)
+        measure.trace_of(options, trained.vdm)
     key = jax.random.key(options["seed"])
-    steps = steps_of(options["num_steps"], model)
+    steps = steps_of(options["num_steps"], model) if isinstance(model, Model) else (None,)
     given_class = images.num_classes > 0
     print(
         f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
@@ -138,24 +140,28 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         flush=True,
     )
     if options["importance"]:
-        model = dataclasses.replace(model, proposal=measure.proposal(trained, size, mesh))
+        model = dataclasses.replace(trained.vdm, proposal=measure.proposal(trained, size, mesh))
+
+    def at(num_steps: int | None) -> Trainable:
+        if not isinstance(model, Model):
+            return model
+        return dataclasses.replace(model, num_steps=num_steps)
+
     rows: list[measure.Row] = []
     shape: dict[str, Any] = {}
     failed = None
     groups = (images.source or {}).get("test")
 
-    def bound(images: ImageData, num_steps: int | None) -> evaluation.Draws:
-        step = evaluation.make_eval_step(dataclasses.replace(model, num_steps=num_steps), mesh)
-        return evaluation.collect(
-            step, trained.params, setup.batches(images, size), mesh, key, repeats
-        )
+    def bound(images: ImageData, model: Trainable) -> evaluation.Draws:
+        step = evaluation.make_eval_step(model, mesh)
+        batches = setup.batches(images, size)
+        return evaluation.collect(step, trained.params, batches, mesh, key, repeats)
 
     for num_steps in steps:
-        draws = bound(images, num_steps)
-        rows.append(
-            _said(measure.of_draws(draws, model.event_shape, num_steps, groups, model.unit))
-        )
-        if num_steps is None or not shape:
+        of = at(num_steps)
+        draws = bound(images, of)
+        rows.append(_said(measure.of_draws(draws, of, groups)))
+        if isinstance(of, Model) and (num_steps is None or not shape):
             shape = measure.profile(draws, trained)
     key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
 
@@ -164,7 +170,8 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         some = measure.first(images, count)
         if len(some.test) < len(images.test) or num_steps not in steps:
             groups = (some.source or {}).get("test")
-            row = measure.of_draws(bound(some, num_steps), model.event_shape, num_steps, groups)
+            of = at(num_steps)
+            row = measure.of_draws(bound(some, of), of, groups)
             row["quantity"] += f", first {len(some.test)} images"
             rows.append(_said(row))
 
@@ -189,6 +196,13 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         "failed": failed,
         "profile": shape,
     }
+
+
+def _check_plain(options: Mapping[str, Any], model: Trainable) -> None:
+    """A model of another kind than a VDM has one bound and no other likelihood."""
+    for name in ("num_steps", "importance", "chains", "ode_images"):
+        if options[name]:
+            raise UserError(f"--{name} is for a VDM; this run is another model: {model.words}")
 
 
 def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:

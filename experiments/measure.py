@@ -18,7 +18,7 @@ from vdm_jax.data import ImageData
 from vdm_jax.parameterization import split
 from vdm_jax.train import evaluation, sharding
 from vdm_jax.train.evaluation import Draws, Estimate
-from vdm_jax.train.model import BITS, Batch, Model, Unit
+from vdm_jax.train.model import BITS, Batch, Model, Trainable, Unit
 from vdm_jax.types import Key, PerExample, Tensor
 
 __all__ = [
@@ -40,24 +40,16 @@ EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 Row = dict[str, Any]
 
 
-def of_draws(
-    draws: Draws,
-    event_shape: tuple[int, ...],
-    num_steps: int | None,
-    groups: np.ndarray | None = None,
-    unit: Unit = BITS,
-) -> Row:
+def of_draws(draws: Draws, model: Trainable, groups: np.ndarray | None = None) -> Row:
     """A row of the bound and its three terms."""
-    result = evaluation.summarise(draws, event_shape, groups, unit)
+    result = evaluation.summarise(draws, model.event_shape, groups, model.unit)
     terms = {
         name: dataclasses.asdict(getattr(result, name))
         for name in ("reconstruction", "prior", "diffusion")
     }
-    time = "continuous time" if num_steps is None else f"T = {num_steps}"
-    row = _row(
-        f"bound, {time}", "variational bound", result.total, result.num_images, result.repeats, unit
-    )
-    return row | {"num_steps": num_steps, "terms": terms}
+    name, kind = f"bound, {model.words}", "variational bound"
+    row = _row(name, kind, result.total, result.num_images, result.repeats, model.unit)
+    return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
 
 
 def _row(name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS) -> Row:
@@ -80,7 +72,7 @@ def profile(draws: Draws, trained: Trained) -> dict[str, Any]:
     losses = unit.of(draws.terms.diffusion / draws.weight, trained.model.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    _, gamma = trained.model.bind(trained.params, jnp.zeros(1), None)
+    _, gamma = trained.vdm.bind(trained.params, jnp.zeros(1), None)
     return {
         "unit": unit.name,
         "t": centres.tolist(),
@@ -114,7 +106,7 @@ def chains(
     trained: Trained, images: ImageData, options: Mapping[str, Any], size: int, mesh: Mesh, key: Key
 ) -> Row:
     """The importance-weighted bound."""
-    model, count, num_steps = trained.model, options["chains"], options["chain_steps"]
+    model, count, num_steps = trained.vdm, options["chains"], options["chain_steps"]
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         denoise, gamma = model.bind(params, batch["conditioning"], None)
@@ -142,7 +134,7 @@ def of_ode(
     key: Key,
 ) -> Row:
     """The likelihood by the probability-flow ODE."""
-    model, samples, tolerance = trained.model, options["ode_samples"], options["tolerance"]
+    model, samples, tolerance = trained.vdm, options["ode_samples"], options["tolerance"]
     trace = trace_of(options, model)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:

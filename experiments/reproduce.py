@@ -152,10 +152,10 @@ def _sweep(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
     for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
         trained = models[name]
         for num_steps in evaluated:
-            model = dataclasses.replace(trained.model, num_steps=num_steps)
+            model = dataclasses.replace(trained.vdm, num_steps=num_steps)
             draws = _bound(trained, model, mesh)
-            row = measure.of_draws(draws, model.event_shape, num_steps)
-            rows.append(row | {"trained": trained.model.num_steps})
+            row = measure.of_draws(draws, model)
+            rows.append(row | {"trained": trained.vdm.num_steps})
     return rows
 
 
@@ -170,10 +170,10 @@ def _variance(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
     }
     rows = []
     for name, gamma in fixed.items():
-        model = trained.model if gamma is None else _with_gamma(trained.model, gamma)
+        model = trained.vdm if gamma is None else _with_gamma(trained.vdm, gamma)
         draws = _bound(trained, model, mesh, 4 * REPEATS)
         of_it = dataclasses.replace(trained, model=model)
-        row = measure.of_draws(draws, model.event_shape, None)
+        row = measure.of_draws(draws, model)
         rows.append(
             row
             | {
@@ -197,14 +197,14 @@ def _networks(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
     rows = []
     for name in ("eps", "eps, Fourier features", "x", "v"):
         trained = models[name]
-        draws = _bound(trained, trained.model, mesh)
-        rows.append(measure.of_draws(draws, trained.model.event_shape, None) | {"network": name})
+        draws = _bound(trained, trained.vdm, mesh)
+        rows.append(measure.of_draws(draws, trained.vdm) | {"network": name})
     return rows
 
 
 def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
     """Luo's two forms of one bound: mean and variance of a draw, for several T."""
-    model, rows = trained.model, []
+    model, rows = trained.vdm, []
     for num_steps in FORMS:
         row: dict[str, Any] = {"num_steps": num_steps}
         for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):

@@ -27,11 +27,12 @@ def new_folder(parent: Path, step: int) -> Path:
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """result.json, result.md and diffusion_loss.png in `folder`; prints the table."""
+    """result.json, result.md and, of a VDM, diffusion_loss.png in `folder`; prints the table."""
     (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
     text = markdown(found)
     (folder / "result.md").write_text(text)
-    plot_profile(found["profile"], folder / "diffusion_loss.png")
+    if found["profile"]:
+        plot_profile(found["profile"], folder / "diffusion_loss.png")
     print(f"\n{text}\nwritten to {folder}")
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import check, setup
 from experiments.cli import UserError
+from experiments.configs import base
 from experiments.models import make_model
 from vdm_jax import data
 from vdm_jax.data import DataError, ImageData
@@ -41,7 +42,7 @@ MAY_DIFFER = (
     "config.data.dir",
     "config.data.manual_dir",
     "config.data.path",
-    # What these make of the data is compared as "data", and older checkpoints lack them.
+    # What these make of the data is compared as "data".
     "config.data.size",
     "config.data.fit",
     "config.data.channels",
@@ -75,7 +76,11 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     (workdir / "samples").mkdir(exist_ok=True)
     settings = _settings(config, images)
     checkpoints = Checkpoints(
-        workdir / "checkpoints", settings, config.train.keep_checkpoints, MAY_DIFFER
+        workdir / "checkpoints",
+        settings,
+        config.train.keep_checkpoints,
+        MAY_DIFFER,
+        {"config": base.get_config().to_dict()},
     )
     with contextlib.closing(checkpoints), _interrupts(checkpoints):
         state = jax.jit(

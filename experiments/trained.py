@@ -19,8 +19,8 @@ from experiments.models import make_model
 from vdm_jax.data import ImageData
 from vdm_jax.nn import official
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import load_params
-from vdm_jax.train.model import Model, Params
+from vdm_jax.train.checkpoint import filled, load_params
+from vdm_jax.train.model import Model, Params, Trainable
 from vdm_jax.types import Denoise, Gamma, Key, Tensor
 
 __all__ = ["Trained", "from_official", "from_workdir", "with_data"]
@@ -40,7 +40,7 @@ class Trained:
       batch_size, repeats: as its configuration has them for an evaluation.
     """
 
-    model: Model
+    model: Trainable
     params: Params
     images: ImageData
     part: str
@@ -48,6 +48,13 @@ class Trained:
     step: int
     batch_size: int
     repeats: int
+
+    @property
+    def vdm(self) -> Model:
+        """The model. Raises UserError if it is of another kind."""
+        if not isinstance(self.model, Model):
+            raise UserError(f"{self.name} is no VDM: {self.model.words}")
+        return self.model
 
 
 def from_workdir(
@@ -137,19 +144,10 @@ def _saved(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
         raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
         saved = json.loads(file.read_text())
-        config = ConfigDict(_filled(base.get_config().to_dict(), saved["config"]))
+        config = ConfigDict(filled(base.get_config().to_dict(), saved["config"]))
         return config, dict(saved.get("data", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved`, and what settings it is too old to have."""
-    both = dict(defaults) | dict(saved)
-    for name, value in defaults.items():
-        if isinstance(value, Mapping):
-            both[name] = _filled(value, saved.get(name, {}))
-    return both
 
 
 def _check_same_kind(

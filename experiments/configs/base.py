@@ -10,8 +10,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(
         {
-            # digits, arrays, folder, cifar10, mnist, downsampled_imagenet/32x32 or /64x64,
-            # imagenet_resized/32x32 or /64x64
+            # digits, digits_binary, arrays, folder, cifar10, mnist, downsampled_imagenet/32x32 or
+            # /64x64, imagenet_resized/32x32 or /64x64
             "name": "cifar10",
             "path": config_dict.placeholder(str),  # arrays: the .npz file; folder: the folder
             "levels": 256,  # arrays: pixel values lie in [0, levels)
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         {
             "network": "unet",  # unet, resnet, mlp
-            "head": "eps",  # eps, x, v, score, levels
+            "head": "eps",  # eps, x, v, score, levels; logits for process binomial
             "channels": 128,  # of a block; the width of the mlp
             "num_blocks": 32,
             "attention": "middle",  # unet: middle, all
@@ -42,7 +42,24 @@ def get_config() -> ConfigDict:
             "learn_end_points": True,  # monotone and pinned: train them too
             "gamma_objective": "bound",  # bound; variance: monotone and pinned, see appendix I.2
             "num_steps": config_dict.placeholder(int),  # T; None is continuous time
+            # The variance of p(z_s|z_t): posterior (the paper's), transition, learned between them.
+            "reverse_var": "posterior",
+            # p(x|z_0): discretised (pixels are integers: bits per dim), density (x is continuous:
+            # nats, of another quantity).
+            "decoder": "discretised",
+            "process": "gaussian",  # gaussian; binomial: of black and white images
             "timesteps": "antithetic",  # antithetic, uniform
+        }
+    )
+    # A hierarchical VAE in place of the VDM, with the same pixel likelihood; network mlp. With all
+    # three restrictions it is the VDM of T = depth - 1, trained on the whole chain at once.
+    config.hierarchy = ConfigDict(
+        {
+            "depth": config_dict.placeholder(int),  # latents; None: no hierarchy, 1: a VAE
+            "latent_size": 16,  # of each, without data_size
+            "data_size": False,  # latents have as many elements as an image
+            "fixed_encoder": False,  # linear-Gaussian, not learned
+            "ends_at_normal": False,  # a schedule of noise that ends at N(0, I)
         }
     )
     config.optimizer = ConfigDict(

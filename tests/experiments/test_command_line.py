@@ -76,8 +76,8 @@ CIFAR = "experiments/configs/cifar10.py"
         (["--workdir=W", "--config.seed=-1"], "config.seed must lie in"),
         (["--workdir=W", "--config.model.network=cnn"], "config.model.network is 'cnn'"),
         (
-            ["--workdir=W", "--config.model.head=logits"],
-            "head is 'logits'; known: eps, x, v, score, levels",
+            ["--workdir=W", "--config.model.head=odds"],
+            "head is 'odds'; known: eps, x, v, score, levels, logits",
         ),
         (["--workdir=W", "--config.model.gamma=cosine"], "one of fixed, scalar, monotone"),
         (["--workdir=W", "--config.model.gamma_max=-9.0"], "must be below gamma_max"),

@@ -201,16 +201,16 @@ def test_wrong_arguments_are_named():
     for network, z, message in (
         (small_unet(attention="none"), z_t, "attention must be middle or all, got 'none'"),
         (
-            small_unet(head="logits"),
+            small_unet(head="odds"),
             z_t,
-            "head must be one of eps, x, v, score, levels, got 'logits'",
+            "head must be one of eps, x, v, score, levels, logits, got 'odds'",
         ),
         (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
         (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
         (
-            MLP(**ENDS, head="logits"),
+            MLP(**ENDS, head="odds"),
             z_t,
-            "head must be one of eps, x, v, score, levels, got 'logits'",
+            "head must be one of eps, x, v, score, levels, logits, got 'odds'",
         ),
     ):
         with pytest.raises(ValueError, match=message):

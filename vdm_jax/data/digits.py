@@ -1,5 +1,6 @@
 """The embedded default data set: scikit-learn's 8x8 handwritten digits."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -8,6 +9,19 @@ from vdm_jax.data.images import ImageData, fingerprint
 
 LEVELS = 17  # the published values are 0..16
 TRAIN_COUNT = 1437
+
+
+@functools.cache
+def load_digits_binary() -> ImageData:
+    """Returns `load_digits` in black and white: 1 where the grey level is 8 or more, 2 levels."""
+    grey = load_digits()
+    train, test = ((part >= 8).astype(np.uint8) for part in (grey.train, grey.test))
+    for part in (train, test):
+        part.flags.writeable = False
+    digest = fingerprint(train, test, 2)
+    return dataclasses.replace(
+        grey, name="digits_binary", train=train, test=test, levels=2, fingerprint=digest
+    )
 
 
 @functools.cache

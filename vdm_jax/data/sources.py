@@ -9,7 +9,7 @@ from vdm_jax.data import cache
 from vdm_jax.data import folder as pictures
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
-from vdm_jax.data.digits import load_digits
+from vdm_jax.data.digits import load_digits, load_digits_binary
 from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.data.images import ImageData, validation_split
@@ -17,7 +17,7 @@ from vdm_jax.data.tfds_source import load_published
 
 __all__ = ["SOURCES", "DataError", "ImageData", "load", "validation_split"]
 
-SOURCES = ("digits", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
+SOURCES = ("digits", "digits_binary", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
 _PathLike = str | os.PathLike[str] | None
 
@@ -38,13 +38,14 @@ def load(
     """Returns a data set by name.
 
     Args:
-      name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels); "arrays" (an .npz file of
-        the user's); "folder" (pictures of the user's); "cifar10", "mnist" or
-        "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
+      name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
+        in black and white, 2 levels); "arrays" (an .npz file of the user's); "folder" (pictures of
+        the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
+        `manual_dir`);
         "downsampled_imagenet/SIZE" (built from `manual_dir`). SIZE is 32x32 or 64x64. The two
         ImageNets are different data sets.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
-        where it isn't given. "digits" needs none.
+        where it isn't given. The digits need none.
       path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
       manual_dir: where the original archives of published data sets lie, for a machine without
@@ -72,6 +73,8 @@ def load(
     try:
         if name == "digits":
             data = load_digits()
+        elif name == "digits_binary":
+            data = load_digits_binary()
         elif name == "arrays":
             data = load_arrays(path, int(levels), root)
         elif name == "folder":
@@ -120,6 +123,6 @@ def _check_levels(name: str, levels: int) -> None:
         raise DataError(f"levels={levels!r} must be a whole number in 2..256")
     if not 2 <= levels <= 256:
         raise DataError(f"levels={levels} must lie in 2..256, as images are uint8")
-    own = levels if name == "arrays" else DIGITS_LEVELS if name == "digits" else 256
+    own = {"arrays": levels, "digits": DIGITS_LEVELS, "digits_binary": 2}.get(name, 256)
     if levels not in (own, 256):
         raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")

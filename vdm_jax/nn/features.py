@@ -27,8 +27,9 @@ __all__ = [
     "variance_share",
 ]
 
-Head = Literal["eps", "x", "v", "score", "levels"]
-"""What a network's last layer gives: a prediction of that kind, or the odds of the pixel levels."""
+Head = Literal["eps", "x", "v", "score", "levels", "logits"]
+"""What a network's last layer gives: a prediction of that kind, or the odds of the pixel levels; or
+as it is, for binomial diffusion, the logits of a bit."""
 
 HEADS: tuple[Head, ...] = get_args(Head)
 
@@ -40,7 +41,12 @@ def check_head(network: str, head: str) -> None:
 
 
 def head_kind(head: Head) -> Kind:
-    """The kind of prediction a head gives: "levels" gives a mean over levels, an "x"."""
+    """The kind of prediction a head gives: "levels" gives a mean over levels, an "x".
+
+    Raises ValueError for "logits", which predict none of them.
+    """
+    if head == "logits":
+        raise ValueError("the head 'logits' is for binomial diffusion only.")
     return "x" if head == "levels" else head
 
 
@@ -48,10 +54,10 @@ def finish(h: Tensor, z_t: Tensor, head: Head) -> Tensor:
     """The prediction of a head other than "levels", of its last layer's output `h`, as z_t.
 
     A last layer of zeros is what the network starts with: eps = z_t and x = z_t; v = 0 and
-    score = -z_t, which are those of standard-normal data.
+    score = -z_t, which are those of standard-normal data; logits 0.
     """
     match head:
-        case "v":
+        case "v" | "logits":
             return h
         case "score":
             # The score itself, -eps / sigma and so large at low noise: divided by sigma here, it

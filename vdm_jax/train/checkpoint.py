@@ -1,9 +1,6 @@
 """Checkpoints of a run: its state, and beside it what it was trained with."""
 
-import contextlib
 import json
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +9,9 @@ import chex
 import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["CheckpointError", "Checkpoints", "differences", "load_params"]
+from vdm_jax.train import interrupts
+
+__all__ = ["CheckpointError", "Checkpoints", "differences", "filled", "load_params"]
 
 T = TypeVar("T")
 
@@ -26,7 +25,7 @@ class Checkpoints:
 
     `meta` is a JSON object saved beside each state (the configuration and the data set's
     fingerprint). A state is only restored to a run with the same meta, but for the dotted names
-    in `may_differ`.
+    in `may_differ`. `defaults` says what is meant where an older checkpoint's meta lacks a name.
     """
 
     def __init__(
@@ -35,10 +34,12 @@ class Checkpoints:
         meta: Mapping[str, Any],
         keep: int = 3,
         may_differ: tuple[str, ...] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = folder.absolute()
         self._meta = json.loads(json.dumps(dict(meta)))
         self._may_differ = may_differ
+        self._defaults = json.loads(json.dumps(dict(defaults or {})))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(
             self._folder, options=options, item_names=("state", "meta")
@@ -62,7 +63,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} was not written to {self._folder}: "
                 f"it holds step {newest} already."
             )
-        with _interrupts_later():
+        with interrupts.deferred():
             self._manager.save(step, args=items, force=True)
 
     def restore(self, template: T, step: int | None = None) -> T:
@@ -104,6 +105,7 @@ class Checkpoints:
                 f"the checkpoint {self._folder / str(step)} has no readable meta data "
                 f"({_first_line(error)}); delete that folder to go on from the one before it."
             ) from error
+        saved = filled(self._defaults, saved)
         found = [
             line for name, line in differences(saved, self._meta) if name not in self._may_differ
         ]
@@ -113,22 +115,6 @@ class Checkpoints:
                 f"the run in {self._folder.parent} was started with other settings: "
                 f"{'; '.join(found[:3])}{more}. Give the old values again, or another workdir."
             )
-
-
-@contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block: in the middle of a save Orbax would hang."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal reaches it
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
 
 
 def load_params(
@@ -199,6 +185,15 @@ def differences(
             yield from differences(a, b, f"{name}.")
         elif a != b:
             yield name, f"{name} was {a}, now is {b}"
+
+
+def filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """`saved`, and from `defaults` what it lacks, at any depth."""
+    both = dict(defaults) | dict(saved)
+    for name, value in defaults.items():
+        if isinstance(value, Mapping):
+            both[name] = filled(value, saved.get(name, {}))
+    return both
 
 
 def _first_line(error: Exception) -> str:

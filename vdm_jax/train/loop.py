@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.train import report, sharding
+from vdm_jax.train import interrupts, report, sharding
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.evaluation import Evaluation
 from vdm_jax.train.progress import ProgressDisplay
@@ -77,15 +77,21 @@ def train(
 
     Raises:
       TrainingError: if the loss is no longer finite. Nothing is saved of such a state.
+      KeyboardInterrupt: after the step in which Ctrl-C was pressed.
     """
     step = int(state.step)
     log = report.MetricsLog(workdir, step)
     result = None
     pending: list[tuple[int, dict[str, jax.Array]]] = []
     first_of_chunk = step - step % plan.steps_per_call
-    with ProgressDisplay(plan.steps, step) as display, chunks(first_of_chunk) as stream:
+    with (
+        ProgressDisplay(plan.steps, step) as display,
+        chunks(first_of_chunk) as stream,
+        interrupts.noted(display.say) as stop_if_asked,
+    ):
         chunk: Any = None
         while step < plan.steps:
+            stop_if_asked()
             if chunk is None or step % plan.steps_per_call == 0:
                 chunk = sharding.put(next(stream), mesh, axis=1)
             stop, offset = plan.next_stop(step), step % plan.steps_per_call

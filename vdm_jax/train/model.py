@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
     terms: loss.ElboTerms
     """In nats."""
     t: PerExample
-    """The times, spread evenly if the given ones were; 0 where there are none."""
+    """The times; where there are none, those given, on which nothing depends."""
     weight: PerExample
     """What the diffusion term was multiplied by."""
 

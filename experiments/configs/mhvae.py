@@ -1,0 +1,22 @@
+"""A Markovian hierarchical VAE of the 8x8 digits (17 grey levels), embedded: no download.
+
+    python -m experiments.mhvae --workdir=DIR [--config=experiments/configs/mhvae.py:DEPTH]
+
+Four latents, or DEPTH = 2, 4, 8 of them, else as `configs/vae.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import vae
+
+WIDTHS = {"2": 192, "4": 136, "8": 92}  # for equal numbers of parameters
+
+
+def get_config(depth: str = "4") -> ConfigDict:
+    """The configuration of a hierarchy of the given depth."""
+    if depth not in WIDTHS:
+        raise ValueError(f"depth {depth!r}; known: {', '.join(WIDTHS)}")
+    config = vae.get_config()
+    config.hierarchy.depth = int(depth)
+    config.model.channels = WIDTHS[depth]
+    return config

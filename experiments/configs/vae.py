@@ -1,0 +1,22 @@
+"""A VAE of the 8x8 digits (17 grey levels), embedded: no download.
+
+    python -m experiments.vae --workdir=DIR
+
+One latent, the pixel likelihood of the VDM, and about as many parameters (0.38 million) and as much
+training time as `configs/digits.py` (see docs/ladder.md for what comes of it).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import digits
+
+
+def get_config() -> ConfigDict:
+    """The configuration of the first rung of the ladder."""
+    config = digits.get_config()
+    config.hierarchy.update(depth=1, latent_size=16)
+    config.model.update(network="mlp", head="eps", channels=248, num_blocks=2, dropout=0.2)
+    config.optimizer.update(learning_rate=1e-3)
+    config.train.update(steps=20_000, batch_size=128)
+    config.eval.update(every=5_000)
+    return config

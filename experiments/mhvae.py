@@ -1,0 +1,9 @@
+"""Train on digits and evaluate on its test set.
+
+python -m experiments.mhvae --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+"""
+
+from experiments import cli, run
+
+if __name__ == "__main__":
+    cli.main(run.train, cli.CONFIGS / "mhvae.py", __doc__)

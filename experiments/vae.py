@@ -1,0 +1,9 @@
+"""Train on digits and evaluate on its test set.
+
+python -m experiments.vae --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+"""
+
+from experiments import cli, run
+
+if __name__ == "__main__":
+    cli.main(run.train, cli.CONFIGS / "vae.py", __doc__)
