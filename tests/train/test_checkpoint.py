@@ -1,3 +1,6 @@
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +51,30 @@ def test_a_step_that_is_not_newer_is_an_error_and_not_silence(tmp_path):
         with pytest.raises(CheckpointError, match=f"step {number} was not written .* step 5"):
             checkpoints.save(number, state_at(number))
     checkpoints.close()
+
+
+def test_ctrl_c_in_the_middle_of_a_save_takes_effect_behind_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    save, reached = checkpoints._manager.save, []
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*args, **kwargs)
+        reached.append(True)
+
+    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(3, state_at(3))
+        assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    checkpoints.close()
+    assert_equal(
+        jax.device_get(Checkpoints(tmp_path / "c", META).restore(state_at(0))),
+        jax.device_get(state_at(3)),
+    )
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):

@@ -1,6 +1,9 @@
 """Checkpoints of a run: its state, and beside it what it was trained with."""
 
+import contextlib
 import json
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,7 +62,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} was not written to {self._folder}: "
                 f"it holds step {newest} already."
             )
-        self._manager.save(step, args=items, force=True)
+        with _interrupts_later():
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, template: T, step: int | None = None) -> T:
         """The state of the given step, by default the newest, with template's shardings.
@@ -109,6 +113,22 @@ class Checkpoints:
                 f"the run in {self._folder.parent} was started with other settings: "
                 f"{'; '.join(found[:3])}{more}. Give the old values again, or another workdir."
             )
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block: in the middle of a save Orbax would hang."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal reaches it
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def load_params(

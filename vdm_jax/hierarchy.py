@@ -1,0 +1,214 @@
+"""The bound of any Markovian hierarchical VAE (Luo 2022, section "Hierarchical VAEs").
+
+A chain of latents z_1, ..., z_L, encoded one from the other, q(z_i|z_{i-1}) with z_0 = x, and
+decoded the other way, p(z_L), p(z_i|z_{i+1}), p(x|z_1) (Luo eq. 23 and 24). Its bound is
+
+    -log p(x) <= E_q[-log p(x|z_1) + sum_{i<L} (log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}))
+                     + log q(z_L|z_{L-1}) - log p(z_L)]                       (Luo eq. 25 to 29).
+
+A VAE is L = 1. A diffusion model of T steps is L = T + 1 with the encoder fixed (`of_diffusion`,
+whose first latent the VDM paper calls z_0): every other bound of this library is this one with
+some of the averages done in closed form.
+
+Conditionals are callables z -> distribution; a distribution has `sample(key)` and an elementwise
+`log_prob(z)`, as `Gaussian` and `Bernoulli` have, for latents [batch, ...] of any shape.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.loss import sum_event
+from vdm_jax.parameterization import split, to_x
+from vdm_jax.process import reverse, transition
+from vdm_jax.timestep import check_num_steps
+from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, ReverseVar, Tensor
+
+__all__ = [
+    "Conditional",
+    "Distribution",
+    "HierarchyTerms",
+    "ancestral",
+    "elbo",
+    "elbo_given",
+    "elbo_scan",
+    "of_diffusion",
+    "sample_latents",
+]
+
+
+class Distribution(Protocol):
+    """Independent variables, one per element."""
+
+    def sample(self, key: Key) -> Any:
+        """One draw."""
+        ...
+
+    def log_prob(self, x: Any) -> Tensor:
+        """Elementwise, in nats."""
+        ...
+
+
+Conditional = Callable[[Tensor], Any]
+"""A latent -> the `Distribution` of the next one."""
+
+
+class HierarchyTerms(NamedTuple):
+    """The terms of the negative bound, in nats."""
+
+    reconstruction: PerExample
+    """-log p(x|z_1), [batch]."""
+    levels: Float[Array, "depth batch"]
+    """log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}) for i = 1, ..., L - 1, and that of p(z_L) behind."""
+
+    @property
+    def total(self) -> PerExample:
+        """Their sum, [batch]; minus it is log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L|x)."""
+        return self.reconstruction + jnp.sum(self.levels, axis=0)
+
+
+def sample_latents(key: Key, x: Tensor, encoders: Sequence[Conditional]) -> list[Tensor]:
+    """z_1, ..., z_L drawn one from the other by q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1})."""
+    latents: list[Tensor] = []
+    for key_i, encode in zip(jax.random.split(key, len(encoders)), encoders, strict=True):
+        latents.append(encode(latents[-1] if latents else x).sample(key_i))
+    return latents
+
+
+def elbo(
+    key: Key,
+    x: Tensor,
+    encoders: Sequence[Conditional],
+    decoders: Sequence[Conditional],
+    log_likelihood: Callable[[Tensor], PerExample],
+    prior: Any = None,
+    closed_form: bool = True,
+) -> HierarchyTerms:
+    """One unbiased sample of the bound's terms, for each of a batch of examples.
+
+    Args:
+      key: gives the latents; those of `sample_latents`.
+      x: what the first encoder is given, [batch, ...].
+      encoders: q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1}); shapes may change from level to level.
+      decoders: p(z_1|z_2), ..., p(z_{L-1}|z_L), one fewer.
+      log_likelihood: z_1 -> log p(x|z_1), [batch] nats.
+      prior: the distribution p(z_L); None is N(0, I).
+      closed_form: take KL(q(z_L|z_{L-1}) || p(z_L)), by the distributions' `kl`, for the last term.
+        It has the same expectation as the difference of logarithms at z_L and varies less.
+
+    Raises:
+      ValueError: for no encoder, or a number of decoders that doesn't go with it.
+    """
+    latents = sample_latents(key, x, encoders)
+    return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
+
+
+def elbo_given(
+    x: Tensor,
+    latents: Sequence[Tensor],
+    encoders: Sequence[Conditional],
+    decoders: Sequence[Conditional],
+    log_likelihood: Callable[[Tensor], PerExample],
+    prior: Any = None,
+    closed_form: bool = False,
+) -> HierarchyTerms:
+    """`elbo` at given latents z_1, ..., z_L; by default no term is averaged over.
+
+    Then minus `total` is the log weight of these latents, for `bounds.importance_weighted`.
+    """
+    depth = len(encoders)
+    if depth < 1 or len(decoders) != depth - 1 or len(latents) != depth:
+        raise ValueError(
+            "wanted L >= 1 encoders, L - 1 decoders and L latents, got "
+            f"{depth}, {len(decoders)} and {len(latents)}."
+        )
+    levels = []
+    for i, (encode, z) in enumerate(zip(encoders, latents, strict=True)):
+        q = encode(latents[i - 1] if i else x)
+        if i + 1 < depth:
+            levels.append(_log_ratio(q, decoders[i](latents[i + 1]), z))
+        else:
+            levels.append(_last(q, prior, z, closed_form))
+    return HierarchyTerms(-log_likelihood(latents[0]), jnp.stack(levels))
+
+
+def elbo_scan(
+    key: Key,
+    x: Tensor,
+    encode: Callable[[Any, Tensor], Any],
+    decode: Callable[[Any, Tensor], Any],
+    depth: int,
+    log_likelihood: Callable[[Tensor], PerExample],
+    prior: Any = None,
+    closed_form: bool = True,
+) -> HierarchyTerms:
+    """`elbo` for many levels of one shape: compiled once, as a loop (`jax.lax.scan`).
+
+    All latents have the shape and dtype of x. For i = 0, ..., depth - 1, an array in the loop,
+    encode(i, z) is q(z_{i+1}|z_i = z) with z_0 = x, and decode(i, z) is p(z_{i+1}|z_{i+2} = z).
+    """
+    check_num_steps(depth)
+    keys = jax.random.split(key, depth)
+    z_1 = encode(0, x).sample(keys[0])
+
+    def step(carry: tuple[Tensor, Tensor], at: tuple[Tensor, Key]) -> tuple[Any, PerExample]:
+        (before, z), (i, key_i) = carry, at
+        after = encode(i + 1, z).sample(key_i)
+        return (z, after), _log_ratio(encode(i, before), decode(i, after), z)
+
+    (before, last), levels = jax.lax.scan(step, (x, z_1), (jnp.arange(depth - 1), keys[1:]))
+    top = _last(encode(depth - 1, before), prior, last, closed_form)
+    return HierarchyTerms(-log_likelihood(z_1), jnp.concatenate([levels, top[None]]))
+
+
+def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tensor:
+    """z_1 of the generative model, from a draw z_L of the prior down through the decoders."""
+    keys = jax.random.split(key, len(decoders))
+    for key_i, decode in zip(keys, reversed(decoders), strict=True):
+        z_last = decode(z_last).sample(key_i)
+    return z_last
+
+
+def of_diffusion(
+    denoise: Denoise,
+    gamma: Gamma,
+    num_steps: int,
+    kind: Kind = "eps",
+    reverse_var: ReverseVar = "posterior",
+) -> tuple[Callable[[Any, Tensor], Gaussian], Callable[[Any, Tensor], Gaussian]]:
+    """encode(i, z) and decode(i, z) of a VDM of T = `num_steps` steps, a hierarchy of T + 1 levels.
+
+    For `elbo_scan`, or by `functools.partial` for the lists of `elbo`. The latents are z_0, ...,
+    z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
+    q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and
+    `loss.reconstruction` the last part. In expectation the total is that of `loss.elbo` with this
+    T, for any network; there are more averages done by sampling here, so it varies more.
+    """
+    check_num_steps(num_steps)
+    times = jnp.arange(num_steps + 1) / num_steps
+    # Before z_0 stands the data, without noise: gamma = -inf.
+    gammas = jnp.concatenate([jnp.array([-jnp.inf]), gamma(times)])
+
+    def encode(i: Any, z: Tensor) -> Gaussian:
+        return transition(z, gammas[i], gammas[i + 1])
+
+    def decode(i: Any, z: Tensor) -> Gaussian:
+        gamma_t = jnp.broadcast_to(gammas[i + 2], z.shape[:1])
+        prediction, share = split(denoise(z, gamma_t), reverse_var)
+        x_hat = to_x(prediction, z, gamma_t, kind)
+        return reverse(z, x_hat, gammas[i + 1], gamma_t, share)
+
+    return encode, decode
+
+
+def _log_ratio(q: Any, p: Any, z: Tensor) -> PerExample:
+    return sum_event(q.log_prob(z) - p.log_prob(z))
+
+
+def _last(q: Any, prior: Any, z: Tensor, closed_form: bool) -> PerExample:
+    p = Gaussian(jnp.zeros_like(z), jnp.ones_like(z)) if prior is None else prior
+    return sum_event(jnp.broadcast_to(q.kl(p), z.shape)) if closed_form else _log_ratio(q, p, z)
