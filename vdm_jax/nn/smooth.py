@@ -13,8 +13,9 @@ __all__ = ["SmoothMLP"]
 class SmoothMLP(nn.Module):
     """A velocity field or denoiser that a differential equation can be solved with: smooth in time.
 
-    `vdm_jax.nn.mlp.MLP` sees time through sines that turn up to 1000 / 2 pi times over its range, and a solver has
-    to follow each turn; here it is `frequencies` half turns at most. Its output starts at zero.
+    `vdm_jax.nn.mlp.MLP` sees time through sines that turn up to 1000 / 2 pi times over its range,
+    and a solver has to follow each turn; here it is `frequencies` half turns at most. Its output
+    starts at zero.
 
     Attributes:
       width: of the hidden layers.
