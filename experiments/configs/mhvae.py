@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import vae
 
-WIDTHS = {"2": 192, "4": 136, "8": 92}  # for equal numbers of parameters
+WIDTHS = {"2": 196, "4": 136, "8": 92}  # for equal numbers of parameters
 
 
 def get_config(depth: str = "4") -> ConfigDict:

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """The configuration of the first rung of the ladder."""
     config = digits.get_config()
     config.hierarchy.update(depth=1, latent_size=16)
-    config.model.update(network="mlp", head="eps", channels=248, num_blocks=2, dropout=0.2)
+    config.model.update(network="mlp", head="eps", channels=280, num_blocks=1, dropout=0.5)
     config.optimizer.update(learning_rate=1e-3)
     config.train.update(steps=20_000, batch_size=128)
     config.eval.update(every=5_000)

@@ -332,7 +332,7 @@ def test_a_thousand_steps_in_float32_cost_the_entropy():
     np.testing.assert_allclose(total, data.entropy(), rtol=2e-5)
 
 
-def test_more_steps_lower_the_bound_to_the_entropy_and_itsexcess_halves_as_they_double(x64):
+def test_more_steps_lower_the_bound_to_the_entropy_and_its_excess_halves_as_they_double(x64):
     data, keep = JOINT["two"], binomial.constant_erasure
     excess = np.array(
         [

@@ -117,7 +117,7 @@ def test_continuous_loss_does_depend_on_the_ends(x64):
     assert wide - narrow > 1e-3
 
 
-def test_more_steps_lower_the_loss_and_itsexcess_halves_as_they_double(x64):
+def test_more_steps_lower_the_loss_and_its_excess_halves_as_they_double(x64):
     gamma, denoise = schedule.linear(-6.0, 4.0), DENOISERS["optimal"]
     limit = expected_diffusion(POINT, denoise, gamma)
     steps = [16, 32, 64, 128, 256]

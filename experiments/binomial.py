@@ -1,0 +1,9 @@
+"""Train binomial diffusion on black-and-white digits and evaluate on its test set.
+
+python -m experiments.binomial --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
+"""
+
+from experiments import cli, run
+
+if __name__ == "__main__":
+    cli.main(run.train, cli.CONFIGS / "binomial.py", __doc__)

@@ -1,0 +1,18 @@
+"""Binomial diffusion (Sohl-Dickstein et al. 2015) of the 8x8 digits in black and white, embedded.
+
+    python -m experiments.binomial --workdir=DIR
+
+The network of `configs/digits.py` gives the odds of each bit; T is 1000.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import digits
+
+
+def get_config() -> ConfigDict:
+    """The configuration of the bits' rung of the ladder."""
+    config = digits.get_config()
+    config.data.name = "digits_binary"
+    config.model.update(process="binomial", head="logits", num_steps=1000)
+    return config
