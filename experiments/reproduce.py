@@ -21,20 +21,17 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, measure, run, setup, study, trained
+from experiments import cli, measure, series, setup, study
 from experiments.cli import UserError
 from experiments.configs import digits
 from experiments.evaluate import everything
 from experiments.trained import Trained
 from vdm_jax import bounds, loss, schedule
-from vdm_jax.train import evaluation
-from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Batch, Model
 from vdm_jax.types import Gamma, Key
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)
 FORMS = (4, 16, 64, 256, 1024)
-REPEATS = 32
 GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the paper's end points, for the table of variances
 
 # What differs from configs/digits.py.
@@ -80,11 +77,8 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     for name, changes in RUNS.items():
         folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        try:
-            minutes += _train(make_config(changes, values.scale), folder)
-            models[name] = trained.from_workdir(folder, None, {}, mesh)
-        except CheckpointError as error:
-            raise UserError(str(error)) from error
+        models[name], took = series.train(make_config(changes, values.scale), folder, mesh)
+        minutes += took
     began = time.monotonic()
     print("\n== measuring", flush=True)
     found = _measure(models, mesh)
@@ -96,29 +90,9 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     return found
 
 
-def _train(config: ConfigDict, folder: Path) -> float:
-    """Train, unless the very same run is there and done; returns the minutes it took then."""
-    note, wanted = folder / "minutes.json", json.loads(config.to_json())
-    if note.exists() and json.loads(note.read_text())["config"] == wanted:
-        print("is there already")
-    else:  # goes on with an unfinished run, and refuses one of other settings by name
-        began = time.monotonic()
-        run.train(config, folder)
-        took = (time.monotonic() - began) / 60
-        note.write_text(json.dumps({"config": wanted, "minutes": took}) + "\n")
-    return float(json.loads(note.read_text())["minutes"])
-
-
 def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:
     """The configuration of digits with `changes`, and `scale` times the steps."""
-    config = digits.get_config()
-    config.update_from_flattened_dict(changes)
-    steps = max(round(config.train.steps * scale), 10)
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 2)
-    config.train.update(steps=steps, checkpoint_every=steps)
-    config.eval.update(every=steps, final_repeats=REPEATS)
-    config.sample.update(every=steps, count=4, num_steps=10)
-    return config
+    return series.make_config(digits.get_config(), changes, scale)
 
 
 def _measure(models: dict[str, Trained], mesh: Mesh) -> dict[str, Any]:
@@ -140,12 +114,6 @@ def _measure(models: dict[str, Trained], mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _bound(trained: Trained, model: Model, mesh: Mesh, repeats: int = REPEATS) -> evaluation.Draws:
-    step = evaluation.make_eval_step(model, mesh)
-    batches = setup.batches(trained.images, trained.batch_size)
-    return evaluation.collect(step, trained.params, batches, mesh, jax.random.key(0), repeats)
-
-
 def _sweep(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
     """The paper's table 2: trained with one T, evaluated with another."""
     rows = []
@@ -153,7 +121,7 @@ def _sweep(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
         trained = models[name]
         for num_steps in evaluated:
             model = dataclasses.replace(trained.vdm, num_steps=num_steps)
-            draws = _bound(trained, model, mesh)
+            draws = series.bound(trained, model, mesh)
             row = measure.of_draws(draws, model)
             rows.append(row | {"trained": trained.vdm.num_steps})
     return rows
@@ -171,7 +139,7 @@ def _variance(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
     rows = []
     for name, gamma in fixed.items():
         model = trained.vdm if gamma is None else _with_gamma(trained.vdm, gamma)
-        draws = _bound(trained, model, mesh, 4 * REPEATS)
+        draws = series.bound(trained, model, mesh, 4 * series.REPEATS)
         of_it = dataclasses.replace(trained, model=model)
         row = measure.of_draws(draws, model)
         rows.append(
@@ -197,7 +165,7 @@ def _networks(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
     rows = []
     for name in ("eps", "eps, Fourier features", "x", "v"):
         trained = models[name]
-        draws = _bound(trained, trained.vdm, mesh)
+        draws = series.bound(trained, trained.vdm, mesh)
         rows.append(measure.of_draws(draws, trained.vdm) | {"network": name})
     return rows
 
@@ -234,9 +202,9 @@ def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
 def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
     """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
     options = {
-        "images": 64, "repeats": 2 * REPEATS, "batch_size": 64, "seed": 0, "num_steps": "inf,20",
-        "importance": False, "chains": 32, "chain_steps": 20, "chain_images": 64,
-        "ode_images": 64, "dequantization": "both", "ode_samples": 1, "trace": "hutchinson",
+        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
+        "num_steps": "inf,20", "importance": False, "chains": 32, "chain_steps": 20,
+        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1, "trace": "hutchinson",
         "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
     }  # fmt: skip
     found = everything(trained, options, mesh)

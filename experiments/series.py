@@ -1,0 +1,59 @@
+"""Several trainings in a row, for a report."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments import run, setup, trained
+from experiments.cli import UserError
+from experiments.trained import Trained
+from vdm_jax.train import evaluation
+from vdm_jax.train.checkpoint import CheckpointError
+from vdm_jax.train.model import Trainable
+
+__all__ = ["REPEATS", "bound", "make_config", "train"]
+
+REPEATS = 32  # draws of each image
+
+
+def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0) -> ConfigDict:
+    """`base` with `changes`, and `scale` times the steps; evaluated at the end unless they say."""
+    steps = max(round(changes.get("train.steps", base.train.steps) * scale), 10)
+    base.eval.update(every=steps, final_repeats=REPEATS)
+    base.sample.update(every=steps, count=4, num_steps=10)
+    base.update_from_flattened_dict(dict(changes))
+    base.optimizer.warmup_steps = min(base.optimizer.warmup_steps, steps // 2)
+    base.train.update(steps=steps, checkpoint_every=steps)
+    return base
+
+
+def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Trained, float]:
+    """The trained model, and how many minutes it took; the very same run isn't trained again."""
+    note, wanted = folder / "minutes.json", json.loads(config.to_json())
+    try:
+        if note.exists() and json.loads(note.read_text())["config"] == wanted:
+            print("is there already")
+        else:  # goes on with an unfinished run, and refuses one of other settings by name
+            began = time.monotonic()
+            run.train(config, folder)
+            took = (time.monotonic() - began) / 60
+            note.write_text(json.dumps({"config": wanted, "minutes": took}) + "\n")
+        model = trained.from_workdir(folder, None, {}, mesh)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    return model, float(json.loads(note.read_text())["minutes"])
+
+
+def bound(
+    trained: Trained, model: Trainable, mesh: Mesh, repeats: int = REPEATS
+) -> evaluation.Draws:
+    """Draws of the bound of every test image, of `model` with the parameters of `trained`."""
+    step = evaluation.make_eval_step(model, mesh)
+    batches = setup.batches(trained.images, trained.batch_size)
+    return evaluation.collect(step, trained.params, batches, mesh, jax.random.key(0), repeats)
