@@ -204,8 +204,8 @@ def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
     options = {
         "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
         "num_steps": "inf,20", "importance": False, "chains": 32, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1, "trace": "hutchinson",
-        "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
+        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1,
+        "trace": "hutchinson", "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
     }  # fmt: skip
     found = everything(trained, options, mesh)
     if found["failed"]:
