@@ -1,13 +1,13 @@
 # `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
-# reproduce` writes docs/results.md anew. All install into .venv first, at the versions of
-# constraints.txt.
+# reproduce` writes docs/results.md anew, `make ladder` docs/ladder.md. All install into .venv first,
+# at the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install train reproduce test check lint format clean
+.PHONY: install train reproduce ladder test check lint format clean
 
 install: $(STAMP)
 
@@ -23,6 +23,9 @@ train: install
 
 reproduce: install
 	$(BIN)/python -m experiments.reproduce --workdir=workdirs/reproduce
+
+ladder: install
+	$(BIN)/python -m experiments.ladder --workdir=workdirs/ladder
 
 test: install
 	$(BIN)/python -m pytest -n 2

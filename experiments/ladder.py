@@ -54,9 +54,8 @@ RUNGS: dict[str, Run] = {
     "VDM, T = 100": (digits.get_config, _VDM | {"model.num_steps": 100}),
     "VDM, continuous time": (digits.get_config, _VDM),
 }
-# From the hierarchical VAE of 4 latents to the VDM of T = 3, one restriction after the other.
+# From the rung of 4 latents to the VDM of T = 3, one restriction after the other.
 RESTRICTIONS: dict[str, Run] = {
-    "none": (lambda: mhvae.get_config("4"), {}),
     "latents of data size": (
         lambda: mhvae.get_config("4"),
         {"hierarchy.data_size": True, "model.channels": 116},
@@ -108,15 +107,17 @@ def ladder(argv: list[str]) -> dict[str, Any]:
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0, got {values.scale}")
     at = _Workshop(setup.make_workdir(Path(values.workdir)), setup.make_mesh(), values.scale)
-    out = setup.make_workdir(Path(values.out))
+    out = setup.make_workdir(Path(values.out), "out")
     images = setup.load(digits.get_config())
+    climbed = _rungs(at)
+    (free,) = (row for row in climbed if row["name"] == "hierarchical VAE, 4 latents")
     found: dict[str, Any] = {
         "scale": values.scale,
         "train": len(images.train),
         "test": len(images.test),
         "histogram": _estimate(histogram(images.train, images.test, images.levels)),
-        "rungs": _rungs(at),
-        "restrictions": _group(at, "restriction", RESTRICTIONS),
+        "rungs": climbed,
+        "restrictions": [free | {"name": "none"}, *_group(at, "restriction", RESTRICTIONS)],
         "variances": _variances(at),
         "objectives": _objectives(at),
         "densities": _group(at, "density", DENSITIES),

@@ -72,7 +72,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0, got {values.scale}")
     workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
-    out = setup.make_workdir(Path(values.out))
+    out = setup.make_workdir(Path(values.out), "out")
     models, minutes = {}, 0.0
     for name, changes in RUNS.items():
         folder = workdir / name.replace(" ", "-").replace(",", "")

@@ -56,14 +56,17 @@ def labels(images: ImageData, part: str) -> np.ndarray | None:
     return None if images.labels is None else images.labels[part]
 
 
-def make_workdir(workdir: Path) -> Path:
-    """The folder, made if need be, as an absolute path. Raises UserError if that can't be."""
+def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
+    """The folder, made if need be, as an absolute path. Raises UserError if that can't be.
+
+    `flag` is the one that named it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UserError(f"--workdir={workdir} is a file; name a folder") from error
+        raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
     except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be made or written: {error}") from error
+        raise UserError(f"--{flag}={workdir} can't be made or written: {error}") from error
     return workdir.absolute()
 
 
