@@ -71,9 +71,11 @@ def reconstruction(
     x = to_data(images, levels)
     # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
     var = jnp.exp(expand(gamma_0, x))
-    z_0_rescaled = Gaussian(x, var).at(eps_0)
     if levels is None:
-        return -sum_event(Gaussian(z_0_rescaled, var).log_prob(x))
+        # As a density of the noise between them: x minus z_0 / alpha_0 would cancel.
+        noise = Gaussian(jnp.zeros_like(x), var)
+        return -sum_event(noise.log_prob(noise.at(eps_0)))
+    z_0_rescaled = Gaussian(x, var).at(eps_0)
     return -sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
 
 

@@ -16,6 +16,7 @@ from each source on its own, by the form that divides by neither alpha nor sigma
 
 from typing import Any, get_args
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vdm_jax.process import expand
@@ -47,6 +48,12 @@ def split(output: Any, reverse_var: ReverseVar) -> tuple[Tensor, Tensor | float]
             + f", got {type(output).__name__}."
         )
     if pair:
+        prediction, share = output
+        if jnp.shape(share) != jnp.shape(prediction):
+            got = f"{jnp.shape(share)} for a prediction of {jnp.shape(prediction)}"
+            raise ValueError(
+                f"the share of the variance must have the prediction's shape, got {got}."
+            )
         return output
     return output, float(reverse_var == "transition")
 

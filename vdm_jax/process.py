@@ -118,10 +118,16 @@ def reverse(
     between them it can be learned (Nichol & Dhariwal 2021, eq. 15).
     """
     narrow = posterior(z_t, x_hat, gamma_s, gamma_t)
+    if isinstance(share, float) and share == 0.0:
+        return narrow  # its variance may be nothing, and the ratio below infinite
     widest = variance_log_ratio(expand(gamma_s, z_t), expand(gamma_t, z_t))
     return Gaussian(narrow.mean, narrow.var * jnp.exp(share * widest))
 
 
 def variance_log_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     """log of the transition's variance over the posterior's: log(sigma_t^2 / sigma_s^2) >= 0."""
-    return jax.nn.log_sigmoid(gamma_t) - jax.nn.log_sigmoid(gamma_s)
+    # sigma_s^2 / sigma_t^2 - 1: for a small step the difference of the logarithms would cancel.
+    fall = alpha_bar(gamma_s) * jnp.expm1(gamma_s - gamma_t)
+    near = fall > -0.5
+    far = jax.nn.log_sigmoid(gamma_t) - jax.nn.log_sigmoid(gamma_s)
+    return jnp.where(near, -jnp.log1p(jnp.where(near, fall, 0.0)), far)

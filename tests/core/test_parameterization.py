@@ -5,7 +5,7 @@ import pytest
 from oracles import GaussianData, Mixture, alpha_sigma
 
 from vdm_jax import loss, parameterization, schedule
-from vdm_jax.parameterization import KINDS
+from vdm_jax.parameterization import KINDS, split
 
 TO = {kind: getattr(parameterization, f"to_{kind}") for kind in KINDS}
 GAMMA = np.array([-13.3, -4.0, 0.0, 5.0])
@@ -122,3 +122,46 @@ def test_unknown_kinds_are_refused(target, kind):
 def test_a_prediction_of_another_shape_is_refused(target):
     with pytest.raises(ValueError, match=r"shape \(2, 1\), but z_t has \(2, 3\)"):
         TO[target](jnp.zeros((2, 1)), jnp.zeros((2, 3)), 0.0, kind="eps")
+
+
+# ---- what a denoiser returned ----
+
+
+def test_split_gives_the_prediction_and_the_share_of_each_variance():
+    output, share = jnp.ones((2, 3)), jnp.full((2, 3), 0.3)
+    for name, value in (("posterior", 0.0), ("transition", 1.0)):
+        prediction, found = split(output, name)
+        assert prediction is output
+        assert found == value
+    prediction, found = split((output, share), "learned")
+    assert prediction is output
+    assert found is share
+
+
+@pytest.mark.parametrize("name", ["Posterior", None, "both", ""])
+def test_split_refuses_unknown_variances(name):
+    known = "posterior, transition, learned"
+    with pytest.raises(ValueError, match=rf"reverse_var must be one of {known}, got {name!r}"):
+        split(jnp.ones((2, 3)), name)
+
+
+@pytest.mark.parametrize("name", ["posterior", "transition"])
+def test_split_refuses_a_pair_where_the_variance_is_fixed(name):
+    wanted = rf"reverse_var='{name}' a denoiser returns its prediction alone, got tuple"
+    with pytest.raises(ValueError, match=wanted):
+        split((jnp.ones((2, 3)), jnp.ones((2, 3))), name)
+
+
+# An array of two rows is not a pair either: unpacked, it would pass for one.
+@pytest.mark.parametrize("output", [jnp.ones((2, 3)), (jnp.ones((2, 3)),), [jnp.ones(3)] * 2])
+def test_split_refuses_anything_but_a_pair_where_it_is_learned(output):
+    wanted = rf"a pair \(prediction, share\), got {type(output).__name__}"
+    with pytest.raises(ValueError, match=wanted):
+        split(output, "learned")
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1)])
+def test_split_refuses_a_share_of_another_shape(shape):
+    """A share per example would be one per column of a square batch."""
+    with pytest.raises(ValueError, match=r"share .* prediction's shape, got .* of \(3, 3\)"):
+        split((jnp.ones((3, 3)), jnp.ones(shape)), "learned")
