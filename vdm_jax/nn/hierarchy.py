@@ -32,6 +32,9 @@ class HierarchicalVAE(nn.Module):
         it and adds the noise. Fixed encoders have a schedule in any case; without this it ends at
         gamma = 0, with half of the variance still of x.
       gamma_min, gamma_max: of the schedule, of equal steps in gamma; a single latent is at its end.
+
+    Raises ValueError when called, for a schedule that doesn't rise, or a fixed encoder to latents
+    larger than x.
     """
 
     event_shape: tuple[int, ...]
@@ -53,12 +56,13 @@ class HierarchicalVAE(nn.Module):
 
     def setup(self) -> None:
         """The perceptrons; none for fixed encoders."""
+        end = self.gamma_max if self.ends_at_normal else 0.0
+        self._check(end)
         kind = (self.width, self.num_blocks, self.dropout)
         if not self.fixed_encoder:
             self.encoders = [_Conditional(self.size, *kind) for _ in range(self.depth)]
         self.decoders = [_Conditional(self.size, *kind) for _ in range(self.depth - 1)]
         self.likelihood = _Conditional(math.prod(self.event_shape), *kind)
-        end = self.gamma_max if self.ends_at_normal else 0.0
         gammas = jnp.linspace(self.gamma_min, end, self.depth) if self.depth > 1 else [end]
         self.gammas = jnp.array([-jnp.inf, *gammas])  # the data have no noise
 
@@ -90,6 +94,19 @@ class HierarchicalVAE(nn.Module):
         """Mean and variance of the Gaussian of p(x|z_1 = z), to be discretised: [batch, *event]."""
         p = self.likelihood(z, deterministic)
         return Gaussian(*(value.reshape(-1, *self.event_shape) for value in p))
+
+    def _check(self, end: float) -> None:
+        dims = math.prod(self.event_shape)
+        if self.fixed_encoder and self.size > dims:
+            raise ValueError(
+                f"latent_size is {self.size}, but x has {dims} elements: a fixed encoder has no "
+                "orthonormal matrix to more."
+            )
+        scheduled = self.fixed_encoder or self.ends_at_normal
+        if scheduled and not -math.inf < self.gamma_min < end < math.inf:
+            raise ValueError(
+                f"the schedule can't rise from gamma_min ({self.gamma_min}) up to {end}."
+            )
 
     def _matrix(self, dtype: jnp.dtype) -> Tensor:
         """Orthonormal columns, [elements of x, latent_size], the same for every model."""

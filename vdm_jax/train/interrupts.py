@@ -53,6 +53,9 @@ def _handler(handle: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # no signal reaches it
         return
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield  # ignored, as shells have it for what runs in the background; or not Python's
+        return
     before = signal.signal(signal.SIGINT, handle)
     try:
         yield
