@@ -124,6 +124,8 @@ def test_ctrl_c_ends_in_one_line_that_says_where_the_run_goes_on(tmp_path):
     process = subprocess.Popen(
         command("digits", f"--workdir={tmp_path}", *TINY, *long, "--config.sample.every=1000000"),
         cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, a shell has switched the signal off.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((tmp_path / "checkpoints").glob("20*")):

@@ -1,8 +1,7 @@
-"""Ctrl-C during training.
+"""Ctrl-C during training: noted at once, taking effect where nothing is left half done.
 
-Raised wherever the program happens to be, KeyboardInterrupt gets lost in callbacks of JAX (then the
-run goes on as if nothing had been pressed) or leaves Orbax waiting for a thread for ever. Here a
-signal is noted, and takes effect where the caller can stop.
+KeyboardInterrupt is raised wherever the program happens to be, in the middle of a save or in a
+callback that swallows it.
 """
 
 import contextlib
