@@ -61,7 +61,9 @@ def chain(
 
     The latents are drawn from q, from z_T down by the posterior; each step costs one call of the
     network, so T = `num_steps` calls in all. Minus its expectation is the bound of T steps, that of
-    `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is p(x) of the chain.
+    `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is p(x) of the chain. That
+    has no finite variance if a step's p(z_s|z_t) is more than twice as wide, in variance, as
+    q(z_s|z_t, x): with "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few.
 
     Args:
       key: gives all the noise.

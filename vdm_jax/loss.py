@@ -172,6 +172,8 @@ def diffusion_at(
     """`diffusion` where the schedule's values are known: weight / 2 ||eps - eps_hat||^2, nats.
 
     `gamma_t` and `weight` are [batch]; the weight is gamma'(t) in continuous time (VDM eq. 17).
+    `reverse_var` only says what `denoise` returns: in discrete time this is the loss of the
+    posterior's variance.
     """
     square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
     return 0.5 * weight * sum_event(square)
