@@ -149,6 +149,11 @@ def _check_hierarchy(config: ConfigDict, num_classes: int) -> None:
             f"config.model.num_steps is {c.num_steps}, but a hierarchy has as many steps as its "
             "depth says; leave it out"
         )
+    if c.gamma_objective != "bound":
+        raise UserError(
+            f"config.model.gamma_objective is {c.gamma_objective!r}, which is for a VDM's own "
+            "bound: that of a hierarchy has no time whose loss could vary less"
+        )
     if vdm:
         return
     elements = "it has networks of its own, of config.model.channels and num_blocks"

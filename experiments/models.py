@@ -52,7 +52,8 @@ def make_model(
             model = _vdm(config.model, event_shape, levels, num_classes)
         jax.eval_shape(model.init, jax.random.key(0))
     except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
+        parts = "config.model" + (", config.hierarchy" if config.hierarchy.depth else "")
+        raise UserError(f"{parts}: {error}") from error
     return model
 
 

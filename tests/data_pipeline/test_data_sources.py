@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdm_jax.data import ImageData, load, validation_split
+from vdm_jax.data import DataError, ImageData, load, validation_split
 from vdm_jax.data.images import fingerprint
 
 
@@ -62,9 +62,33 @@ def test_the_labels_of_digits_are_those_of_sklearn():
     assert data.fingerprint == fingerprint(data.train, data.test, 17)  # of the pixels alone
 
 
-def test_digits_can_not_be_changed_by_a_caller():
-    with pytest.raises(ValueError, match="read-only"):
-        load("digits").train[0] = 0
+@pytest.mark.parametrize("name", ["digits", "digits_binary"])
+def test_digits_can_not_be_changed_by_a_caller(name):
+    for part in (load(name).train, load(name).test):
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 0
+
+
+def test_binary_digits_are_the_digits_in_black_and_white():
+    """1 from half of the brightest level on, in the same order, with the same classes."""
+    grey, data = load("digits"), load("digits_binary", class_labels=True)
+    for part in ("train", "test"):
+        there, here = getattr(grey, part), getattr(data, part)
+        np.testing.assert_array_equal(here, np.where(2 * there.astype(int) >= 16, 1, 0))
+        assert here.dtype == np.uint8
+        np.testing.assert_array_equal(data.labels[part], grey.labels[part])
+    assert (data.name, data.levels, data.event_shape) == ("digits_binary", 2, (8, 8, 1))
+    assert data.fingerprint == fingerprint(data.train, data.test, 2) != grey.fingerprint
+    # Neither part is nearly all of one colour, and the grey ones stay as they were.
+    assert 0.3 < data.train.mean() < 0.5 and grey.train.max() == 16
+
+
+def test_binary_digits_take_no_other_levels_and_no_path():
+    with pytest.raises(DataError, match="levels=17 can't be set for 'digits_binary', which has 2"):
+        load("digits_binary", levels=17)
+    assert load("digits_binary", levels=2).levels == 2
+    with pytest.raises(DataError, match="not for 'digits_binary'; leave it out"):
+        load("digits_binary", path="x.npz")
 
 
 def test_fingerprint_is_the_documented_sha256():
@@ -250,7 +274,7 @@ def test_a_damaged_member(tmp_path, load_mine, one_clear_line):
 
 def test_unfit_arguments(tmp_path, write, one_clear_line):
     with one_clear_line(
-        "data set 'imagenet' is unknown; choose one of digits, arrays, folder, cif"
+        "data set 'imagenet' is unknown; choose one of digits, digits_binary, arrays, folder, cif"
     ):
         load("imagenet")
     with one_clear_line("path='x.npz' is for 'arrays' and 'folder', not for 'digits'"):

@@ -76,7 +76,7 @@ def test_fixed_encoders_are_a_diffusion_of_the_projected_data(data_size, ends):
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_fixed_encoder_that_does_not_end_at_the_normal_ends_at_gamma_zero(depth):
-    network, _, call = make(depth, data_size=True, fixed_encoder=True)
+    _, _, call = make(depth, data_size=True, fixed_encoder=True)
     *_, (mean, var) = through(call, depth, X)
     kl = Gaussian(mean, var).kl(Gaussian(0.0, 1.0)).sum(-1)
     # alpha^2 = sigma^2 = 1/2: (x^2 / 2 + 1/2 - 1 + log 2) / 2 an element.

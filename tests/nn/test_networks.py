@@ -218,15 +218,20 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize("network", [small_unet, MLP, ResNet])
-@pytest.mark.parametrize("head", ["eps", "x", "v", "score"])
+@pytest.mark.parametrize("head", ["eps", "x", "v", "score", "logits"])
 def test_heads_predict_their_kind(network, head):
-    """A head starts at z_t (eps, x), 0 (v) or -z_t (score), whatever the features are."""
+    """A head starts at z_t (eps, x), 0 (v, logits) or -z_t (score), whatever the features are."""
     ends = {} if network is small_unet else ENDS
     net = network(**ends, head=head, levels=16, fourier_features=True)
     z_t = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
     got = net.apply(net.init(jax.random.key(0), z_t, jnp.zeros(3)), z_t, jnp.zeros(3))
-    np.testing.assert_array_equal(got, {"v": 0.0, "score": -1.0}.get(head, 1.0) * z_t)
-    assert features.head_kind(head) == head and features.head_kind("levels") == "x"
+    start = {"v": 0.0, "score": -1.0, "logits": 0.0}
+    np.testing.assert_array_equal(got, start.get(head, 1.0) * z_t)
+    if head != "logits":  # those of a bit, which are no prediction of z's
+        assert features.head_kind(head) == head and features.head_kind("levels") == "x"
+        return
+    with pytest.raises(ValueError, match="'logits' is for binomial diffusion only"):
+        features.head_kind(head)
 
 
 @pytest.mark.parametrize("gamma", [-13.3, -4.0, 2.0])
@@ -253,7 +258,7 @@ def test_heads_for_v_and_the_score_that_are_one_function_have_one_bound(gamma):
     assert np.all(np.abs(bound("score", of_v) - bound("v", of_v)) > 1e-3)
 
 
-@pytest.mark.parametrize("head", features.HEADS)
+@pytest.mark.parametrize("head", [head for head in features.HEADS if head != "logits"])
 def test_every_head_learns_and_stays_finite_also_at_little_noise(head):
     """Data at two opposite points, from gamma = -13.3 on, where the score is about 770 wide."""
     net, gamma = MLP(**ENDS, width=32, num_blocks=1, head=head, levels=4), schedule.linear(-13.3, 5)
