@@ -28,7 +28,7 @@ def short(config, steps=60):
     for part in ("train", "eval", "sample"):
         config[part].update(like[part])
     config.train.steps = steps
-    config.optimizer.update(warmup_steps=5, ema_rate=0.9)
+    config.optimizer.update(warmup_steps=5, ema_rate=0.9, learning_rate=1e-2)
     config.model.update(channels=16, num_blocks=1)
     return config
 
@@ -94,9 +94,10 @@ def test_a_vae_s_run_and_its_evaluation_are_of_one_bound(of_vae):
     agrees(row, result)
     folder = tiny.newest(of_vae)
     assert tiny.strict_json(folder / "result.json")["rows"][0]["bpd"] == row["bpd"]
-    assert f"| bound, VAE | variational bound | {row['bpd']:.4f} |" in (
-        folder / "result.md"
-    ).read_text()
+    assert (
+        f"| bound, VAE | variational bound | {row['bpd']:.4f} |"
+        in (folder / "result.md").read_text()
+    )
     assert not (folder / "diffusion_loss.png").exists()  # there are no times
     with Image.open(of_vae / "samples" / "00000060.png") as picture:
         assert np.asarray(picture).std() > 10
