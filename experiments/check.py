@@ -74,6 +74,13 @@ def model(config: ConfigDict, levels: int, num_classes: int) -> None:
     ):
         if c[name] not in known:
             raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
+    held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
+    if c.decoder == "density" and not (held or c.gamma == "fixed"):
+        raise UserError(
+            "config.model.decoder is 'density', for which there is no best gamma_0: pixels gain by "
+            "any lower one. Hold the end points: --config.model.gamma=fixed, or monotone and "
+            "pinned with --config.model.learn_end_points=False"
+        )
     if c.gamma_objective == "variance":
         _check_variance(c)
     if c.reverse_var != "posterior" and c.num_steps is None and config.hierarchy.depth is None:
@@ -153,6 +160,32 @@ def _check_hierarchy(config: ConfigDict, num_classes: int) -> None:
         raise UserError(
             f"config.model.gamma_objective is {c.gamma_objective!r}, which is for a VDM's own "
             "bound: that of a hierarchy has no time whose loss could vary less"
+        )
+    if c.timesteps != "antithetic":
+        raise UserError(
+            f"config.model.timesteps is {c.timesteps!r}, but a hierarchy draws no times: leave it "
+            "out"
+        )
+    if h.ends_at_normal and c.gamma_max < 3:
+        raise UserError(
+            f"config.hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
+            "where the latent is not N(0, I) yet; give 3 or more (5 is the paper's)"
+        )
+    plain = base.get_config().model
+    for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
+        if not used and c[name] != plain[name]:
+            raise UserError(
+                f"config.model.{name} is {c[name]}, which nothing reads here; leave it out"
+            )
+    if vdm and not h.ends_at_normal and c.gamma != "fixed":
+        raise UserError(
+            f"config.model.gamma is {c.gamma!r}, whose end would be learned, but without "
+            "config.hierarchy.ends_at_normal it is to be 0: give fixed"
+        )
+    if h.data_size and h.latent_size != base.get_config().hierarchy.latent_size:
+        raise UserError(
+            f"config.hierarchy.latent_size is {h.latent_size}, but with data_size latents are as "
+            "large as an image; leave it out"
         )
     if vdm:
         return

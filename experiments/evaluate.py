@@ -33,6 +33,10 @@ from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
 
 MOST = 10_000_000  # of anything that is counted
+VDM_ONLY = (
+    "num_steps", "importance", "chains", "chain_steps", "chain_images", "ode_images",
+    "dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance",
+)  # fmt: skip
 
 
 def _flags() -> flags.FlagValues:
@@ -200,8 +204,9 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
 
 def _check_plain(options: Mapping[str, Any], model: Trainable) -> None:
     """A model of another kind than a VDM has one bound and no other likelihood."""
-    for name in ("num_steps", "importance", "chains", "ode_images"):
-        if options[name]:
+    plain = _flags()
+    for name in VDM_ONLY:
+        if options[name] != plain[name].default:
             raise UserError(f"--{name} is for a VDM; this run is another model: {model.words}")
 
 

@@ -28,6 +28,7 @@ from experiments.cli import UserError
 from experiments.configs import binomial, digits, mhvae, vae
 from experiments.evaluate import everything
 from experiments.toy2d import toy2d
+from experiments.toy_models import STEPS as STEPS_2D
 from experiments.trained import Trained
 from vdm_jax import loss, mixture, process, schedule
 from vdm_jax.gaussian import Gaussian
@@ -105,7 +106,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for the runs")
     if not 0 < values.scale < 1e6:
-        raise UserError(f"--scale must be above 0, got {values.scale}")
+        raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
     at = _Workshop(setup.make_workdir(Path(values.workdir)), setup.make_mesh(), values.scale)
     out = setup.make_workdir(Path(values.out), "out")
     images = setup.load(digits.get_config())
@@ -130,7 +131,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
     }
     found["minutes"] = at.minutes
     (at.workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n")
-    rungs.write(out, found, at.workdir)
+    rungs.write(out, found)
     print(f"{at.minutes:.1f} minutes; written to {out / 'ladder.md'}")
     return found
 
@@ -251,10 +252,11 @@ def _points(at: _Workshop) -> dict[str, Any]:
     began, found = time.monotonic(), {}
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
-        length = {} if at.scale == 1 else {"steps": 20}
-        arguments = [f"--{k}={v}" for k, v in length.items()]
-        folder = at.workdir / "points"
-        found[kind] = toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", *arguments])
+        steps = max(round(STEPS_2D[kind] * at.scale), 20)
+        folder = at.workdir / f"points-{at.scale:g}"
+        found[kind] = toy2d(
+            ["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"]
+        ) | {"picture": str(folder / f"swirl-{kind}.png")}
     at.minutes += (time.monotonic() - began) / 60
     return found
 

@@ -70,7 +70,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for the runs")
     if not 0 < values.scale < 1e6:
-        raise UserError(f"--scale must be above 0, got {values.scale}")
+        raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
     workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
     out = setup.make_workdir(Path(values.out), "out")
     models, minutes = {}, 0.0

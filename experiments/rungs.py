@@ -10,13 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.results import table, value
+from experiments.toy_models import GAMMA_0
+from vdm_jax import loss
 
 __all__ = ["write"]
 
 Found = Mapping[str, Any]
 
 
-def write(out: Path, found: Found, workdir: Path) -> None:
+def write(out: Path, found: Found) -> None:
     """ladder.md in `out`, its plots in `out`/ladder."""
     plots = out / "ladder"
     plots.mkdir(parents=True, exist_ok=True)
@@ -24,7 +26,7 @@ def write(out: Path, found: Found, workdir: Path) -> None:
     _plot_objectives(plots / "objectives.png", found["objectives"])
     _plot_feller(plots / "feller.png", found["feller"])
     for kind in ("vdm", "cnf"):
-        shutil.copyfile(workdir / "points" / f"swirl-{kind}.png", plots / f"swirl-{kind}.png")
+        shutil.copyfile(found["points"][kind]["picture"], plots / f"swirl-{kind}.png")
     sections = (
         _head, _vae, _hierarchy, _restrictions, _forward, _reverse, _vdm, _variances, _objectives,
         _decoder, _bits, _flow,
@@ -66,24 +68,27 @@ This page climbs from one to the other. Every step adds one equation, every equa
 this library, and every step is measured on the same data: scikit-learn's handwritten digits, 8x8
 pixels of 17 grey levels, {found["train"]:,} to train on and {found["test"]} to test on.
 
-The number everywhere is the cost of storing one pixel of a test image: **bits per dim**, lower is
-better, each an upper bound on -log2 p(image) / 64. All models share the pixel likelihood
-p(x | first latent): a Gaussian about a mean, cut up over the 17 grey levels (`pixels.log_prob`).
+The number in the tables of models is the cost of storing one pixel of a test image: **bits per
+dim**, lower is better, each an upper bound on -log2 p(image) / 64. All models share the pixel
+likelihood p(x | first latent): a Gaussian's density at each of the 17 grey levels, normalised so
+that the 17 numbers sum to one (`pixels.log_prob`).
 
 {body}
 
 ![Bits per dim of each rung](ladder/rungs.png)
 
-± is the standard error over test images (and draws). "Lower by" compares image by image, so its
-error is smaller than that of either row. {_verdicts(found["rungs"])}
+± is the standard error over test images (and draws). "Lower by" compares image by image.
+{_verdicts(found["rungs"])}
 
-What is held equal is the number of parameters and, roughly, the time; not the kind of network. The
-VAEs are perceptrons, regularised by heavy dropout and weight decay chosen on validation images
-(without them they are worse than the histogram after the same time). The VDMs are small
-convolutional networks with a bottleneck over the whole image, whose last layer gives the odds of
-the grey levels. So the gap between the two groups is the networks' as well as the principle's; the
-differences within a group are the principle's. Training images are few, and all models would
-overfit without regularisation.
+How to read this fairly. What is held equal is the number of parameters and, within a factor of two,
+the time; not the network. The VAEs are perceptrons with heavy dropout and weight decay, chosen on
+validation images: there are few training images, and with less of either a VAE of this size was
+past its best long before the time was up. The VDMs are small convolutional networks with a
+bottleneck over the whole image, whose last layer gives the odds of the grey levels. So the gap
+between the two groups is the networks' as well as the principle's; and among the hierarchical VAEs
+depth goes with narrower networks and a harder optimisation. A VDM with few steps (T = 10) is poor
+for a reason of its own: each of its steps is too long to be one Gaussian of the variance that it is
+given (rung 5, and the table of variances in rung 6).
 """
 
 
@@ -92,8 +97,9 @@ def _verdicts(rows: list[Mapping[str, Any]]) -> str:
     for before, row in itertools.pairwise(rows):
         gain, error = row["gain"]["mean"], row["gain"]["standard_error"]
         verdict = "better than" if gain > 2 * error else "worse than" if gain < -2 * error else ""
-        words.append(f"{row['name']} is {verdict or 'no different from'} {before['name']}")
-    return "By twice that error: " + "; ".join(words) + "."
+        verdict = verdict or "can't be told apart from"
+        words.append(f"{row['name']} is {verdict} {before['name']}")
+    return "By twice the error of the difference: " + "; ".join(words) + "."
 
 
 def _vae(found: Found) -> str:
@@ -103,7 +109,8 @@ def _vae(found: Found) -> str:
     -log p(x) <= E_q[-log p(x|z)] + KL(q(z|x) || p(z))
 
 An encoder q(z|x), a decoder p(x|z), a prior p(z) = N(0, I). The first term asks how well x comes
-back from its latent, the second what the latent itself costs. Here: {_terms(row)}.
+back from its latent, the second what the latent itself costs. Here, in bits per dim:
+{_said(row, reconstruction="the first", prior="the second")}.
 
 Code: `hierarchy.elbo` with one encoder and no further decoder; `python -m experiments.vae`.
 """
@@ -111,20 +118,25 @@ Code: `hierarchy.elbo` with one encoder and no further decoder; `python -m exper
 
 def _hierarchy(found: Found) -> str:
     rows = {row["name"]: row for row in found["rungs"]}
-    four = rows["hierarchical VAE, 4 latents"]
+    parts = _said(
+        rows["hierarchical VAE, 4 latents"],
+        reconstruction="the image from z_1",
+        diffusion="the levels between",
+        prior="the last level",
+    )
     return f"""## Rung 2: the hierarchical VAE
 
-    -log p(x) <= E_q[-log p(x|z_1) + sum_(i<L) log q(z_i|z_(i-1)) / p(z_i|z_(i+1))
-                     + log q(z_L|z_(L-1)) / p(z_L)]
+    -log p(x) <= E_q[-log p(x|z_1) + sum_(i<L) log [q(z_i|z_(i-1)) / p(z_i|z_(i+1))]
+                     + log [q(z_L|z_(L-1)) / p(z_L)]]
 
-The latent gets a latent of its own, and so on, each seeing only its neighbour (a Markov chain; z_0
-is x). The bound has one cost per level: what was encoded there, less what the level above
-had told already. With four latents: {_terms(four)}, where "prior" is the last level and
-"diffusion" the levels between.
+The latent gets a latent of its own, and so on, each seeing only its neighbour (a Markov chain;
+z_0 is x). The bound has one cost per level: what was encoded there, less what the level above had
+told already. With four latents, in bits per dim: {parts}.
 
-The hope is that many easy steps are better than one hard one. In the table above the hope isn't
-borne out by itself: encoder and decoder must be learned together at every level, and levels whose
-message isn't needed fall silent. (Parameters were held equal, so each network is smaller.)
+The hope is that many easy steps are better than one hard one. {_hope(found["rungs"])} Encoder and
+decoder must be learned together at every level; a level whose message the level below can do
+without costs nothing and says nothing (posterior collapse), and then it might as well not be
+there.
 
 Code: `hierarchy.elbo`, `hierarchy.elbo_scan`; `python -m experiments.mhvae`.
 """
@@ -136,8 +148,8 @@ def _restrictions(found: Found) -> str:
          "parameters", "minutes"),
         [
             (
-                row["name"], _number(row), *_three(row), f"{row['parameters']:,}",
-                f"{row['minutes']:.1f}",
+                row["name"], _number(row), *(_three(row) if "VDM" not in row["name"] else "---"),
+                f"{row['parameters']:,}", f"{row['minutes']:.1f}",
             )
             for row in found["restrictions"]
         ],
@@ -156,12 +168,25 @@ one after the other, for four latents:
 
 {body}
 
-Without the third, half of the variance of the last latent is still the image's, which the prior
-N(0, I) knows nothing of: it costs the bits in the column "last level". The last two rows are the
-same model, T = 3 steps of diffusion; a VDM estimates the same bound from one random step at a time,
-so it gets more training steps in the same time. That the two bounds are equal is a test
-(`tests/core/test_hierarchy.py`): in expectation for any network, and to the last digit when both
-are given the same latents.
+The first two rows are perceptrons, one for each conditional. With large latents these take the
+way out that is always open: to say nothing in them (the columns "last level" and "between" are
+near zero then), so that the image is told at the last moment, pixel by pixel, each by one
+Gaussian that is the same for all images and fits worse than the histogram.
+
+From the third row on the encoder is fixed and can't fall silent. Then one network, the
+convolutional one, serves all levels (rung 6). But three steps are few: between two latents almost
+all of the image has to appear at once, in Gaussians too narrow for that, which is what the bits
+in the column "between" are. With more steps this cost goes away, the subject of rungs 5 and 6.
+
+In the third row the schedule stops at gamma = 0, where signal and noise have equal weight
+(alpha^2 = sigma^2 = 1/2), so that the last latent is far from the prior N(0, I), and part of its
+cost is for that.
+
+The last two rows are the same model, T = 3 steps of diffusion, and the same bound: in expectation
+for any network, and to the last digit when both are given the same latents
+(`tests/core/test_hierarchy.py`). Trained as a chain it computes all levels for each image; a VDM
+takes one random step at a time and so has more training steps in the same time. It also groups
+its terms otherwise; only the totals compare.
 """
 
 
@@ -171,25 +196,27 @@ def _forward(found: Found) -> str:
         [(f"{r['t']:.2f}", f"{r['gamma']:.2f}", f"{r['kl']:.3g}") for r in found["forward"]],
     )
     ends = table(
-        ("published schedule", "KL(q(z_T given x), N(0, I)), nats per dim"),
-        [(name, f"{nats:.3g}") for name, nats in found["priors"].items()],
+        ("schedule", "KL(q(z_T given x), N(0, I)), bits per dim"),
+        [
+            (name, f"{float(loss.bits_per_dim(nats, (1,))):.3g}")
+            for name, nats in found["priors"].items()
+        ],
     )
     return f"""## Rung 4: what the fixed encoder buys
 
     q(z_t|x) = N(alpha_t x, sigma_t^2 I),   SNR(t) = alpha_t^2 / sigma_t^2 = exp(-gamma(t))
 
-Gaussian steps compose: t of them are one (`process.simulate` walks, `process.marginal` jumps, and a
-two-sample test can't tell them apart). So the loss of any level can be computed without the levels
-before it. Whatever the start, the chain forgets it. For data N(0.7, 0.3^2), say, along a
+Gaussian steps compose: t of them are one (`process.simulate` walks, `process.marginal` jumps, and
+a two-sample test can't tell them apart). So the loss of any level can be computed without the
+levels before it. Whatever the start, the chain forgets it. For data N(0.7, 0.3^2), say, along a
 schedule linear in gamma:
 
 {steps}
 
-What is left at the end is the "prior" term of the bound. On the digits, by schedule:
+What is left at the end is a term of the bound, the "prior" in rung 6. On the digits, for the
+schedules of the published papers (and the cosine between the VDM's end points):
 
 {ends}
-
-(A schedule that ends closer pays for it elsewhere: more of the range is nearly pure noise.)
 """
 
 
@@ -214,8 +241,8 @@ closer it is to one Gaussian (Feller). For a mixture of three Gaussians, where e
 
 {body}
 
-For small steps it falls like the step to the power {slope:.2f}, that is the cube; so the sum over
-many small steps vanishes, and a Gaussian decoder loses nothing in the limit.
+For small steps it falls like the step to the power {slope:.2f} (in theory the cube); so the sum
+over many small steps vanishes, and a Gaussian decoder loses nothing in the limit.
 
 ![KL of the true reverse step to the best Gaussian](ladder/feller.png)
 """
@@ -239,7 +266,8 @@ is enough for training, so a thousand levels, or infinitely many, cost no more t
 
 {body}
 
-More steps lower the bound; how much is left to gain is the difference to continuous time.
+"Reconstruction" is the image from z_0, "prior" the KL of the last latent to N(0, I), "diffusion"
+the sum over all levels between. {_steps(rows)}
 
 Code: `loss.elbo`; `python -m experiments.digits`.
 """
@@ -287,13 +315,14 @@ def _objectives(found: Found) -> str:
     )
     return f"""### What should the network predict?
 
-    z_t = alpha_t x + sigma_t eps,   score = -eps / sigma_t,   x = (z_t + sigma_t^2 score) / alpha_t
+    z_t = alpha_t x + sigma_t eps,   E[x|z_t] = (z_t + sigma_t^2 grad log q(z_t)) / alpha_t
 
-Given z_t, knowing the image x, the noise eps, the score (the gradient of log q(z_t); the last
-formula is Tweedie's), or v = alpha_t eps - sigma_t x, is knowing all of them. The same function
-has the same loss in any of these forms (tests: `tests/core/test_parameterization.py`). But a
-network that is asked for one or the other learns differently fast. Same network, same seed, same
-batches:
+Given z_t, what a network can know is an average over the images that z_t may have come from: that
+of x, of the noise eps, of v = alpha_t eps - sigma_t x, or the score, the gradient of log q(z_t),
+which is the average of -eps / sigma_t. Each average gives the others (for the score this is
+Tweedie's formula). The same function has the same loss in any of these forms
+(`tests/core/test_parameterization.py`). But a network that is asked for one or the other learns
+differently fast. Same network, same seed, same batches:
 
 {body}
 
@@ -340,8 +369,9 @@ def _bits(found: Found) -> str:
 
     q(z_t|z_s) = Bernoulli(z_s (1 - beta) + beta / 2)
 
-Nothing in rungs 2 to 5 needs Gaussians. Sohl-Dickstein et al. (2015) flip bits: each step replaces
-some bits by coin flips, until only coin flips are left. On the digits in black and white (grey
+The construction (an encoder that is fixed, noise that grows until nothing is left, a cost for each
+level) needs no Gaussians. Sohl-Dickstein et al. (2015) flip bits: each step replaces some bits by
+coin flips, until only coin flips are left. On the digits in black and white (grey
 level 8 or more):
 
 {body}
@@ -386,19 +416,23 @@ def _flow(found: Found) -> str:
 
     dz/dgamma = (alpha sigma / 2) v_hat(z, gamma),   d log p / dgamma = -tr(d drift / dz)
 
-In continuous time the noise can be left out: an ordinary differential equation moves points so that
-at every time they are distributed as in the diffusion. It is invertible, so x has one latent
+In continuous time the noise can be left out: an ordinary differential equation moves points so
+that at every time they are distributed as in the diffusion. It is invertible, so x has one latent
 and a likelihood without a bound (instantaneous change of variables). Only the pixels, which are
 integers, still need one: they are spread over their bins first.
 
 {body}
 
 Such an object is called a continuous normalising flow. It is usually trained by maximum
-likelihood, solving the equation and its adjoint at every step (`cnf.log_prob`). The VDM's flow is
-the same object (`flow.log_prob` calls it) with a drift that was never trained that way. In two
-dimensions, where the density of the data is known:
+likelihood, which means solving the equation, and differentiating through the solution, at every
+training step (`cnf.log_prob`). The VDM's flow is the same object (`flow.log_prob` calls it) with
+a drift that was never trained that way. In two dimensions, where the density of the data is
+known:
 
 {swirl}
+
+(The bound is for x, the ODE's density for the first latent, which is x with noise of standard
+deviation {np.exp(GAMMA_0 / 2):.4f} added: nearly the same.)
 
 ![The swirl by a VDM](ladder/swirl-vdm.png)
 
@@ -419,12 +453,29 @@ def _signed(gain: Mapping[str, float]) -> str:
     return f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
 
 
+def _said(row: Mapping[str, Any], **names: str) -> str:
+    return ", ".join(f"{words} {row['terms'][t]['mean']:.3f}" for t, words in names.items())
+
+
+def _hope(rows: list[Mapping[str, Any]]) -> str:
+    """Whether depth helped, by the numbers."""
+    vaes = {row["name"]: row["bpd"] for row in rows if "VAE" in row["name"]}
+    best = min(vaes, key=lambda name: vaes[name])
+    if best == "VAE":
+        return "It isn't borne out here: none of the deeper ones is below the VAE."
+    return f"Here the {best} is the best of them."
+
+
+def _steps(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether more steps lowered the bound, by the numbers."""
+    bpd = [row["bpd"] for name, row in rows.items() if "VDM" in name]
+    if bpd == sorted(bpd, reverse=True):
+        return "More steps lower the bound, least of all from the most."
+    return "More steps don't always lower the bound here."
+
+
 def _three(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['terms'][t]['mean']:.4f}" for t in ("reconstruction", "prior", "diffusion")]
-
-
-def _terms(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {of['mean']:.3f}" for name, of in row["terms"].items())
 
 
 def _plot_rungs(path: Path, found: Found) -> None:
@@ -451,7 +502,7 @@ def _plot_objectives(path: Path, rows: list[Mapping[str, Any]]) -> None:
         axes.plot(*zip(*row["curve"], strict=True), "o-", markersize=3, label=_WORDS[row["name"]])
     low = min(value for row in rows for _, value in row["curve"])
     axes.set_ylim(low - 0.1, low + 3.0)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step (values more than 3 above the best are cut off)")
     axes.set_ylabel("test bits per dim")
     axes.legend(title="the network predicts")
     axes.grid(alpha=0.3)

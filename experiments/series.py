@@ -36,18 +36,25 @@ def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0
 def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Trained, float]:
     """The trained model, and how many minutes it took; the very same run isn't trained again."""
     note, wanted = folder / "minutes.json", json.loads(config.to_json())
+    done: dict[str, Any] = {"minutes": 0.0, "config": None}
+    if note.exists():
+        done = json.loads(note.read_text())
     try:
-        if note.exists() and json.loads(note.read_text())["config"] == wanted:
+        if done["config"] == wanted:
             print("is there already")
         else:  # goes on with an unfinished run, and refuses one of other settings by name
             began = time.monotonic()
-            run.train(config, folder)
-            took = (time.monotonic() - began) / 60
-            note.write_text(json.dumps({"config": wanted, "minutes": took}) + "\n")
+            try:
+                run.train(config, folder)
+                done["config"] = wanted
+            finally:  # an interrupted run's minutes count too
+                done["minutes"] += (time.monotonic() - began) / 60
+                if folder.is_dir():
+                    note.write_text(json.dumps(done) + "\n")
         model = trained.from_workdir(folder, None, {}, mesh)
     except CheckpointError as error:
         raise UserError(str(error)) from error
-    return model, float(json.loads(note.read_text())["minutes"])
+    return model, float(done["minutes"])
 
 
 def bound(

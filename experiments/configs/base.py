@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             "fourier_features": True,
             "dropout": 0.1,
             "gamma": "scalar",  # fixed, scalar, monotone
-            "gamma_min": -13.3,
+            "gamma_min": -13.3,  # of the gaussian process, as all of gamma
             "gamma_max": 5.0,
             "gamma_pinned": True,  # monotone: hold the end points, whatever the weights
             "learn_end_points": True,  # monotone and pinned: train them too
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
             # nats, of another quantity).
             "decoder": "discretised",
             "process": "gaussian",  # gaussian; binomial: of black and white images
-            "timesteps": "antithetic",  # antithetic, uniform
+            "timesteps": "antithetic",  # antithetic, uniform; no hierarchy has any
         }
     )
     # A hierarchical VAE in place of the VDM, with the same pixel likelihood; network mlp. With all

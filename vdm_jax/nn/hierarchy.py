@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.process import transition
+from vdm_jax.process import marginal, transition
 from vdm_jax.types import Tensor
 
 __all__ = ["HierarchicalVAE"]
@@ -28,9 +28,9 @@ class HierarchicalVAE(nn.Module):
       fixed_encoder: encoders are linear and not learned: to the sizes' ratio by a fixed orthonormal
         matrix (no matrix with `data_size`), and then the steps of a variance-preserving diffusion.
       ends_at_normal: the noise follows a schedule that ends at gamma_max, where next to nothing is
-        left of x. Learned encoders then give a mean within [-1, 1] only, and the schedule shrinks
-        it and adds the noise. Fixed encoders have a schedule in any case; without this it ends at
-        gamma = 0, with half of the variance still of x.
+        left of x. Learned encoders then give only a mean m(z_i) within [-1, 1], and the latent is
+        alpha m + sigma eps of the schedule at its level. Fixed encoders have a schedule in any
+        case; without this it ends at gamma = 0, with half of the variance still of x.
       gamma_min, gamma_max: of the schedule, of equal steps in gamma; a single latent is at its end.
 
     Raises ValueError when called, for a schedule that doesn't rise, or a fixed encoder to latents
@@ -83,7 +83,7 @@ class HierarchicalVAE(nn.Module):
             return transition(mean, self.gammas[i], self.gammas[i + 1])
         q = self.encoders[i](flat, deterministic)
         if self.ends_at_normal:
-            return transition(jnp.tanh(q.mean), self.gammas[i], self.gammas[i + 1])
+            return marginal(jnp.tanh(q.mean), self.gammas[i + 1])
         return q
 
     def decode(self, i: int, z: Tensor, deterministic: bool) -> Gaussian:
