@@ -96,9 +96,10 @@ def _verdicts(rows: list[Mapping[str, Any]]) -> str:
     words = []
     for before, row in itertools.pairwise(rows):
         gain, error = row["gain"]["mean"], row["gain"]["standard_error"]
-        verdict = "better than" if gain > 2 * error else "worse than" if gain < -2 * error else ""
-        verdict = verdict or "can't be told apart from"
-        words.append(f"{row['name']} is {verdict} {before['name']}")
+        verdict = "is better than" if gain > 2 * error else "is worse than"
+        if abs(gain) <= 2 * error:
+            verdict = "can't be told apart from"
+        words.append(f"{row['name']} {verdict} {before['name']}")
     return "By twice the error of the difference: " + "; ".join(words) + "."
 
 

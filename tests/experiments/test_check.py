@@ -70,6 +70,25 @@ def test_the_experiments_own_configurations_are_accepted(name):
         ("vae", {"model.gamma": "scalar"}, "gamma is 'scalar'; a hierarchical VAE wants 'fixed'"),
         ("vae", {"model.fourier_features": True}, "fourier_features is True; a hierarchical VAE"),
         ("vae", {"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: it"),
+        ("vae", {"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
+        ("vae", {"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
+        ("vae", {"model.attention": "all"}, "attention is all, which nothing reads here"),
+        (
+            "vae",
+            {"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0},
+            "gamma_max is 2.0, where the latent is not N(0, I) yet",
+        ),
+        (
+            "vae",
+            {"hierarchy.data_size": True, "hierarchy.latent_size": 8},
+            "latent_size is 8, but with data_size latents are as large as an image",
+        ),
+        (
+            "mhvae",
+            VDM | {"model.gamma": "scalar"},
+            "gamma is 'scalar', whose end would be learned, but without",
+        ),
+        ("digits", {"model.decoder": "density", "model.gamma": "scalar"}, "no best gamma_0"),
         ("vae", {"classes": 10}, "class_labels: a hierarchical VAE is not conditioned on them"),
         (
             "digits",
@@ -118,9 +137,9 @@ def test_bits_need_images_of_two_levels():
 def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
     config = mhvae.get_config()
     config.update_from_flattened_dict(VDM)
-    config.model.update(network="resnet", channels=8, head="levels", gamma="monotone")
+    config.model.update(network="resnet", channels=8, head="levels")
     config.model.reverse_var = "learned"
-    check.model(config, 17, 10)
     assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, 10).words
     config.hierarchy.ends_at_normal = True
+    config.model.gamma = "monotone"
     assert make_model(config, (8, 8, 1), 17, 10).words.endswith(", a VDM of T = 3")

@@ -27,6 +27,8 @@ def config(hierarchy=None, **model):
     )  # fmt: skip
     made.model.update(model)
     made.hierarchy.update(hierarchy or {})
+    if made.hierarchy.depth and not made.hierarchy.ends_at_normal:
+        made.model.gamma_max = 5.0  # the default: nothing reads it
     return made
 
 
@@ -98,7 +100,8 @@ def test_each_combination_has_a_finite_bound_learns_and_samples_levels(switches)
     named = dict(zip(SWITCHES, switches, strict=True))
     # A VDM of one step would cost too much to be seen to learn.
     depth = 3 if named["data_size"] and named["fixed_encoder"] else 2
-    c = config({"depth": depth, "latent_size": 2, **named}, dropout=0.1)
+    size = {} if named["data_size"] else {"latent_size": 2}
+    c = config({"depth": depth, **size, **named}, dropout=0.1)
     model = make_model(c, SHAPE, LEVELS)
     assert jax.tree.leaves(model.init(jax.random.key(0)))
     # Two kinds of images, of sixteen.
