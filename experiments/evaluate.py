@@ -198,6 +198,7 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         "groups": None if groups is None else len(np.unique(groups)),
         "rows": rows,
         "failed": failed,
+        "note": model.note,
         "profile": shape,
     }
 

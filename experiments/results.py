@@ -56,6 +56,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         ),
     ]  # fmt: skip
     lines += [note for row in found["rows"] if (note := _note(row))]
+    if found["note"]:
+        lines.append(f"\nOf this model {found['note']}.")
     if any(row["between_images_error"] == 0.0 for row in found["rows"]):
         lines.append("\nBetween images 0: too small to be seen beside the draws; --repeats helps.")
     if (found["groups"] or min(row["num_images"] for row in found["rows"])) < 20:

@@ -102,7 +102,7 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
             mesh,
             setup.eval_name(config),
         )
-    _conclude(result, int(state.step), images, setup.eval_name(config), workdir)
+    _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
     return result
 
 
@@ -252,7 +252,7 @@ def _announce(
 
 
 def _conclude(
-    result: Evaluation, last_step: int, images: ImageData, name: str, workdir: Path
+    result: Evaluation, last_step: int, images: ImageData, name: str, workdir: Path, note: str
 ) -> None:
     summary = {"step": last_step, "split": name, "data": setup.describe(images)}
     summary |= {
@@ -267,4 +267,5 @@ def _conclude(
         f"diffusion      {result.diffusion}\n"
         f"{images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
+        + (f"\n({note})" if note else "")
     )

@@ -43,6 +43,11 @@ class BinomialModel:
         """Its kind and T."""
         return f"binomial diffusion, T = {self.num_steps}"
 
+    @property
+    def note(self) -> str:
+        """What its terms are."""
+        return "the reconstruction is the last of the steps, and within diffusion"
+
     def terms(
         self, params: Params, batch: Batch, key: Key, dropout: bool = False
     ) -> loss.ElboTerms:

@@ -59,6 +59,14 @@ class HierarchicalModel:
         """Of the bound."""
         return NATS if self.density else BITS
 
+    @property
+    def note(self) -> str:
+        """What its terms are."""
+        return (
+            "prior is what the last latent costs given the one before, diffusion the latents "
+            "between; only the total compares with a VDM's"
+        )
+
     def terms(
         self, params: Params, batch: Batch, key: Key, dropout: bool = False
     ) -> loss.ElboTerms:

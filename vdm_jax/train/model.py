@@ -80,6 +80,11 @@ class Trainable(Protocol):
         ...
 
     @property
+    def note(self) -> str:
+        """What reports say of its terms, where they aren't those of a VDM."""
+        ...
+
+    @property
     def init(self) -> Callable[[Key], Params]:
         """Key -> parameters."""
         ...
@@ -144,6 +149,11 @@ class Model:
     def words(self) -> str:
         """Its time."""
         return "continuous time" if self.num_steps is None else f"T = {self.num_steps}"
+
+    @property
+    def note(self) -> str:
+        """Nothing."""
+        return ""
 
     def data(self, images: Images | Tensor) -> tuple[Images | Tensor, int | None]:
         """The first and fifth argument of `loss.elbo` for the images of a batch."""
