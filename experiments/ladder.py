@@ -90,7 +90,10 @@ DENSITIES: dict[str, Run] = {
     "VDM, continuous time": (digits.get_config, _SHORT | {"model.decoder": "density"}),
 }
 BITS_RUNS: dict[str, Run] = {
-    "VAE": (vae.get_config, {"data.name": "digits_binary", "train.steps": 2_500}),
+    "Bernoulli VAE": (
+        vae.get_config,
+        {"data.name": "digits_binary", "train.steps": 2_500},
+    ),
     "binomial diffusion, T = 10": (binomial.get_config, _SHORT | {"model.num_steps": 10}),
     "binomial diffusion, T = 1000": (binomial.get_config, _SHORT),
 }

@@ -2,8 +2,11 @@
 
     python -m experiments.vae --workdir=DIR
 
-One latent, the pixel likelihood of the VDM, and about as many parameters (0.38 million) and as much
-training time as `configs/digits.py` (see docs/ladder.md for what comes of it).
+One latent, the pixel likelihood of the VDM, and about as many parameters (0.38 million) as
+`configs/digits.py`.
+
+Expect 1.92 bits per dim on the test set (measured in docs/ladder.md: 1.9237 ± 0.0134) after 0.03
+hours on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
