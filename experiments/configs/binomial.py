@@ -4,8 +4,8 @@
 
 The network of `configs/digits.py` gives the odds of each bit; T is 1000.
 
-Expect 0.41 bits per dim on the test set after 1,500 of the 5,000 steps (measured: docs/ladder.md), in
-0.01 hours on 2 CPU cores.
+Expect 0.41 bits per dim on the test set after 1,500 of the 5,000 steps (measured: docs/ladder.md),
+in 0.01 hours on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 Four latents, or DEPTH = 2, 4, 8 of them, else as `configs/vae.py`.
 
-Expect 1.95, 2.03 and 2.11 bits per dim for 2, 4 and 8 latents (measured: docs/ladder.md), in 0.03 to
-0.05 hours on 2 CPU cores.
+Expect 1.95, 2.03 and 2.11 bits per dim for 2, 4 and 8 latents (measured: docs/ladder.md), in 0.03
+to 0.05 hours on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
