@@ -64,9 +64,10 @@ Written by `python -m experiments.ladder`{shorter}; {found["minutes"]:.0f} minut
 measuring on the CPU it ran on, which may have had other work.
 
 If you know the variational autoencoder (VAE), you know nearly all of a diffusion model already.
-This page climbs from one to the other. Every step adds one equation, every equation is code of
-this library, and every step is measured on the same data: scikit-learn's handwritten digits, 8x8
-pixels of 17 grey levels, {found["train"]:,} to train on and {found["test"]} to test on.
+This page climbs from one to the other, to the variational diffusion model (VDM, of T noising
+steps). Every step adds one equation, every equation is code of this library, and every step is
+measured on the same data: scikit-learn's handwritten digits, 8x8 pixels of 17 grey levels,
+{found["train"]:,} to train on and {found["test"]} to test on.
 
 The number in the tables of models is the cost of storing one pixel of a test image: **bits per
 dim**, lower is better, each an upper bound on -log2 p(image) / 64. All models share the pixel
@@ -78,7 +79,8 @@ that the 17 numbers sum to one (`pixels.log_prob`).
 ![Bits per dim of each rung](ladder/rungs.png)
 
 ± is the standard error over test images (and draws). "Lower by" compares image by image.
-{_verdicts(found["rungs"])}
+{_verdicts(found["rungs"])} (The last row is the model of
+`make train` after {found["rungs"][-1]["steps"]:,} in place of 5,000 steps.)
 
 How to read this fairly. What is held equal is the number of parameters and, within a factor of two,
 the time; not the network. The VAEs are perceptrons with heavy dropout and weight decay, chosen on
@@ -122,7 +124,7 @@ def _hierarchy(found: Found) -> str:
     parts = _said(
         rows["hierarchical VAE, 4 latents"],
         reconstruction="the image from z_1",
-        diffusion="the levels between",
+        diffusion="levels 1 to 3",
         prior="the last level",
     )
     return f"""## Rung 2: the hierarchical VAE
@@ -131,8 +133,8 @@ def _hierarchy(found: Found) -> str:
                      + log [q(z_L|z_(L-1)) / p(z_L)]]
 
 The latent gets a latent of its own, and so on, each seeing only its neighbour (a Markov chain;
-z_0 is x). The bound has one cost per level: what was encoded there, less what the level above had
-told already. With four latents, in bits per dim: {parts}.
+z_0 is x). The bound has one cost per level: how much likelier the encoder finds the latent than the
+decoder, coming from the level above, would have. With four latents, in bits per dim: {parts}.
 
 The hope is that many easy steps are better than one hard one. {_hope(found["rungs"])} Encoder and
 decoder must be learned together at every level; a level whose message the level below can do
@@ -164,10 +166,21 @@ A diffusion model is a hierarchical VAE in which
    q(z_t|z_s) = N(alpha_(t|s) z_s, sigma_(t|s)^2 I),
 3. the noise grows until nothing is left of x: the last latent is N(0, I), which is the prior.
 
+From here on latents are counted as in the literature on diffusion: z_0 is the first latent, nearly
+x, and the others follow at times t up to 1; s < t is the time of the latent before. L latents are
+T = L - 1 steps from one to the next. How much noise a latent has is told by gamma, the logarithm of
+noise over signal: z_t = alpha x + sigma eps with alpha^2 + sigma^2 = 1 and gamma = log(sigma^2 /
+alpha^2); alpha_(t|s) and sigma_(t|s) are the same for a single step.
+
 Each is a switch (`--config.hierarchy.data_size`, `.fixed_encoder`, `.ends_at_normal`). Turned on
 one after the other, for four latents:
 
 {body}
+
+(Rows 1 and 2 are `experiments.mhvae`, the second with a `--config.model.channels=116` that keeps
+the number of parameters; rows 3 and 4 `experiments.digits --config.hierarchy.depth=4
+--config.train.steps=1500`, both with the switches; row 5 `experiments.digits
+--config.model.num_steps=3 --config.train.steps=3000`.)
 
 The first two rows are perceptrons, one for each conditional. With large latents these take the
 way out that is always open: to say nothing in them (the columns "last level" and "between" are
@@ -208,6 +221,8 @@ def _forward(found: Found) -> str:
 
     q(z_t|x) = N(alpha_t x, sigma_t^2 I),   SNR(t) = alpha_t^2 / sigma_t^2 = exp(-gamma(t))
 
+(SNR is the signal-to-noise ratio.)
+
 Gaussian steps compose: t of them are one (`process.simulate` walks, `process.marginal` jumps, and
 a two-sample test can't tell them apart). So the loss of any level can be computed without the
 levels before it. Whatever the start, the chain forgets it. For data N(0.7, 0.3^2), say, along a
@@ -216,7 +231,8 @@ schedule linear in gamma:
 {steps}
 
 What is left at the end is a term of the bound, the "prior" in rung 6. On the digits, for the
-schedules of the published papers (and the cosine between the VDM's end points):
+schedules of the published papers (Kingma et al. 2021; Nichol & Dhariwal 2021; Ho et al. 2020,
+"DDPM"; Song et al. 2021, "VP-SDE") and a cosine between the VDM's end points:
 
 {ends}
 """
@@ -236,10 +252,11 @@ def _reverse(found: Found) -> str:
 
     q(z_s|z_t, x) = N(mu(z_t, x), sigma_Q^2 I)   by Bayes' rule, from three Gaussians
 
-If x were known, going back a step would be exactly Gaussian (`process.posterior`). The decoder
-doesn't know x, and the true q(z_s|z_t) is a mixture over all x. But the smaller the step, the
-closer it is to one Gaussian (Feller). For a mixture of three Gaussians, where everything is known
-(`mixture.reverse_negentropy`), from gamma = 0 back by a step:
+If x were known, going back a step would be exactly Gaussian (`process.posterior` has mu and
+sigma_Q). The decoder doesn't know x, and the true q(z_s|z_t) is a mixture over all x. But the
+smaller the step, the closer it is to one Gaussian (as Feller has shown for such processes). For
+a mixture of three Gaussians, where everything is known (`mixture.reverse_negentropy`), from
+gamma = 0 back by a step:
 
 {body}
 
@@ -268,8 +285,9 @@ is enough for training, so a thousand levels, or infinitely many, cost no more t
 
 {body}
 
-"Reconstruction" is the image from z_0, "prior" the KL of the last latent to N(0, I), "diffusion"
-the sum over all levels between. {_steps(rows)}
+(The three are trained separately, each with its own T; E is over images, noise and times;
+eps_hat is the network's guess of the noise eps.) "Reconstruction" is the image from z_0, "prior"
+the KL of the last latent to N(0, I), "diffusion" the sum over all levels between. {_steps(rows)}
 
 Code: `loss.elbo`; `python -m experiments.digits`.
 """
@@ -289,23 +307,24 @@ def _variances(found: Found) -> str:
     )  # fmt: skip
     return f"""### Which variance for the decoder?
 
-    log sigma_theta^2 = v log sigma_(t|s)^2 + (1 - v) log sigma_Q^2
+    log sigma_theta^2 = w log sigma_(t|s)^2 + (1 - w) log sigma_Q^2
 
-If the data were one point, the posterior's variance sigma_Q^2 (v = 0) would be right; if they were
-N(0, I), that of the forward step (v = 1). Between the two a network can learn v for each pixel.
+If the data were one point, the posterior's variance sigma_Q^2 (w = 0) would be right; if they
+were N(0, I), that of the forward step (w = 1). Between the two a network can learn w for each
+pixel. After {rows[0]["steps"]:,} steps of training:
 
 {body}
 
 The first two rows of each T are one network, trained with the posterior's variance; the third was
-trained with its own, {rows[0]["steps"]:,} steps each. As T grows the two variances meet, and
+trained with its own. As T grows the two variances meet, and
 the choice stops mattering: in continuous time there is none (`loss.diffusion` says why).
 """
 
 
 _KINDS = {
-    "posterior": "the posterior's (v = 0)",
-    "transition": "the forward step's (v = 1)",
-    "learned": "learned v",
+    "posterior": "the posterior's (w = 0)",
+    "transition": "the forward step's (w = 1)",
+    "learned": "learned w",
 }
 
 
@@ -324,11 +343,14 @@ of x, of the noise eps, of v = alpha_t eps - sigma_t x, or the score, the gradie
 which is the average of -eps / sigma_t. Each average gives the others (for the score this is
 Tweedie's formula). The same function has the same loss in any of these forms
 (`tests/core/test_parameterization.py`). But a network that is asked for one or the other learns
-differently fast. Same network, same seed, same batches:
+differently fast. Same network, same seed, same batches, early in training:
 
 {body}
 
 ![Test bound during training](ladder/objectives.png)
+
+(One seed, and the curves still fall and cross. The models of the other tables predict the odds of
+the grey levels, and x as their mean, which is easier on data like these.)
 """
 
 
@@ -419,9 +441,12 @@ def _flow(found: Found) -> str:
     dz/dgamma = (alpha sigma / 2) v_hat(z, gamma),   d log p / dgamma = -tr(d drift / dz)
 
 In continuous time the noise can be left out: an ordinary differential equation moves points so
-that at every time they are distributed as in the diffusion. It is invertible, so x has one latent
-and a likelihood without a bound (instantaneous change of variables). Only the pixels, which are
-integers, still need one: they are spread over their bins first.
+that at every time they are distributed as in the diffusion. It is invertible, so x has one
+latent and a likelihood without a bound (instantaneous change of variables). Only the pixels,
+which are integers, still need a bound: z_0 is drawn about each, with the decoder's noise cut off
+at the edges of its bin (dequantisation), and the density of z_0 held against that of the draw.
+So both rows are bounds in bits of the same discrete images, though of two models, the chain and
+the flow:
 
 {body}
 
@@ -456,7 +481,7 @@ def _signed(gain: Mapping[str, float]) -> str:
 
 
 def _said(row: Mapping[str, Any], **names: str) -> str:
-    return ", ".join(f"{words} {row['terms'][t]['mean']:.3f}" for t, words in names.items())
+    return ", ".join(f"{words}: {row['terms'][t]['mean']:.3f}" for t, words in names.items())
 
 
 def _hope(rows: list[Mapping[str, Any]]) -> str:

@@ -95,13 +95,15 @@ def elbo(
       x: what the first encoder is given, [batch, ...].
       encoders: q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1}); shapes may change from level to level.
       decoders: p(z_1|z_2), ..., p(z_{L-1}|z_L), one fewer.
-      log_likelihood: z_1 -> log p(x|z_1), [batch] nats.
+      log_likelihood: z_1 -> log p(x|z_1), [batch] nats, of the x that it closes over.
       prior: the distribution p(z_L); None is N(0, I).
       closed_form: take KL(q(z_L|z_{L-1}) || p(z_L)), by the distributions' `kl`, for the last term.
-        It has the same expectation as the difference of logarithms at z_L and varies less.
+        It has the same expectation as the difference of logarithms at z_L. It varies less, except
+        near the true posterior, where all logarithms together hardly vary at all.
 
     Raises:
-      ValueError: for no encoder, or a number of decoders that doesn't go with it.
+      ValueError: for no encoder, a number of decoders that doesn't go with it, or a log_likelihood
+        of another shape.
     """
     latents = sample_latents(key, x, encoders)
     return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
@@ -133,7 +135,7 @@ def elbo_given(
             levels.append(_log_ratio(q, decoders[i](latents[i + 1]), z))
         else:
             levels.append(_last(q, prior, z, closed_form))
-    return HierarchyTerms(-log_likelihood(latents[0]), jnp.stack(levels))
+    return HierarchyTerms(_reconstruction(log_likelihood, latents[0]), jnp.stack(levels))
 
 
 def elbo_scan(
@@ -162,7 +164,8 @@ def elbo_scan(
 
     (before, last), levels = jax.lax.scan(step, (x, z_1), (jnp.arange(depth - 1), keys[1:]))
     top = _last(encode(depth - 1, before), prior, last, closed_form)
-    return HierarchyTerms(-log_likelihood(z_1), jnp.concatenate([levels, top[None]]))
+    levels = jnp.concatenate([levels, top[None]])
+    return HierarchyTerms(_reconstruction(log_likelihood, z_1), levels)
 
 
 def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tensor:
@@ -185,8 +188,10 @@ def of_diffusion(
     For `elbo_scan`, or by `functools.partial` for the lists of `elbo`. The latents are z_0, ...,
     z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
     q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and
-    `loss.reconstruction` the last part. In expectation the total is that of `loss.elbo` with this
-    T, for any network; there are more averages done by sampling here, so it varies more.
+    `loss.reconstruction` the last part: log p(x|z_0) is the sum of `pixels.log_prob` at z_0 /
+    alpha_0. The depth of `elbo_scan` is T + 1; the lists have T + 1 encoders and T decoders. In
+    expectation the total is that of `loss.elbo` with this T, for any network; a draw costs T calls
+    of it and not one.
     """
     check_num_steps(num_steps)
     times = jnp.arange(num_steps + 1) / num_steps
@@ -203,6 +208,16 @@ def of_diffusion(
         return reverse(z, x_hat, gammas[i + 1], gamma_t, share)
 
     return encode, decode
+
+
+def _reconstruction(log_likelihood: Callable[[Tensor], PerExample], z_1: Tensor) -> PerExample:
+    found = log_likelihood(z_1)
+    if jnp.shape(found) != z_1.shape[:1]:
+        raise ValueError(
+            f"log_likelihood must return one number per example, [{z_1.shape[0]}], "
+            f"got shape {jnp.shape(found)}: sum over the elements of x."
+        )
+    return -found
 
 
 def _log_ratio(q: Any, p: Any, z: Tensor) -> PerExample:

@@ -301,5 +301,8 @@ def test_mistakes_are_named():
         wanted = rf"wanted L >= 1 encoders.* got {len(encoders)}, {len(decoders)} and"
         with pytest.raises(ValueError, match=wanted):
             hierarchy.elbo(jax.random.key(0), x, encoders, decoders, zero)
+    for wrong in (lambda z: z, lambda z: jnp.zeros(())):
+        with pytest.raises(ValueError, match=r"one number per example, \[1\], got shape"):
+            hierarchy.elbo(jax.random.key(0), x, [encode], [], wrong)
     with pytest.raises(ValueError, match="num_steps"):
         hierarchy.of_diffusion(network, GAMMA, 0)
