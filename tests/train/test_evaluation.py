@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,13 @@ def images(count):
     return RNG.integers(0, LEVELS, (count, *SHAPE), np.uint8)
 
 
+step_of = functools.cache(evaluation.make_eval_step)  # compiled once a model and mesh
+
+
 def evaluate(model, test_images, batch_size, repeats=1, mesh=None, key=0):
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     return evaluation.evaluate(
-        evaluation.make_eval_step(model, mesh),
+        step_of(model, mesh),
         model.init(jax.random.key(0)),
         lambda: data.eval_batches(test_images, batch_size=batch_size),
         model,
