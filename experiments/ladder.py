@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -101,22 +100,13 @@ BITS_RUNS: dict[str, Run] = {
 
 def ladder(argv: list[str]) -> dict[str, Any]:
     """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "folder for the runs", flag_values=values)
-    flags.DEFINE_string("out", "docs", "folder for ladder.md and ladder/", flag_values=values)
-    flags.DEFINE_float("scale", 1.0, "factor of every number of steps", flag_values=values)
-    cli.parse_flags(values, argv, __doc__)
-    if not values.workdir:
-        raise UserError("--workdir=DIR is missing: the folder for the runs")
-    if not 0 < values.scale < 1e6:
-        raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
-    at = _Workshop(setup.make_workdir(Path(values.workdir)), setup.make_mesh(), values.scale)
-    out = setup.make_workdir(Path(values.out), "out")
+    workdir, out, scale = series.parse(argv, __doc__, "ladder.md and ladder/")
+    at = _Workshop(workdir, setup.make_mesh(), scale)
     images = setup.load(digits.get_config())
     climbed = _rungs(at)
     (free,) = (row for row in climbed if row["name"] == "hierarchical VAE, 4 latents")
     found: dict[str, Any] = {
-        "scale": values.scale,
+        "scale": scale,
         "train": len(images.train),
         "test": len(images.test),
         "histogram": _estimate(histogram(images.train, images.test, images.levels)),

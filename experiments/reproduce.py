@@ -12,12 +12,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -62,28 +60,19 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
     """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "folder for the runs", flag_values=values)
-    flags.DEFINE_string("out", "docs", "folder for results.md and results/", flag_values=values)
-    flags.DEFINE_float("scale", 1.0, "factor of every number of steps", flag_values=values)
-    cli.parse_flags(values, argv, __doc__)
-    if not values.workdir:
-        raise UserError("--workdir=DIR is missing: the folder for the runs")
-    if not 0 < values.scale < 1e6:
-        raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
-    workdir, mesh = setup.make_workdir(Path(values.workdir)), setup.make_mesh()
-    out = setup.make_workdir(Path(values.out), "out")
+    workdir, out, scale = series.parse(argv, __doc__, "results.md and results/")
+    mesh = setup.make_mesh()
     models, minutes = {}, 0.0
     for name, changes in RUNS.items():
         folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        models[name], took = series.train(make_config(changes, values.scale), folder, mesh)
+        models[name], took = series.train(make_config(changes, scale), folder, mesh)
         minutes += took
     began = time.monotonic()
     print("\n== measuring", flush=True)
     found = _measure(models, mesh)
     found["minutes"] = minutes + (time.monotonic() - began) / 60
-    found["scale"] = values.scale
+    found["scale"] = scale
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     study.write(out, found)
     print(f"{found['minutes']:.1f} minutes; written to {out / 'results.md'}")

@@ -7,19 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import run, setup, trained
+from experiments import cli, run, setup, trained
 from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax.train import evaluation
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Trainable
 
-__all__ = ["REPEATS", "bound", "make_config", "train"]
+__all__ = ["REPEATS", "bound", "make_config", "parse", "train"]
 
 REPEATS = 32  # draws of each image
+
+
+def parse(argv: list[str], doc: str | None, report: str) -> tuple[Path, Path, float]:
+    """--workdir and --out, as folders that are there, and --scale; `report` goes into --out."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder for the runs", flag_values=values)
+    flags.DEFINE_string("out", "docs", f"folder for {report}", flag_values=values)
+    flags.DEFINE_float("scale", 1.0, "factor of every number of steps", flag_values=values)
+    cli.parse_flags(values, argv, doc)
+    if not values.workdir:
+        raise UserError("--workdir=DIR is missing: the folder for the runs")
+    if not 0 < values.scale < 1e6:
+        raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
+    workdir = setup.make_workdir(Path(values.workdir))
+    return workdir, setup.make_workdir(Path(values.out), "out"), values.scale
 
 
 def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0) -> ConfigDict:
