@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError
 from experiments.configs import base
 from vdm_jax import timestep
+from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
 from vdm_jax.parameterization import REVERSE_VARS
 from vdm_jax.train import sharding
@@ -66,6 +68,8 @@ def model(config: ConfigDict, levels: int, num_classes: int) -> None:
         ("network", ("unet", "resnet", "mlp")),
         ("head", HEADS),
         ("attention", ("middle", "all")),
+        ("remat", REMATS),
+        ("dtype", ("float32", "bfloat16")),
         ("gamma_objective", ("bound", "variance")),
         ("timesteps", timestep.METHODS),
         ("reverse_var", REVERSE_VARS),
@@ -74,6 +78,7 @@ def model(config: ConfigDict, levels: int, num_classes: int) -> None:
     ):
         if c[name] not in known:
             raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
+    _check_compute(c)
     held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
         raise UserError(
@@ -106,6 +111,21 @@ def model(config: ConfigDict, levels: int, num_classes: int) -> None:
                     f"config.hierarchy.{name} is set, but there is no hierarchy: give "
                     "--config.hierarchy.depth=L"
                 )
+
+
+def _check_compute(c: ConfigDict) -> None:
+    plain = base.get_config().model
+    for name in ("remat", "dtype", "fused_attention"):
+        if c.network != "unet" and c[name] != plain[name]:
+            raise UserError(
+                f"config.model.{name} is {c[name]!r}, which is for the network unet only; leave it "
+                f"out with {c.network}"
+            )
+    if c.fused_attention and (c.dtype != "bfloat16" or jax.default_backend() != "gpu"):
+        raise UserError(
+            "config.model.fused_attention is cuDNN's, for a GPU and --config.model.dtype=bfloat16; "
+            f"this is {c.dtype} on a {jax.default_backend()}"
+        )
 
 
 def _check_variance(c: ConfigDict) -> None:

@@ -189,6 +189,8 @@ def _with_conditioning(
 ) -> tuple[Callable[[Key], Params], Apply]:
     """The network's init, and its call with parameters, latents, gamma, conditioning, dropout."""
 
+    reverse_only = network.clone(reverse_only=True) if isinstance(network, UNet) else network
+
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + num_classes))
         z_t = jnp.zeros((1, *event_shape))
@@ -197,11 +199,13 @@ def _with_conditioning(
     def apply(
         params: Params, z_t: Tensor, gamma_t: PerExample, given: Tensor, dropout: Key | None
     ) -> Any:
+        training = dropout is not None
         rngs = {} if dropout is None else {"dropout": dropout}
+        module = reverse_only if training else network  # what is trained by takes gradients
         if num_classes:
             flag, label = given[:, :1], given[:, 1].astype(int)
             given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
-        return network.apply({"params": params}, z_t, gamma_t, given, dropout is None, rngs=rngs)
+        return module.apply({"params": params}, z_t, gamma_t, given, not training, rngs=rngs)
 
     return init, apply
 
@@ -219,4 +223,5 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
             f"config.model.channels is {c.channels}; the unet's normalisation over 32 groups needs "
             "a multiple of 32, and at least 64 to see gamma (one channel a group hides it)"
         )
-    return UNet(channels=c.channels, attention=c.attention, **shared)
+    own = ("channels", "attention", "remat", "dtype", "fused_attention")
+    return UNet(**{name: c[name] for name in own}, **shared)

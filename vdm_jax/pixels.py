@@ -1,5 +1,6 @@
 """Discrete images as points of [-1, 1], the discretised likelihood p(x|z_0), and dequantisation."""
 
+import functools
 import math
 from numbers import Integral
 from typing import Literal, get_args
@@ -63,17 +64,77 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
     """Elementwise log p(x|z_0) of the given integers, in nats: `decode_log_probs` picked at them.
 
-    The largest logit is that of the nearest level, known without looking at the others: so the
-    array over all levels is summed over once and, compiled, never stored (its gradient may be).
     What is no integer in [0, levels) has no probability: the result is NaN there.
     """
-    gamma_0 = expand(gamma_0, z_0_rescaled)
-    nearest = jnp.clip(jnp.round((z_0_rescaled + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
-    largest = jax.lax.stop_gradient(_logits(z_0_rescaled, encode(nearest, levels), gamma_0))
-    others = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0[..., None])
-    log_sum = largest + jnp.log(jnp.sum(jnp.exp(others - largest[..., None]), axis=-1))
-    picked = _logits(z_0_rescaled, encode(images, levels), gamma_0)
+    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
+    picked = -0.5 * precision * jnp.square(z_0_rescaled - encode(images, levels))
+    log_sum = _log_sum(z_0_rescaled, jnp.broadcast_to(precision, z_0_rescaled.shape), levels)
     return jnp.where(_valid(images, levels), picked - log_sum, jnp.nan)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _log_sum(z: Tensor, precision: Tensor, levels: int) -> Tensor:
+    """log sum_k exp(-precision (z - v_k)^2 / 2) over the level values v, elementwise.
+
+    Its derivatives are averages of z - v and (z - v)^2 under the summands' weights: compiled, no
+    array over all levels is stored, neither here nor in the gradient.
+    """
+    largest, weights, _ = _weights(z, precision, levels)
+    return largest + jnp.log(jnp.sum(weights, axis=-1))
+
+
+@_log_sum.defjvp
+def _log_sum_jvp(
+    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    z, precision = primals
+    error, square = _averages(z, precision, levels)
+    tangent = -precision * error * tangents[0] - 0.5 * square * tangents[1]
+    return _log_sum(z, precision, levels), tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Averages of z - v and its square under weights exp(-precision (z - v)^2 / 2), elementwise."""
+    _, weights, error = _weights(z, precision, levels)
+    moments = (weights, weights * error, weights * jnp.square(error))
+    zero = jnp.zeros((), z.dtype)
+    # One reduction of all three: of three the compiler would store what they share.
+    total, first, second = jax.lax.reduce(
+        moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (z.ndim,)
+    )
+    return first / total, second / total
+
+
+@_averages.defjvp
+def _averages_jvp(
+    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For second derivatives, of which a reduction of several arrays has none."""
+
+    def plain(z: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        _, weights, error = _weights(z, precision, levels)
+        share = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        return jnp.sum(share * error, axis=-1), jnp.sum(share * jnp.square(error), axis=-1)
+
+    _, moved = jax.jvp(plain, primals, tangents)
+    return _averages(*primals, levels), moved
+
+
+def _weights(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest exponent, exp(exponent - largest) and z - v, these [*z.shape, levels].
+
+    The largest is that of the nearest level, known without looking at the others.
+    """
+    nearest = jnp.clip(jnp.round((z + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
+    nearest_value = jax.lax.stop_gradient(encode(nearest, levels))
+    largest = -0.5 * precision * jnp.square(z - nearest_value)
+    error = z[..., None] - level_values(levels)
+    return (
+        largest,
+        jnp.exp(-0.5 * precision[..., None] * jnp.square(error) - largest[..., None]),
+        error,
+    )
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

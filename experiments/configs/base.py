@@ -33,6 +33,11 @@ def get_config() -> ConfigDict:
             "channels": 128,  # of a block; the width of the mlp
             "num_blocks": 32,
             "attention": "middle",  # unet: middle, all
+            # unet, what of the forward pass is computed anew for the backward pass: none, matmuls
+            # (all but convolutions and matrix products), blocks (all but each block's input).
+            "remat": "matmuls",
+            "dtype": "float32",  # unet: float32, bfloat16 (parameters and the loss stay float32)
+            "fused_attention": False,  # unet: cuDNN's, on a GPU with dtype bfloat16
             "fourier_features": True,
             "dropout": 0.1,
             "gamma": "scalar",  # fixed, scalar, monotone

@@ -33,7 +33,8 @@ class Golden:
 
     def terms(self, params: Any, num_steps: int | None) -> ElboTerms:
         """The bound's terms at the stored noise and times, as a function of the parameters."""
-        model = dataclasses.replace(self.model, params=params)
+        network = self.model.score_module.clone(reverse_only=True)
+        model = dataclasses.replace(self.model, params=params, score_module=network)
         names = ("images", "eps_0", "eps", "t_continuous")
         given = (jnp.asarray(self.expected[name]) for name in names)
         return loss.elbo_given(*given, model.denoise, model.gamma, 256, num_steps)
@@ -43,10 +44,14 @@ class Golden:
         return loss.bits_per_dim(total.mean(), self.x.shape[1:])
 
     def norms(self, tree: Any) -> np.ndarray:
-        """L2 norm per leaf, in the order of the golden files."""
-        return np.array(
-            [np.linalg.norm(np.asarray(leaf).ravel()) for leaf in jax.tree.leaves(tree)]
-        )
+        """L2 norm per leaf of parameters or the like, in the order of the golden files."""
+        leaves = jax.tree.leaves(as_published(tree))
+        return np.array([np.linalg.norm(np.asarray(leaf).ravel()) for leaf in leaves])
+
+
+def as_published(tree: Any) -> Any:
+    """Parameters, or gradients for them, as a tree of the published code's names."""
+    return {**tree, "score_model": official.to_published(tree["score_model"])}
 
 
 @functools.cache

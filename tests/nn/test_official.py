@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import serialization
-from golden import NAMES, Golden, load
+from golden import NAMES, Golden, as_published, load
 
 from vdm_jax import sampler
 from vdm_jax.nn import official
@@ -54,7 +55,7 @@ def test_the_prior_is_nearer_to_the_exact_value_than_the_published_one(golden):
 def test_gradient_norms(golden, num_steps):
     e, prefix = golden.expected, f"T{num_steps or 0}"
     grads = jax.jit(jax.grad(golden.bpd), static_argnums=1)(golden.model.params, num_steps)
-    paths = jax.tree_util.tree_flatten_with_path(grads)[0]
+    paths = jax.tree_util.tree_flatten_with_path(as_published(grads))[0]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     assert names == [name.strip("/") for name in e[f"{prefix}/grad_names"]]
     expected = e[f"{prefix}/grad_norms"]
@@ -70,6 +71,18 @@ def test_schedule_and_its_derivative(golden):
     close(derivative, e["gamma/dgamma_dt"], 1e-5)
     close(jax.nn.sigmoid(golden.model.gamma(jnp.zeros(1))), e["var_0"], 1e-5)
     close(jax.nn.sigmoid(golden.model.gamma(jnp.ones(1))), e["var_1"], 1e-6)
+
+
+def test_parameters_go_to_the_published_tree_and_back_bit_for_bit(golden):
+    file = golden.folder / "checkpoints-0" / "ckpt-7.flax"
+    published = serialization.msgpack_restore(file.read_bytes())["ema_params"]["score_model"]
+    ours = official.from_published(published)
+    chex.assert_trees_all_equal(official.to_published(ours), published)
+    chex.assert_trees_all_equal(ours, golden.model.params["score_model"])
+    count = golden.config["sm_n_layer"]
+    for i, name in enumerate(["down.block_0", f"up.block_{count}"]):  # what they have in common
+        of_first = ours[("down", "up")[i]]["block"]["conv1"]["kernel"][0]
+        np.testing.assert_array_equal(of_first, published[name]["conv1"]["kernel"])
 
 
 def test_noise_prediction(golden):

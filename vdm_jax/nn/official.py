@@ -20,10 +20,10 @@ from flax import serialization
 
 from vdm_jax import timestep
 from vdm_jax.nn import monotone
-from vdm_jax.nn.unet import UNet
+from vdm_jax.nn.unet import UNet, from_published, to_published
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["OfficialModel", "load", "modules"]
+__all__ = ["OfficialModel", "from_published", "load", "modules", "to_published"]
 
 # Every key of the published `config.model`, with the type its value must have.
 _KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
@@ -58,7 +58,8 @@ class OfficialModel:
     give `sampler.to_images` a key) or took the most likely; `step` how long it was trained.
 
     `gamma` and `denoise` have the parameters closed over; for gradients call `gamma_module` and
-    `score_module` with `{"params": params["gamma"]}` and `{"params": params["score_model"]}`.
+    `score_module` with `{"params": params["gamma"]}` and `{"params": params["score_model"]}`. The
+    latter is in this package's form, blocks stacked; `to_published` gives the file's own.
     """
 
     params: Any
@@ -104,6 +105,7 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
     tree = _read(file)
     params = tree["ema_params"]
     _check_params(params, gamma_module, score_module, file)
+    params = {**params, "score_model": from_published(params["score_model"])}
     steps = model_config["sm_n_timesteps"]
     return OfficialModel(
         params=jax.tree.map(jnp.asarray, params),
@@ -197,7 +199,8 @@ def _check_params(params: Any, gamma_module: nn.Module, score_module: UNet, file
         key, batch = jax.random.key(0), jnp.zeros((1,))
         z_t = jnp.zeros((1, 8, 8, channels))
         gamma = gamma_module.init(key, batch).get("params", {})
-        return {"gamma": gamma, "score_model": score_module.init(key, z_t, batch)["params"]}
+        score_model = to_published(score_module.init(key, z_t, batch)["params"])
+        return {"gamma": gamma, "score_model": score_model}
 
     expected = _flatten(jax.eval_shape(initialise))
     for name in sorted(expected.keys() | found.keys()):

@@ -1,21 +1,23 @@
 """The paper's U-Net, which never leaves full resolution (VDM appendix B).
 
-Parameter names are those of the published code (its score_model), so that published parameters
-are parameters of this module as they are.
+The blocks of each half are one scanned layer, its parameters stacked: it compiles several times
+faster than blocks written out. Layers are those of the published code (its score_model), and
+`to_published` and `from_published` turn one tree of parameters into the other, exactly.
 """
 
-import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn import features
+from vdm_jax.nn.blocks import REMATS, Compute, GroupNorm, Layer, Remat, rematerialised
 from vdm_jax.nn.features import Head, embed, finish, fourier, posterior_mean, variance_share
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "from_published", "to_published"]
 
 
 class UNet(nn.Module):
@@ -35,6 +37,11 @@ class UNet(nn.Module):
         pixel levels, whose mean is a prediction of kind "x").
       levels: the number of pixel levels.
       learn_variance: return (prediction, share) instead, see `features.variance_share`.
+      dtype: "float32" (that of the input, if it is wider) or "bfloat16", see `nn.blocks`; the first
+        and the last layer and the embedding of gamma are float32 in any case.
+      remat: what the backward pass finds and what it computes anew, see `nn.blocks.Remat`.
+      reverse_only: give up forward derivatives for gradients that are fast on a CPU.
+      fused_attention: cuDNN's attention, on a GPU in bfloat16.
     """
 
     gamma_min: float
@@ -47,6 +54,10 @@ class UNet(nn.Module):
     head: Head = "eps"
     levels: int = 256
     learn_variance: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "matmuls"
+    reverse_only: bool = False
+    fused_attention: bool = False
 
     @nn.compact
     def __call__(
@@ -67,35 +78,53 @@ class UNet(nn.Module):
         for name in ("dense0", "dense1"):
             cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
 
-        def block(name: str, h: Tensor) -> Tensor:
-            return ResidualBlock(self.channels, self.dropout, name=name)(h, cond, deterministic)
-
-        def maybe_attend(name: str, h: Tensor) -> Tensor:
-            return AttentionBlock(name=name)(h) if self.attention == "all" else h
-
         h = z_t
         if self.fourier_features:
             exponents = features.fourier_exponents(self.levels)
             h = jnp.concatenate([z_t, fourier(z_t, exponents)], axis=-1)
-        h = nn.Conv(self.channels, (3, 3), name="conv_in")(h)
-        skips = [h]
-        for i in range(self.num_blocks):
-            h = maybe_attend(f"down.attn_{i}", block(f"down.block_{i}", h))
-            skips.append(h)
-        h = block("mid.block_1", h)
-        h = AttentionBlock(name="mid.attn_1")(h)
-        h = block("mid.block_2", h)
-        for i in range(self.num_blocks + 1):
-            h = block(f"up.block_{i}", jnp.concatenate([h, skips.pop()], axis=-1))
-            h = maybe_attend(f"up.attn_{i}", h)
-        h = nn.swish(_normalize("GroupNorm_0")(h))
+        wide = Compute(reverse_only=self.reverse_only)
+        h = wide.conv(self.channels, "conv_in")(h)
+        h = self._blocks(h, cond, deterministic)
+        h = nn.swish(GroupNorm(name="GroupNorm_0")(h))
         prediction = self._output(h, z_t, gamma_t)
         return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
 
+    def _blocks(self, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
+        """Down, the middle, and up with each result of the way down once more, the last first."""
+        narrow = None if self.dtype == "float32" else self.dtype
+        compute = Compute(narrow, self.reverse_only, self.fused_attention)
+        layer = rematerialised(Layer, self.remat)
+        every = self.attention == "all"
+        settings: dict[str, Any] = {"deterministic": deterministic, "compute": compute}
+
+        def single(name: str, attend: bool) -> nn.Module:
+            return layer(self.channels, self.dropout, attend, **settings, name=name)
+
+        def scanned(name: str, reverse: bool) -> nn.Module:
+            stack = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=self.num_blocks,
+                reverse=reverse,
+            )
+            return stack(self.channels, self.dropout, every, **settings, name=name)
+
+        h = compute.cast(h)
+        if self.num_blocks:
+            h, skips = scanned("down", False)(h, None, cond)
+        last = h
+        h, _ = single("mid_1", True)(h, None, cond)
+        h, _ = single("mid_2", False)(h, None, cond)
+        h, _ = single("mid_3", every)(h, last, cond)
+        if self.num_blocks:
+            h, _ = scanned("up", True)(h, skips, cond)
+        return h
+
     def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
         outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
-        zeros = nn.initializers.zeros
-        h = nn.Conv(outputs, (3, 3), kernel_init=zeros, name="conv_out")(h)
+        h = Compute(reverse_only=self.reverse_only).conv(outputs, "conv_out", zero=True)(h)
         if self.head == "levels":
             return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
         return finish(h, z_t, self.head)
@@ -107,45 +136,54 @@ class UNet(nn.Module):
             raise ValueError(f"UNet channels must be a multiple of 32, got {self.channels}.")
         if self.attention not in ("middle", "all"):
             raise ValueError(f"UNet attention must be middle or all, got {self.attention!r}.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"UNet dtype must be float32 or bfloat16, got {self.dtype!r}.")
+        if self.remat not in REMATS:
+            raise ValueError(f"UNet remat must be one of {', '.join(REMATS)}, got {self.remat!r}.")
         features.check_head("UNet", self.head)
 
 
-class ResidualBlock(nn.Module):
-    """Norm, swish, conv, + conditioning, norm, swish, dropout, conv, + input."""
-
-    features: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
-        """[batch, height, width, any], [batch, any] -> [batch, height, width, features]."""
-        zeros = nn.initializers.zeros
-        h = nn.swish(_normalize("GroupNorm_0")(x))
-        h = nn.Conv(self.features, (3, 3), name="conv1")(h)
-        project = nn.Dense(self.features, use_bias=False, kernel_init=zeros, name="cond_proj")
-        h = h + project(cond)[:, None, None, :]
-        h = nn.swish(_normalize("GroupNorm_1")(h))
-        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
-        h = nn.Conv(self.features, (3, 3), kernel_init=zeros, name="conv2")(h)
-        if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, name="nin_shortcut")(x)
-        return x + h
+# ---- the published tree of parameters ----
+#
+# There each block has an entry of its own, like down.block_3; here those of a half are stacked:
+# down[i] is down.block_i, and up[i], which takes down[i]'s input once more, is up.block_{n - i}.
+# mid_1, mid_2, mid_3 are the layers in between, the last of them up.block_0.
 
 
-class AttentionBlock(nn.Module):
-    """Residual self-attention over all pixels, with one head."""
+def to_published(params: Mapping[str, Any]) -> dict[str, Any]:
+    """This network's parameters -> those of the published code's score_model, bit for bit."""
+    found: dict[str, Any] = {}
+    for name, tree in params.items():
+        if name == "mid_3":
+            found |= {f"up.{kind}_0": leaves for kind, leaves in tree.items()}
+        elif name in ("mid_1", "mid_2"):
+            found |= {f"mid.{kind}_{name[-1]}": leaves for kind, leaves in tree.items()}
+        elif name in ("down", "up"):
+            for kind, stacked in tree.items():
+                count = len(jax.tree.leaves(stacked)[0])
+                for i in range(count):
+                    row = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+                    found[f"{name}.{kind}_{i if name == 'down' else count - i}"] = row
+        else:
+            found[name] = tree
+    return found
 
-    @nn.compact
-    def __call__(self, x: Tensor) -> Tensor:
-        """[batch, height, width, channels] -> the same shape."""
-        channels = x.shape[-1]
-        h = _normalize("GroupNorm_0")(x).reshape(x.shape[0], -1, channels)
-        q, k, v = (nn.Dense(channels, name=name)(h) for name in "qkv")
-        weights = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q / math.sqrt(channels), k), axis=-1)
-        h = jnp.einsum("bqk,bkc->bqc", weights, v)
-        h = nn.Dense(channels, kernel_init=nn.initializers.zeros, name="proj_out")(h)
-        return x + h.reshape(x.shape)
 
-
-def _normalize(name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, epsilon=1e-6, name=name)
+def from_published(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `to_published`."""
+    found: dict[str, Any] = {}
+    rows: dict[tuple[str, str], dict[int, Any]] = {}
+    for name, tree in params.items():
+        part, _, rest = name.partition(".")
+        kind, _, number = rest.rpartition("_")
+        if part == "mid" or (part == "up" and number == "0"):
+            found.setdefault(f"mid_{number if part == 'mid' else 3}", {})[kind] = tree
+        elif part in ("down", "up"):
+            rows.setdefault((part, kind), {})[int(number)] = tree
+        else:
+            found[name] = tree
+    for (part, kind), trees in rows.items():
+        in_order = [trees[i] for i in sorted(trees, reverse=part == "up")]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *in_order)
+        found.setdefault(part, {})[kind] = stacked
+    return found

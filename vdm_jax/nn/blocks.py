@@ -1,0 +1,209 @@
+"""What the U-Net is made of: residual blocks, attention, and how they are computed.
+
+Parameters are float32 whatever `dtype` says: bfloat16 is the type of convolutions, matrix products
+and what is handed from block to block. Statistics of normalisations and softmaxes stay in float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from vdm_jax.nn import convolution
+from vdm_jax.types import Tensor
+
+__all__ = [
+    "REMATS",
+    "AttentionBlock",
+    "Compute",
+    "GroupNorm",
+    "Layer",
+    "Remat",
+    "ResidualBlock",
+    "rematerialised",
+]
+
+Remat = Literal["none", "matmuls", "blocks"]
+"""What the forward pass keeps for the backward pass: all; the inputs of blocks and the results of
+convolutions and matrix products; the inputs of blocks. The rest is computed once more."""
+
+REMATS: tuple[Remat, ...] = get_args(Remat)
+
+_KEPT = "convolution"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How blocks are computed; none of it changes what they are.
+
+    Attributes:
+      dtype: "bfloat16", or None for that of the input.
+      reverse_only: take convolutions that are fast in a loop on a CPU, of which there are gradients
+        but no forward derivatives (`jax.jvp`).
+      fused_attention: cuDNN's attention, which never stores the weights; on a GPU, in bfloat16.
+    """
+
+    dtype: str | None = None
+    reverse_only: bool = False
+    fused_attention: bool = False
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x in the type of the computation."""
+        return x if self.dtype is None else x.astype(self.dtype)
+
+    def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
+        """A 3x3 convolution that keeps the image's size; `zero` for a kernel of zeros to begin."""
+        own = self.reverse_only and jax.default_backend() == "cpu"
+        kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+        conv = nn.Conv(
+            features,
+            (3, 3),
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            conv_general_dilated=convolution.for_loops if own else None,
+            name=name,
+        )
+        return lambda x: checkpoint_name(conv(x), _KEPT)
+
+    def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
+        """A dense layer over the last axis."""
+        return nn.Dense(features, dtype=self.dtype, name=name, **kwargs)
+
+
+def rematerialised(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """The module's class with a backward pass that keeps what `remat` says."""
+    if remat == "none":
+        return module
+    policies = jax.checkpoint_policies
+    keep = {
+        "matmuls": policies.save_from_both_policies(
+            policies.dots_saveable, policies.save_only_these_names(_KEPT)
+        ),
+        "blocks": policies.nothing_saveable,
+    }
+    # In a loop nothing can be merged with the forward pass, which the barriers are there to forbid.
+    return nn.remat(module, policy=keep[remat], prevent_cse=False)
+
+
+class Layer(nn.Module):
+    """One step of a scan: a residual block, and perhaps attention after it.
+
+    Deterministic is an attribute, for a scan and a rematerialisation trace all their arguments.
+    """
+
+    features: int
+    dropout: float
+    attend: bool
+    deterministic: bool
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, h: Tensor, skip: Tensor | None, cond: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """h, what to append to it, conditioning -> the result, and h unless there was a skip."""
+        x = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+        block = ResidualBlock(self.features, self.dropout, self.compute, name="block")
+        h = block(x, cond, self.deterministic)
+        if self.attend:
+            h = AttentionBlock(self.compute, name="attn")(h)
+        return h, x if skip is None else None
+
+
+class ResidualBlock(nn.Module):
+    """Norm, swish, conv, + conditioning, norm, swish, dropout, conv, + input."""
+
+    features: int
+    dropout: float
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
+        """[batch, height, width, any], [batch, any] -> [batch, height, width, features]."""
+        c = self.compute
+        h = c.cast(nn.swish(GroupNorm(name="GroupNorm_0")(x)))
+        h = c.conv(self.features, "conv1")(h)
+        project = c.dense(
+            self.features, "cond_proj", use_bias=False, kernel_init=nn.initializers.zeros
+        )
+        h = h + project(cond)[:, None, None, :]
+        h = c.cast(nn.swish(GroupNorm(name="GroupNorm_1")(h)))
+        h = h if deterministic else self._drop(h)
+        h = c.conv(self.features, "conv2", zero=True)(h)
+        if x.shape[-1] != self.features:
+            x = c.dense(self.features, "nin_shortcut")(x)
+        return x + h
+
+    def _drop(self, h: Tensor) -> Tensor:
+        """Dropout by 16 random bits an element, in place of 32: its rate is k / 2^16."""
+        whole = 2**16
+        dropped = round(self.dropout * whole)
+        if not dropped:
+            return h
+        bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)
+        scale = whole / (whole - dropped)
+        return jnp.where(bits >= dropped, h * scale, jnp.zeros_like(h))
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over all pixels, with one head."""
+
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Tensor) -> Tensor:
+        """[batch, height, width, channels] -> the same shape."""
+        c, channels = self.compute, x.shape[-1]
+        h = c.cast(GroupNorm(name="GroupNorm_0")(x)).reshape(x.shape[0], -1, channels)
+        q, k, v = (c.dense(channels, name)(h) for name in "qkv")
+        h = _attend(q, k, v, c.fused_attention)
+        h = c.dense(channels, "proj_out", kernel_init=nn.initializers.zeros)(h)
+        return x + h.reshape(x.shape)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
+    """softmax(q k' / sqrt(channels)) v, all [batch, pixels, channels]."""
+    if fused:
+        one_head = (x[:, :, None, :] for x in (q, k, v))
+        return jax.nn.dot_product_attention(*one_head, implementation="cudnn")[:, :, 0, :]
+    # The same function's "xla" takes twice as long on a CPU, and float32 for float64.
+    wide = _at_least_float32(q.dtype)
+    logits = jnp.einsum("bqc,bkc->bqk", q / math.sqrt(q.shape[-1]), k, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.einsum("bqk,bkc->bqc", weights, v)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over 32 groups of channels, as `nn.GroupNorm`, in float32 at least.
+
+    Sums over the image come first, each channel for itself, and then those over a group: several
+    times as fast on a CPU as all at once.
+    """
+
+    @nn.compact
+    def __call__(self, x: Tensor) -> Tensor:
+        """[batch, *image, channels] -> the same shape, of type float32 or float64."""
+        channels, groups = x.shape[-1], 32
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        pixels = x.reshape(x.shape[0], -1, channels).astype(_at_least_float32(x.dtype))
+
+        def average(channel: Tensor) -> Tensor:
+            """[batch, channels], within each group."""
+            group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
+            return jnp.repeat(group, channels // groups, axis=-1)
+
+        mean = average(pixels.mean(axis=1))
+        square = average(jnp.square(pixels).mean(axis=1))
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
+        shift = bias - mean * factor
+        return (pixels * factor[:, None] + shift[:, None]).reshape(x.shape)
+
+
+def _at_least_float32(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
