@@ -87,7 +87,7 @@ class Linear(NamedTuple):
 
 
 def fit(
-    t: ArrayLike, losses: ArrayLike, controls: ArrayLike, num_bins: int, ridge: float = 1e-3
+    t: ArrayLike, losses: ArrayLike, controls: ArrayLike, num_bins: int, ridge: float = 1e-4
 ) -> np.ndarray:
     """Coefficients [num_bins, k] of k control variates in equal bins of t, by least squares.
 
