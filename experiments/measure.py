@@ -111,8 +111,8 @@ def chains(
     bits, _ = per_image(nats, trained, some, size, mesh, key)
     kind = f"importance-weighted bound, K = {count}"
     name = f"bound of {count} chain(s), T = {num_steps}"
-    calls = count * num_steps
-    row = _row(name, kind, _estimate(bits, some), *bits.shape[::-1], BITS, calls)
+    draws, number = bits.shape
+    row = _row(name, kind, _estimate(bits, some), number, draws, calls=count * num_steps)
     return row | {"chains": count, "num_steps": num_steps}
 
 
@@ -149,8 +149,9 @@ def of_ode(
         )
     words = method.replace("_", "-")
     kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
+    draws, number = bits.shape
     name, calls = f"ODE, {words} dequantisation", samples * float(np.mean(evaluations))
-    row = _row(name, kind, _estimate(bits, some), *bits.shape[::-1], BITS, calls)
+    row = _row(name, kind, _estimate(bits, some), number, draws, calls=calls)
     return row | {
         "trace": trace,
         "probes": None if trace == "exact" else f"{options['num_probes']} {options['probes']}",

@@ -68,7 +68,8 @@ def plan(trained: Trained, size: int, mesh: Mesh, importance: bool, controls: bo
     model = trained.vdm
     if controls:
         model = dataclasses.replace(model, control=linear(trained.images))
-    t, losses, variates, calls = _pairs(trained, model, size, mesh)
+    uniform = dataclasses.replace(model, proposal=None)
+    t, losses, variates, calls = _pairs(trained, uniform, size, mesh)
     coefficients = None
     if controls:
         coefficients = control.fit(t, losses, variates, COEFFICIENT_BINS)
