@@ -33,7 +33,7 @@ IMAGES = 1024  # training images the plan is measured on
 TIMES = 2  # of each of them
 LINEAR_IMAGES = 20_000  # training images the linear denoiser is fitted to
 PILOT_REPEATS = 16  # draws of each image that tell how many are needed
-MARGIN = 1.25  # of the number of draws, as the error they are computed from is an estimate
+MARGIN = 1.1  # of the number of draws, as the error they are computed from is an estimate
 MOST_REPEATS = 1_000_000
 
 Row = dict[str, Any]
