@@ -210,9 +210,9 @@ def evaluation_cost(
     """
     methods = (
         ("evenly spread times", False, False),
-        ("and importance", True, False),
-        ("evenly spread times and control variates", False, True),
-        ("and importance", True, True),
+        ("evenly spread, importance", True, False),
+        ("evenly spread, control variates", False, True),
+        ("evenly spread, importance, control variates", True, True),
     )
     rows: list[Row] = []
     for name, importance, controls in methods:
