@@ -97,7 +97,7 @@ def test_enough_is_the_number_that_the_known_deviation_calls_for(plain):
 def test_errors_that_cannot_be_reached_are_refused(plain):
     model = trained.from_workdir(plain, None, {}, setup.make_mesh()).model
     with pytest.raises(UserError, match="more than 1000000 draws of each image; ask for at least"):
-        pilot.enough(draws_of(0.3, 16, 400, 0), model, 1e-6)
+        pilot.enough(draws_of(0.3, 16, 400, 0), model, 1e-9)
     for words, message in (
         (("--monte_carlo_error=0",), "must be positive and finite, got 0"),
         (("--monte_carlo_error=nan",), "must be positive and finite, got nan"),
@@ -110,7 +110,9 @@ def test_errors_that_cannot_be_reached_are_refused(plain):
 def test_images_too_large_for_a_full_covariance_are_refused():
     large = np.zeros((3, 40, 40, 3), np.uint8)
     images = data.ImageData(train=large, test=large, levels=256, name="large", fingerprint="")
-    with pytest.raises(UserError, match="--control_variates: .* at most 4096 elements; x has 4800"):
+    with pytest.raises(
+        UserError, match=r"--control_variates: .* at most 4096 elements; x has 4800"
+    ):
         pilot.linear(images)
 
 
