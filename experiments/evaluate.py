@@ -4,12 +4,15 @@
     python -m experiments.evaluate --workdir=DIR --official=PATH --model=cifar10
 
 One exact pass over the test images; --num_steps prints the bound for each number of steps T, from
-one model and the same draws. With --ode_images=N the probability-flow ODE's likelihood stands
-beside it, with --chains=K the importance-weighted bound. Leaves result.json, result.md and a plot
-of what each noise level costs in a new folder below DIR/evaluation.
+one model and the same draws (with --monte_carlo_error, as many of them as each needs).
+--importance and --control_variates make the error of as many draws smaller. With --ode_images=N
+the probability-flow ODE's likelihood stands beside it, with --chains=K the importance-weighted
+bound. Leaves result.json, result.md and a plot of what each noise level costs in a new folder
+below DIR/evaluation.
 """
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -22,20 +25,20 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import cli, measure, results, setup, trained
+from experiments import cli, measure, pilot, results, setup, trained
 from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
-from vdm_jax.data import DataError, ImageData
-from vdm_jax.train import evaluation, sharding
+from vdm_jax.data import DataError
+from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
 
 MOST = 10_000_000  # of anything that is counted
 VDM_ONLY = (
-    "num_steps", "importance", "chains", "chain_steps", "chain_images", "ode_images",
-    "dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance",
+    "num_steps", "importance", "control_variates", "chains", "chain_steps", "chain_images",
+    "ode_images", "dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance",
 )  # fmt: skip
 
 
@@ -68,9 +71,18 @@ def _flags() -> flags.FlagValues:
     number("batch_size", "images at once, over all devices; default that of the configuration")
     number("images", "take the first N test images only")
     number("seed", "settles all draws", 0, 0, 2**32 - 1)
+    flags.DEFINE_float(
+        "monte_carlo_error", None, "instead of --repeats: as many draws of each image as bring the "
+        "error of the draws below it, in the bound's unit; a few others tell how many",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_bool(
-        "importance", False, "draw times by importance, from a loss profile measured on training "
-        "images", flag_values=values,
+        "importance", False, "draw times by importance, more where the noise matters more, as "
+        "measured on training images", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "control_variates", False, "subtract what the noise does to a linear denoiser, of known "
+        "mean, fitted to training images: the same bound with a smaller error", flag_values=values,
     )  # fmt: skip
     number("chains", "K of the importance-weighted bound; 0: without it", 0, 0)
     number("chain_steps", "its T", 100)
@@ -93,6 +105,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_tolerance(options["tolerance"])
+    _check_error(options["monte_carlo_error"], options["repeats"])
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
     mesh = setup.make_mesh()
@@ -125,7 +138,6 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     if not isinstance(model, Model):
         _check_plain(options, model)
     images = measure.first(trained.images, options["images"])
-    repeats = options["repeats"] or trained.repeats
     size = options["batch_size"] or trained.batch_size
     _check_sizes(size, mesh)
     if isinstance(model, Model) and model.density and (options["chains"] or options["ode_images"]):
@@ -143,8 +155,10 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         f"{images.name}" + (", given their class" if given_class else ""),
         flush=True,
     )
-    if options["importance"]:
-        model = dataclasses.replace(trained.vdm, proposal=measure.proposal(trained, size, mesh))
+    plan = pilot.plan(trained, size, mesh, options["importance"], options["control_variates"])
+    model = plan.model
+    repeats, wanted = options["repeats"] or trained.repeats, options["monte_carlo_error"]
+    evaluator = pilot.Evaluator(trained, plan, size, mesh, key, repeats, wanted)
 
     def at(num_steps: int | None) -> Trainable:
         if not isinstance(model, Model):
@@ -156,15 +170,10 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     failed = None
     groups = (images.source or {}).get("test")
 
-    def bound(images: ImageData, model: Trainable) -> evaluation.Draws:
-        step = evaluation.make_eval_step(model, mesh)
-        batches = setup.batches(images, size)
-        return evaluation.collect(step, trained.params, batches, mesh, key, repeats)
-
     for num_steps in steps:
         of = at(num_steps)
-        draws = bound(images, of)
-        rows.append(_said(measure.of_draws(draws, of, groups)))
+        draws, controlled = evaluator.draw(images, of)
+        rows.append(_said(measure.of_draws(controlled, of, groups)))
         if isinstance(of, Model) and (num_steps is None or not shape):
             shape = measure.profile(draws, trained)
     key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
@@ -175,7 +184,7 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         if len(some.test) < len(images.test) or num_steps not in steps:
             groups = (some.source or {}).get("test")
             of = at(num_steps)
-            row = measure.of_draws(bound(some, of), of, groups)
+            row = measure.of_draws(evaluator.draw(some, of)[1], of, groups)
             row["quantity"] += f", first {len(some.test)} images"
             rows.append(_said(row))
 
@@ -197,6 +206,7 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         "data": setup.describe(images) | {"part": trained.part, "given_class": given_class},
         "groups": None if groups is None else len(np.unique(groups)),
         "rows": rows,
+        "pilot_calls": evaluator.pilot_calls,
         "failed": failed,
         "note": model.note,
         "profile": shape,
@@ -241,6 +251,15 @@ def _said(row: measure.Row) -> measure.Row:
     estimate = Estimate(results.value(row), row["standard_error"], row["monte_carlo_error"])
     print(f"{row['quantity']}: {estimate} {row['unit']}", flush=True)
     return row
+
+
+def _check_error(error: float | None, repeats: int | None) -> None:
+    if error is None:
+        return
+    if repeats is not None:
+        raise UserError("--monte_carlo_error and --repeats exclude each other: the one sets both")
+    if not 0.0 < error < math.inf:
+        raise UserError(f"--monte_carlo_error must be positive and finite, got {error:g}")
 
 
 def _check_tolerance(tolerance: float) -> None:

@@ -227,7 +227,8 @@ def _flow(at: _Workshop) -> list[dict[str, Any]]:
     model, _ = at.train("rung", *_named(RUNGS, "VDM, continuous time"))
     options = {
         "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf", "importance": False, "chains": 0, "chain_steps": 20,
+        "num_steps": "inf", "importance": False, "control_variates": False,
+        "monte_carlo_error": None, "chains": 0, "chain_steps": 20,
         "chain_images": 64, "ode_images": 64, "dequantization": "truncated_normal",
         "ode_samples": 1, "trace": "hutchinson", "probes": "rademacher", "num_probes": 1,
         "tolerance": 1e-3,

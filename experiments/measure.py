@@ -29,7 +29,6 @@ __all__ = [
     "of_ode",
     "per_image",
     "profile",
-    "proposal",
     "trace_of",
     "variance",
 ]
@@ -52,7 +51,10 @@ def of_draws(draws: Draws, model: Trainable, groups: np.ndarray | None = None) -
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
 
 
-def _row(name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS) -> Row:
+def _row(
+    name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS, calls: float = 1
+) -> Row:
+    """`calls` is how often each draw of an image calls the network."""
     return {
         "quantity": name,
         "kind": kind,
@@ -63,6 +65,7 @@ def _row(name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit
         "between_images_error": of.between,
         "num_images": images,
         "draws": draws,
+        "network_calls": round(images * draws * calls),
     }
 
 
@@ -87,18 +90,6 @@ def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
 
 
-def proposal(trained: Trained, size: int, mesh: Mesh) -> timestep.Proposal:
-    """Times by importance: from the losses of some training images, never of test images."""
-    images = trained.images
-    some = dataclasses.replace(images, train=images.train[:1024])
-    if images.labels is not None:
-        some = dataclasses.replace(some, labels={"train": images.labels["train"][:1024]})
-    step = evaluation.make_eval_step(trained.model, mesh)
-    batches = setup.batches(some, size, "train")
-    draws = evaluation.collect(step, trained.params, batches, mesh, jax.random.key(7), 4)
-    return timestep.proposal(timestep.profile(draws.t, draws.terms.diffusion, BINS).rms)
-
-
 # ---- other bounds on the same likelihood ----
 
 
@@ -120,7 +111,8 @@ def chains(
     bits, _ = per_image(nats, trained, some, size, mesh, key)
     kind = f"importance-weighted bound, K = {count}"
     name = f"bound of {count} chain(s), T = {num_steps}"
-    row = _row(name, kind, _estimate(bits, some), *bits.shape[::-1])
+    draws, number = bits.shape
+    row = _row(name, kind, _estimate(bits, some), number, draws, calls=count * num_steps)
     return row | {"chains": count, "num_steps": num_steps}
 
 
@@ -157,7 +149,9 @@ def of_ode(
         )
     words = method.replace("_", "-")
     kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
-    row = _row(f"ODE, {words} dequantisation", kind, _estimate(bits, some), *bits.shape[::-1])
+    draws, number = bits.shape
+    name, calls = f"ODE, {words} dequantisation", samples * float(np.mean(evaluations))
+    row = _row(name, kind, _estimate(bits, some), number, draws, calls=calls)
     return row | {
         "trace": trace,
         "probes": None if trace == "exact" else f"{options['num_probes']} {options['probes']}",

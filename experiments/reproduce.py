@@ -192,7 +192,8 @@ def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
     """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
     options = {
         "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf,20", "importance": False, "chains": 32, "chain_steps": 20,
+        "num_steps": "inf,20", "importance": False, "control_variates": False,
+        "monte_carlo_error": None, "chains": 32, "chain_steps": 20,
         "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1,
         "trace": "hutchinson", "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
     }  # fmt: skip

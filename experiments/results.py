@@ -51,11 +51,17 @@ def markdown(found: Mapping[str, Any]) -> str:
                 "quantity", "kind", found["rows"][0]["unit"], "± in all", "± of the draws",
                 f"± between {'images' if found['groups'] is None else 'sources'}",
                 "reconstruction", "prior", "diffusion", "images", "draws each",
+                "network calls",
             ),
             [_cells(row) for row in found["rows"]],
         ),
     ]  # fmt: skip
     lines += [note for row in found["rows"] if (note := _note(row))]
+    if found["pilot_calls"]:
+        lines.append(
+            f"\nBefore these, {found['pilot_calls']} network calls told how to draw and how often. "
+            "No estimate holds them."
+        )
     if found["note"]:
         lines.append(f"\nOf this model {found['note']}.")
     if any(row["between_images_error"] == 0.0 for row in found["rows"]):
@@ -85,6 +91,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         ),
         str(row["num_images"]),
         str(row["draws"]),
+        str(row["network_calls"]),
     ]
 
 

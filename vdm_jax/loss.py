@@ -25,13 +25,16 @@ from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Reverse
 
 __all__ = [
     "ElboTerms",
+    "NoiseLevel",
     "bits_per_dim",
     "diffusion",
     "diffusion_at",
     "draw",
     "elbo",
     "elbo_given",
+    "expected_reconstruction",
     "nats_per_dim",
+    "noise_level",
     "prior",
     "reconstruction",
     "sum_event",
@@ -77,6 +80,20 @@ def reconstruction(
         return -sum_event(noise.log_prob(noise.at(eps_0)))
     z_0_rescaled = Gaussian(x, var).at(eps_0)
     return -sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
+
+
+def expected_reconstruction(
+    images: Images | Tensor, gamma_0: ArrayLike, levels: int | None
+) -> PerExample:
+    """E[-log p(x|z_0)] over z_0 ~ q(z_0|x): `reconstruction` without its noise, [batch] nats.
+
+    `pixels.expected_log_prob`, exact up to rounding; without levels the entropy of
+    N(0, sigma_0^2 / alpha_0^2). `gamma_0` is a scalar.
+    """
+    if levels is not None:
+        return -sum_event(pixels.expected_log_prob(images, gamma_0, levels))
+    x = to_data(images, levels)
+    return sum_event(jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + gamma_0), x.shape))
 
 
 def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
@@ -141,8 +158,35 @@ def diffusion(
         raise ValueError(f"x {x.shape} and eps {eps.shape} differ in shape.")
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {t.shape}.")
+    gamma_s, gamma_t, weight = noise_level(t, gamma, num_steps)
+    if num_steps is None or reverse_var == "posterior":
+        return diffusion_at(x, eps, gamma_t, weight, denoise, kind, reverse_var)
+    square, share = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
+    log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
+    r = jnp.exp(log_r)
+    wider = num_steps * excess(jnp.expm1(log_r), r)
+    return 0.5 * sum_event(wider + r * expand(weight, x) * square)
+
+
+class NoiseLevel(NamedTuple):
+    """What the diffusion loss takes of the schedule, each [batch]."""
+
+    gamma_s: PerExample
+    """Of the step's earlier end; in continuous time gamma_t."""
+    gamma_t: PerExample
+    weight: PerExample
+    """Of half the squared error."""
+
+
+def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLevel:
+    """gamma(t) and the weight gamma'(t) (VDM eq. 17); for T steps those of the grid's step.
+
+    There t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1) (VDM
+    eq. 14). Raises ValueError for a num_steps below 1, or a gamma that returns another shape.
+    """
     if num_steps is None:
         gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+        gamma_s = gamma_t
     else:
         s, t = timestep.grid(t, num_steps)
         gamma_t, gamma_s = gamma(t), gamma(s)
@@ -151,13 +195,7 @@ def diffusion(
     if jnp.shape(gamma_t) != t.shape:
         got = jnp.shape(gamma_t)
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
-    if num_steps is None or reverse_var == "posterior":
-        return diffusion_at(x, eps, gamma_t, weight, denoise, kind, reverse_var)
-    square, share = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
-    log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
-    r = jnp.exp(log_r)
-    wider = num_steps * excess(jnp.expm1(log_r), r)
-    return 0.5 * sum_event(wider + r * expand(weight, x) * square)
+    return NoiseLevel(gamma_s, gamma_t, weight)
 
 
 def diffusion_at(
@@ -238,7 +276,7 @@ def draw(
 
 def elbo_given(
     images: Images | Tensor,
-    eps_0: Tensor,
+    eps_0: Tensor | None,
     eps: Tensor,
     t: PerExample,
     denoise: Denoise,
@@ -253,7 +291,8 @@ def elbo_given(
 
     For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1], or
     if t and `weight` [batch] are those of `Proposal.at` for a uniform argument: the diffusion term
-    is multiplied by the weight.
+    is multiplied by the weight. Without eps_0 the reconstruction is its expectation
+    (`expected_reconstruction`), which is no draw.
     """
     x = to_data(images, levels)
     gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
@@ -263,7 +302,11 @@ def elbo_given(
             got = jnp.shape(weight)
             raise ValueError(f"weight must be {list(at_t.shape)}, one per example, got {got}.")
         at_t = weight * at_t
-    return ElboTerms(reconstruction(images, eps_0, gamma_0, levels), prior(x, gamma_1), at_t)
+    if eps_0 is None:
+        at_0 = expected_reconstruction(images, gamma_0, levels)
+    else:
+        at_0 = reconstruction(images, eps_0, gamma_0, levels)
+    return ElboTerms(at_0, prior(x, gamma_1), at_t)
 
 
 def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:

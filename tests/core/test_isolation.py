@@ -15,7 +15,7 @@ HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported b
 # A module of the core may import those of a lower rank only.
 RANKS = [
     {"types"},
-    {"gaussian", "schedule", "divergence"},
+    {"gaussian", "schedule", "divergence", "control"},
     {"process", "bernoulli"},
     {"parameterization", "mixture", "pixels", "timestep", "ode"},
     {"loss", "sampler"},

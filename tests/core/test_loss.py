@@ -247,6 +247,25 @@ def test_reconstruction_averages_to_its_definition(x64, levels, gamma_0):
         )
 
 
+@pytest.mark.parametrize(("levels", "gamma_0"), [(17, -7.0), (None, -3.0)])
+def test_bound_without_eps_0_has_the_expected_reconstruction(levels, gamma_0):
+    """Against the mean over noise, of integers and of continuous data; the rest is the same."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 17, (2, 5)) if levels else rng.normal(size=(2, 5))
+    images, gamma = jnp.asarray(np.repeat(images, 4000, axis=0)), schedule.linear(gamma_0, 5.0)
+    eps_0, eps = jax.random.normal(jax.random.key(0), (2, *images.shape))
+    t = jnp.linspace(0.0, 1.0, len(images))
+    drawn, expected = (
+        loss.elbo_given(images, noise, eps, t, elementwise, gamma, levels)
+        for noise in (eps_0, None)
+    )
+    chex.assert_trees_all_equal(drawn[1:], expected[1:])
+    for row, at in zip(np.split(np.asarray(drawn.reconstruction), 2), (0, 4000), strict=True):
+        error = row.std() / np.sqrt(len(row))
+        assert 0 < abs(row.mean() - expected.reconstruction[at]) < 4 * error
+    assert np.ptp(expected.reconstruction[:4000]) == 0.0
+
+
 def test_reconstruction_is_a_sum_over_the_elements_and_nonnegative():
     images = np.random.default_rng(0).integers(0, 8, (3, 4, 2, 3))
     eps = jax.random.normal(jax.random.key(0), images.shape)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import alpha_sigma
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from vdm_jax import pixels
 
@@ -54,6 +54,53 @@ def test_log_prob_picks_the_image_out_of_the_decoder(x64, levels, shape):
     picked = np.take_along_axis(np.asarray(log_probs), images[..., None], axis=-1)[..., 0]
     log_prob = jax.jit(pixels.log_prob, static_argnums=3)(images, z, gamma_0, levels)
     np.testing.assert_allclose(log_prob, picked, rtol=1e-9, atol=1e-10)
+
+
+def expected_by_quad(level: int, gamma_0: float, levels: int) -> float:
+    """E log p(x|z_0) at one level by adaptive quadrature, told where the integrand bends."""
+    values, width = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0, np.exp(0.5 * gamma_0)
+
+    def integrand(eps: float) -> float:
+        logits = -0.5 * np.square((values[level] - values) / width + eps)
+        return (logits[level] - special.logsumexp(logits)) * stats.norm.pdf(eps)
+
+    bends = (np.arange(5) + 0.5) * 2.0 / (levels * width)
+    points = [p for p in (*-bends, *bends) if abs(p) < 12.0] or None
+    return integrate.quad(integrand, -12, 12, points=points, limit=2000, epsabs=1e-14)[0]
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("relative", [0.05, 0.1, 0.156, 0.4, 3.0])
+def test_expected_log_prob_is_its_integral(dtype, levels, relative):
+    """At noise that is small, and large, beside the distance of two levels."""
+    gamma_0 = 2.0 * np.log(relative * 2.0 / levels)
+    images = np.array([[0, levels // 2, levels - 1]])
+    expected = [[expected_by_quad(k, gamma_0, levels) for k in images[0]]]
+    found = jax.jit(pixels.expected_log_prob, static_argnums=2)(images, gamma_0, levels)
+    assert found.dtype == dtype
+    atol = 1e-12 if dtype == "float64" else 3e-6  # of an eps_0 that is rounded beside x
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("gamma_0", [-7.0, -3.0])
+def test_expected_log_prob_is_the_mean_of_log_prob(gamma_0):
+    images = np.tile(np.arange(17, dtype=np.uint8), (40_000, 1))
+    eps_0 = jax.random.normal(jax.random.key(0), images.shape)
+    z = pixels.encode(images, 17) + jnp.exp(0.5 * gamma_0) * eps_0
+    drawn = np.asarray(jax.jit(pixels.log_prob, static_argnums=3)(images, z, gamma_0, 17))
+    expected = pixels.expected_log_prob(images[0], gamma_0, 17)
+    assert np.all(np.abs(drawn.mean(0) - expected) < 4 * drawn.std(0) / 200)
+
+
+def test_expected_log_prob_has_a_gradient_and_nothing_for_what_is_no_level():
+    images = jnp.array([3, 0, 7])
+    value = lambda g: pixels.expected_log_prob(images, g, 8).sum()  # noqa: E731
+    slope = (value(-3.0 + 0.05) - value(-3.0 - 0.05)) / 0.1
+    np.testing.assert_allclose(jax.grad(value)(-3.0), slope, rtol=5e-3)
+    got = pixels.expected_log_prob(jnp.array([0.0, 8.0, -1.0, 0.5, 7.0]), -2.0, 8)
+    np.testing.assert_array_equal(np.isnan(got), [False, True, True, True, False])
+    with pytest.raises(ValueError, match=r"gamma_0 must be a scalar, got shape \(3,\)"):
+        pixels.expected_log_prob(images, jnp.zeros(3), 8)
 
 
 def test_one_level_is_certain():

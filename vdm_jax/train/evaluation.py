@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import loss, timestep
+from vdm_jax import control, loss, timestep
 from vdm_jax.train import sharding
-from vdm_jax.train.model import BITS, Batch, Params, Trainable, Unit
+from vdm_jax.train.model import BITS, Batch, Drawn, Params, Trainable, Unit
 from vdm_jax.types import Key
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Drawn, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +89,33 @@ class Draws:
       terms: of the bound, in nats.
       t: the times.
       weight: what the diffusion term was multiplied by, because t came from a proposal; 1 without.
+      controls: control variates of the diffusion term without the weight, [repeats, images, k];
+        None where the model has none.
     """
 
     terms: loss.ElboTerms
     t: np.ndarray
     weight: np.ndarray
+    controls: np.ndarray | None = None
+
+    def controlled(self, coefficients: np.ndarray) -> "Draws":
+        """The same with the control variates subtracted from the diffusion term.
+
+        `coefficients` [bins, k] are `control.fit`'s, of draws other than these: the expectation of
+        each draw stays. Raises ValueError if there are no control variates.
+        """
+        if self.controls is None:
+            raise ValueError("the draws have no control variates: give the model a `control`.")
+        plain = self.terms.diffusion / self.weight
+        rest = control.subtracted(self.t, plain, self.controls, coefficients)
+        terms = self.terms._replace(diffusion=self.weight * rest)
+        return dataclasses.replace(self, terms=terms, controls=None)
 
 
 def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
-    """Compile (params, batch, key, repeat, repeats) -> (ElboTerms in nats, t, weight, mask).
+    """Compile (params, batch, key, repeat, repeats) -> (`Drawn`, mask [batch]).
 
-    All are [batch]: one draw of each image's terms, number `repeat` of `repeats`. Noise and time
+    That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time
     are functions of the key, the repeat and the image's `index` alone: batch size, padding and
     devices don't matter.
     Even and odd repeats are two groups with independent times, equally spaced within a group; the
@@ -108,15 +124,15 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
 
     def draw(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[loss.ElboTerms, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[Drawn, jax.Array]:
         key_t, key_noise = jax.random.split(key)
         group = repeat % 2
         u = jax.random.uniform(jax.random.fold_in(key_t, group))
         t = timestep.spread(u, batch["index"], repeat // 2, (repeats + 1 - group) // 2)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
-        drawn = model.drawn(params, batch, t, keys)
-        return *drawn, batch["mask"]  # of all hosts, as the others
+        # The mask of all hosts, as the draws.
+        return model.drawn(params, batch, t, keys), batch["mask"]
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
@@ -138,7 +154,7 @@ def collect(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}.")
-    found: list[np.ndarray] = []
+    found: list[Drawn] = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
         drawn: list = []
@@ -146,14 +162,15 @@ def collect(
             drawn.append(eval_step(params, on_devices, key, repeat, repeats))
             if repeat:  # one in flight while the one before comes back, never a long queue
                 drawn[-2] = jax.device_get(drawn[-2])
-        values = [
-            np.stack([*terms, *rest])[:, mask > 0] for terms, *rest, mask in jax.device_get(drawn)
+        kept = [
+            jax.tree.map(lambda values, rows=mask > 0: values[rows], one)
+            for one, mask in jax.device_get(drawn)
         ]
-        found.append(np.stack(values, axis=1))
+        found.append(jax.tree.map(lambda *repeats: np.stack(repeats), *kept))
     if not found:
         raise ValueError("there are no images to evaluate.")
-    *terms, t, weight = np.concatenate(found, axis=-1).astype(np.float64)
-    return Draws(loss.ElboTerms(*terms), t, weight)
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1).astype(np.float64), *found)
+    return Draws(*whole)
 
 
 def evaluate(

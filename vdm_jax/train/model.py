@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import loss, sampler, timestep
+from vdm_jax.control import Linear
 from vdm_jax.schedule import alpha
 from vdm_jax.timestep import Proposal
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
@@ -54,6 +55,9 @@ class Drawn(NamedTuple):
     """The times; where there are none, those given, on which nothing depends."""
     weight: PerExample
     """What the diffusion term was multiplied by."""
+    controls: Tensor | None = None
+    """Control variates of the diffusion term without that factor, [batch, k]: of mean zero at each
+    t. None: the model has none."""
 
 
 class Trainable(Protocol):
@@ -117,6 +121,7 @@ class Model:
       num_steps: T, or None for continuous time.
       timesteps: how times are drawn.
       proposal: the density from which times are drawn, None for the uniform one.
+      control: what makes the control variates of an evaluation, None for none.
       end_points: None to train the schedule on the bound; or the name in params["gamma"] of what
         sets its end points, to train the rest for a low variance (`vdm_jax.train.variance`).
       reverse_var: the variance of p(z_s|z_t); with "learned" denoise returns (prediction, share).
@@ -132,6 +137,7 @@ class Model:
     num_steps: int | None = None
     timesteps: timestep.Method = "antithetic"
     proposal: Proposal | None = None
+    control: Linear | None = None
     end_points: str | None = None
     reverse_var: ReverseVar = "posterior"
     density: bool = False
@@ -182,16 +188,20 @@ class Model:
         )
 
     def drawn(self, params: Params, batch: Batch, u: PerExample, keys: jax.Array) -> Drawn:
-        """The same from a uniform time and a key for each image, [batch]; no dropout."""
+        """The same from a uniform time and a key for each image, [batch]; no dropout.
+
+        The reconstruction is its expectation, so that z_0 adds no noise.
+        """
         t, weight = (u, jnp.ones_like(u)) if self.proposal is None else self.proposal.at(u)
         shape = (2, *self.event_shape)
-        noise = jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys)
+        # The first half, once z_0's, is left over: figures of one key stay comparable.
+        eps = jax.vmap(lambda image_key: jax.random.normal(image_key, shape)[1])(keys)
         denoise, gamma = self.bind(params, batch["conditioning"], None)
         images, levels = self.data(batch["images"])
         terms = loss.elbo_given(
             images,
-            noise[:, 0],
-            noise[:, 1],
+            None,
+            eps,
             t,
             denoise,
             gamma,
@@ -201,7 +211,12 @@ class Model:
             weight=weight,
             reverse_var=self.reverse_var,
         )
-        return Drawn(terms, t, weight)
+        if self.control is None:
+            return Drawn(terms, t, weight)
+        level = loss.noise_level(t, gamma, self.num_steps)
+        x = loss.to_data(images, levels)
+        controls = self.control.controls(x, eps, level.gamma_t)
+        return Drawn(terms, t, weight, 0.5 * level.weight[:, None] * controls)
 
     def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
         """Ancestral samples: integers in [0, levels), or x where there are no levels."""

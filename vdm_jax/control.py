@@ -1,0 +1,138 @@
+"""Control variates of the diffusion loss: what its noise does in Gaussian data, taken out.
+
+With data N(m, C) the optimal denoiser is linear in z_t. Its squared error ||eps - eps_lin||^2
+resembles the network's, is known without a call of the network, and so is its expectation over eps
+given x and t. A loss minus (squared error - expectation) has the loss's expectation, whatever m and
+C are, and varies less the more the two have in common. Expanded, the square is three terms, each of
+which may be subtracted with a coefficient of its own:
+
+    ||eps||^2 - 2 eps . eps_lin + ||eps_lin||^2.
+
+The coefficients are fitted by least squares (`fit`), in bins of t, on draws that are not the
+estimate's: then they are constants to it, and it stays unbiased.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vdm_jax.types import PerExample, Tensor
+
+__all__ = ["MOST_DIMS", "Linear", "fit", "subtracted"]
+
+MOST_DIMS = 4096  # elements of an x whose full covariance is taken
+
+
+class Linear(NamedTuple):
+    """The denoiser that is optimal for N(mean, basis diag(var) basis^T), vectors [d].
+
+    mean [d]; basis [d, d], orthonormal, one eigenvector a column; var [d], positive.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    var: np.ndarray
+
+    @classmethod
+    def of(cls, x: ArrayLike, floor: float = 1e-3) -> "Linear":
+        """That of the mean and the covariance of data x [n, *event], its elements flattened.
+
+        `floor` is added to the variances: directions in which the data don't vary keep some.
+
+        Raises ValueError for fewer than two rows, more than `MOST_DIMS` elements, or a floor that
+        isn't positive.
+        """
+        x = np.asarray(x, np.float64)
+        x = x.reshape(len(x), -1)
+        if len(x) < 2 or not x.shape[1]:
+            raise ValueError(f"x must be [n, *event] with n at least 2, got {len(x)} row(s).")
+        if x.shape[1] > MOST_DIMS:
+            raise ValueError(
+                f"control variates take the full covariance, of at most {MOST_DIMS} elements; x "
+                f"has {x.shape[1]}."
+            )
+        if not floor > 0.0:
+            raise ValueError(f"floor must be positive, as a variance, got {floor}.")
+        mean = x.mean(axis=0)
+        centred = x - mean
+        var, basis = np.linalg.eigh(centred.T @ centred / len(x))
+        return cls(mean, basis, np.maximum(var, 0.0) + floor)
+
+    def controls(self, x: Tensor, eps: Tensor, gamma_t: PerExample) -> Tensor:
+        """The three terms of ||eps - eps_lin||^2 less their expectations over eps: [batch, 3].
+
+        It predicts E[eps|z_t] = sigma (alpha^2 C + sigma^2)^-1 (z_t - alpha m). In its basis, with
+        e = basis^T eps, y = basis^T (x - m) and w = 1 / (1 + SNR var), that is
+        w (e + sqrt(SNR) y) elementwise; so the terms' expectations given x and t are
+        d, -2 sum w and sum w^2 (1 + SNR y^2).
+
+        Args:
+          x: data, [batch, *event], of any scale and distribution.
+          eps: standard-normal noise, [batch, *event].
+          gamma_t: [batch].
+        """
+        e = _flat(eps) @ self.basis
+        y = (_flat(x) - self.mean) @ self.basis
+        snr = jnp.exp(-gamma_t)[:, None]
+        w = 1.0 / (1.0 + snr * self.var)
+        eps_lin = w * (e + jnp.sqrt(snr) * y)
+        terms = (
+            jnp.square(e) - 1.0,
+            -2.0 * (e * eps_lin - w),
+            jnp.square(eps_lin) - jnp.square(w) * (1.0 + snr * jnp.square(y)),
+        )
+        return jnp.stack([jnp.sum(term, axis=1) for term in terms], axis=1)
+
+
+def fit(
+    t: ArrayLike, losses: ArrayLike, controls: ArrayLike, num_bins: int, ridge: float = 1e-4
+) -> np.ndarray:
+    """Coefficients [num_bins, k] of k control variates in equal bins of t, by least squares.
+
+    Args:
+      t: times in [0, 1], [n].
+      losses: [n], of mean zero at each t: differences of two draws of one image at one t, so that
+        what images differ in is not taken for an effect of the noise.
+      controls: [n, k], the same of the control variates.
+      num_bins: of t.
+      ridge: added to the diagonal of the correlations. A bin without draws gets coefficients 0.
+
+    Raises:
+      ValueError: for shapes that don't agree.
+    """
+    t, losses, controls = (np.asarray(v, np.float64) for v in (t, losses, controls))
+    if t.ndim != 1 or losses.shape != t.shape or controls.shape[:-1] != t.shape:
+        raise ValueError(
+            f"t {t.shape} and losses {losses.shape} must be [n], controls [n, k], got "
+            f"{controls.shape}."
+        )
+    bins = _bins(t, num_bins)
+    found = np.zeros((num_bins, controls.shape[-1]))
+    for k in np.unique(bins):
+        scale = np.sqrt(np.mean(controls[bins == k] ** 2, axis=0))
+        scale[scale == 0.0] = 1.0  # a control that is zero throughout gets coefficient 0
+        unit = controls[bins == k] / scale
+        square = unit.T @ unit / len(unit) + ridge * np.eye(unit.shape[1])
+        found[k] = np.linalg.solve(square, unit.T @ losses[bins == k] / len(unit)) / scale
+    return found
+
+
+def subtracted(
+    t: ArrayLike, losses: ArrayLike, controls: ArrayLike, coefficients: np.ndarray
+) -> np.ndarray:
+    """losses - sum over k of coefficients(t)_k controls_k: of t's shape, controls [*shape, k].
+
+    If the controls have mean zero at each t, the expectation stays, whatever the coefficients are.
+    """
+    rows = coefficients[_bins(np.asarray(t, np.float64), len(coefficients))]
+    return np.asarray(losses, np.float64) - np.sum(rows * np.asarray(controls), axis=-1)
+
+
+def _bins(t: np.ndarray, num_bins: int) -> np.ndarray:
+    return np.minimum((t * num_bins).astype(int), num_bins - 1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.reshape(values.shape[0], -1)
