@@ -17,7 +17,10 @@ from vdm_jax import (
     process,
     sampler,
     schedule,
+    solvers,
+    spacing,
     timestep,
+    twosample,
     types,
 )
 from vdm_jax.bernoulli import Bernoulli
@@ -40,6 +43,9 @@ __all__ = [
     "process",
     "sampler",
     "schedule",
+    "solvers",
+    "spacing",
     "timestep",
+    "twosample",
     "types",
 ]
