@@ -136,8 +136,10 @@ def step(
       ValueError: for an unknown name, eta out of range or with another sampler, or missing noise.
     """
     _check(sampler, eta)
-    if eps is None and needs_noise(sampler, eta):
-        raise ValueError(f"the sampler {sampler!r} with eta = {eta} needs noise, got eps = None.")
+    if eps is None:
+        if needs_noise(sampler, eta):
+            raise ValueError(f"the sampler {sampler!r} with eta = {eta} needs noise, got None.")
+        eps = jnp.zeros_like(state.z)  # of no use
     z, now = state.z, jnp.asarray(gamma_t, state.z.dtype)
     if sampler == "ancestral":
         z_s = ancestral_step(z, eps, denoise, gamma_s, gamma_t, kind, reverse_var)
@@ -248,17 +250,14 @@ def solve(
 
     Raises:
       ValueError: as `step`; for gammas that are no table, or that, as far as they are known, do not
-        decrease (unknown until they are computed: NaN); for missing keys.
+        decrease (unknown until they are computed: NaN).
     """
     gammas = _as_table(gammas)
-    noisy = needs_noise(sampler, eta)
-    if noisy and keys is None:
-        raise ValueError(f"the sampler {sampler!r} with eta = {eta} needs keys, got None.")
     z_1 = z_1 * jnp.where(jnp.all(jnp.diff(gammas) < 0.0), 1.0, jnp.nan).astype(z_1.dtype)
 
     def body(state: State, at: tuple[Tensor, Tensor, Tensor]) -> tuple[State, None]:
         i, gamma_t, gamma_s = at
-        eps = noise(keys, i, z_1.shape[1:], z_1.dtype) if noisy else None
+        eps = None if keys is None else noise(keys, i, z_1.shape[1:], z_1.dtype)
         last = i == gammas.size - 2
         return step(
             state, eps, denoise, gamma_s, gamma_t, sampler, kind, reverse_var, eta, last
