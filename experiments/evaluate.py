@@ -106,19 +106,10 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_tolerance(options["tolerance"])
     _check_error(options["monte_carlo_error"], options["repeats"])
-    if options["official"] and options["checkpoint"]:
-        raise UserError("--official and --checkpoint exclude each other")
     mesh = setup.make_mesh()
     workdir = Path(options["workdir"])
-    names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
-    data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     try:
-        if options["official"]:
-            model = trained.from_official(Path(options["official"]), options["model"], data, mesh)
-        else:
-            if options["model"]:
-                raise UserError("--model goes with --official; a run has its own configuration")
-            model = trained.from_workdir(workdir, options["checkpoint"], data, mesh)
+        model = trained.from_options(workdir, options, mesh)
         parent = setup.make_workdir(workdir / "evaluation")
         found = everything(model, options, mesh)
         folder = results.new_folder(parent, model.step)

@@ -23,7 +23,7 @@ from vdm_jax.train.checkpoint import filled, load_params
 from vdm_jax.train.model import Model, Params, Trainable
 from vdm_jax.types import Denoise, Gamma, Key, Tensor
 
-__all__ = ["Trained", "from_official", "from_workdir", "with_data"]
+__all__ = ["Trained", "from_official", "from_options", "from_workdir", "with_data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,22 @@ class Trained:
         if not isinstance(self.model, Model):
             raise UserError(f"{self.name} is no VDM: {self.model.words}")
         return self.model
+
+
+def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Trained:
+    """The model and data that a command's flags name.
+
+    These are checkpoint, official, model, data, path, manual_dir and data_dir.
+    """
+    if options["official"] and options["checkpoint"]:
+        raise UserError("--official and --checkpoint exclude each other")
+    names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
+    data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
+    if options["official"]:
+        return from_official(Path(options["official"]), options["model"], data, mesh)
+    if options["model"]:
+        raise UserError("--model goes with --official; a run has its own configuration")
+    return from_workdir(workdir, options["checkpoint"], data, mesh)
 
 
 def from_workdir(

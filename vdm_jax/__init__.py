@@ -18,7 +18,10 @@ from vdm_jax import (
     process,
     sampler,
     schedule,
+    solvers,
+    spacing,
     timestep,
+    twosample,
     types,
 )
 from vdm_jax.bernoulli import Bernoulli
@@ -42,6 +45,9 @@ __all__ = [
     "process",
     "sampler",
     "schedule",
+    "solvers",
+    "spacing",
     "timestep",
+    "twosample",
     "types",
 ]

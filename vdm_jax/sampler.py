@@ -13,7 +13,15 @@ from vdm_jax.schedule import alpha
 from vdm_jax.timestep import check_num_steps
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, ReverseVar, Tensor
 
-__all__ = ["ancestral", "ancestral_step", "to_images"]
+__all__ = ["ancestral", "ancestral_step", "predict", "to_images"]
+
+
+def predict(
+    denoise: Denoise, z_t: Tensor, gamma_t: ArrayLike, reverse_var: ReverseVar
+) -> tuple[Tensor, Tensor | float]:
+    """`parameterization.split` of the prediction for z_t [batch, *event] at a scalar gamma_t."""
+    per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
+    return split(denoise(z_t, per_example), reverse_var)
 
 
 def ancestral_step(
@@ -31,8 +39,7 @@ def ancestral_step(
     """
     if z_t.shape != eps.shape:
         raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
-    per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
-    prediction, share = split(denoise(z_t, per_example), reverse_var)
+    prediction, share = predict(denoise, z_t, gamma_t, reverse_var)
     x_hat = to_x(prediction, z_t, gamma_t, kind)
     return reverse(z_t, x_hat, gamma_s, gamma_t, share).at(eps)
 

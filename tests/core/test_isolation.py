@@ -15,11 +15,11 @@ HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported b
 # A module of the core may import those of a lower rank only.
 RANKS = [
     {"types"},
-    {"gaussian", "schedule", "divergence", "control"},
+    {"gaussian", "schedule", "divergence", "control", "twosample"},
     {"process", "bernoulli"},
     {"parameterization", "mixture", "pixels", "timestep", "ode"},
-    {"loss", "sampler"},
-    {"bounds", "binomial", "cnf", "hierarchy"},
+    {"loss", "sampler", "spacing"},
+    {"bounds", "binomial", "cnf", "hierarchy", "solvers"},
     {"flow"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

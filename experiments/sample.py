@@ -1,0 +1,263 @@
+"""Draw samples of a run, or of a published checkpoint, by any sampler.
+
+    python -m experiments.sample --workdir=DIR [--sampler=dpm_solver] [--num_steps=20] [--n=64]
+    python -m experiments.sample --workdir=DIR --official=PATH --model=cifar10
+    python -m experiments.sample --workdir=DIR --quality
+
+Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
+them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
+from the test images, beside the same of training images. --quality draws nothing to look at: it
+measures these distances for every sampler at several numbers of network calls, and leaves
+quality.json and quality.md there.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments import cli, results, sampling, setup, trained
+from experiments.cli import UserError
+from experiments.sampling import Rule
+from experiments.trained import Trained
+from vdm_jax import solvers, spacing
+from vdm_jax.data import DataError
+from vdm_jax.solvers import SAMPLERS, Sampler
+from vdm_jax.spacing import Spacing
+from vdm_jax.train import report, sharding
+from vdm_jax.train.checkpoint import CheckpointError
+
+MOST = 10_000_000  # of anything that is counted
+CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+
+    def text(name: str, about: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, about, flag_values=values)
+
+    def number(
+        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
+    ) -> None:
+        flags.DEFINE_integer(
+            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
+        )
+
+    def choice(name: str, about: str, known: tuple[str, ...], default: str | None) -> None:
+        flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
+
+    text("workdir", "folder of the run; with --official, where the samples go")
+    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
+    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
+    text("data", "compare with other images: the name of a data set")
+    text("path", "the file or folder of --data=arrays or folder")
+    text("manual_dir", "folder with a data set's original archives")
+    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    choice("sampler", "how", SAMPLERS, "dpm_solver")
+    number("num_steps", "steps, each one call of the network, of heun two", 20)
+    choice(
+        "spacing", "of the steps (default time for ancestral, else karras)", spacing.SPACINGS, None
+    )
+    flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1", flag_values=values)
+    number("n", "how many samples", 64)
+    number("batch_size", "samples at once, over all devices; default that of an evaluation")
+    number("seed", "settles all noise", 0, 0, 2**32 - 1)
+    number("class", "of all samples, if the model is given one; default each in turn", None, 0)
+    flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
+    flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
+    return values
+
+
+def sample(argv: list[str]) -> dict[str, Any]:
+    """Parse `argv`, draw, write the files; what samples.json or quality.json holds is returned."""
+    values = _flags()
+    cli.parse_flags(values, argv, __doc__)
+    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    if not options["workdir"]:
+        raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
+    rule = _rule(options)
+    mesh = setup.make_mesh()
+    workdir = Path(options["workdir"])
+    try:
+        model = trained.from_options(workdir, options, mesh)
+        if not options["quality"]:
+            images, seconds = _draw(model, rule, options, mesh)
+            found = {
+                "settings": {**vars(rule), "network_calls": rule.network_calls}
+                | {name: options[name] for name in ("n", "seed", "class")},
+                "seconds": seconds,
+                "distances": sampling.distances(model, images) if options["distances"] else [],
+            }
+        else:
+            found = {"quality": sampling.quality(model, _rules(), mesh, say=_say_row)}
+        folder = results.new_folder(setup.make_workdir(workdir / "sampling"), model.step)
+    except (DataError, CheckpointError) as error:
+        raise UserError(str(error)) from error
+    found = {"model": {"name": model.name, "step": model.step}} | found
+    found["data"] = setup.describe(model.images)
+    found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
+    if jax.process_index() == 0:
+        if options["quality"]:
+            _write_quality(folder, found)
+        else:
+            _write(folder, found, images, model.images.levels)
+    return found
+
+
+def _rule(options: Mapping[str, Any]) -> Rule:
+    """How to sample. Raises UserError for an eta that can't be."""
+    name = options["sampler"]
+    try:
+        solvers.needs_noise(name, options["eta"])
+    except ValueError as error:
+        raise UserError(f"--eta={options['eta']}: {error}") from error
+    spaced = options["spacing"] or solvers.default_spacing(name)
+    return Rule(name, options["num_steps"], spaced, options["eta"])
+
+
+def _rules() -> list[Rule]:
+    """Those that --quality compares."""
+    compared: tuple[tuple[Sampler, tuple[Spacing, ...]], ...] = (
+        ("dpm_solver", ("karras", "gamma")),
+        ("heun", ("karras",)),
+        ("ddim", ("karras", "angle")),
+    )
+    fast = [
+        Rule(name, calls // solvers.network_calls(name, 1), spaced)
+        for name, spacings in compared
+        for spaced in spacings
+        for calls in CALLS
+        if calls % solvers.network_calls(name, 1) == 0
+    ]
+    return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
+
+
+def _draw(
+    model: Trained, rule: Rule, options: Mapping[str, Any], mesh: Mesh
+) -> tuple[np.ndarray, float]:
+    """The samples, and how long they took, with the compilation."""
+    size, n = options["batch_size"] or model.batch_size, options["n"]
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+    batches = -(-n // min(size, mesh.size * -(-n // mesh.size)))
+    print(
+        f"{model.name}, step {model.step}: {n} samples by {rule.sampler}, {rule.num_steps} steps "
+        f"({rule.spacing}), {rule.network_calls} calls of the network each",
+        flush=True,
+    )
+    began = time.monotonic()
+    with _Bar(batches * rule.network_calls) as bar:
+        images = sampling.draw(
+            model, rule, n, size, options["seed"], mesh, options["class"], bar.advance
+        )
+    return images, round(time.monotonic() - began, 2)
+
+
+class _Bar:
+    """Calls of the network: a live bar on a terminal, a line each tenth elsewhere."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._total, self._done, self._began = total, 0, time.monotonic()
+        self._bar = Progress(
+            TextColumn("network calls"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("sample", total=total)
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, calls: int) -> None:
+        """So many more."""
+        tenths = self._done * 10 // self._total
+        self._done += calls
+        self._bar.update(self._task, completed=self._done)
+        if not self._console.is_terminal and self._done * 10 // self._total > tenths:
+            seconds = time.monotonic() - self._began
+            self._console.print(
+                f"network calls {self._done}/{self._total}  {seconds:.1f} s", soft_wrap=True
+            )
+
+
+# ---- files and words ----
+
+
+def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
+    """samples.png, samples.npz and samples.json."""
+    report.write_image(folder / "samples.png", report.image_grid(images, levels))
+    settings = {name: value for name, value in found["settings"].items() if value is not None}
+    kept = images.astype(np.uint8 if levels <= 256 else np.uint16)
+    np.savez_compressed(
+        folder / "samples.npz", images=kept, levels=levels, step=found["model"]["step"], **settings
+    )
+    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
+    if found["distances"]:
+        print(_distances(found["distances"]))
+    print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
+
+
+def _distances(rows: list[dict[str, Any]]) -> str:
+    head = ("to as many test images", "images", "MMD² x1000", "by chance", "sliced W2² x1000")
+    cells = []
+    for row in rows:
+        cell = [row["images"], str(row["count"])]
+        for name in ("mmd", "sliced_wasserstein"):
+            mean, deviation = row[f"{name}_by_chance"]
+            cell += [f"{1e3 * row[name]:.3f}", f"{1e3 * mean:.3f} ± {1e3 * deviation:.3f}"]
+        cells.append(cell)
+    return results.table((*head, "by chance"), cells)
+
+
+def _say_row(row: Mapping[str, Any]) -> None:
+    print(", ".join(_cells(row)), flush=True)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    values = [
+        f"{1e3 * row[name]:.3f} ± {1e3 * row[f'{name}_error']:.3f}"
+        for name in ("mmd", "sliced_wasserstein")
+    ]
+    return [
+        row["sampler"],
+        row["spacing"],
+        str(row["calls"] or "-"),
+        *values,
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
+    """quality.json and quality.md."""
+    (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
+    head = ("sampler", "spacing", "network calls", "MMD² x1000", "sliced W2² x1000", "seconds")
+    text = results.table(head, map(_cells, found["quality"])) + "\n"
+    (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}")
+    print(f"\n{text}written to {folder}")
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: sample(sys.argv))
