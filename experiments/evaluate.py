@@ -12,7 +12,7 @@ of what each noise level costs in a new folder below DIR/evaluation.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
 from vdm_jax.data import DataError, ImageData
-from vdm_jax.train import evaluation, sharding
+from vdm_jax.train import evaluation, memory, sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
@@ -66,6 +66,7 @@ def _flags() -> flags.FlagValues:
     number("repeats", "draws of time and noise per image; default that of the configuration")
     text("num_steps", "T, or several: 10,100,1000,inf; inf is continuous time; default the model's")
     number("batch_size", "images at once, over all devices; default that of the configuration")
+    number("shard_params", "devices over which the parameters are split; 1: a copy on each", 1)
     number("images", "take the first N test images only")
     number("seed", "settles all draws", 0, 0, 2**32 - 1)
     flags.DEFINE_bool(
@@ -95,7 +96,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     _check_tolerance(options["tolerance"])
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
-    mesh = setup.make_mesh()
+    mesh = setup.make_mesh(options["shard_params"], "shard_params")
     workdir = Path(options["workdir"])
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
@@ -107,7 +108,8 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
                 raise UserError("--model goes with --official; a run has its own configuration")
             model = trained.from_workdir(workdir, options["checkpoint"], data, mesh)
         parent = setup.make_workdir(workdir / "evaluation")
-        found = everything(model, options, mesh)
+        with memory.exhausted(_lower_batch(options["batch_size"] or model.batch_size)):
+            found = everything(model, options, mesh)
         folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
@@ -227,6 +229,10 @@ def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
             )
         found.append(int(word))
     return tuple(dict.fromkeys(found))
+
+
+def _lower_batch(size: int) -> Callable[[str], UserError]:
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def _check_sizes(size: int, mesh: Mesh) -> None:
