@@ -34,7 +34,7 @@ def switch_on() -> None:
     A folder that JAX was given by its own settings is left alone.
     """
     where = folder()
-    if where is None or jax.config.read("jax_compilation_cache_dir") is not None:
+    if where is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         where.mkdir(parents=True, exist_ok=True)
