@@ -23,6 +23,7 @@ POSITIVE = {
         "steps",
         "batch_size",
         "accumulate",
+        "shard_params",
         "steps_per_call",
         "log_every",
         "checkpoint_every",

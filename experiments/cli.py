@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import cache
 from experiments.configs import base
 
 __all__ = ["CONFIGS", "UserError", "guard", "main", "parse_flags"]
@@ -32,8 +33,12 @@ def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str 
 
 
 def guard(command: Callable[[], object]) -> None:
-    """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130."""
+    """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
+
+    What it compiles is kept on disk, see `experiments.cache`.
+    """
     try:
+        cache.switch_on()
         command()
     except UserError as error:
         _fail(str(error), 2)

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
 from vdm_jax.data import DataError
-from vdm_jax.train import sharding
+from vdm_jax.train import memory, sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
@@ -69,6 +69,7 @@ def _flags() -> flags.FlagValues:
     number("repeats", "draws of time and noise per image; default that of the configuration")
     text("num_steps", "T, or several: 10,100,1000,inf; inf is continuous time; default the model's")
     number("batch_size", "images at once, over all devices; default that of the configuration")
+    number("shard_params", "devices over which the parameters are split; 1: a copy on each", 1)
     number("images", "take the first N test images only")
     number("seed", "settles all draws", 0, 0, 2**32 - 1)
     flags.DEFINE_float(
@@ -106,12 +107,13 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_tolerance(options["tolerance"])
     _check_error(options["monte_carlo_error"], options["repeats"])
-    mesh = setup.make_mesh()
+    mesh = setup.make_mesh(options["shard_params"], "shard_params")
     workdir = Path(options["workdir"])
     try:
         model = trained.from_options(workdir, options, mesh)
         parent = setup.make_workdir(workdir / "evaluation")
-        found = everything(model, options, mesh)
+        with memory.exhausted(_lower_batch(options["batch_size"] or model.batch_size)):
+            found = everything(model, options, mesh)
         folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
@@ -228,6 +230,10 @@ def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
             )
         found.append(int(word))
     return tuple(dict.fromkeys(found))
+
+
+def _lower_batch(size: int) -> Callable[[str], UserError]:
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def _check_sizes(size: int, mesh: Mesh) -> None:

@@ -189,7 +189,8 @@ def per_image(
     def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
         return *nats(params, batch, key), batch["mask"]
 
-    compiled = jax.jit(masked, in_shardings=(whole, split, whole), out_shardings=whole)
+    shares = sharding.of_parameters(mesh, trained.params)
+    compiled = jax.jit(masked, in_shardings=(shares, split, whole), out_shardings=whole)
     found: list[np.ndarray] = []
     extra: list[float] = []
     size = min(size, mesh.size * math.ceil(len(images.test) / mesh.size))

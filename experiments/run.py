@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import check, setup
+from experiments import advice, check, setup
 from experiments.cli import UserError
 from experiments.configs import base
 from experiments.models import make_model
 from vdm_jax import data
 from vdm_jax.data import DataError, ImageData
-from vdm_jax.train import evaluation, loop, optimizer, report, sharding, step
+from vdm_jax.train import evaluation, loop, memory, optimizer, report, sharding, step
 from vdm_jax.train.checkpoint import CheckpointError, Checkpoints
 from vdm_jax.train.evaluation import Evaluation
 from vdm_jax.train.model import Trainable
@@ -29,6 +29,9 @@ __all__ = ["train"]
 # What may change between a stop and a restart: nothing of it touches the state's path.
 MAY_DIFFER = (
     "config.train.steps",
+    "config.train.shard_params",
+    "config.model.remat",
+    "config.model.fused_attention",
     "config.train.log_every",
     "config.train.checkpoint_every",
     "config.train.keep_checkpoints",
@@ -66,11 +69,11 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
 def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     check.config(config)
     images = setup.load(config)
-    mesh = setup.make_mesh()
+    mesh = setup.make_mesh(config.train.shard_params)
     check.sizes(config, mesh)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
-    adamw = _optimizer(config)
-    key_init, key_train, key_eval, key_sample = jax.random.split(jax.random.key(config.seed), 4)
+    keys = _keys(config)
+    template = step.abstract_state(model, _optimizer(config), mesh)
 
     workdir = setup.make_workdir(workdir)
     (workdir / "samples").mkdir(exist_ok=True)
@@ -83,25 +86,31 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
         {"config": base.get_config().to_dict()},
     )
     with contextlib.closing(checkpoints), _interrupts(checkpoints):
-        state = jax.jit(
-            lambda key: step.init_state(model, adamw, key), out_shardings=sharding.replicated(mesh)
-        )(key_init)
         if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
+            checkpoints.check()  # other settings are refused before anything is compiled
         (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-        _announce(config, images, model, state, mesh)
-        state, result = loop.train(
-            state,
-            _step(config, model, adamw, mesh, key_train),
-            _chunks(config, images),
-            _evaluator(config, images, model, mesh, key_eval),
-            _sampler(config, images, model, key_sample),
-            _plan(config),
-            checkpoints,
-            workdir,
-            mesh,
-            setup.eval_name(config),
-        )
+        _announce(config, images, model, template, mesh)
+        devices = list(mesh.devices.flat)
+        may_change = advice.may_change(checkpoints.latest_step() is not None, MAY_DIFFER)
+        with advice.compiled(
+            config,
+            lambda changed: _step(changed, images, devices),
+            memory.room(jax.local_devices()[0]),
+            len(devices),
+            may_change,
+        ) as step_fn:
+            state, result = loop.train(
+                _first_state(config, model, template, mesh, checkpoints),
+                step_fn,
+                _chunks(config, images),
+                _evaluator(config, images, model, mesh, keys["eval"]),
+                _sampler(config, images, model, mesh, keys["sample"]),
+                _plan(config),
+                checkpoints,
+                workdir,
+                mesh,
+                setup.eval_name(config),
+            )
     _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
     return result
 
@@ -145,21 +154,53 @@ def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     return settings
 
 
+def _keys(config: ConfigDict) -> dict[str, jax.Array]:
+    names = ("init", "train", "eval", "sample")
+    return dict(zip(names, jax.random.split(jax.random.key(config.seed), 4), strict=True))
+
+
 def _step(
+    config: ConfigDict, images: ImageData, devices: Sequence[jax.Device]
+) -> jax.stages.Compiled:
+    """The training step, compiled from shapes alone: nothing is put on the devices."""
+    c = config.train
+    mesh = sharding.make_mesh(devices, c.shard_params)
+    model = make_model(config, images.event_shape, images.levels, images.num_classes)
+    adamw = _optimizer(config)
+    step_fn = step.make_step(
+        model,
+        adamw,
+        config.optimizer.ema_rate,
+        _keys(config)["train"],
+        mesh,
+        c.accumulate,
+        c.steps_per_call,
+    )
+    chunk = {
+        name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
+        for name, of in _stream(config, images)[0].items()
+    }
+    return step_fn.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile()
+
+
+def _first_state(
     config: ConfigDict,
     model: Trainable,
-    adamw: optax.GradientTransformation,
+    template: TrainState,
     mesh: Mesh,
-    key: jax.Array,
-) -> Callable[..., tuple[TrainState, step.Metrics]]:
-    c = config.train
-    return step.make_step(
-        model, adamw, config.optimizer.ema_rate, key, mesh, c.accumulate, c.steps_per_call
-    )
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """That of the newest checkpoint, or a new one."""
+    newest = checkpoints.latest_step()
+    if newest is None:
+        return step.start(model, _optimizer(config), _keys(config)["init"], mesh)
+    if newest:
+        print(f"going on from step {newest}")
+    return checkpoints.restore(template)
 
 
-def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
-    stream = data.train_batches(
+def _stream(config: ConfigDict, images: ImageData) -> Any:
+    return data.train_batches(
         images.train,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -168,7 +209,10 @@ def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
         process_count=jax.process_count(),
         labels=setup.labels(images, "train"),
     )
-    calls = config.train.steps_per_call
+
+
+def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
+    stream, calls = _stream(config, images), config.train.steps_per_call
     return lambda start: data.iterate(stream, start=start, steps_per_call=calls)
 
 
@@ -197,34 +241,49 @@ def _evaluator(
     eval_step = evaluation.make_eval_step(model, mesh)
 
     def evaluate(state: TrainState, last: bool) -> Evaluation:
-        return evaluation.evaluate(
-            eval_step,
-            state.ema_params,
-            setup.batches(images, config.eval.batch_size),
-            model,
-            mesh,
-            key,
-            config.eval.final_repeats if last else config.eval.repeats,
-            (images.source or {}).get("test"),
-        )
+        with _lower("evaluation", "eval.batch_size", config.eval.batch_size, state):
+            return evaluation.evaluate(
+                eval_step,
+                state.ema_params,
+                setup.batches(images, config.eval.batch_size),
+                model,
+                mesh,
+                key,
+                config.eval.final_repeats if last else config.eval.repeats,
+                (images.source or {}).get("test"),
+            )
 
     return evaluate
 
 
 def _sampler(
-    config: ConfigDict, images: ImageData, model: Trainable, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array
 ) -> Callable[[TrainState], np.ndarray]:
     count = config.sample.count
     conditioning = np.zeros(count)
     if images.num_classes:  # each class in turn
         conditioning = np.stack([conditioning, np.arange(count) % images.num_classes], axis=1)
 
-    @jax.jit
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)
         return model.sample(params, key, given, config.sample.num_steps)
 
-    return lambda state: report.image_grid(np.asarray(draw(state.ema_params)), images.levels)
+    compiled = jax.jit(draw, out_shardings=sharding.replicated(mesh))
+
+    def sample(state: TrainState) -> np.ndarray:
+        with _lower("sampling", "sample.count", count, state):
+            return report.image_grid(np.asarray(compiled(state.ema_params)), images.levels)
+
+    return sample
+
+
+@contextlib.contextmanager
+def _lower(what: str, setting: str, value: int, state: TrainState) -> Iterator[None]:
+    """Out of memory in the block: name the setting to lower. `state` is waited for before it."""
+    jax.block_until_ready(state)  # so that no error of a training step is taken for one of these
+    message = f"lower --config.{setting}, now {value}; the same command then goes on"
+    with memory.exhausted(lambda said: UserError(f"{what} ran out of memory ({said}): {message}")):
+        yield
 
 
 # ---- words ----
@@ -234,10 +293,10 @@ def _announce(
     config: ConfigDict,
     images: ImageData,
     model: Trainable,
-    state: TrainState,
+    template: TrainState,
     mesh: Mesh,
 ) -> None:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.event_shape))
     name = setup.eval_name(config)
     print(
@@ -247,8 +306,6 @@ def _announce(
         f"{mesh.devices.flat[0].platform} device(s); compiling",
         flush=True,
     )
-    if int(state.step):
-        print(f"going on from step {int(state.step)}")
 
 
 def _conclude(

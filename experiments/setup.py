@@ -19,16 +19,23 @@ from vdm_jax.train import sharding
 __all__ = ["batches", "describe", "eval_name", "labels", "load", "make_mesh", "make_workdir"]
 
 
-def make_mesh() -> Mesh:
-    """All devices. Raises UserError if there are none."""
+def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") -> Mesh:
+    """All devices, parameters over so many of them. Raises UserError if that can't be.
+
+    `flag` is the one that gave the number.
+    """
     try:
-        return sharding.make_mesh()
+        devices = jax.devices()
     except Exception as error:  # JAX raises several kinds
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
             "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
         ) from error
+    try:
+        return sharding.make_mesh(devices, shard_params)
+    except ValueError as error:
+        raise UserError(f"--{flag}: {error}") from error
 
 
 def load(config: ConfigDict) -> ImageData:

@@ -32,7 +32,7 @@ class Trained:
 
     Attributes:
       model: how to make the core's callables of the parameters.
-      params: EMA parameters, on all devices.
+      params: EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them.
       images: the data set.
       part: what its test images are called in reports.
       name: of the model in reports.
@@ -90,7 +90,7 @@ def from_workdir(
     if checkpoint is not None:
         folder, step = _checkpoint(workdir, checkpoint)
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    step, params = load_params(folder, expected, sharding.replicated(mesh), step)
+    step, params = load_params(folder, expected, mesh, step)
     c = config.eval
     part = setup.eval_name(config)
     return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
@@ -128,7 +128,7 @@ def from_official(
         num_steps=loaded.num_steps,
         timesteps=loaded.timesteps,
     )
-    params = jax.device_put(loaded.params, sharding.replicated(mesh))
+    params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
     c = config.eval
     part = setup.eval_name(config)
     return Trained(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder, here and in commands
 
 import jax
 import pytest

@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
             "steps": 10_000_000,
             "batch_size": 128,  # over all devices
             "accumulate": 1,  # micro-batches per step
+            "shard_params": 1,  # devices over which parameters, EMA and moments are each split
             "steps_per_call": 1,
             "log_every": 100,
             "checkpoint_every": 10_000,

@@ -32,7 +32,7 @@ def config(**data: Any) -> ConfigDict:
 def one_device() -> Iterator[None]:
     """Commands take one device: simulated ones, more than cores, keep each other waiting."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda: sharding.make_mesh(jax.devices()[:1]))
+        patch.setattr(setup, "make_mesh", lambda *_: sharding.make_mesh(jax.devices()[:1]))
         yield
 
 

@@ -145,7 +145,7 @@ def shapes():
 
 def load(folder, expected=None, step=None):
     expected = shapes() if expected is None else expected
-    return load_params(folder, expected, sharding.replicated(sharding.make_mesh()), step)
+    return load_params(folder, expected, sharding.make_mesh(), step)
 
 
 @pytest.fixture

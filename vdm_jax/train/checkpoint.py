@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import chex
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
-from vdm_jax.train import interrupts
+from vdm_jax.train import interrupts, sharding
 
 __all__ = ["CheckpointError", "Checkpoints", "differences", "filled", "load_params"]
 
@@ -69,15 +70,11 @@ class Checkpoints:
     def restore(self, template: T, step: int | None = None) -> T:
         """The state of the given step, by default the newest, with template's shardings.
 
-        Raises CheckpointError if there is none, if it can't be read, or if it belongs to another
-        configuration, data set or model.
+        `template` holds arrays, or shapes with shardings. Raises CheckpointError if there is no
+        such state, if it can't be read, or if it belongs to another configuration, data set or
+        model.
         """
-        step = self.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            raise CheckpointError(
-                f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}."
-            )
-        self._check_meta(step)
+        step = self.check(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             restored = self._manager.restore(
@@ -95,6 +92,16 @@ class Checkpoints:
         """Wait until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def check(self, step: int | None = None) -> int:
+        """The step, by default the newest; raises CheckpointError as `restore`. Reads no state."""
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise CheckpointError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}."
+            )
+        self._check_meta(step)
+        return step
 
     def _check_meta(self, step: int) -> None:
         try:
@@ -118,9 +125,11 @@ class Checkpoints:
 
 
 def load_params(
-    folder: Path, expected: Any, sharding: jax.sharding.Sharding, step: int | None = None
+    folder: Path, expected: Any, mesh: Mesh, step: int | None = None
 ) -> tuple[int, Any]:
     """The EMA parameters of a checkpoint in `folder`, and its step (by default the newest).
+
+    They lie on the mesh as `vdm_jax.train.sharding.of_parameters` has it.
 
     `expected` is a tree of arrays or shapes, that of the model they are for. Raises
     CheckpointError if there is no such checkpoint, if it can't be read, or if its parameters are
@@ -142,9 +151,8 @@ def load_params(
         with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
             found = manager.item_metadata(step)["state"].tree
             _check_shapes(found["ema_params"], expected, folder / str(step))
-            template = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found
-            )
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+            template = sharding.placed(mesh, shapes)
             item = ocp.args.Composite(state=ocp.args.StandardRestore(template))
             return step, manager.restore(step, args=item)["state"]["ema_params"]
     except CheckpointError:

@@ -117,7 +117,7 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
 
     That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time
     are functions of the key, the repeat and the image's `index` alone: batch size, padding and
-    devices don't matter.
+    devices don't matter. Parameters lie on the devices as `sharding.of_parameters` has it.
     Even and odd repeats are two groups with independent times, equally spaced within a group; the
     difference of the groups tells the Monte-Carlo error (`estimate`).
     """
@@ -135,7 +135,8 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
         return model.drawn(params, batch, t, keys), batch["mask"]
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
-    return jax.jit(draw, in_shardings=(whole, split, whole, whole, whole), out_shardings=whole)
+    shares = sharding.of_parameters(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+    return jax.jit(draw, in_shardings=(shares, split, whole, whole, whole), out_shardings=whole)
 
 
 def collect(

@@ -19,6 +19,10 @@ from vdm_jax.train.step import TrainState
 
 __all__ = ["Plan", "TrainingError", "train"]
 
+AHEAD = 2
+"""Calls that wait on the device. With two it is never idle, and the next batch goes there while
+one runs; without a bound some thirty would pile up, each with its batch."""
+
 Chunks = Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
 
 
@@ -97,6 +101,7 @@ def train(
             stop, offset = plan.next_stop(step), step % plan.steps_per_call
             state, metrics = step_fn(state, chunk, offset, offset + stop - step)
             pending.append((stop - step, metrics))
+            jax.block_until_ready([metrics for _, metrics in pending[-1 - AHEAD : -AHEAD]])
             step = stop
             display.advance(step)
             if plan.due(step, plan.log_every):

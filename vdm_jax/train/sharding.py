@@ -1,20 +1,47 @@
-"""One mesh, data-parallel: parameters on every device, a batch spread over all of them."""
+"""One mesh of two axes: a batch is spread over both, large parameters over the second.
+
+Over the axis "data" parameters are copied; over the axis "fsdp" each large one is split, together
+with its average and the optimiser's moments of it. With a second axis of one device every device
+holds everything.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["check_batch_size", "make_mesh", "put", "replicated", "split_over"]
+__all__ = [
+    "SMALL",
+    "check_batch_size",
+    "make_mesh",
+    "of_parameters",
+    "placed",
+    "put",
+    "replicated",
+    "split_over",
+]
 
 T = TypeVar("T")
 
+SMALL = 2**14
+"""Elements below which a leaf is copied: 64 KiB saved are not worth waiting for a gather."""
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the single axis "data" over the given devices, by default all of them."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1) -> Mesh:
+    """A mesh ("data", "fsdp") over the given devices, by default all; `shard_params` in "fsdp".
+
+    Raises ValueError unless `shard_params` divides the number of devices.
+    """
+    found = np.asarray(jax.devices() if devices is None else devices)
+    if shard_params < 1 or found.size % shard_params:
+        known = ", ".join(str(n) for n in range(1, found.size + 1) if found.size % n == 0)
+        raise ValueError(
+            f"shard_params is {shard_params}, but parameters are split over a number of devices "
+            f"that divides all {found.size}: choose one of {known}."
+        )
+    return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,8 +50,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis number `axis` split over the devices, the others whole."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Axis number `axis` split over all devices, the others whole."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+
+
+def of_parameters(mesh: Mesh, tree: T) -> T:
+    """The sharding of each leaf of parameters, or of a whole training state: by its shape alone.
+
+    So a parameter, its average and its moments lie on the same device. The largest axis that
+    "fsdp" divides is split (the last of several); a leaf without one, or one with less than
+    `SMALL` elements, is copied.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def of_leaf(leaf: Any) -> NamedSharding:
+        sizes = [(size, axis) for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or leaf.size < SMALL or not sizes:
+            return replicated(mesh)
+        axis = max(sizes)[1]
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def placed(mesh: Mesh, shapes: T) -> T:
+    """Shapes -> shapes with the shardings of `of_parameters`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        of_parameters(mesh, shapes),
+    )
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:

@@ -13,7 +13,16 @@ from vdm_jax.train import sharding, variance
 from vdm_jax.train.model import Batch, Model, Params, Trainable
 from vdm_jax.types import Key
 
-__all__ = ["Metrics", "TrainState", "ema_update", "init_state", "make_step", "update"]
+__all__ = [
+    "Metrics",
+    "TrainState",
+    "abstract_state",
+    "ema_update",
+    "init_state",
+    "make_step",
+    "start",
+    "update",
+]
 
 Metrics = dict[str, jax.Array]
 
@@ -35,6 +44,23 @@ def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: K
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+def abstract_state(
+    model: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The shapes of the state before the first step, and where each leaf lies."""
+    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    return sharding.placed(mesh, shapes)
+
+
+def start(
+    model: Trainable, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
+) -> TrainState:
+    """`init_state` over a mesh: no device ever holds more than its share."""
+    shardings = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
+    init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
+    return init(key)
 
 
 def update(
@@ -124,13 +150,14 @@ def make_step(
     mesh: Mesh,
     accumulate: int = 1,
     steps_per_call: int = 1,
-) -> Callable[[TrainState, Batch, int, int], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Compile `update` over a mesh: step(state, chunk, start, stop) -> (state, metrics).
 
     `chunk` holds `steps_per_call` batches, its leaves [steps_per_call, batch, ...] with the second
     axis split over the devices; those numbered start, ..., stop - 1 are used, one after the other,
     and the metrics are their mean. The bounds are no constants of the compiled program, so a run
-    is the same bit for bit wherever its calls begin and end. `state` is donated.
+    is the same bit for bit wherever its calls begin and end. `state` is donated, and lies on the
+    devices as `sharding.of_parameters` has it.
     """
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -155,9 +182,10 @@ def make_step(
         return state, jax.tree.map(lambda leaf: leaf / (stop - start), total)
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh, axis=1)
+    shares = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
     return jax.jit(
         many,
         donate_argnums=0,
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(shares, split, whole, whole),
+        out_shardings=(shares, whole),
     )

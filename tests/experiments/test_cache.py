@@ -1,0 +1,80 @@
+"""Compiled programs are kept where they should be, and change nothing."""
+
+import jax
+import pytest
+from commands import TINY, run
+from test_runs import last_state
+
+from experiments import cache
+
+SHORT = (*TINY, "--config.train.steps=3", "--config.train.steps_per_call=1",
+         "--config.optimizer.warmup_steps=1", "--config.sample.num_steps=1")  # fmt: skip
+
+
+@pytest.fixture
+def settings():
+    """JAX's own settings return after the test."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    yield before
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_the_folder_is_the_user_s_or_the_one_given_or_none(monkeypatch, tmp_path):
+    monkeypatch.delenv("VDM_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder().parent == tmp_path / "xdg" / "vdm_jax" / "compiled"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache.folder().parent == tmp_path / "home" / ".cache" / "vdm_jax" / "compiled"
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path / "own"))
+    assert cache.folder().parent == tmp_path / "own"
+    monkeypatch.setenv("VDM_JAX_CACHE", "off")
+    assert cache.folder() is None
+
+
+def test_another_processor_has_another_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path))
+    here = cache.folder()
+    assert cache.folder() == here
+    monkeypatch.setattr(cache.platform, "processor", lambda: "another")
+    assert cache.folder() != here and cache.folder().parent == here.parent
+
+
+def test_off_is_off_and_a_folder_of_jax_s_own_settings_is_left_alone(
+    monkeypatch, tmp_path, settings
+):
+    cache.switch_on()  # as tests run, see conftest.py
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path / "ours"))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
+    cache.switch_on()
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "theirs")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_folder_that_can_not_be_made_is_a_warning(monkeypatch, tmp_path, capsys, settings):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path / "file"))
+    cache.switch_on()
+    line = capsys.readouterr().err
+    assert line.startswith("warning: compiled programs are not kept: no writing to ")
+    assert line.count("\n") == 1 and "VDM_JAX_CACHE=off" in line
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_a_run_is_the_same_bit_for_bit_with_kept_programs_new_ones_and_none(tmp_path):
+    kept = tmp_path / "kept"
+    states = []
+    for name, where in (("none", "off"), ("new", str(kept)), ("kept", str(kept))):
+        before = {file.name: file.stat().st_mtime_ns for file in kept.glob("*/*-cache")}
+        done = run("digits", f"--workdir={tmp_path / name}", *SHORT, VDM_JAX_CACHE=where)
+        assert done.returncode == 0, done.stderr
+        assert "needs about" in done.stdout
+        after = {file.name: file.stat().st_mtime_ns for file in kept.glob("*/*-cache")}
+        assert {"none": not after, "new": after and not before, "kept": after == before}[name]
+        states.append(last_state(tmp_path / name)[1])
+    for state in states[1:]:
+        same = jax.tree.map(lambda a, b: (a == b).all(), states[0], state)
+        assert all(jax.tree.leaves(same))

@@ -1,0 +1,92 @@
+"""The loop and the device: how far ahead it runs, and when it waits. The step here is a fake."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from vdm_jax.train import loop, sharding
+from vdm_jax.train.evaluation import Estimate, Evaluation
+from vdm_jax.train.step import TrainState
+
+STEPS, LOG_EVERY = 12, 6
+
+
+class Device:
+    """Finishes a call only when it is waited for: the worst case for a bound."""
+
+    def __init__(self):
+        self.begun = self.done = 0
+        self.most = 0
+        self.waits = []  # (calls begun, the call waited for)
+        self.fetched = []  # calls whose metrics were fetched, and when
+
+    def call(self, state, chunk, start, stop):
+        self.begun += 1
+        self.most = max(self.most, self.begun - self.done)
+        return state, {"bpd": Number(self, self.begun), "reconstruction": Number(self, self.begun),
+                       "prior": Number(self, self.begun),
+                       "diffusion": Number(self, self.begun)}  # fmt: skip
+
+
+class Number:
+    """A metric that isn't there before it is waited for."""
+
+    def __init__(self, device, call):
+        self.device, self.call = device, call
+
+    def block_until_ready(self):
+        if self.device.done < self.call:
+            self.device.waits.append((self.device.begun, self.call))
+            self.device.done = self.call
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        self.device.fetched.append((self.device.begun, self.call))
+        self.device.done = max(self.device.done, self.call)
+        return np.asarray(float(self.call))
+
+
+class NoCheckpoints:
+    def latest_step(self):
+        return None
+
+    def save(self, step, state):
+        pass
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    device, workdir = Device(), tmp_path_factory.mktemp("run")
+    (workdir / "samples").mkdir()
+    one = Estimate(1.0, 0.1)
+    plan = loop.Plan(STEPS, 1, LOG_EVERY, STEPS, STEPS, STEPS)
+    loop.train(
+        TrainState(np.int32(0), None, None, None),
+        device.call,
+        lambda start: contextlib.nullcontext(iter([{"images": np.zeros((1, 1))}] * STEPS)),
+        lambda state, last: Evaluation(one, one, one, one, 4, 1),
+        lambda state: np.zeros((4, 4, 3), np.uint8),
+        plan,
+        NoCheckpoints(),
+        workdir,
+        sharding.make_mesh(jax.devices()[:1]),
+    )
+    return device
+
+
+def test_no_more_than_a_few_calls_are_ever_on_the_device(device):
+    assert device.begun == STEPS
+    assert device.most == loop.AHEAD + 1  # two on the device when the next is put there
+
+
+def test_the_newest_calls_are_never_waited_for_between_logs(device):
+    """So one runs while the host prepares the next batch."""
+    assert device.waits
+    assert all(begun - call == loop.AHEAD for begun, call in device.waits)
+
+
+def test_metrics_are_fetched_only_when_they_are_logged(device):
+    assert {begun for begun, _ in device.fetched} == {LOG_EVERY, STEPS}
+    assert {call for _, call in device.fetched} == set(range(1, STEPS + 1))

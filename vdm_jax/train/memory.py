@@ -1,0 +1,73 @@
+"""The memory that a compiled step needs on each device, and what a device has."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+__all__ = ["Room", "exhausted", "need", "room", "words"]
+
+MEMINFO = Path("/proc/meminfo")
+
+
+class Room(NamedTuple):
+    """Bytes of one device."""
+
+    free: int
+    """What it has for programs; a step that needs more may fail, or be slow where memory swaps."""
+    most: int
+    """What it can have at the very best; a step that needs more is certain to fail."""
+
+
+def need(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes on each device: arguments + temporaries + outputs - what outputs share with arguments.
+
+    Without the program itself, and without what else lies there. None if the back end can't tell.
+    """
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return int(
+        found.argument_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
+def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
+    """What `device` has: its limit, or a CPU's equal share of this machine's memory.
+
+    `free` of a CPU is what the machine has available now, `most` all of it and its swap space.
+    None if neither the device nor the machine tells.
+    """
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is not None:
+        return Room(int(limit), int(limit))
+    if device.platform != "cpu" or not meminfo.is_file():
+        return None
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    kib = {name: int(value) for name, value, *_ in lines}
+    share = 1024 / jax.local_device_count("cpu")
+    return Room(
+        int(kib["MemAvailable:"] * share), int((kib["MemTotal:"] + kib["SwapTotal:"]) * share)
+    )
+
+
+def words(size: int) -> str:
+    """Bytes in GiB, or below a tenth of one in MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+@contextlib.contextmanager
+def exhausted(instead: Callable[[str], Exception]) -> Iterator[None]:
+    """Where the runtime runs out of memory in the block, raise `instead(what it says)`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        if not said.startswith("RESOURCE_EXHAUSTED"):
+            raise
+        raise instead(said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:200]) from error
