@@ -67,11 +67,11 @@ def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64
     exact = flow_of_gaussian(z_1)
     errors = [
         rms(solvers.solve(z_1, optimal, spacing.table(LINEAR, n, spaced), name, "x") - exact)
-        for n in (128, 256, 512)
+        # "angle" has the longest steps at its ends, and comes to its order later.
+        for n in ((1024, 2048, 4096) if spaced == "angle" else (128, 256, 512))
     ]
-    band = 0.15 if (name, spaced) == ("dpm_solver", "angle") else 0.06
-    np.testing.assert_allclose(orders(errors), ORDER[name], atol=band)
-    assert errors[0] > 1e-6  # far above rounding
+    np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
+    assert errors[-1] > 1e-9  # far above rounding
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

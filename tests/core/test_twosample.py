@@ -86,7 +86,8 @@ def test_in_one_dimension_it_is_w2_of_the_quantiles_also_for_unequal_numbers(x64
 def test_it_tends_to_the_distance_of_scaled_gaussians_in_one_dimension(x64):
     x, y = normal(0, 40_000, 1), normal(1, 30_000, 1, mean=0.5, scale=2.0)
     found = float(twosample.sliced_wasserstein(x, y, jnp.ones((1, 1))))
-    assert abs(found - (0.5**2 + (2.0 - 1.0) ** 2)) < 0.05
+    moments = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
+    assert abs(found - moments) < 5e-3 and abs(moments - (0.5**2 + (2.0 - 1.0) ** 2)) < 0.1
 
 
 def test_rotations_and_shifts_of_both_change_nothing(x64):
@@ -115,14 +116,17 @@ def test_median_distance_of_known_points():
 
 
 def test_permutations_hold_the_level_under_one_distribution_and_see_a_shift(x64):
+    def of(a, b):
+        return twosample.mmd(a, b, 1.5).square
+
+    @jax.jit
+    def both(key, x, y):
+        return twosample.permuted(key, x, y, of, 99), of(x, y)
+
     def shifted(seed, by):
         x, y = normal(seed, 30, 2), normal(seed + 1000, 20, 2) + by
-
-        def of(a, b):
-            return twosample.mmd(a, b, 1.5).square
-
-        chance = np.asarray(twosample.permuted(jax.random.key(seed), x, y, of, 99))
-        return (np.sum(chance >= float(of(x, y))) + 1) / 100
+        chance, found = both(jax.random.key(seed), x, y)
+        return (np.sum(np.asarray(chance) >= float(found)) + 1) / 100
 
     p = np.array([shifted(seed, 0.0) for seed in range(40)])
     assert abs(p.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 40)
