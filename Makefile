@@ -1,13 +1,14 @@
 # `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
-# reproduce` writes docs/results.md anew, `make ladder` docs/ladder.md. All install into .venv first,
-# at the versions of constraints.txt.
+# reproduce` writes docs/results.md anew, `make ladder` docs/ladder.md, `make bench` docs/benchmarks.md
+# (OFFICIAL_CODE=PATH compares with a copy of the published code). All install into .venv first, at
+# the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install train reproduce ladder test check lint format clean
+.PHONY: install train reproduce ladder bench test check lint format clean
 
 install: $(STAMP)
 
@@ -26,6 +27,9 @@ reproduce: install
 
 ladder: install
 	$(BIN)/python -m experiments.ladder --workdir=workdirs/ladder
+
+bench: install
+	$(BIN)/python -m experiments.bench --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -289,3 +289,37 @@ def test_what_is_no_level_has_no_probability_and_no_number(wrong: float) -> None
     images = jnp.asarray([3.0, wrong, 15.0])
     got = jax.jit(pixels.log_prob, static_argnums=3)(images, jnp.zeros(3), jnp.asarray(-2.0), 16)
     np.testing.assert_array_equal(np.isnan(got), [False, True, False])
+
+
+# ---- the gradient of log_prob, written by hand ----
+
+
+@pytest.mark.parametrize("gamma_0", [-8.0, -2.0])
+def test_log_probs_derivatives_are_those_of_its_definition(x64, gamma_0):
+    """Against automatic differentiation of `decode_log_probs`, first and second, both modes."""
+    images = jnp.array([[0, 3, 16], [8, 9, 1]])
+    z = pixels.encode(images, 17) + 0.07 * jax.random.normal(jax.random.key(0), (2, 3))
+
+    def own(z, gamma_0):
+        return jnp.sum(pixels.log_prob(images, z, gamma_0, 17))
+
+    def definition(z, gamma_0):
+        log_probs = pixels.decode_log_probs(z, gamma_0, 17)
+        return jnp.sum(jnp.take_along_axis(log_probs, images[..., None], axis=-1))
+
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+        for argument in (0, 1):
+            at = z, jnp.asarray(gamma_0)
+            found, expected = (jax.jit(derivative(f, argument))(*at) for f in (own, definition))
+            np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_log_probs_gradient_stores_nothing_over_all_levels():
+    images = jnp.zeros((4, 8, 8, 3), int)
+
+    def value(z, gamma_0):
+        return jnp.sum(pixels.log_prob(images, z, gamma_0, 256))
+
+    shapes = jax.ShapeDtypeStruct(images.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    compiled = jax.jit(jax.grad(value, (0, 1))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 4 * 256 * images.size

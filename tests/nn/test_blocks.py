@@ -1,0 +1,288 @@
+"""How the U-Net is computed changes its speed and its memory, and its values by rounding only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vdm_jax.nn import blocks, convolution
+from vdm_jax.nn.blocks import AttentionBlock, Compute, GroupNorm, ResidualBlock
+from vdm_jax.nn.features import embed, finish, fourier
+from vdm_jax.nn.unet import UNet, from_published, to_published
+
+ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
+Z = jax.random.normal(jax.random.key(1), (3, 6, 4, 2))
+GAMMA = jnp.linspace(-10.0, 4.0, 3)
+
+
+def network(**changes):
+    settings = {"channels": 64, "num_blocks": 2, "dropout": 0.2, "attention": "all"} | changes
+    return UNet(**ENDS, **settings)
+
+
+@pytest.fixture(scope="module")
+def params():
+    found = jax.jit(network().init)(jax.random.key(0), Z, GAMMA)["params"]
+    leaves, treedef = jax.tree.flatten(found)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    shaken = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, shaken)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    """Gradient and output of the network that keeps all and gives nothing up."""
+    return with_gradient(params, remat="none")
+
+
+def with_gradient(params, **changes):
+    """The network's output with dropout, and the gradient of a function of it."""
+    net = network(**changes)
+
+    def value(params):
+        rngs = {"dropout": jax.random.key(3)}
+        found = net.apply({"params": params}, Z, GAMMA, None, False, rngs=rngs)
+        return jnp.sum(jnp.sin(found)), found
+
+    return jax.jit(jax.grad(value, has_aux=True))(params)
+
+
+def difference(a, b):
+    """Norm of a - b over that of b, over all leaves."""
+    flat = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(t)]) for t in (a, b)]
+    return float(jnp.linalg.norm(flat[0] - flat[1]) / jnp.linalg.norm(flat[1]))
+
+
+def written_out(params, z_t, gamma_t):
+    """The paper's U-Net block by block, with the published tree of parameters; no dropout."""
+    p = to_published(params)
+
+    def dense(tree, x):
+        return nn.Dense(tree["kernel"].shape[-1], "bias" in tree).apply({"params": tree}, x)
+
+    def conv(tree, x):
+        return nn.Conv(tree["kernel"].shape[-1], (3, 3)).apply({"params": tree}, x)
+
+    def norm(tree, x):
+        return nn.GroupNorm(32, epsilon=1e-6).apply({"params": tree}, x)
+
+    def block(tree, x):
+        h = conv(tree["conv1"], nn.swish(norm(tree["GroupNorm_0"], x)))
+        h = h + dense(tree["cond_proj"], given)[:, None, None, :]
+        h = conv(tree["conv2"], nn.swish(norm(tree["GroupNorm_1"], h)))
+        return h + (dense(tree["nin_shortcut"], x) if "nin_shortcut" in tree else x)
+
+    def attend(tree, x):
+        h = norm(tree["GroupNorm_0"], x)
+        q, k, v = (dense(tree[name], h)[:, :, :, None] for name in "qkv")
+        flat = [y.reshape(len(y), -1, 1, y.shape[-1]) for y in (q, k, v)]
+        h = jax.nn.dot_product_attention(*flat).reshape(x.shape)
+        return x + dense(tree["proj_out"], h)
+
+    given = embed(gamma_t, None, -13.3, 5.0, 64)
+    for name in ("dense0", "dense1"):
+        given = nn.swish(dense(p[name], given))
+    h = conv(p["conv_in"], jnp.concatenate([z_t, fourier(z_t)], axis=-1))
+    skips = [h]
+    for i in range(2):
+        h = attend(p[f"down.attn_{i}"], block(p[f"down.block_{i}"], h))
+        skips.append(h)
+    h = block(p["mid.block_2"], attend(p["mid.attn_1"], block(p["mid.block_1"], h)))
+    for i in range(3):
+        h = block(p[f"up.block_{i}"], jnp.concatenate([h, skips.pop()], axis=-1))
+        h = attend(p[f"up.attn_{i}"], h)
+    h = conv(p["conv_out"], nn.swish(norm(p["GroupNorm_0"], h)))
+    return finish(h, z_t, "eps")
+
+
+def test_the_scanned_network_is_the_blocks_written_out(params):
+    found = network().apply({"params": params}, Z, GAMMA)
+    expected = written_out(params, Z, GAMMA)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert float(jnp.std(expected - Z)) > 0.1  # the blocks matter
+
+
+def test_trees_of_parameters_convert_both_ways_exactly(params):
+    published = to_published(params)
+    assert {name.split("_")[0] for name in published if "." in name} == {
+        "down.block",
+        "down.attn",
+        "mid.block",
+        "mid.attn",
+        "up.block",
+        "up.attn",
+    }
+    assert sum(name.startswith("up.block") for name in published) == 3
+    back = from_published(published)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Whatever order a file lists them in.
+    shuffled = dict(sorted(published.items(), reverse=True))
+    assert jax.tree.all(jax.tree.map(np.array_equal, from_published(shuffled), back))
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "blocks"])
+def test_rematerialisation_changes_no_value_and_no_gradient(params, plain, remat):
+    gradient, value = with_gradient(params, remat=remat, reverse_only=True)
+    exact, expected = plain
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    assert difference(gradient, exact) < 1e-5  # the same dropout included
+
+
+def test_rematerialisation_keeps_less_for_the_backward_pass():
+    """Bytes that a gradient lays out beside its arguments, for a deep network."""
+    deep = {"num_blocks": 12, "attention": "middle"}
+    init = network(**deep).init
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), Z, GAMMA)["params"])
+    z = jax.ShapeDtypeStruct((16, 16, 16, 2), jnp.float32)
+
+    def temporaries(remat):
+        net = network(**deep, remat=remat, reverse_only=True)
+
+        def value(params, z):
+            return jnp.sum(net.apply({"params": params}, z, jnp.zeros(16)) ** 2)
+
+        compiled = jax.jit(jax.grad(value)).lower(shapes, z).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    none, matmuls, least = (temporaries(remat) for remat in blocks.REMATS)
+    assert matmuls < 0.5 * none
+    assert least < 0.9 * matmuls
+
+
+def test_forward_derivatives_are_there_unless_given_up(params):
+    tangent = jax.random.normal(jax.random.key(5), Z.shape)
+
+    def along(**changes):
+        net = network(**changes)
+        return jax.jvp(lambda z: net.apply({"params": params}, z, GAMMA), (Z,), (tangent,))[1]
+
+    expected = jax.jvp(lambda z: written_out(params, z, GAMMA), (Z,), (tangent,))[1]
+    assert difference(along(), expected) < 1e-4
+    with pytest.raises(TypeError, match="forward-mode"):
+        along(reverse_only=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3, 4), (1, 1, 1, 2, 2), (3, 8, 8, 4, 1)])
+def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(shape, dtype):
+    batch, height, width, before, after = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (batch, height, width, before))
+    kernel = jax.random.normal(keys[1], (3, 3, before, after))
+    given = jax.random.normal(keys[2], (batch, height, width, after))
+
+    def plain(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+    expected, pull = jax.vjp(plain, x, kernel)
+    found, own_pull = jax.vjp(lambda x, k: convolution.for_loops(x, k, (1, 1), "SAME"), x, kernel)
+    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=10 * rtol)
+    for a, b in zip(own_pull(given), pull(given), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=10 * rtol)
+
+
+def test_another_convolution_than_the_blocks_is_refused():
+    x = jnp.zeros((1, 4, 4, 1))
+    with pytest.raises(ValueError, match="wanted a 3x3 kernel"):
+        convolution.for_loops(x, jnp.zeros((5, 5, 1, 1)), (1, 1), "SAME")
+    with pytest.raises(ValueError, match="stride 1"):
+        convolution.for_loops(x, jnp.zeros((3, 3, 1, 1)), (2, 2), "SAME")
+
+
+def test_group_norm_is_flaxs(dtype):
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 5, 3, 64))
+    params = {"scale": jnp.linspace(0.5, 2.0, 64), "bias": jnp.linspace(-1.0, 1.0, 64)}
+    expected = nn.GroupNorm(32, epsilon=1e-6).apply({"params": params}, x)
+    found = GroupNorm().apply({"params": params}, x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    wide = GroupNorm().apply({"params": params}, x.astype(jnp.bfloat16))
+    assert wide.dtype == dtype  # that of the parameters
+    np.testing.assert_allclose(wide, expected, atol=0.05)
+
+
+def test_dropout_leaves_the_mean_and_the_second_moment_that_it_should():
+    """Through a block whose second convolution hands its input on."""
+    rate, width = 0.3, 64
+    block = ResidualBlock(width, rate)
+    x = jnp.zeros((8, 16, 16, width))
+    params = block.init(jax.random.key(0), x, jnp.zeros((8, 4)), True)["params"]
+    hand_on = params["conv2"]["kernel"].at[1, 1].set(jnp.eye(width))
+    params = {**params, "conv2": {**params["conv2"], "kernel": hand_on}}
+    params["GroupNorm_1"] = {**params["GroupNorm_1"], "bias": jnp.ones(width)}
+
+    def run(deterministic, key):
+        rngs = {"dropout": jax.random.key(key)}
+        return block.apply({"params": params}, x, jnp.zeros((8, 4)), deterministic, rngs=rngs)
+
+    whole = run(True, 0)
+    value = float(whole[0, 0, 0, 0])
+    np.testing.assert_allclose(whole, value, rtol=1e-6)
+    assert value == pytest.approx(float(nn.swish(1.0)), rel=1e-5)
+    dropped = np.asarray(run(False, 1), np.float64)
+    share = np.mean(dropped == 0.0)
+    error = np.sqrt(rate * (1 - rate) / dropped.size)
+    assert abs(share - rate) < 5 * error
+    np.testing.assert_allclose(dropped[dropped != 0.0], value / (1 - rate), rtol=1e-4)
+    assert abs(dropped.mean() - value) < 5 * value * np.sqrt(rate / (1 - rate) / dropped.size)
+    assert not np.array_equal(dropped, run(False, 2))
+
+
+def test_attention_is_the_librarys():
+    block = AttentionBlock()
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 32))
+    params = block.init(jax.random.key(1), x)["params"]
+    params["proj_out"]["kernel"] = jnp.eye(32)
+    h = nn.GroupNorm(32, epsilon=1e-6).apply({"params": params["GroupNorm_0"]}, x)
+    q, k, v = (
+        nn.Dense(32).apply({"params": params[name]}, h.reshape(2, 12, 32))[:, :, None]
+        for name in "qkv"
+    )
+    expected = x + jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    np.testing.assert_allclose(block.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- bfloat16 ----
+
+
+def test_bfloat16_is_near_and_its_parameters_and_result_are_float32(params, plain):
+    gradient, value = with_gradient(params, dtype="bfloat16", reverse_only=True)
+    exact, expected = plain
+    assert value.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    init = network(dtype="bfloat16").init
+    fresh = jax.eval_shape(lambda: init(jax.random.key(0), Z, GAMMA)["params"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+    # A bfloat16 has 8 bits: 2^-9 relative for each rounding, some dozens of them in a row.
+    off = difference(value, expected)
+    assert 2**-14 < off < 0.02
+    assert difference(gradient, exact) < 0.1
+
+
+def test_bfloat16_blocks_are_computed_in_bfloat16_their_statistics_are_not():
+    net = network(dtype="bfloat16")
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), Z, GAMMA)["params"])
+    text = str(jax.make_jaxpr(lambda p: net.apply({"params": p}, Z, GAMMA))(shapes))
+    convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
+    assert len(convolutions) == 2 + 2 * 5  # the first and last; down, up and three in between
+    narrow = [line for line in convolutions if ":bf16[" in line.split("=")[0]]
+    assert len(narrow) == len(convolutions) - 2
+    for operation in ("rsqrt", "exp ", "reduce_max"):
+        lines = [line for line in text.splitlines() if f"= {operation}" in line]
+        assert lines
+        assert not any(":bf16[" in line.split("=")[0] for line in lines), operation
+
+
+def test_what_no_one_computes_by_is_refused():
+    for changes, message in (
+        ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
+        ({"remat": "all"}, "remat must be one of none, matmuls, blocks, got 'all'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network(**changes).init(jax.random.key(0), Z, GAMMA)
+    assert Compute(dtype="bfloat16").cast(Z).dtype == jnp.bfloat16
+    assert Compute().cast(Z) is Z
