@@ -11,6 +11,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module() -> Iterator[None]:
+    """Compiled programs are let go after each file: those of all tests would fill 5 GB a worker."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run one test with 64-bit types enabled; the former setting returns afterwards."""

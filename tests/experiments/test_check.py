@@ -33,6 +33,22 @@ def test_the_experiments_own_configurations_are_accepted(name):
             {"model.reverse_var": "free"},
             "reverse_var is 'free'; known: posterior, transition, learned",
         ),
+        # How the U-Net is computed.
+        ("digits", {"model.remat": "all"}, "remat is 'all'; known: none, matmuls, blocks"),
+        ("digits", {"model.dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
+        (
+            "digits",
+            {"model.dtype": "bfloat16"},
+            "config.model.dtype is 'bfloat16', which is for the network unet only; leave it out "
+            "with resnet",
+        ),
+        ("vae", {"model.remat": "none"}, "config.model.remat is 'none', which is for the network"),
+        (
+            "digits",
+            {"model.network": "unet", "model.fused_attention": True},
+            "config.model.fused_attention is cuDNN's, for a GPU and --config.model.dtype=bfloat16; "
+            "this is float32 on a cpu",
+        ),
         # What continuous time has no use for.
         (
             "digits",
