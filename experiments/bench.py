@@ -6,10 +6,11 @@ Measures the CIFAR-10 network: compiling, a training step, its memory, a step of
 a model of digits trained in DIR first, how many calls of the network good samples and a precise
 bound take. Contenders do the same work and take turns, round after round; figures are medians. On a
 GPU the batch is 128, and the largest batch that fits and the augmented model are measured too.
-Writes benchmarks.md into --out.
+Writes benchmarks.md into --out, and what it was made of as bench.json into DIR.
 """
 
 import dataclasses
+import json
 import os
 import statistics
 import sys
@@ -110,6 +111,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     text = bench_report.page(found)
     print(text)
     (out / "benchmarks.md").write_text(text)
+    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 

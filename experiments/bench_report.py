@@ -67,7 +67,7 @@ def _steps(rows: Sequence[Row]) -> str:
     def cell(row: Row, name: str, text: str) -> str:
         return text if row is base else f"{text} ({row[name] / base[name]:.2f})"
 
-    head = ["", "compiling, s", "of which the step", "step, s", "temporaries", "in all"]
+    head = ["", "compiling, s", "of which the step", "step, s", "temporaries, MiB", "in all, MiB"]
     head += ["TFLOP/s", "share of peak", "a step of sampling, s"]
     cells = [
         [
@@ -75,8 +75,8 @@ def _steps(rows: Sequence[Row]) -> str:
             cell(row, "compile", f"{row['compile']:.1f}"),
             cell(row, "compile_step", f"{row['compile_step']:.1f}"),
             cell(row, "step", f"{row['step']:.3g}"),
-            cell(row, "temporaries", memory.words(row["temporaries"])),
-            cell(row, "need", memory.words(row["need"])),
+            cell(row, "temporaries", f"{row['temporaries'] / 2**20:,.0f}"),
+            cell(row, "need", f"{row['need'] / 2**20:,.0f}"),
             f"{row['tflops']:.2f}",
             "-" if row["share"] is None else f"{row['share']:.0%}",
             cell(row, "sample", f"{row['sample']:.3g}"),
