@@ -33,7 +33,12 @@ def switch_on() -> None:
 
     A folder that JAX was given by its own settings is left alone.
     """
-    where = folder()
+    try:
+        where = folder()
+    except RuntimeError as error:  # a user without a home
+        print(f"warning: compiled programs are not kept ({error}); {VARIABLE}=DIR names a folder",
+              file=sys.stderr)  # fmt: skip
+        return
     if where is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:

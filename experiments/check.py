@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ from vdm_jax.nn.features import HEADS
 from vdm_jax.parameterization import REVERSE_VARS
 from vdm_jax.train import sharding
 
-__all__ = ["config", "model", "sizes"]
+__all__ = ["config", "model", "training"]
 
 POSITIVE = {
     "train": (
@@ -122,10 +121,10 @@ def _check_compute(c: ConfigDict) -> None:
                 f"config.model.{name} is {c[name]!r}, which is for the network unet only; leave it "
                 f"out with {c.network}"
             )
-    if c.fused_attention and (c.dtype != "bfloat16" or jax.default_backend() != "gpu"):
+    if c.fused_attention and c.dtype != "bfloat16":
         raise UserError(
-            "config.model.fused_attention is cuDNN's, for a GPU and --config.model.dtype=bfloat16; "
-            f"this is {c.dtype} on a {jax.default_backend()}"
+            "config.model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
+            f"{c.dtype}"
         )
 
 
@@ -224,8 +223,14 @@ def _check_hierarchy(config: ConfigDict, num_classes: int) -> None:
         raise UserError("config.data.class_labels: a hierarchical VAE is not conditioned on them")
 
 
-def sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise UserError for batch sizes that can't be split over the devices."""
+def training(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UserError for batches that can't be split over the devices, or the wrong devices."""
+    platform = mesh.devices.flat[0].platform
+    if config.model.fused_attention and platform != "gpu":
+        raise UserError(
+            f"config.model.fused_attention is cuDNN's, for a GPU; this is a {platform}: leave it "
+            "out"
+        )
     for name, size, accumulate in (
         ("train", config.train.batch_size, config.train.accumulate),
         ("eval", config.eval.batch_size, 1),

@@ -189,7 +189,9 @@ def _with_conditioning(
 ) -> tuple[Callable[[Key], Params], Apply]:
     """The network's init, and its call with parameters, latents, gamma, conditioning, dropout."""
 
-    reverse_only = network.clone(reverse_only=True) if isinstance(network, UNet) else network
+    trained = network
+    if isinstance(network, UNet):  # as it is trained, and with forward derivatives on any device
+        trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + num_classes))
@@ -201,7 +203,7 @@ def _with_conditioning(
     ) -> Any:
         training = dropout is not None
         rngs = {} if dropout is None else {"dropout": dropout}
-        module = reverse_only if training else network  # what is trained by takes gradients
+        module = trained if training else network
         if num_classes:
             flag, label = given[:, :1], given[:, 1].astype(int)
             given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)

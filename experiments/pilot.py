@@ -104,7 +104,8 @@ def _pairs(
     def step(params: Any, batch: Batch, key: Key, repeat: int, _: int) -> tuple[Drawn, jax.Array]:
         return compiled(params, batch, key, np.uint32(repeat))
 
-    compiled = jax.jit(draw, in_shardings=(whole, split, whole, whole), out_shardings=whole)
+    shares = sharding.of_parameters(mesh, trained.params)
+    compiled = jax.jit(draw, in_shardings=(shares, split, whole, whole), out_shardings=whole)
     batches = setup.batches(_first(trained.images), size, "train")
     draws = evaluation.collect(step, trained.params, batches, mesh, jax.random.key(7), 2 * TIMES)
 

@@ -59,7 +59,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [note for row in found["rows"] if (note := _note(row))]
     if found["pilot_calls"]:
         lines.append(
-            f"\nBefore these, {found['pilot_calls']} network calls told how to draw and how often. "
+            f"\nBefore these, {found['pilot_calls']} network calls told how to draw. "
             "No estimate holds them."
         )
     if found["note"]:

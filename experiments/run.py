@@ -26,12 +26,12 @@ from vdm_jax.train.step import TrainState
 
 __all__ = ["train"]
 
-# What may change between a stop and a restart: nothing of it touches the state's path.
+# What may change between a stop and a restart: nothing of it touches the state's path, but for the
+# rounding of `shard_params` and `remat`.
 MAY_DIFFER = (
     "config.train.steps",
     "config.train.shard_params",
     "config.model.remat",
-    "config.model.fused_attention",
     "config.train.log_every",
     "config.train.checkpoint_every",
     "config.train.keep_checkpoints",
@@ -70,7 +70,7 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     check.config(config)
     images = setup.load(config)
     mesh = setup.make_mesh(config.train.shard_params)
-    check.sizes(config, mesh)
+    check.training(config, mesh)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
     keys = _keys(config)
     template = step.abstract_state(model, _optimizer(config), mesh)
@@ -281,7 +281,7 @@ def _sampler(
 def _lower(what: str, setting: str, value: int, state: TrainState) -> Iterator[None]:
     """Out of memory in the block: name the setting to lower. `state` is waited for before it."""
     jax.block_until_ready(state)  # so that no error of a training step is taken for one of these
-    message = f"lower --config.{setting}, now {value}; the same command then goes on"
+    message = f"lower --config.{setting}, now {value}, to go on from the newest checkpoint"
     with memory.exhausted(lambda said: UserError(f"{what} ran out of memory ({said}): {message}")):
         yield
 

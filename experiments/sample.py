@@ -11,11 +11,12 @@ measures these distances for every sampler at several numbers of network calls, 
 quality.json and quality.md there.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from vdm_jax import solvers, spacing
 from vdm_jax.data import DataError
 from vdm_jax.solvers import SAMPLERS, Sampler
 from vdm_jax.spacing import Spacing
-from vdm_jax.train import report, sharding
+from vdm_jax.train import memory, report, sharding
 from vdm_jax.train.checkpoint import CheckpointError
 
 MOST = 10_000_000  # of anything that is counted
@@ -88,21 +89,28 @@ def sample(argv: list[str]) -> dict[str, Any]:
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
+    if options["quality"]:
+        _check_quality(options)
     mesh = setup.make_mesh()
     workdir = Path(options["workdir"])
     try:
         model = trained.from_options(workdir, options, mesh)
-        if not options["quality"]:
-            images, seconds = _draw(model, rule, options, mesh)
-            found = {
-                "settings": {**vars(rule), "network_calls": rule.network_calls}
-                | {name: options[name] for name in ("n", "seed", "class")},
-                "seconds": seconds,
-                "distances": sampling.distances(model, images) if options["distances"] else [],
-            }
-        else:
-            found = {"quality": sampling.quality(model, _rules(), mesh, say=_say_row)}
-        folder = results.new_folder(setup.make_workdir(workdir / "sampling"), model.step)
+        size = options["batch_size"] or model.batch_size
+        _check_model(model, size, options, mesh)
+        parent = setup.make_workdir(workdir / "sampling")
+        with memory.exhausted(_lower_batch(size)):
+            if not options["quality"]:
+                images, seconds = _draw(model, rule, options, size, mesh)
+                found = {
+                    "settings": {**vars(rule), "network_calls": rule.network_calls}
+                    | {name: options[name] for name in ("n", "seed", "class")},
+                    "seconds": seconds,
+                    "distances": sampling.distances(model, images) if options["distances"] else [],
+                }
+            else:
+                of = dataclasses.replace(model, batch_size=size)
+                found = {"quality": sampling.quality(of, _rules(), mesh, say=_say_row)}
+        folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     found = {"model": {"name": model.name, "step": model.step}} | found
@@ -127,6 +135,34 @@ def _rule(options: Mapping[str, Any]) -> Rule:
     return Rule(name, options["num_steps"], spaced, options["eta"])
 
 
+def _check_quality(options: Mapping[str, Any]) -> None:
+    """--quality has its own samplers and numbers. Raises UserError for a flag that it ignores."""
+    plain = _flags()
+    for name in ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances"):
+        if options[name] != plain[name].default:
+            raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
+
+
+def _check_model(model: Trained, size: int, options: Mapping[str, Any], mesh: Mesh) -> None:
+    """Before anything is drawn. Raises UserError for what would fail after it."""
+    _ = model.vdm  # refuses other kinds
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+    drawn = len(model.images.test) if options["quality"] else options["n"]
+    compared = min(drawn, len(model.images.test), len(model.images.train))
+    if (options["distances"] or options["quality"]) and compared < 3:
+        raise UserError(
+            f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
+            f"{len(model.images.test)} and {len(model.images.train)}"
+        )
+
+
+def _lower_batch(size: int) -> Callable[[str], UserError]:
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
+
+
 def _rules() -> list[Rule]:
     """Those that --quality compares."""
     compared: tuple[tuple[Sampler, tuple[Spacing, ...]], ...] = (
@@ -145,14 +181,10 @@ def _rules() -> list[Rule]:
 
 
 def _draw(
-    model: Trained, rule: Rule, options: Mapping[str, Any], mesh: Mesh
+    model: Trained, rule: Rule, options: Mapping[str, Any], size: int, mesh: Mesh
 ) -> tuple[np.ndarray, float]:
     """The samples, and how long they took, with the compilation."""
-    size, n = options["batch_size"] or model.batch_size, options["n"]
-    try:
-        sharding.check_batch_size(size, mesh)
-    except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
+    n = options["n"]
     batches = -(-n // min(size, mesh.size * -(-n // mesh.size)))
     print(
         f"{model.name}, step {model.step}: {n} samples by {rule.sampler}, {rule.num_steps} steps "

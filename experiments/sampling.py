@@ -45,7 +45,7 @@ class Rule:
 class Stepper(NamedTuple):
     """A sampler of one model, compiled: the loop over steps stays outside.
 
-    On a CPU a convolution within a compiled loop is many times slower than outside of one.
+    So a progress bar can be shown; and on a CPU some networks are slower within a compiled loop.
     """
 
     begin: Callable[..., State]
@@ -177,8 +177,6 @@ def distances(trained: Trained, images: np.ndarray, seed: int = 0) -> list[dict[
     """
     levels, data = trained.images.levels, trained.images
     count = min(len(images), len(data.test), len(data.train), POINTS)
-    if count < 3:
-        raise UserError(f"--distances needs at least 3 samples, got --n={len(images)}")
     measure = _Measure.of(_scaled(data.test[:count], levels))
     rows = []
     for name, points in (("samples", images), ("training images", data.train)):

@@ -73,8 +73,9 @@ class Linear(NamedTuple):
           eps: standard-normal noise, [batch, *event].
           gamma_t: [batch].
         """
-        e = _flat(eps) @ self.basis
-        y = (_flat(x) - self.mean) @ self.basis
+        # A rotation that was rounded, as an accelerator does by default, would keep no expectation.
+        e = jnp.matmul(_flat(eps), self.basis, precision="highest")
+        y = jnp.matmul(_flat(x) - self.mean, self.basis, precision="highest")
         snr = jnp.exp(-gamma_t)[:, None]
         w = 1.0 / (1.0 + snr * self.var)
         eps_lin = w * (e + jnp.sqrt(snr) * y)

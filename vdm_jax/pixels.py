@@ -100,7 +100,7 @@ def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor
     """Averages of z - v and its square under weights exp(-precision (z - v)^2 / 2), elementwise."""
     _, weights, error = _weights(z, precision, levels)
     moments = (weights, weights * error, weights * jnp.square(error))
-    zero = jnp.zeros((), z.dtype)
+    zero = jnp.zeros((), weights.dtype)
     # One reduction of all three: of three the compiler would store what they share.
     total, first, second = jax.lax.reduce(
         moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (z.ndim,)

@@ -92,11 +92,12 @@ def test_the_unet_has_two_settings_more_the_mildest_first_and_the_one_that_round
 
 
 def test_every_candidate_is_a_configuration_that_could_be_run():
-    for changes in advice.candidates(config(), 4, lambda name: True):
-        changed = advice.changed(config(), changes)
+    given = config()
+    for changes in advice.candidates(given, 4, lambda name: True):
+        changed = advice.changed(given, changes)
         assert changed.train.batch_size % (4 * changed.train.accumulate) == 0
         assert 4 % changed.train.shard_params == 0
-        assert config().train.accumulate == config().train.shard_params == 1
+        assert given.train.accumulate == given.train.shard_params == 1
 
 
 def test_the_need_is_said_before_the_first_step():

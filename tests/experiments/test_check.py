@@ -6,6 +6,7 @@ from experiments import check
 from experiments.cli import UserError
 from experiments.configs import binomial, digits, mhvae, vae
 from experiments.models import make_model
+from vdm_jax.train import sharding
 
 CONFIGS = {
     "digits": digits.get_config,
@@ -46,8 +47,8 @@ def test_the_experiments_own_configurations_are_accepted(name):
         (
             "digits",
             {"model.network": "unet", "model.fused_attention": True},
-            "config.model.fused_attention is cuDNN's, for a GPU and --config.model.dtype=bfloat16; "
-            "this is float32 on a cpu",
+            "config.model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
+            "float32",
         ),
         # What continuous time has no use for.
         (
@@ -143,6 +144,14 @@ def test_a_mistake_gets_one_line_that_names_it(name, changes, message):
         make_model(config, (8, 8, 1), LEVELS.get(name, 17), classes)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("config.")
+
+
+def test_cudnns_attention_is_refused_where_a_run_would_train_without_a_gpu():
+    config = digits.get_config()
+    config.model.update(network="unet", fused_attention=True, dtype="bfloat16", channels=64)
+    make_model(config, (8, 8, 1), 17)  # a run of a GPU can be evaluated anywhere
+    with pytest.raises(UserError, match="fused_attention is cuDNN's, for a GPU; this is a cpu"):
+        check.training(config, sharding.make_mesh())
 
 
 def test_bits_need_images_of_two_levels():

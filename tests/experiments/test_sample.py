@@ -111,7 +111,7 @@ def test_quality_has_a_row_of_the_data_and_one_a_rule(model):
         (["--class=10", "--num_steps=1"], "--class=10: the classes are 0 to 9"),
         (["--checkpoint=7"], "7"),
         (["--model=cifar10"], "--model goes with --official"),
-        (["--n=2", "--num_steps=1", "--distances"], "--distances needs at least 3 samples"),
+        (["--n=2", "--num_steps=1", "--distances"], "distances need at least 3 samples (--n), 3 test and 3 training images; got 2"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(workdir, arguments, message):

@@ -75,7 +75,7 @@ class Compute:
         return nn.Dense(features, dtype=self.dtype, name=name, **kwargs)
 
 
-def rematerialised(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
+def rematerialised(module: type[nn.Module], remat: Remat, scanned: bool) -> type[nn.Module]:
     """The module's class with a backward pass that keeps what `remat` says."""
     if remat == "none":
         return module
@@ -86,8 +86,8 @@ def rematerialised(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
         ),
         "blocks": policies.nothing_saveable,
     }
-    # In a loop nothing can be merged with the forward pass, which the barriers are there to forbid.
-    return nn.remat(module, policy=keep[remat], prevent_cse=False)
+    # In a scan nothing can be merged with the forward pass, against which there are barriers else.
+    return nn.remat(module, policy=keep[remat], prevent_cse=not scanned)
 
 
 class Layer(nn.Module):
@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
     def _drop(self, h: Tensor) -> Tensor:
         """Dropout by 16 random bits an element, in place of 32: its rate is k / 2^16."""
         whole = 2**16
-        dropped = round(self.dropout * whole)
+        dropped = min(round(self.dropout * whole), whole - 1)
         if not dropped:
             return h
         bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)

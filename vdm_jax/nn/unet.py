@@ -93,7 +93,7 @@ class UNet(nn.Module):
         """Down, the middle, and up with each result of the way down once more, the last first."""
         narrow = None if self.dtype == "float32" else self.dtype
         compute = Compute(narrow, self.reverse_only, self.fused_attention)
-        layer = rematerialised(Layer, self.remat)
+        layer, in_scan = (rematerialised(Layer, self.remat, scanned) for scanned in (False, True))
         every = self.attention == "all"
         settings: dict[str, Any] = {"deterministic": deterministic, "compute": compute}
 
@@ -102,7 +102,7 @@ class UNet(nn.Module):
 
         def scanned(name: str, reverse: bool) -> nn.Module:
             stack = nn.scan(
-                layer,
+                in_scan,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),
