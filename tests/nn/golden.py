@@ -13,6 +13,7 @@ import numpy as np
 from vdm_jax import loss, pixels
 from vdm_jax.loss import ElboTerms
 from vdm_jax.nn import official
+from vdm_jax.nn.blocks import Remat
 
 DATA = Path(__file__).parent.parent / "data"
 NAMES = ("scalar_gamma", "nnet_gamma_attention", "no_fourier_odd_batch")
@@ -31,16 +32,16 @@ class Golden:
     def x(self) -> jax.Array:
         return pixels.encode(self.expected["images"], 256)
 
-    def terms(self, params: Any, num_steps: int | None) -> ElboTerms:
+    def terms(self, params: Any, num_steps: int | None, remat: Remat = "matmuls") -> ElboTerms:
         """The bound's terms at the stored noise and times, as a function of the parameters."""
-        network = self.model.score_module.clone(reverse_only=True)
+        network = self.model.score_module.clone(reverse_only=True, remat=remat)
         model = dataclasses.replace(self.model, params=params, score_module=network)
         names = ("images", "eps_0", "eps", "t_continuous")
         given = (jnp.asarray(self.expected[name]) for name in names)
         return loss.elbo_given(*given, model.denoise, model.gamma, 256, num_steps)
 
-    def bpd(self, params: Any, num_steps: int | None) -> jax.Array:
-        total = self.terms(params, num_steps).total
+    def bpd(self, params: Any, num_steps: int | None, remat: Remat = "matmuls") -> jax.Array:
+        total = self.terms(params, num_steps, remat).total
         return loss.bits_per_dim(total.mean(), self.x.shape[1:])
 
     def norms(self, tree: Any) -> np.ndarray:

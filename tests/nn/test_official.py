@@ -51,10 +51,14 @@ def test_the_prior_is_nearer_to_the_exact_value_than_the_published_one(golden):
     assert np.all(np.abs(golden.expected["T0/loss_klz"] - exact) > np.abs(ours - exact))
 
 
-@pytest.mark.parametrize("num_steps", [None, 10, 1000])
-def test_gradient_norms(golden, num_steps):
+@pytest.mark.parametrize(
+    ("num_steps", "remat"),
+    [(None, "matmuls"), (10, "matmuls"), (1000, "matmuls"), (None, "none"), (None, "blocks")],
+)
+def test_gradient_norms(golden, num_steps, remat):
     e, prefix = golden.expected, f"T{num_steps or 0}"
-    grads = jax.jit(jax.grad(golden.bpd), static_argnums=1)(golden.model.params, num_steps)
+    gradient = jax.jit(jax.grad(golden.bpd), static_argnums=(1, 2))
+    grads = gradient(golden.model.params, num_steps, remat)
     paths = jax.tree_util.tree_flatten_with_path(as_published(grads))[0]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     assert names == [name.strip("/") for name in e[f"{prefix}/grad_names"]]
