@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -12,10 +13,13 @@ import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module() -> Iterator[None]:
-    """Compiled programs are let go after each file: those of all tests would fill 5 GB a worker."""
+def _programs_of_a_few_files() -> Iterator[None]:
+    """Compiled programs are let go once a worker is large: those of all tests fill 5 GB and more."""
     yield
-    jax.clear_caches()
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
+    if pages * os.sysconf("SC_PAGESIZE") > 3 * 2**30:
+        jax.clear_caches()
 
 
 @pytest.fixture
