@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_few_files() -> Iterator[None]:
-    """Compiled programs are let go once a worker is large: those of all tests fill 5 GB and more."""
+    """Compiled programs are let go once a worker is large: those of all tests fill 5 GB."""
     yield
     statm = Path("/proc/self/statm")
     pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
