@@ -33,7 +33,7 @@ def shaken(params, scale=0.05):
 def initialised(network, shape):
     z_t = jax.random.normal(jax.random.key(1), shape)
     gamma_t = jnp.linspace(-10.0, 4.0, shape[0])
-    params = network.init(jax.random.key(0), z_t, gamma_t)["params"]
+    params = jax.jit(network.init)(jax.random.key(0), z_t, gamma_t)["params"]
     return shaken(params), z_t, gamma_t
 
 
