@@ -63,7 +63,7 @@ def test_an_evaluation_without_memory_names_its_batch_size(parts, monkeypatch):
         found(state, True)
     assert str(refused.value) == (
         "evaluation ran out of memory (Out of memory allocating 5 bytes): lower "
-        "--config.eval.batch_size, now 360; the same command then goes on"
+        "--config.eval.batch_size, now 360, to go on from the newest checkpoint"
     )
 
 
@@ -71,7 +71,9 @@ def test_sampling_without_memory_names_the_number_of_samples(parts):
     c, images, model, mesh, state = parts
     model = dataclasses.replace(model, bind=exhausted)
     found = run._sampler(c, images, model, mesh, jax.random.key(0))
-    with pytest.raises(UserError, match=r"sampling ran .* --config\.sample\.count, now 4; the"):
+    with pytest.raises(
+        UserError, match=r"sampling ran .* --config\.sample\.count, now 4, to go on"
+    ):
         found(state)
 
 
