@@ -13,9 +13,10 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cache
 from experiments.configs import base
 
-__all__ = ["CONFIGS", "UserError", "guard", "main", "parse_flags"]
+__all__ = ["CONFIGS", "MOST", "UserError", "definers", "guard", "main", "parse_flags"]
 
 CONFIGS = Path(__file__).parent / "configs"
+MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
 
 
@@ -70,6 +71,29 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
             "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
         )
     return config, Path(values.workdir)
+
+
+def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
+    """What defines flags in `values`: of text, of a whole number, of one of several words.
+
+    text(name, about, default); number(name, about, default, low, high), from 1 to `MOST` if not
+    told; choice(name, about, known, default).
+    """
+
+    def text(name: str, about: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, about, flag_values=values)
+
+    def number(
+        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
+    ) -> None:
+        flags.DEFINE_integer(
+            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
+        )
+
+    def choice(name: str, about: str, known: tuple[str, ...], default: str | None) -> None:
+        flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
+
+    return text, number, choice
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str], doc: str | None) -> None:

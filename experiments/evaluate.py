@@ -15,7 +15,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,11 @@ from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
 from vdm_jax.data import DataError
-from vdm_jax.train import memory, sharding
+from vdm_jax.train import memory
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
 
-MOST = 10_000_000  # of anything that is counted
 VDM_ONLY = (
     "num_steps", "importance", "control_variates", "chains", "chain_steps", "chain_images",
     "ode_images", "dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance",
@@ -44,28 +43,8 @@ VDM_ONLY = (
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-
-    def text(name: str, about: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, about, flag_values=values)
-
-    def number(
-        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
-    ) -> None:
-        flags.DEFINE_integer(
-            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
-        )
-
-    def choice(name: str, about: str, known: tuple[str, ...], default: str) -> None:
-        flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
-
-    text("workdir", "folder of the run; with --official, where the results go")
-    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
-    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
-    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
-    text("data", "evaluate on other images: the name of a data set")
-    text("path", "the file or folder of --data=arrays or folder")
-    text("manual_dir", "folder with a data set's original archives")
-    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    text, number, choice = cli.definers(values)
+    trained.define_flags(values, "results", "evaluate on")
     number("repeats", "draws of time and noise per image; default that of the configuration")
     text("num_steps", "T, or several: 10,100,1000,inf; inf is continuous time; default the model's")
     number("batch_size", "images at once, over all devices; default that of the configuration")
@@ -112,7 +91,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     try:
         model = trained.from_options(workdir, options, mesh)
         parent = setup.make_workdir(workdir / "evaluation")
-        with memory.exhausted(_lower_batch(options["batch_size"] or model.batch_size)):
+        with memory.exhausted(setup.lower_batch(options["batch_size"] or model.batch_size)):
             found = everything(model, options, mesh)
         folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
@@ -132,7 +111,7 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         _check_plain(options, model)
     images = measure.first(trained.images, options["images"])
     size = options["batch_size"] or trained.batch_size
-    _check_sizes(size, mesh)
+    setup.check_batch_size(size, mesh)
     if isinstance(model, Model) and model.density and (options["chains"] or options["ode_images"]):
         raise UserError(
             "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
@@ -223,24 +202,13 @@ def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
         if word in ("inf", "None"):
             found.append(None)
             continue
-        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= MOST:
+        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= cli.MOST:
             raise UserError(
                 f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers from 1 "
-                f"to {MOST}, or inf for continuous time, as in 10,100,1000,inf"
+                f"to {cli.MOST}, or inf for continuous time, as in 10,100,1000,inf"
             )
         found.append(int(word))
     return tuple(dict.fromkeys(found))
-
-
-def _lower_batch(size: int) -> Callable[[str], UserError]:
-    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
-
-
-def _check_sizes(size: int, mesh: Mesh) -> None:
-    try:
-        sharding.check_batch_size(size, mesh)
-    except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
 
 
 def _said(row: measure.Row) -> measure.Row:

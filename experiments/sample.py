@@ -16,7 +16,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,37 +35,16 @@ from vdm_jax import solvers, spacing
 from vdm_jax.data import DataError
 from vdm_jax.solvers import SAMPLERS, Sampler
 from vdm_jax.spacing import Spacing
-from vdm_jax.train import memory, report, sharding
+from vdm_jax.train import memory, report
 from vdm_jax.train.checkpoint import CheckpointError
 
-MOST = 10_000_000  # of anything that is counted
 CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-
-    def text(name: str, about: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, about, flag_values=values)
-
-    def number(
-        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
-    ) -> None:
-        flags.DEFINE_integer(
-            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
-        )
-
-    def choice(name: str, about: str, known: tuple[str, ...], default: str | None) -> None:
-        flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
-
-    text("workdir", "folder of the run; with --official, where the samples go")
-    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
-    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
-    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
-    text("data", "compare with other images: the name of a data set")
-    text("path", "the file or folder of --data=arrays or folder")
-    text("manual_dir", "folder with a data set's original archives")
-    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    _, number, choice = cli.definers(values)
+    trained.define_flags(values, "samples", "compare with")
     choice("sampler", "how", SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
     choice(
@@ -98,7 +77,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
         size = options["batch_size"] or model.batch_size
         _check_model(model, size, options, mesh)
         parent = setup.make_workdir(workdir / "sampling")
-        with memory.exhausted(_lower_batch(size)):
+        with memory.exhausted(setup.lower_batch(size)):
             if not options["quality"]:
                 images, seconds = _draw(model, rule, options, size, mesh)
                 found = {
@@ -146,10 +125,7 @@ def _check_quality(options: Mapping[str, Any]) -> None:
 def _check_model(model: Trained, size: int, options: Mapping[str, Any], mesh: Mesh) -> None:
     """Before anything is drawn. Raises UserError for what would fail after it."""
     _ = model.vdm  # refuses other kinds
-    try:
-        sharding.check_batch_size(size, mesh)
-    except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
+    setup.check_batch_size(size, mesh)
     drawn = len(model.images.test) if options["quality"] else options["n"]
     compared = min(drawn, len(model.images.test), len(model.images.train))
     if (options["distances"] or options["quality"]) and compared < 3:
@@ -157,10 +133,6 @@ def _check_model(model: Trained, size: int, options: Mapping[str, Any], mesh: Me
             f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
             f"{len(model.images.test)} and {len(model.images.train)}"
         )
-
-
-def _lower_batch(size: int) -> Callable[[str], UserError]:
-    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def _rules() -> list[Rule]:

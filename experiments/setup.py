@@ -16,7 +16,17 @@ from vdm_jax import data
 from vdm_jax.data import ImageData
 from vdm_jax.train import sharding
 
-__all__ = ["batches", "describe", "eval_name", "labels", "load", "make_mesh", "make_workdir"]
+__all__ = [
+    "batches",
+    "check_batch_size",
+    "describe",
+    "eval_name",
+    "labels",
+    "load",
+    "lower_batch",
+    "make_mesh",
+    "make_workdir",
+]
 
 
 def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") -> Mesh:
@@ -36,6 +46,19 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
         return sharding.make_mesh(devices, shard_params)
     except ValueError as error:
         raise UserError(f"--{flag}: {error}") from error
+
+
+def check_batch_size(size: int, mesh: Mesh) -> None:
+    """Of --batch_size. Raises UserError unless each device gets an equal share."""
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+
+
+def lower_batch(size: int) -> Callable[[str], UserError]:
+    """For `memory.exhausted`: what a command with --batch_size says."""
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def load(config: ConfigDict) -> ImageData:

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import check, setup
+from experiments import check, cli, setup
 from experiments.cli import UserError
 from experiments.configs import base
 from experiments.configs.published import PUBLISHED
@@ -23,7 +24,7 @@ from vdm_jax.train.checkpoint import filled, load_params
 from vdm_jax.train.model import Model, Params, Trainable
 from vdm_jax.types import Denoise, Gamma, Key, Tensor
 
-__all__ = ["Trained", "from_official", "from_options", "from_workdir", "with_data"]
+__all__ = ["Trained", "define_flags", "from_official", "from_options", "from_workdir", "with_data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,19 @@ class Trained:
         if not isinstance(self.model, Model):
             raise UserError(f"{self.name} is no VDM: {self.model.words}")
         return self.model
+
+
+def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
+    """The flags that `from_options` reads, with what the command leaves and does with images."""
+    text, _, _ = cli.definers(values)
+    text("workdir", f"folder of the run; with --official, where the {what} go")
+    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
+    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
+    text("data", f"{images} other images: the name of a data set")
+    text("path", "the file or folder of --data=arrays or folder")
+    text("manual_dir", "folder with a data set's original archives")
+    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
 
 
 def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Trained:
