@@ -173,7 +173,7 @@ def test_other_channel_counts_fixed_schedule_and_discrete_time(channels, tmp_pat
     }  # fmt: skip
     _, network = official.modules(config)
     z_t = jnp.zeros((2, 8, 8, channels))
-    params = network.init(jax.random.key(0), z_t, jnp.zeros(2))["params"]
+    params = official.to_published(network.init(jax.random.key(0), z_t, jnp.zeros(2))["params"])
     tree = {"step": 3, "ema_params": {"score_model": jax.tree.map(np.asarray, params)}}
     (tmp_path / "ckpt-1.flax").write_bytes(serialization.msgpack_serialize(tree))
     model = official.load(tmp_path, config)
