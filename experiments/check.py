@@ -27,6 +27,7 @@ POSITIVE = {
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "max_skipped",
     ),
     "eval": ("every", "batch_size", "repeats", "final_repeats"),
     "sample": ("every", "count", "num_steps"),

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,16 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cache
 from experiments.configs import base
 
-__all__ = ["CONFIGS", "MOST", "UserError", "definers", "guard", "main", "parse_flags"]
+__all__ = [
+    "CONFIGS",
+    "MOST",
+    "Interrupted",
+    "UserError",
+    "definers",
+    "guard",
+    "main",
+    "parse_flags",
+]
 
 CONFIGS = Path(__file__).parent / "configs"
 MOST = 10_000_000  # of anything that is counted
@@ -22,6 +32,14 @@ _leave = os._exit
 
 class UserError(ValueError):
     """Something the user can mend; the message is one line."""
+
+
+class Interrupted(BaseException):
+    """A run was asked to stop by a signal; no `Exception`, so nothing goes on after it."""
+
+    def __init__(self, number: int, again: str) -> None:
+        super().__init__(f"the same command {again}")
+        self.number = number
 
 
 def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str | None) -> None:
@@ -36,6 +54,7 @@ def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str 
 def guard(command: Callable[[], object]) -> None:
     """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
+    SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
     What it compiles is kept on disk, see `experiments.cache`.
     """
     try:
@@ -43,8 +62,13 @@ def guard(command: Callable[[], object]) -> None:
         command()
     except UserError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt as interrupt:
-        _fail(f"interrupted{interrupt}", 130)
+    except Interrupted as interrupted:
+        if interrupted.number == signal.SIGINT:
+            _fail(f"interrupted; {interrupted}", 130)
+        print(f"terminated (SIGTERM); {interrupted}", flush=True)
+        _leave(0)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read the output has gone
         _leave(1)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,29 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import advice, check, setup
+from experiments import advice, check, cli, lock, setup
 from experiments.cli import UserError
 from experiments.configs import base
 from experiments.models import make_model
 from vdm_jax import data
 from vdm_jax.data import DataError, ImageData
-from vdm_jax.train import evaluation, loop, memory, optimizer, report, sharding, step
+from vdm_jax.train import (
+    evaluation,
+    interrupts,
+    loop,
+    memory,
+    optimizer,
+    report,
+    sharding,
+    step,
+)
 from vdm_jax.train.checkpoint import CheckpointError, Checkpoints
 from vdm_jax.train.evaluation import Evaluation
+from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Trainable
 from vdm_jax.train.step import TrainState
 
-__all__ = ["train"]
+__all__ = ["first_state", "keys_of", "make_optimizer", "open_checkpoints", "stream", "train"]
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
 # rounding of `shard_params` and `remat`.
@@ -35,6 +46,7 @@ MAY_DIFFER = (
     "config.train.log_every",
     "config.train.checkpoint_every",
     "config.train.keep_checkpoints",
+    "config.train.max_skipped",
     "config.eval.every",
     "config.eval.batch_size",
     "config.eval.repeats",
@@ -62,8 +74,14 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
     """
     try:
         return _train(config, workdir)
-    except (DataError, CheckpointError, loop.TrainingError) as error:
+    except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
+    except loop.TrainingError as error:
+        raise UserError(
+            f"{error} To see why: python -m experiments.replay --workdir={workdir}. A lower "
+            "--config.optimizer.learning_rate, or a clip_norm of 1.0 or less, with "
+            "--allow_config_change, usually helps."
+        ) from error
 
 
 def _train(config: ConfigDict, workdir: Path) -> Evaluation:
@@ -72,19 +90,21 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     mesh = setup.make_mesh(config.train.shard_params)
     check.training(config, mesh)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
-    keys = _keys(config)
-    template = step.abstract_state(model, _optimizer(config), mesh)
+    make_optimizer(config)  # refused before anything is written
 
     workdir = setup.make_workdir(workdir)
+    with lock.owned(workdir):
+        return _run(config, workdir, images, model, mesh)
+
+
+def _run(
+    config: ConfigDict, workdir: Path, images: ImageData, model: Trainable, mesh: Mesh
+) -> Evaluation:
     (workdir / "samples").mkdir(exist_ok=True)
+    keys, stop = keys_of(config), Stop(mesh)
+    template = step.abstract_state(model, make_optimizer(config), mesh)
     settings = _settings(config, images)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        settings,
-        config.train.keep_checkpoints,
-        MAY_DIFFER,
-        {"config": base.get_config().to_dict()},
-    )
+    checkpoints = open_checkpoints(config, images, workdir)
     with contextlib.closing(checkpoints), _interrupts(checkpoints):
         if checkpoints.latest_step() is not None:
             checkpoints.check()  # other settings are refused before anything is compiled
@@ -100,15 +120,17 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
             may_change,
         ) as step_fn:
             state, result = loop.train(
-                _first_state(config, model, template, mesh, checkpoints),
+                first_state(config, model, template, mesh, checkpoints),
                 step_fn,
                 _chunks(config, images),
-                _evaluator(config, images, model, mesh, keys["eval"]),
-                _sampler(config, images, model, mesh, keys["sample"]),
+                _evaluator(config, images, model, mesh, keys["eval"], stop),
+                _sampler(config, images, model, mesh, keys["sample"], stop),
                 _plan(config),
                 checkpoints,
                 workdir,
                 mesh,
+                stop,
+                keys["train"],
                 setup.eval_name(config),
             )
     _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
@@ -117,19 +139,41 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
 
 @contextlib.contextmanager
 def _interrupts(checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to Ctrl-C where the same command will go on."""
+    """Add to Ctrl-C and SIGTERM where the same command will go on; the latter is heard at once."""
+
+    def at_once(number: int, frame: object) -> None:
+        raise Stopped(number)
+
     try:
-        yield
+        with interrupts.handler(signal.SIGTERM, at_once):
+            yield
+    except Stopped as stopped:
+        step = checkpoints.latest_step() if stopped.step is None else stopped.step
+        raise cli.Interrupted(stopped.number, _again(step)) from None
     except KeyboardInterrupt:
-        step = checkpoints.latest_step()
-        again = "starts anew: there is no checkpoint yet" if step is None else f"goes on at {step}"
-        raise KeyboardInterrupt(f"; the same command {again}") from None
+        raise cli.Interrupted(signal.SIGINT, _again(checkpoints.latest_step())) from None
+
+
+def _again(step: int | None) -> str:
+    return "starts anew: there is no checkpoint yet" if step is None else f"goes on at {step}"
 
 
 # ---- the parts of a run ----
 
 
-def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def open_checkpoints(config: ConfigDict, images: ImageData, workdir: Path) -> Checkpoints:
+    """Those of the run in `workdir`, to be closed."""
+    return Checkpoints(
+        workdir / "checkpoints",
+        _settings(config, images),
+        config.train.keep_checkpoints,
+        MAY_DIFFER,
+        {"config": base.get_config().to_dict()},
+    )
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """As `config.optimizer` says. Raises UserError if it can't be."""
     c = config.optimizer
     if c.decay != "none" and _decay_steps(config) <= c.warmup_steps:
         raise UserError(
@@ -154,7 +198,8 @@ def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     return settings
 
 
-def _keys(config: ConfigDict) -> dict[str, jax.Array]:
+def keys_of(config: ConfigDict) -> dict[str, jax.Array]:
+    """Of the seed, a key for each purpose: init, train, eval, sample."""
     names = ("init", "train", "eval", "sample")
     return dict(zip(names, jax.random.split(jax.random.key(config.seed), 4), strict=True))
 
@@ -166,24 +211,25 @@ def _step(
     c = config.train
     mesh = sharding.make_mesh(devices, c.shard_params)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
-    adamw = _optimizer(config)
+    adamw = make_optimizer(config)
     step_fn = step.make_step(
         model,
         adamw,
         config.optimizer.ema_rate,
-        _keys(config)["train"],
+        keys_of(config)["train"],
         mesh,
         c.accumulate,
         c.steps_per_call,
+        c.max_skipped,
     )
     chunk = {
         name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
-        for name, of in _stream(config, images)[0].items()
+        for name, of in stream(config, images)[0].items()
     }
     return step_fn.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile()
 
 
-def _first_state(
+def first_state(
     config: ConfigDict,
     model: Trainable,
     template: TrainState,
@@ -193,13 +239,14 @@ def _first_state(
     """That of the newest checkpoint, or a new one."""
     newest = checkpoints.latest_step()
     if newest is None:
-        return step.start(model, _optimizer(config), _keys(config)["init"], mesh)
+        return step.start(model, make_optimizer(config), keys_of(config)["init"], mesh)
     if newest:
         print(f"going on from step {newest}")
     return checkpoints.restore(template)
 
 
-def _stream(config: ConfigDict, images: ImageData) -> Any:
+def stream(config: ConfigDict, images: ImageData) -> Any:
+    """The batches: that of each step by its number."""
     return data.train_batches(
         images.train,
         batch_size=config.train.batch_size,
@@ -212,8 +259,8 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
 
 
 def _chunks(config: ConfigDict, images: ImageData) -> loop.Chunks:
-    stream, calls = _stream(config, images), config.train.steps_per_call
-    return lambda start: data.iterate(stream, start=start, steps_per_call=calls)
+    batches, calls = stream(config, images), config.train.steps_per_call
+    return lambda start: data.iterate(batches, start=start, steps_per_call=calls)
 
 
 def _decay_steps(config: ConfigDict) -> int:
@@ -232,20 +279,27 @@ def _plan(config: ConfigDict) -> loop.Plan:
         eval_every=config.eval.every,
         sample_every=config.sample.every,
         checkpoint_every=config.train.checkpoint_every,
+        max_skipped=config.train.max_skipped,
     )
 
 
 def _evaluator(
-    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array, stop: Stop
 ) -> Callable[[TrainState, bool], Evaluation]:
     eval_step = evaluation.make_eval_step(model, mesh)
+    batches = setup.batches(images, config.eval.batch_size)
+
+    def checked() -> Iterator[data.Batch]:
+        for batch in batches():
+            stop.check()
+            yield batch
 
     def evaluate(state: TrainState, last: bool) -> Evaluation:
         with _lower("evaluation", "eval.batch_size", config.eval.batch_size, state):
             return evaluation.evaluate(
                 eval_step,
                 state.ema_params,
-                setup.batches(images, config.eval.batch_size),
+                checked,
                 model,
                 mesh,
                 key,
@@ -257,7 +311,7 @@ def _evaluator(
 
 
 def _sampler(
-    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array
+    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array, stop: Stop
 ) -> Callable[[TrainState], np.ndarray]:
     count = config.sample.count
     conditioning = np.zeros(count)
@@ -272,7 +326,9 @@ def _sampler(
 
     def sample(state: TrainState) -> np.ndarray:
         with _lower("sampling", "sample.count", count, state):
-            return report.image_grid(np.asarray(compiled(state.ema_params)), images.levels)
+            drawn = compiled(state.ema_params)
+            stop.wait_for(drawn)
+            return report.image_grid(np.asarray(drawn), images.levels)
 
     return sample
 

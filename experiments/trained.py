@@ -24,7 +24,15 @@ from vdm_jax.train.checkpoint import filled, load_params
 from vdm_jax.train.model import Model, Params, Trainable
 from vdm_jax.types import Denoise, Gamma, Key, Tensor
 
-__all__ = ["Trained", "define_flags", "from_official", "from_options", "from_workdir", "with_data"]
+__all__ = [
+    "Trained",
+    "define_flags",
+    "from_official",
+    "from_options",
+    "from_workdir",
+    "saved_config",
+    "with_data",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,7 @@ def from_workdir(
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    config, saved = _saved(workdir)
+    config, saved = saved_config(workdir)
     config = with_data(config, data, saved.get("levels"))
     check.config(config)
     images = setup.load(config)
@@ -167,7 +175,7 @@ def with_data(config: ConfigDict, data: Mapping[str, Any], levels: int | None = 
     return config
 
 
-def _saved(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
+def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
     """The configuration of a run, and what its config.json says of the data."""
     file = workdir / "config.json"
     if not file.is_file():

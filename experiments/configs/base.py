@@ -91,6 +91,8 @@ def get_config() -> ConfigDict:
             "log_every": 100,
             "checkpoint_every": 10_000,
             "keep_checkpoints": 5,
+            # Steps without a finite loss and gradient aren't applied; so many in a row end a run.
+            "max_skipped": 10,
         }
     )
     config.eval = ConfigDict(

@@ -51,7 +51,7 @@ def parts():
     images, c = setup.load(config()), config()
     model = make_model(c, images.event_shape, images.levels)
     params = model.init(jax.random.key(0))
-    state = step.TrainState(np.int32(2), params, params, None)
+    state = step.TrainState(np.int32(2), params, params, None, np.int32(0))
     return c, images, model, sharding.make_mesh(jax.devices()[:1]), state
 
 

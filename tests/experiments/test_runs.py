@@ -11,6 +11,10 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import ROOT, TINY, command, environment, refused, run
 from PIL import Image
+from tiny import one_device
+
+from experiments import lock, replay, soak
+from experiments.cli import UserError
 
 
 def last_state(workdir):
@@ -63,31 +67,73 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(undisturbed):
     assert "step 60/60" in out and "recon" in out
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path):
-    workdir = tmp_path / "killed"
-    for attempt in range(2):  # SIGKILL twice, each time right after a new checkpoint appears
-        process = subprocess.Popen(
-            command("digits", f"--workdir={workdir}", *TINY),
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        wanted = 10 * (2 * attempt + 1)
-        while not list((workdir / "checkpoints").glob(f"{wanted}*")):
-            assert process.poll() is None, process.stdout.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+def life(workdir, number, after, *arguments, meanwhile=lambda: None):
+    """Begin the run; once its checkpoint of step `after` appears, end it by a signal."""
+    process = subprocess.Popen(
+        command("digits", f"--workdir={workdir}", *TINY, *arguments),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, a shell has switched the signal off.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((workdir / "checkpoints").glob(f"{after}*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    meanwhile()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def test_a_run_that_is_stopped_by_each_signal_goes_on_as_if_nothing_had_happened(
+    undisturbed, tmp_path
+):
+    """SIGKILL right after a checkpoint appears; SIGTERM and Ctrl-C save at the step they find."""
+    workdir = tmp_path / "stopped"
+    assert life(workdir, signal.SIGKILL, 10)[0] == -signal.SIGKILL
+
+    code, out, err = life(workdir, signal.SIGTERM, 20)
+    assert code == 0 and not err, err
+    assert "SIGTERM: saving and stopping" in out
+    last = out.splitlines()[-1]
+    saved = last_state(workdir)[0]
+    assert last == f"terminated (SIGTERM); the same command goes on at {saved}"
+    assert saved >= 20
+
+    code, out, err = life(workdir, signal.SIGINT, 40)
+    assert code == 130
+    saved = last_state(workdir)[0]
+    assert err == f"error: interrupted; the same command goes on at {saved}\n" and saved >= 40
+    assert "press Ctrl-C again to stop at once" in out
+
     assert not (workdir / "result.json").exists()
     done = run("digits", f"--workdir={workdir}", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert f"going on from step {saved}" in done.stdout
     assert_same_run(undisturbed[0], workdir)
-    metrics = [(w / "metrics.jsonl").read_text().splitlines() for w in (undisturbed[0], workdir)]
-    a, b = ([{k: v for k, v in json.loads(x).items() if k != "steps_per_second"} for x in lines]
-            for lines in metrics)  # fmt: skip
-    assert a == b
+    assert soak.different(undisturbed[0], workdir) == []
+    lines = [(w / "metrics.jsonl").read_text().splitlines() for w in (undisturbed[0], workdir)]
+    ends = [json.loads(x[-1]) for x in lines]
+    assert ends[0] == ends[1] and ends[0]["split"] == "test"
+
+
+def test_a_folder_holds_one_run_at_a_time(tmp_path):
+    refusals = []
+
+    def second():
+        refusals.append(refused("digits", f"--workdir={tmp_path}", *TINY))
+
+    long = ("--config.train.steps=1000000", "--config.eval.every=1000000")
+    code, out, _ = life(
+        tmp_path, signal.SIGTERM, 20, *long, "--config.sample.every=1000000", meanwhile=second
+    )
+    assert code == 0, out
+    assert f"--workdir={tmp_path} is in use by another run (process " in refusals[0]
+    assert "give another workdir" in refusals[0]
+    with lock.owned(tmp_path):  # the system let it go with the process
+        pass
 
 
 def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(undisturbed, tmp_path):
@@ -119,31 +165,47 @@ def test_other_settings_on_the_same_workdir_are_refused_by_name(undisturbed):
     assert last_state(workdir)[0] == 60
 
 
-def test_ctrl_c_ends_in_one_line_that_says_where_the_run_goes_on(tmp_path):
-    long = ("--config.train.steps=1000000", "--config.eval.every=1000000")
-    process = subprocess.Popen(
-        command("digits", f"--workdir={tmp_path}", *TINY, *long, "--config.sample.every=1000000"),
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # Where the tests run in the background, a shell has switched the signal off.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "checkpoints").glob("20*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.startswith("error: interrupted; the same command goes on at ") and "Trace" not in err
-    step, _ = last_state(tmp_path)
-    assert err.split()[-1] == str(step)
-
-
-def test_a_diverging_run_stops_with_one_line_and_keeps_its_checkpoints(tmp_path):
+def test_a_diverging_run_stops_and_its_step_can_be_done_again(tmp_path):
     line = refused(
         "digits", f"--workdir={tmp_path}", *TINY, "--config.optimizer.learning_rate=1e30",
+        "--config.train.max_skipped=3", "--config.train.log_every=1",
     )  # fmt: skip
-    assert "diverged" in line and "learning_rate" in line
+    assert "from step 2 on, 3 steps in a row" in line and "learning_rate" in line
+    assert f"python -m experiments.replay --workdir={tmp_path}" in line
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    skipped = [line for line in lines if line["split"] == "skipped"]
+    assert [line["step"] for line in skipped] == [2, 3, 4]
+    found = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert found["step"] == 2 and found["key"] == skipped[0]["key"] and found["in_a_row"] == 3
+    step, state = last_state(tmp_path)
+    assert step == 2 and int(state["step"]) == 2 and int(state["skipped"]) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*")}
+    with one_device():
+        seen = replay.replay(["replay", f"--workdir={tmp_path}"])
+    assert len(seen["rows"]) == 32 and not np.isfinite(seen["metrics"]["bpd"])
+    assert len(seen["gradient"]) > seen["leaves"] / 2 and not seen["parameters"]
+    assert np.isfinite(seen["terms"]["prior"]).all()  # the network's alone is not
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*")}
+
+
+def test_a_step_that_was_fine_is_told_to_be(undisturbed, capsys):
+    with one_device():
+        seen = replay.replay(["replay", f"--workdir={undisturbed[0]}", "--step=50"])
+    assert seen["rows"] == [] and seen["gradient"] == []
+    assert "all is finite: this step is applied" in capsys.readouterr().out
+    mean = sum(terms.mean() for terms in seen["terms"].values()) / (64 * np.log(2))
+    assert mean == pytest.approx(seen["metrics"]["bpd"], rel=1e-5)
+
+
+def test_replay_says_what_it_lacks(undisturbed, tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*nonfinite\.json"):
+        replay.replay(["replay", f"--workdir={undisturbed[0]}"])
+    with pytest.raises(UserError, match="holds no run"):
+        replay.replay(["replay", f"--workdir={tmp_path}"])
+    with pytest.raises(UserError, match="no checkpoint of step 7"), one_device():
+        replay.replay(["replay", f"--workdir={undisturbed[0]}", "--step=7"])
 
 
 def test_the_paper_s_network_trains_from_an_npz_file(tmp_path):

@@ -1,21 +1,32 @@
-"""Ctrl-C where it can do no harm; pressed here as a terminal does, by the signal."""
+"""Ctrl-C and SIGTERM where they can do no harm; sent here by the signal itself."""
 
+import contextlib
 import signal
 import threading
 
+import jax
 import pytest
 
-from vdm_jax.train import interrupts
+from vdm_jax.train import interrupts, sharding
+from vdm_jax.train.interrupts import Stop, Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
 def before():
-    """Python's own handler is in force before and after a test."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Python's own handlers are in force before and after a test."""
+    old = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
     yield
-    now = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, old)
-    assert now is signal.default_int_handler
+    now = [signal.getsignal(number) for number in SIGNALS]
+    for number, handler in zip(SIGNALS, old, strict=True):
+        signal.signal(number, handler)
+    assert now == [signal.default_int_handler] * 2
+
+
+@pytest.fixture
+def stop():
+    return Stop(sharding.make_mesh(jax.devices()[:1]))
 
 
 def press():
@@ -23,47 +34,98 @@ def press():
     signal.raise_signal(signal.SIGINT)
 
 
-def test_the_first_is_said_at_once_and_raised_where_it_is_asked_for():
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number):
     said = []
-    with interrupts.noted(said.append) as check:
-        check()  # nothing was pressed
-        press()
-        assert said == ["stopping after this step; press Ctrl-C again to stop at once"]
-        with pytest.raises(KeyboardInterrupt):
-            check()
+    with stop.noted(said.append):
+        stop.check()  # nothing was sent
+        vote = stop.vote()
+        signal.raise_signal(number)
+        assert [line.split(":")[0] for line in said] == [signal.Signals(number).name]
+        assert ("again to stop at once" in said[0]) == (number == signal.SIGINT)
+        with pytest.raises(Stopped) as stopped:
+            stop.check()
+        assert stopped.value.number == number and stopped.value.step is None
+        with pytest.raises(Stopped):
+            stop.heed(vote)  # of a single process the newest counts, not the vote
 
 
-def test_the_second_is_raised_at_once():
+def test_the_second_ctrl_c_is_raised_at_once(stop):
     said = []
-    with interrupts.noted(said.append):
+    with stop.noted(said.append):
         press()
         with pytest.raises(KeyboardInterrupt):
             press()
     assert len(said) == 1
 
 
-def test_the_handler_is_that_of_before_also_behind_an_error():
-    with interrupts.noted(print):
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(ZeroDivisionError), interrupts.noted(print):
+def test_ctrl_c_after_sigterm_waits_for_the_save_like_the_first(stop):
+    with stop.noted(lambda text: None):
+        signal.raise_signal(signal.SIGTERM)
+        press()
+        with pytest.raises(Stopped) as stopped:
+            stop.check()
+    assert stopped.value.number == signal.SIGTERM
+
+
+def test_nothing_that_survives_errors_swallows_it(stop):
+    assert not issubclass(Stopped, Exception)
+    with stop.noted(lambda text: None):
+        press()
+        with pytest.raises(Stopped), contextlib.suppress(Exception):
+            stop.check()
+
+
+class Computing:
+    """An array that is there when it was asked for the third time."""
+
+    def __init__(self, asked=None):
+        self.asked, self.waited = 0, False
+        self.at_second = asked
+
+    def is_ready(self):
+        self.asked += 1
+        if self.asked == 2 and self.at_second:
+            self.at_second()
+        return self.asked > 2
+
+    def block_until_ready(self):
+        self.waited = True
+        return self
+
+
+def test_a_long_computation_is_waited_for_and_can_be_left(stop):
+    done = Computing()
+    stop.wait_for([done, done])
+    assert done.asked >= 3 and done.waited
+    left = Computing(press)
+    with stop.noted(lambda text: None), pytest.raises(Stopped):
+        stop.wait_for(left)
+    assert left.asked == 2 and not left.waited
+
+
+def test_the_handlers_are_those_of_before_also_behind_an_error(stop):
+    with stop.noted(print):
+        assert all(signal.getsignal(n) is not signal.default_int_handler for n in SIGNALS)
+    assert all(signal.getsignal(n) is signal.default_int_handler for n in SIGNALS)
+    with pytest.raises(ZeroDivisionError), stop.noted(print):
         raise ZeroDivisionError
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert all(signal.getsignal(n) is signal.default_int_handler for n in SIGNALS)
     with pytest.raises(KeyboardInterrupt):
         press()
 
 
-def test_pressed_within_a_save_it_is_noted_behind_the_save():
+def test_pressed_within_a_save_it_is_noted_behind_the_save(stop):
     """`deferred` within `noted`, as in a run: it counts as the first, and never gets lost."""
     said = []
-    with interrupts.noted(said.append) as check:
+    with stop.noted(said.append):
         with interrupts.deferred():
             press()
             press()  # the impatient user's second doesn't break the save either
             assert not said
         assert len(said) == 1
-        with pytest.raises(KeyboardInterrupt):
-            check()
+        with pytest.raises(Stopped):
+            stop.check()
 
 
 def test_deferred_it_is_raised_also_behind_an_error_of_the_block():
@@ -77,26 +139,26 @@ def test_deferred_it_is_raised_also_behind_an_error_of_the_block():
     assert isinstance(raised.value.__context__, ZeroDivisionError)
 
 
-def test_where_it_is_ignored_it_stays_ignored():
+def test_where_it_is_ignored_it_stays_ignored(stop):
     """A shell ignores it for what it starts in the background: a run there must not hear it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interrupts.noted(print) as check, interrupts.deferred():
+        with stop.noted(print), interrupts.deferred():
             press()
             press()
-            check()
+            stop.check()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_in_another_thread_nothing_is_caught():
+def test_in_another_thread_nothing_is_caught(stop):
     found = []
 
     def work():
-        with interrupts.noted(print) as check, interrupts.deferred():
+        with stop.noted(print), interrupts.deferred():
             found.append(signal.getsignal(signal.SIGINT))
-            check()
+            stop.check()
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax.train import loop, sharding
+from vdm_jax.train import interrupts, loop, sharding
 from vdm_jax.train.evaluation import Estimate, Evaluation
 from vdm_jax.train.step import TrainState
 
@@ -27,7 +27,8 @@ class Device:
         self.most = max(self.most, self.begun - self.done)
         return state, {"bpd": Number(self, self.begun), "reconstruction": Number(self, self.begun),
                        "prior": Number(self, self.begun),
-                       "diffusion": Number(self, self.begun)}  # fmt: skip
+                       "diffusion": Number(self, self.begun),
+                       "skipped": np.zeros(1, np.int32)}  # fmt: skip
 
 
 class Number:
@@ -61,9 +62,10 @@ def device(tmp_path_factory):
     device, workdir = Device(), tmp_path_factory.mktemp("run")
     (workdir / "samples").mkdir()
     one = Estimate(1.0, 0.1)
-    plan = loop.Plan(STEPS, 1, LOG_EVERY, STEPS, STEPS, STEPS)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    plan = loop.Plan(STEPS, 1, LOG_EVERY, STEPS, STEPS, STEPS, 3)
     loop.train(
-        TrainState(np.int32(0), None, None, None),
+        TrainState(np.int32(0), None, None, None, np.int32(0)),
         device.call,
         lambda start: contextlib.nullcontext(iter([{"images": np.zeros((1, 1))}] * STEPS)),
         lambda state, last: Evaluation(one, one, one, one, 4, 1),
@@ -71,7 +73,9 @@ def device(tmp_path_factory):
         plan,
         NoCheckpoints(),
         workdir,
-        sharding.make_mesh(jax.devices()[:1]),
+        mesh,
+        interrupts.Stop(mesh),
+        jax.random.key(0),
     )
     return device
 

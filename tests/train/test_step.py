@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,3 +183,98 @@ def test_training_learns_the_data():
         last = float(metrics["bpd"])
         first = first or last
     assert last < 0.25 * first
+
+
+# ---- steps without a finite loss or gradient ----
+
+
+def breaking(model):
+    """The model, of which the bound is NaN for a batch with a negative conditioning."""
+    return dataclasses.replace(
+        model,
+        bind=lambda params, conditioning, key: _broken(
+            *model.bind(params, conditioning, key), conditioning
+        ),
+    )
+
+
+def _broken(denoise, gamma, conditioning):
+    def broken(z_t, gamma_t):
+        bad = jnp.any(conditioning < 0)
+        return denoise(z_t, gamma_t) * jnp.where(bad, jnp.nan, 1.0)
+
+    return broken, gamma
+
+
+def marked(data, steps):
+    """The same chunk; in the batches of `steps` one row is marked to be NaN."""
+    data = {k: v.copy() for k, v in data.items()}
+    for i in steps:
+        data["conditioning"][i, 3] = -1.0
+    return data
+
+
+def run_broken(data, bounds, max_skipped=3, model=None):
+    model = breaking(mlp_model()) if model is None else model
+    adamw, state = fresh(model, one_device())
+    count = len(data["images"])
+    step_fn = step.make_step(model, adamw, 0.9, KEY, one_device(), 1, count, max_skipped)
+    metrics = []
+    for start, stop in bounds:
+        state, m = step_fn(state, sharding.put(data, one_device(), axis=1), start, stop)
+        metrics.append(jax.device_get(m))
+    return jax.device_get(state), metrics
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+    data = batches(4, 8)
+    good, _ = run_broken(data, [(0, 2)])
+    after, [metrics] = run_broken(marked(data, [2]), [(0, 3)])
+    assert_equal(good._replace(step=3, skipped=1), after)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    np.testing.assert_array_equal(metrics["skipped"], [0, 0, 1, 0])
+    resumed, [metrics] = run_broken(marked(data, [2]), [(0, 4)])
+    assert int(resumed.step) == 4 and int(resumed.skipped) == 0
+    np.testing.assert_array_equal(metrics["skipped"], [0, 0, 1, 0])
+
+
+def test_metrics_are_those_of_the_steps_that_were_applied():
+    data = batches(4, 8)
+    _, [clean] = run_broken(data, [(0, 2)])
+    _, [mixed] = run_broken(marked(data, [2, 3]), [(0, 4)])
+    for name in set(clean) - {"skipped"}:
+        np.testing.assert_allclose(mixed[name], clean[name], rtol=1e-6)
+
+
+def test_after_so_many_in_a_row_the_state_stays_as_it_is_whatever_follows():
+    data = marked(batches(8, 8), [2, 3, 4])
+    for bounds in ([(0, 8)], [(0, 3), (3, 8)], [(0, 5), (5, 6), (6, 8)]):
+        state, metrics = run_broken(data, bounds)
+        good, _ = run_broken(data, [(0, 2)])
+        assert_equal(good._replace(step=5, skipped=3), state)
+        assert max(m["skipped"].max() for m in metrics) == 3
+    state, _ = run_broken(data, [(0, 8)], max_skipped=4)  # one more is borne
+    assert int(state.step) == 8 and int(state.skipped) == 0
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_not_applied_either():
+    """d sqrt(c) / dc at 0."""
+    model = constant_model()
+
+    def bind(params, conditioning, key):
+        denoise, gamma = model.bind({"c": jnp.sqrt(params["c"])}, conditioning, key)
+        return denoise, gamma
+
+    rooted = dataclasses.replace(model, bind=bind)
+    adamw, state = fresh(rooted)
+    batch = {k: v[0] for k, v in batches(1, 8).items()}
+    new, metrics = step.update(state, batch, rooted, adamw, 0.9, KEY)
+    assert np.isfinite(metrics["bpd"]) and not np.isfinite(metrics["grad_norm"])
+    assert_equal(state._replace(step=1, skipped=1), new)
+
+
+def test_one_step_a_call_tells_of_its_step_too():
+    data = marked(batches(1, 8), [0])
+    state, metrics = run_broken(data, [(0, 1)] * 5)
+    assert [m["skipped"].tolist() for m in metrics] == [[1], [2], [3], [3], [3]]
+    assert int(state.step) == 3

@@ -1,38 +1,97 @@
-"""Ctrl-C during training: noted at once, taking effect where nothing is left half done.
+"""A run that is asked to stop: by Ctrl-C (SIGINT), or by a system that wants its machine back.
 
-KeyboardInterrupt is raised wherever the program happens to be, in the middle of a save or in a
-callback that swallows it.
+The latter sends SIGTERM some time, often 30 seconds, before it ends the process. Either is noted
+at once and takes effect where nothing is left half done. An exception raised wherever the program
+happens to be could hit the middle of a save, or a callback that swallows it.
 """
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-__all__ = ["deferred", "noted"]
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax.train import sharding
+
+__all__ = ["Stop", "Stopped", "deferred", "handler"]
+
+Vote = jax.Array | np.ndarray
 
 
-@contextlib.contextmanager
-def noted(say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Note the first Ctrl-C within the block; the second raises KeyboardInterrupt at once.
+class Stopped(BaseException):
+    """The run was asked to stop; no `Exception`, so nothing that survives errors swallows it."""
 
-    Yields a function to be called where it is safe to stop: it raises KeyboardInterrupt if one was
-    noted. `say` tells the user that it was.
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+        """SIGINT or SIGTERM."""
+        self.step: int | None = None
+        """Of the checkpoint that a run left when it stopped; None if it has none."""
+
+
+class Stop:
+    """Notes the first Ctrl-C or SIGTERM, of which `heed` and `check` make `Stopped`.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. In a run of several processes all stop at the
+    same place, whichever of them was asked: each calls `vote`, `heed` and `check` equally often.
     """
-    pressed: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        pressed.append(number)
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
-        say("stopping after this step; press Ctrl-C again to stop at once")
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._asked: list[int] = []
+        self._any = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
+    @contextlib.contextmanager
+    def noted(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Note signals within the block; `say` tells the user that one was."""
 
-    with _handler(note):
-        yield check
+        def note(number: int, frame: object) -> None:
+            self._asked.append(number)
+            if self._asked.count(signal.SIGINT) > 1:
+                raise KeyboardInterrupt
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            say(f"{signal.Signals(number).name}: saving and stopping as soon as possible{again}")
+
+        with handler(signal.SIGINT, note), handler(signal.SIGTERM, note):
+            yield
+
+    def vote(self) -> Vote:
+        """The signal that this process or another has noted, 0 if none: to be `heed`ed later.
+
+        It is on its way like a step's metrics, and waits for no other process.
+        """
+        noted = np.asarray([self._asked[0] if self._asked else 0], np.int32)
+        if jax.process_count() == 1:
+            return noted
+        here = noted.repeat(len(self._mesh.local_devices))
+        return self._any(sharding.put({"noted": here}, self._mesh)["noted"])
+
+    def heed(self, vote: Vote) -> None:
+        """Raise `Stopped` if the vote says so; waits for it. A single process needs no vote."""
+        number = int(np.max(self.vote() if jax.process_count() == 1 else vote))
+        if number:
+            raise Stopped(number)
+
+    def check(self) -> None:
+        """`vote` and `heed` it."""
+        self.heed(self.vote())
+
+    def wait_for(self, tree: Any) -> None:
+        """Wait until arrays are there, `check`ing meanwhile: what computes them may take minutes.
+
+        In a run of several processes it only waits.
+        """
+        leaves = jax.tree.leaves(tree)
+        while jax.process_count() == 1 and not all(leaf.is_ready() for leaf in leaves):
+            self.check()
+            time.sleep(0.01)
+        jax.block_until_ready(leaves)
 
 
 @contextlib.contextmanager
@@ -40,7 +99,7 @@ def deferred() -> Iterator[None]:
     """Let Ctrl-C take effect at the end of the block."""
     pressed: list[int] = []
     try:
-        with _handler(lambda number, frame: pressed.append(number)):
+        with handler(signal.SIGINT, lambda number, frame: pressed.append(number)):
             yield
     finally:
         if pressed:
@@ -48,15 +107,16 @@ def deferred() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handler(handle: Callable[[int, object], None]) -> Iterator[None]:
+def handler(number: int, handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle signal `number` within the block, where this thread hears it and nobody ignores it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # no signal reaches it
         return
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+    if signal.getsignal(number) in (signal.SIG_IGN, None):
         yield  # ignored, as shells have it for what runs in the background; or not Python's
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

@@ -1,23 +1,29 @@
-"""The training loop: calls the compiled step, and at set steps logs, evaluates, samples, saves."""
+"""The training loop: calls the compiled step, and at set steps logs, saves, evaluates, samples."""
 
+import collections
 import dataclasses
-import math
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.train import interrupts, report, sharding
+from vdm_jax.train import report, sharding
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.evaluation import Evaluation
+from vdm_jax.train.interrupts import Stop, Stopped, Vote
 from vdm_jax.train.progress import ProgressDisplay
-from vdm_jax.train.step import TrainState
+from vdm_jax.train.step import TrainState, step_key
+from vdm_jax.types import Key
 
-__all__ = ["Plan", "TrainingError", "train"]
+__all__ = ["NONFINITE", "Plan", "TrainingError", "train"]
+
+NONFINITE = "nonfinite.json"
+"""In a run's folder: the step that it could not get past."""
 
 AHEAD = 2
 """Calls that wait on the device. With two it is never idle, and the next batch goes there while
@@ -40,6 +46,7 @@ class Plan:
     eval_every: int
     sample_every: int
     checkpoint_every: int
+    max_skipped: int
 
     def next_stop(self, step: int) -> int:
         """The first step after `step` at which a call has to end."""
@@ -67,9 +74,13 @@ def train(
     checkpoints: Checkpoints,
     workdir: Path,
     mesh: Mesh,
+    stop: Stop,
+    key: Key,
     eval_name: str = "test",
 ) -> tuple[TrainState, Evaluation]:
     """Train from `state` to `plan.steps`, and return the last state and its evaluation.
+
+    What was due at the step of `state` and isn't in `workdir` is done first.
 
     Args:
       step_fn: made by `vdm_jax.train.step.make_step`.
@@ -78,74 +89,143 @@ def train(
       sample: state -> uint8 picture of samples, [height, width, channels].
       checkpoints: where to save; anything newer than `state` must not be there.
       workdir: gets metrics.jsonl, tensorboard/, loss.png, samples/.
+      stop: tells whether the run was asked to stop; `evaluate` and `sample` may ask it too.
+      key: the training key of `step_fn`, of which skipped steps are logged.
 
     Raises:
-      TrainingError: if the loss is no longer finite. Nothing is saved of such a state.
-      KeyboardInterrupt: after the step in which Ctrl-C was pressed.
+      TrainingError: after `plan.max_skipped` steps in a row without a finite loss and gradient.
+        The state before them has been saved, and the first of them is told in `NONFINITE`.
+      Stopped: when the run was asked to; its state has been saved.
     """
     step = int(state.step)
     log = report.MetricsLog(workdir, step)
     result = None
-    pending: list[tuple[int, dict[str, jax.Array]]] = []
-    first_of_chunk = step - step % plan.steps_per_call
+    running: collections.deque[_Call] = collections.deque()
+    window: list[_Call] = []
+
+    def observe() -> Evaluation | None:
+        found = None
+        if plan.due(step, plan.eval_every) and not log.has(step, eval_name):
+            found = evaluate(state, step == plan.steps)
+            log.write(step, eval_name, found.scalars())
+            display.say(f"step {step}: {eval_name} {found.unit.name} {found.total}")
+            metrics = report.read_metrics(workdir / "metrics.jsonl")
+            report.plot_losses(metrics, workdir / "loss.png")
+        picture = workdir / "samples" / f"{step:08d}.png"
+        if plan.due(step, plan.sample_every) and not picture.exists():
+            pixels = sample(state)
+            report.write_image(picture, pixels)
+            log.image(step, "samples", pixels)
+        return found
+
+    def finish(calls: int) -> None:
+        """Wait until no more than so many are running, and look at those that have ended."""
+        while len(running) > calls:
+            call = running.popleft()
+            for number, in_a_row in call.skipped():
+                log.note(number, "skipped", key=_words(key, number))
+                display.say(f"step {number}: loss or gradient not finite, not applied")
+                if in_a_row == plan.max_skipped:
+                    _give_up(state, key, log, checkpoints, workdir)
+            stop.heed(call.vote)
+
     with (
         ProgressDisplay(plan.steps, step) as display,
-        chunks(first_of_chunk) as stream,
-        interrupts.noted(display.say) as stop_if_asked,
+        chunks(step - step % plan.steps_per_call) as stream,
+        stop.noted(display.say),
     ):
-        chunk: Any = None
-        while step < plan.steps:
-            stop_if_asked()
-            if chunk is None or step % plan.steps_per_call == 0:
-                chunk = sharding.put(next(stream), mesh, axis=1)
-            stop, offset = plan.next_stop(step), step % plan.steps_per_call
-            state, metrics = step_fn(state, chunk, offset, offset + stop - step)
-            pending.append((stop - step, metrics))
-            jax.block_until_ready([metrics for _, metrics in pending[-1 - AHEAD : -AHEAD]])
-            step = stop
-            display.advance(step)
-            if plan.due(step, plan.log_every):
-                scalars = _mean(pending)
-                pending = []
-                _check_finite(scalars, step, checkpoints)
-                rate = display.metrics(step, scalars)
-                log.write(step, "train", scalars | {"steps_per_second": rate})
-            if plan.due(step, plan.eval_every):
-                result = evaluate(state, step == plan.steps)
-                log.write(step, eval_name, result.scalars())
-                display.say(f"step {step}: {eval_name} {result.unit.name} {result.total}")
-                report.plot_losses(
-                    report.read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png"
-                )
-            if plan.due(step, plan.sample_every):
-                picture = sample(state)
-                report.write_image(workdir / "samples" / f"{step:08d}.png", picture)
-                log.image(step, "samples", picture)
-            if plan.due(step, plan.checkpoint_every):
-                # Last, so that whoever goes on from it finds all that was due before it done.
-                _check_finite(_mean(pending[-1:]), step, checkpoints)
-                checkpoints.save(step, state)
+        try:
+            if step:
+                result = observe()
+            chunk: Any = None
+            while step < plan.steps:
+                if chunk is None or step % plan.steps_per_call == 0:
+                    chunk = sharding.put(next(stream), mesh, axis=1)
+                until, offset = plan.next_stop(step), step % plan.steps_per_call
+                vote = stop.vote()
+                state, metrics = step_fn(state, chunk, offset, offset + until - step)
+                running.append(_Call(step, until - step, metrics, vote))
+                window.append(running[-1])
+                step = until
+                finish(AHEAD)
+                display.advance(step)
+                if plan.due(step, plan.log_every):
+                    finish(0)
+                    scalars = _mean(window)
+                    rate = display.metrics(step, scalars)
+                    log.write(step, "train", scalars | {"steps_per_second": rate})
+                    window = []
+                if plan.due(step, plan.checkpoint_every):
+                    # First: what follows takes a while, and may fail.
+                    finish(0)
+                    checkpoints.save(step, state)
+                result = observe() or result
+            stop.check()
+        except Stopped as stopped:
+            stopped.step = _save(state, checkpoints)
+            raise
     log.close()
     if result is None:  # nothing was left to do
         result = evaluate(state, True)
     return state, result
 
 
-def _mean(pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
-    """Mean over steps of the metrics of several calls; waits for the device."""
-    if not pending:
-        return {}
-    counts = [count for count, _ in pending]
-    values = jax.device_get([metrics for _, metrics in pending])
-    return {k: float(np.average([v[k] for v in values], weights=counts)) for k in values[0]}
+class _Call(NamedTuple):
+    """A call of the compiled step that may still be running."""
+
+    first: int
+    steps: int
+    metrics: Mapping[str, jax.Array]
+    vote: Vote
+
+    def skipped(self) -> list[tuple[int, int]]:
+        """(step, how many in a row) of those that were not applied; waits for the call."""
+        skipped = np.asarray(self.metrics["skipped"])
+        offset = self.first % len(skipped)
+        return [(self.first + int(i) - offset, int(skipped[i])) for i in np.flatnonzero(skipped)]
 
 
-def _check_finite(scalars: Mapping[str, float], step: int, checkpoints: Checkpoints) -> None:
-    for name, value in scalars.items():
-        if not math.isfinite(value):
-            saved = checkpoints.latest_step()
-            raise TrainingError(
-                f"{name} is {value} at step {step}: training has diverged. The last good "
-                f"checkpoint is {'none' if saved is None else f'of step {saved}'}; a lower "
-                "learning_rate, or a clip_norm of 1.0 or less, usually helps."
-            )
+def _mean(window: list[_Call]) -> dict[str, float]:
+    """Mean metrics of the steps that were applied, and how many were `skipped`."""
+    values = jax.device_get([call.metrics for call in window])
+    skipped = [np.count_nonzero(value.pop("skipped")) for value in values]
+    applied = [call.steps - count for call, count in zip(window, skipped, strict=True)]
+    rows = [(value, count) for value, count in zip(values, applied, strict=True) if count]
+    counts = [count for _, count in rows]
+    names = rows[0][0] if rows else {}
+    mean = {name: float(np.average([v[name] for v, _ in rows], weights=counts)) for name in names}
+    return mean | {"skipped": float(sum(skipped))}
+
+
+def _save(state: TrainState, checkpoints: Checkpoints) -> int | None:
+    """Save the state if the newest checkpoint is older; the newest one's step, None without any."""
+    step, newest = int(state.step), checkpoints.latest_step()
+    if step <= (newest or 0):
+        return newest
+    checkpoints.save(step, state)
+    return step
+
+
+def _give_up(
+    state: TrainState, key: Key, log: report.MetricsLog, checkpoints: Checkpoints, workdir: Path
+) -> NoReturn:
+    """Leave the state before the steps that were skipped, and what is needed to do one again."""
+    count = int(state.skipped)
+    first = int(state.step) - count
+    before = state._replace(step=state.step - count, skipped=state.skipped - count)
+    saved = _save(before, checkpoints)
+    log.close()
+    if jax.process_index() == 0:
+        found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": _words(key, first)}
+        (workdir / NONFINITE).write_text(json.dumps(found) + "\n")
+    at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
+    raise TrainingError(
+        f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
+        f"gradient that isn't finite. None of them was applied; {at}."
+    )
+
+
+def _words(key: Key, step: int) -> list[int]:
+    """The random numbers' key of a step, as jax.random.wrap_key_data takes it."""
+    data: list[int] = np.asarray(jax.random.key_data(step_key(key, step))).tolist()
+    return data

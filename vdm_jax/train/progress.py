@@ -60,13 +60,22 @@ class ProgressDisplay:
         now = time.monotonic()
         rate = (step - before) / max(now - then, 1e-9)
         self._mark = (step, now)
-        key = unit_of(scalars).key
-        terms = (
-            f"{key} {scalars[key]:.3f} = recon {scalars['reconstruction']:.3f} + "
-            f"prior {scalars['prior']:.3f} + diff {scalars['diffusion']:.3f}"
-        )
+        terms = _terms(scalars)
         self._bar.update(self._task, completed=step, rate=f"{rate:.1f} steps/s", terms=terms)
         if not self._console.is_terminal:
             left = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
             self.say(f"step {step}/{self._total}  {rate:.1f} steps/s  {left} left  {terms}")
         return rate
+
+
+def _terms(scalars: Mapping[str, float]) -> str:
+    """The bound with its parts, and how many steps were not applied."""
+    words = f"{skipped:.0f} skipped" if (skipped := scalars.get("skipped", 0.0)) else ""
+    key = unit_of(scalars).key
+    if key not in scalars:  # none was applied
+        return words
+    bound = (
+        f"{key} {scalars[key]:.3f} = recon {scalars['reconstruction']:.3f} + "
+        f"prior {scalars['prior']:.3f} + diff {scalars['diffusion']:.3f}"
+    )
+    return f"{bound}, {words}" if words else bound

@@ -30,15 +30,24 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open("a")
+        self._seen = {(line["step"], line["split"]) for line in kept}
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """One line: {"step": …, "split": "train" or "test" …, **scalars}."""
-        line = {"step": step, "split": split, **{k: float(v) for k, v in scalars.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self.note(step, split, **{k: float(v) for k, v in scalars.items()})
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def note(self, step: int, split: str, **values: object) -> None:
+        """One line of `metrics.jsonl` alone, of whatever JSON can hold."""
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        self._seen.add((step, split))
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether there is such a line."""
+        return (step, split) in self._seen
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 [height, width, channels], for TensorBoard."""
@@ -96,7 +105,7 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
     axes = figure.add_subplot()
     values = []
     unit = unit_of(set().union(*metrics))
-    for split in dict.fromkeys(line["split"] for line in metrics):
+    for split in dict.fromkeys(line["split"] for line in metrics if unit.key in line):
         lines = [line for line in metrics if line["split"] == split and unit.key in line]
         steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
         errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]

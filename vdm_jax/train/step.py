@@ -14,36 +14,45 @@ from vdm_jax.train.model import Batch, Model, Params, Trainable
 from vdm_jax.types import Key
 
 __all__ = [
+    "MAX_SKIPPED",
     "Metrics",
     "TrainState",
     "abstract_state",
     "ema_update",
+    "gradient",
     "init_state",
     "make_step",
     "start",
+    "step_key",
     "update",
 ]
 
 Metrics = dict[str, jax.Array]
 
+MAX_SKIPPED = 10
+"""Steps in a row without a finite loss and gradient after which a state stays as it is."""
+
 
 class TrainState(NamedTuple):
     """All that a run is besides its configuration: whoever has it can go on bit for bit.
 
-    `step` counts the updates done; data order and random numbers are functions of it and the seed.
+    `step` counts the steps done; data order and random numbers are functions of it and the seed.
+    `skipped` counts the last of them, in a row, that were not applied.
     """
 
     step: jax.Array
     params: Params
     ema_params: Params
     opt_state: Any
+    skipped: jax.Array
 
 
 def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     """The state before the first step; EMA parameters start as a copy of the parameters."""
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, params, ema_params, optimizer.init(params), skipped)
 
 
 def abstract_state(
@@ -71,23 +80,47 @@ def update(
     ema_rate: float,
     key: Key,
     accumulate: int = 1,
+    max_skipped: int = MAX_SKIPPED,
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on the mean bound of `batch`, in the model's unit: a pure function.
 
     With `model.end_points` the schedule's shape is trained for a low variance instead.
 
-    Random numbers come from `key` folded with `state.step`. With `accumulate` > 1 the gradient is
+    A step whose loss or gradient isn't finite is not applied: it is counted in `step` and
+    `skipped`, and all else stays. After `max_skipped` of them in a row nothing changes any more.
+
+    Random numbers come from `step_key`. With `accumulate` > 1 the gradient is
     the mean over that many micro-batches, one after the other. Metrics are scalars: the loss
     `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
-    key = jax.random.fold_in(key, state.step)
-    gradient = _accumulated(_gradient(model), accumulate)
-    grads, metrics = gradient(state.params, batch, key)
+    grads, metrics = gradient(model, accumulate)(state.params, batch, step_key(key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, ema_rate)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    frozen = state.skipped >= max_skipped
+    finite = jnp.isfinite(metrics[model.unit.key]) & jnp.isfinite(metrics["grad_norm"])
+    skipped = jnp.where(frozen, state.skipped, jnp.where(finite, 0, state.skipped + 1))
+    new = TrainState(state.step, params, ema_params, opt_state, skipped)
+    old = state._replace(skipped=skipped)
+    kept = jax.tree.map(lambda now, before: jnp.where(skipped == 0, now, before), new, old)
+    return kept._replace(step=jnp.where(frozen, state.step, state.step + 1)), metrics
+
+
+def step_key(key: Key, step: jax.Array | int) -> Key:
+    """Of the training key, that of a step: all its random numbers are functions of it."""
+    return jax.random.fold_in(key, step)
+
+
+def gradient(
+    model: Trainable, accumulate: int = 1
+) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
+    """(params, batch, key of the step) -> (gradient of what `model` is trained for, its terms).
+
+    The terms are means over the batch, in the model's unit. See `update` for `accumulate`.
+    """
+    return _accumulated(_gradient(model), accumulate)
 
 
 def _gradient(model: Trainable) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
@@ -102,12 +135,12 @@ def _gradient(model: Trainable) -> Callable[[Params, Batch, Key], tuple[Params, 
     else:
         compute = jax.grad(bound, has_aux=True)
 
-    def gradient(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+    def of_batch(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
         grads, terms = compute(params, batch, key)
         mean = jax.tree.map(lambda nats: model.unit.of(nats.mean(), model.event_shape), terms)
         return grads, {model.unit.key: mean.total, **mean._asdict()}
 
-    return gradient
+    return of_batch
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
@@ -150,18 +183,20 @@ def make_step(
     mesh: Mesh,
     accumulate: int = 1,
     steps_per_call: int = 1,
+    max_skipped: int = MAX_SKIPPED,
 ) -> jax.stages.Wrapped:
     """Compile `update` over a mesh: step(state, chunk, start, stop) -> (state, metrics).
 
     `chunk` holds `steps_per_call` batches, its leaves [steps_per_call, batch, ...] with the second
     axis split over the devices; those numbered start, ..., stop - 1 are used, one after the other,
-    and the metrics are their mean. The bounds are no constants of the compiled program, so a run
-    is the same bit for bit wherever its calls begin and end. `state` is donated, and lies on the
-    devices as `sharding.of_parameters` has it.
+    and the metrics are the mean of those that were applied. Beside these, `skipped`, an int
+    [steps_per_call], is `state.skipped` after each step, 0 where none was done. The bounds are no
+    constants of the compiled program, so a run is the same bit for bit wherever its calls begin
+    and end. `state` is donated, and lies on the devices as `sharding.of_parameters` has it.
     """
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update(state, batch, model, optimizer, ema_rate, key, accumulate)
+        return update(state, batch, model, optimizer, ema_rate, key, accumulate, max_skipped)
 
     def at(chunk: Batch, i: jax.Array | int) -> Batch:
         return {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in chunk.items()}
@@ -170,16 +205,23 @@ def make_step(
         state: TrainState, chunk: Batch, start: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
         if steps_per_call == 1:
-            return one(state, at(chunk, 0))
+            state, metrics = one(state, at(chunk, 0))
+            return state, {**metrics, "skipped": state.skipped[None]}
         _, shapes = jax.eval_shape(one, state, at(chunk, 0))
         zeros = {k: jnp.zeros(leaf.shape, leaf.dtype) for k, leaf in shapes.items()}
 
-        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = one(carry[0], at(chunk, i))
-            return state, jax.tree.map(jnp.add, carry[1], metrics)
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            state, total, skipped = carry
+            state, metrics = one(state, at(chunk, i))
+            # Not times 0: what wasn't applied is not finite.
+            applied = {k: jnp.where(state.skipped == 0, v, 0.0) for k, v in metrics.items()}
+            return state, jax.tree.map(jnp.add, total, applied), skipped.at[i].set(state.skipped)
 
-        state, total = jax.lax.fori_loop(start, stop, body, (state, zeros))
-        return state, jax.tree.map(lambda leaf: leaf / (stop - start), total)
+        none = jnp.zeros(steps_per_call, jnp.int32)
+        state, total, skipped = jax.lax.fori_loop(start, stop, body, (state, zeros, none))
+        applied = jnp.maximum(stop - start - jnp.count_nonzero(skipped), 1)
+        mean = jax.tree.map(lambda leaf: leaf / applied, total)
+        return state, {**mean, "skipped": skipped}
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh, axis=1)
     shares = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
