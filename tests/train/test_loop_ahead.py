@@ -28,7 +28,7 @@ class Device:
         return state, {"bpd": Number(self, self.begun), "reconstruction": Number(self, self.begun),
                        "prior": Number(self, self.begun),
                        "diffusion": Number(self, self.begun),
-                       "skipped": np.zeros(1, np.int32)}  # fmt: skip
+                       "skipped": NoneSkipped(self, self.begun)}  # fmt: skip
 
 
 class Number:
@@ -47,6 +47,14 @@ class Number:
         self.device.fetched.append((self.device.begun, self.call))
         self.device.done = max(self.device.done, self.call)
         return np.asarray(float(self.call))
+
+
+class NoneSkipped(Number):
+    """The few bytes by which the loop sees that a call has ended."""
+
+    def __array__(self, dtype=None, copy=None):
+        self.block_until_ready()
+        return np.zeros(1, np.int32)
 
 
 class NoCheckpoints:
@@ -87,8 +95,9 @@ def test_no_more_than_a_few_calls_are_ever_on_the_device(device):
 
 def test_the_newest_calls_are_never_waited_for_between_logs(device):
     """So one runs while the host prepares the next batch."""
-    assert device.waits
-    assert all(begun - call == loop.AHEAD for begun, call in device.waits)
+    between = [(begun, call) for begun, call in device.waits if begun not in (LOG_EVERY, STEPS)]
+    assert between
+    assert all(begun - call == loop.AHEAD for begun, call in between)
 
 
 def test_metrics_are_fetched_only_when_they_are_logged(device):
