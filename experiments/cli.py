@@ -11,8 +11,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cache
+from experiments import cache, cluster, rendezvous
 from experiments.configs import base
+from experiments.errors import UserError
 
 __all__ = [
     "CONFIGS",
@@ -28,10 +29,6 @@ __all__ = [
 CONFIGS = Path(__file__).parent / "configs"
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
-
-
-class UserError(ValueError):
-    """Something the user can mend; the message is one line."""
 
 
 class Interrupted(BaseException):
@@ -55,14 +52,17 @@ def guard(command: Callable[[], object]) -> None:
     """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
     SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
-    What it compiles is kept on disk, see `experiments.cache`.
+    What it compiles is kept on disk, see `experiments.cache`. Of several processes, the end of one
+    ends the others, see `experiments.cluster`.
     """
     try:
         cache.switch_on()
         command()
+        cluster.finish()
     except UserError as error:
         _fail(str(error), 2)
     except Interrupted as interrupted:
+        cluster.part("it was asked to stop")
         if interrupted.number == signal.SIGINT:
             _fail(f"interrupted; {interrupted}", 130)
         print(f"terminated (SIGTERM); {interrupted}", flush=True)
@@ -70,7 +70,12 @@ def guard(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read the output has gone
+        cluster.announce("nobody reads its output any more")
         _leave(1)
+    except Exception as error:
+        if not cluster.joined():
+            raise
+        _fail(f"{type(error).__name__}: {error}", 1)
 
 
 def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path]:
@@ -81,6 +86,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         )
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
+        rendezvous.define_flags(values)
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except Exception as error:  # a configuration file is a program and may raise anything
@@ -94,6 +100,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         raise UserError(
             "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
         )
+    cluster.start(values)
     return config, Path(values.workdir)
 
 
@@ -178,6 +185,7 @@ def _one_line(error: Exception, argv: list[str]) -> str:
 
 def _fail(message: str, code: int) -> None:
     """Say it and leave at once, past what JAX or a checkpoint may be doing in the background."""
+    cluster.announce(message)
     print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import cli, measure, pilot, results, setup, trained
+from experiments import cli, cluster, measure, pilot, results, setup, trained
 from experiments.cli import UserError
 from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
@@ -81,6 +81,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     """Parse `argv`, evaluate, write and print the results; they are returned as in result.json."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
+    cluster.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
@@ -93,12 +94,11 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         parent = setup.make_workdir(workdir / "evaluation")
         with memory.exhausted(setup.lower_batch(options["batch_size"] or model.batch_size)):
             found = everything(model, options, mesh)
-        folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
-        results.write(folder, found)
+        results.write(results.new_folder(parent, model.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import advice, check, cli, lock, setup
+from experiments import advice, check, cli, cluster, lock, setup
 from experiments.cli import UserError
 from experiments.configs import base
 from experiments.models import make_model
@@ -93,7 +93,7 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
     make_optimizer(config)  # refused before anything is written
 
     workdir = setup.make_workdir(workdir)
-    with lock.owned(workdir):
+    with lock.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run(config, workdir, images, model, mesh)
 
 
@@ -104,11 +104,14 @@ def _run(
     keys, stop = keys_of(config), Stop(mesh)
     template = step.abstract_state(model, make_optimizer(config), mesh)
     settings = _settings(config, images)
+    cluster.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
+    cluster.if_lost(lambda: _elsewhere(workdir / "checkpoints"))
     checkpoints = open_checkpoints(config, images, workdir)
     with contextlib.closing(checkpoints), _interrupts(checkpoints):
         if checkpoints.latest_step() is not None:
             checkpoints.check()  # other settings are refused before anything is compiled
-        (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        if jax.process_index() == 0:
+            (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
         _announce(config, images, model, template, mesh)
         devices = list(mesh.devices.flat)
         may_change = advice.may_change(checkpoints.latest_step() is not None, MAY_DIFFER)
@@ -345,6 +348,12 @@ def _lower(what: str, setting: str, value: int, state: TrainState) -> Iterator[N
 # ---- words ----
 
 
+def _elsewhere(folder: Path) -> str:
+    """Where the run goes on. Orbax can't be asked where another process is lost."""
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    return f"the same command, in all processes, {_again(max(steps, default=None))}"
+
+
 def _announce(
     config: ConfigDict,
     images: ImageData,
@@ -374,7 +383,8 @@ def _conclude(
         "num_images": result.num_images,
         "repeats": result.repeats,
     }
-    (workdir / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if jax.process_index() == 0:
+        (workdir / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import cli, results, sampling, setup, trained
+from experiments import cli, cluster, results, sampling, setup, trained
 from experiments.cli import UserError
 from experiments.sampling import Rule
 from experiments.trained import Trained
@@ -64,6 +64,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
     """Parse `argv`, draw, write the files; what samples.json or quality.json holds is returned."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
+    cluster.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
@@ -89,13 +90,13 @@ def sample(argv: list[str]) -> dict[str, Any]:
             else:
                 of = dataclasses.replace(model, batch_size=size)
                 found = {"quality": sampling.quality(of, _rules(), mesh, say=_say_row)}
-        folder = results.new_folder(parent, model.step)
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     found = {"model": {"name": model.name, "step": model.step}} | found
     found["data"] = setup.describe(model.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
+        folder = results.new_folder(parent, model.step)
         if options["quality"]:
             _write_quality(folder, found)
         else:

@@ -1,5 +1,6 @@
 """What training and evaluation both begin with: the data, the devices, the folder."""
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments import cluster
 from experiments.cli import UserError
 from vdm_jax import data
 from vdm_jax.data import ImageData
@@ -42,6 +44,11 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
             f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
             "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
         ) from error
+    # Process by process, as the batches are; on a pod JAX may number them otherwise.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise UserError(f"each process must have as many devices; they have {dict(counts)}")
     try:
         return sharding.make_mesh(devices, shard_params)
     except ValueError as error:
@@ -64,17 +71,19 @@ def lower_batch(size: int) -> Callable[[str], UserError]:
 def load(config: ConfigDict) -> ImageData:
     """The data set of `config.data`, with labels only if the network is conditioned on them."""
     d = config.data
-    images = data.load(
-        d.name,
-        data_dir=d.dir,
-        path=d.path,
-        levels=d.levels,
-        manual_dir=d.manual_dir,
-        size=d.size,
-        fit=d.fit,
-        channels=d.channels,
-        held_out=d.held_out,
-        class_labels=d.class_labels,
+    images = cluster.in_turn(
+        lambda: data.load(
+            d.name,
+            data_dir=d.dir,
+            path=d.path,
+            levels=d.levels,
+            manual_dir=d.manual_dir,
+            size=d.size,
+            fit=d.fit,
+            channels=d.channels,
+            held_out=d.held_out,
+            class_labels=d.class_labels,
+        )
     )
     if not d.class_labels:  # from here on there are labels only where they are used
         images = dataclasses.replace(images, labels=None, label_names=())
@@ -89,7 +98,7 @@ def labels(images: ImageData, part: str) -> np.ndarray | None:
 def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
     """The folder, made if need be, as an absolute path. Raises UserError if that can't be.
 
-    `flag` is the one that named it.
+    Or if several processes don't share it. `flag` is the one that named it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -97,6 +106,7 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
         raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
     except OSError as error:
         raise UserError(f"--{flag}={workdir} can't be made or written: {error}") from error
+    cluster.check_shared(workdir, flag)
     return workdir.absolute()
 
 

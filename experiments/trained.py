@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import check, cli, setup
+from experiments import check, cli, cluster, rendezvous, setup
 from experiments.cli import UserError
 from experiments.configs import base
 from experiments.configs.published import PUBLISHED
@@ -77,10 +78,11 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     text("path", "the file or folder of --data=arrays or folder")
     text("manual_dir", "folder with a data set's original archives")
     text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    rendezvous.define_flags(values)
 
 
 def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Trained:
-    """The model and data that a command's flags name.
+    """The model and data that a command's flags name, the same in all processes.
 
     These are checkpoint, official, model, data, path, manual_dir and data_dir.
     """
@@ -88,11 +90,16 @@ def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Train
         raise UserError("--official and --checkpoint exclude each other")
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
+    elsewhere = ("path", "manual_dir", "data_dir", "process_id")
+    cluster.agree({f"--{name}": value for name, value in options.items() if name not in elsewhere})
     if options["official"]:
-        return from_official(Path(options["official"]), options["model"], data, mesh)
-    if options["model"]:
+        found = from_official(Path(options["official"]), options["model"], data, mesh)
+    elif options["model"]:
         raise UserError("--model goes with --official; a run has its own configuration")
-    return from_workdir(workdir, options["checkpoint"], data, mesh)
+    else:
+        found = from_workdir(workdir, options["checkpoint"], data, mesh)
+    cluster.agree({"data": setup.describe(found.images)})
+    return found
 
 
 def from_workdir(
@@ -111,6 +118,8 @@ def from_workdir(
     folder, step = workdir / "checkpoints", None
     if checkpoint is not None:
         folder, step = _checkpoint(workdir, checkpoint)
+    if step is None and folder.is_dir():  # a run that goes on may save a newer one meanwhile
+        step = cluster.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
     expected = jax.eval_shape(model.init, jax.random.key(0))
     step, params = load_params(folder, expected, mesh, step)
     c = config.eval

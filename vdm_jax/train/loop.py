@@ -105,16 +105,18 @@ def train(
 
     def observe() -> Evaluation | None:
         found = None
-        if plan.due(step, plan.eval_every) and not log.has(step, eval_name):
+        if plan.due(step, plan.eval_every) and not sharding.of_first(log.has(step, eval_name)):
             found = evaluate(state, step == plan.steps)
             log.write(step, eval_name, found.scalars())
             display.say(f"step {step}: {eval_name} {found.unit.name} {found.total}")
-            metrics = report.read_metrics(workdir / "metrics.jsonl")
-            report.plot_losses(metrics, workdir / "loss.png")
+            if jax.process_index() == 0:
+                metrics = report.read_metrics(workdir / "metrics.jsonl")
+                report.plot_losses(metrics, workdir / "loss.png")
         picture = workdir / "samples" / f"{step:08d}.png"
-        if plan.due(step, plan.sample_every) and not picture.exists():
+        if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
             pixels = sample(state)
-            report.write_image(picture, pixels)
+            if jax.process_index() == 0:
+                report.write_image(picture, pixels)
             log.image(step, "samples", pixels)
         return found
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,29 +22,34 @@ class MetricsLog:
     """Scalars by step, to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
 
     A run that goes on at `first_step` drops the lines of later steps, which it will write again.
+    Of several processes the first one writes; what the others are told they only remember.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0) -> None:
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        self._seen = {(line["step"], line["split"]) for line in kept}
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open("a")
-        self._seen = {(line["step"], line["split"]) for line in kept}
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """One line: {"step": …, "split": "train" or "test" …, **scalars}."""
         self.note(step, split, **{k: float(v) for k, v in scalars.items()})
-        for name, value in scalars.items():
+        for name, value in scalars.items() if self._writes else ():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
     def note(self, step: int, split: str, **values: object) -> None:
         """One line of `metrics.jsonl` alone, of whatever JSON can hold."""
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
         self._seen.add((step, split))
+        if self._writes:
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
 
     def has(self, step: int, split: str) -> bool:
         """Whether there is such a line."""
@@ -51,12 +57,14 @@ class MetricsLog:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 [height, width, channels], for TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        if self._writes:
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict]:

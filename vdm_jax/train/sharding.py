@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "SMALL",
     "check_batch_size",
     "make_mesh",
+    "of_first",
     "of_parameters",
     "placed",
     "put",
@@ -92,6 +94,13 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str,
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }
+
+
+def of_first(found: bool) -> bool:
+    """What process 0 has found. All processes must come here, and then go the same way."""
+    if jax.process_count() == 1:
+        return found
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
