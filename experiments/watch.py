@@ -67,9 +67,7 @@ class Watch:
         """
         if not self._last_word.acquire(blocking=False):
             threading.Event().wait()  # the watch is ending this process already
-        with contextlib.suppress(Exception):  # process 0 may have gone
-            self._set(f"stopped/{self.me}", f"stopped: {reason}")
-            self._let_go()
+        self._say({f"stopped/{self.me}": f"stopped: {reason}"})
 
     def wait_for_word(self) -> None:
         """Give the watch the time to find out who is lost; it then ends this process."""
@@ -77,7 +75,7 @@ class Watch:
 
     def lost_coordinator(self) -> NoReturn:
         """End this process as process 0 can't be reached."""
-        self._end("process 0, which the others hang on, was lost or can't be reached")
+        self._end("process 0, which the others hang on, was lost or can't be reached", None)
 
     def together(self, seconds: float) -> bool:
         """Whether all processes come here, within so many seconds of each other."""
@@ -105,7 +103,7 @@ class Watch:
                     return
                 self.lost_coordinator()
             for number, reason in stopped.items():
-                self._end(f"process {number} {reason}")
+                self._end(f"process {number} {reason}", {})
             for number, sign in alive.items():
                 if heard.get(number, ("", 0.0))[0] != sign:
                     heard[number] = sign, time.monotonic()
@@ -115,28 +113,35 @@ class Watch:
 
     def _lost(self, number: int, host: str) -> NoReturn:
         reason = f"on {host} was lost: nothing was heard of it for {self._patience:.0f} s"
-        with contextlib.suppress(Exception):
-            self._set(f"stopped/{number}", reason)
-            self._set(f"left/{number}", "")
-        self._end(f"process {number} {reason}")
+        self._end(f"process {number} {reason}", {f"stopped/{number}": reason, f"left/{number}": ""})
 
-    def _end(self, message: str) -> NoReturn:
-        """Say it, let others read it too, and leave, past all that waits for the lost process."""
+    def _end(self, message: str, news: dict[str, str] | None) -> NoReturn:
+        """Print it, leave `news` for the others, and end, past all that waits for the lost process.
+
+        None is for where there is no store any more.
+        """
         if not self._last_word.acquire(blocking=False):
-            threading.Event().wait()  # something is said already
-        with contextlib.suppress(Exception):
-            self._let_go()
+            threading.Event().wait()  # another thread is ending this process already
         print(f"error: {message}; {self.again()}", file=sys.stderr, flush=True)
+        if news is not None:
+            self._say(news)
         os._exit(LOST)
 
-    def _let_go(self) -> None:
-        """Of the store: a process says that it has read it, and process 0 waits for the others."""
-        self._set(f"left/{self.me}", "")
-        until = time.monotonic() + 4.0 * self._every + 1.0
-        while self.me == 0 and time.monotonic() < until:
-            if len(self._read("left")) >= self.count:
-                return
-            time.sleep(0.05)
+    def _say(self, news: dict[str, str]) -> None:
+        """Leave `news` for the others. Process 0, whose store goes with it, waits for them."""
+        patience = 4.0 * self._every + 1.0
+
+        def say() -> None:
+            with contextlib.suppress(Exception):  # process 0 may have gone
+                for key, value in (news | {f"left/{self.me}": ""}).items():
+                    self._set(key, value)
+                while self.me == 0 and len(self._read("left")) < self.count:
+                    time.sleep(0.05)
+
+        # A thread that may be given up: where process 0 goes meanwhile, the call never returns.
+        thread = threading.Thread(target=say, daemon=True)
+        thread.start()
+        thread.join(patience)
 
     def _set(self, key: str, value: str) -> None:
         self.client.key_value_set(f"vdm_jax/{key}", value, allow_overwrite=True)

@@ -1,0 +1,231 @@
+"""Several processes are one run: the same numbers as one process, and none outlives another."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import several
+import tiny
+from commands import refused
+from ml_collections import ConfigDict
+from several import processes
+
+from experiments import evaluate, run, sample, setup
+from experiments.cluster import _of_communication
+from experiments.errors import UserError
+from vdm_jax.train import sharding
+
+SEVERAL = Path(several.__file__)
+MODEL = {"network": "mlp", "channels": 128, "num_blocks": 1}
+EVERY = 20
+
+
+def _config(steps: int, shard_params: int = 1) -> ConfigDict:
+    config = tiny.config()
+    config.model.update(MODEL)
+    config.optimizer.update(decay="none")
+    config.train.update(steps=steps, log_every=EVERY, checkpoint_every=EVERY, batch_size=32)
+    config.train.update(shard_params=shard_params, keep_checkpoints=1000)
+    config.eval.update(every=10**6, final_repeats=2)
+    config.sample.update(every=10**6, num_steps=2)
+    return config
+
+
+def _command(config: ConfigDict, workdir: Path) -> list[Any]:
+    """The command line of digits with these settings."""
+    from experiments.configs import digits
+
+    plain = digits.get_config()
+    words = ["-m", "experiments.digits", f"--workdir={workdir}"]
+    for part, settings in config.items():
+        if isinstance(settings, ConfigDict):
+            words += [
+                f"--config.{part}.{name}={value}"
+                for name, value in settings.items()
+                if value != plain[part][name]
+            ]
+    return words
+
+
+@contextlib.contextmanager
+def _two_devices() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            setup, "make_mesh", lambda parts=1, *_: sharding.make_mesh(jax.devices()[:2], parts)
+        )
+        yield
+
+
+def _state(workdir: Path, step: int, devices: int = 1) -> Any:
+    """The whole state of a checkpoint, over so many devices of this process."""
+    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    folder = (workdir / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+        shapes = manager.item_metadata(step)["state"].tree
+        mesh = sharding.make_mesh(jax.devices()[:devices], devices)
+        args = ocp.args.StandardRestore(sharding.placed(mesh, shapes))
+        state = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    return jax.device_get(state)
+
+
+def _newest(workdir: Path) -> int:
+    return max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Two processes train until one is killed; both one process and two go on from there."""
+    folder = tmp_path_factory.mktemp("several")
+    two, one, from_start = folder / "two", folder / "one", folder / "from_start"
+    variables = {"VDM_JAX_CACHE": str(folder / "cache")}
+    with processes(folder / "a", _command(_config(10**6), two), timeout=10, **variables) as killed:
+        killed.until(two / "checkpoints" / str(2 * EVERY))
+        killed.kill(1)
+        began = time.monotonic()
+        killed.running[0].wait(60)
+        seconds = time.monotonic() - began
+    step = _newest(two)
+    shutil.copytree(two, one)
+    end = _config(step + EVERY, shard_params=2)
+    with processes(folder / "b", _command(end, two), **variables) as restarted:
+        codes = restarted.wait()
+    with _two_devices():
+        run.train(end, one)
+        run.train(_config(step), from_start)
+    return SimpleNamespace(**locals())
+
+
+def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes_on(story):
+    assert story.killed.running[0].returncode == 3
+    assert story.seconds < 10 + 5  # the limit, and a busy machine
+    assert story.killed.last_error(0).startswith("error: process 1 on ")
+    assert f"the same command, in all processes, goes on at step {story.step}" in (
+        story.killed.last_error(0)
+    )
+
+
+def test_only_the_first_process_speaks(story):
+    assert story.codes == [0, 0], story.restarted.errors(0) + story.restarted.errors(1)
+    assert "on 2 cpu device(s)" in story.restarted.output(0)
+    assert f"going on from step {story.step}" in story.restarted.output(0)
+    assert story.restarted.output(1) == ""
+    lines = [json.loads(line) for line in (story.two / "metrics.jsonl").read_text().splitlines()]
+    train = [line["step"] for line in lines if line["split"] == "train"]
+    assert train == list(range(EVERY, story.step + EVERY + 1, EVERY))  # each once
+    assert len(list((story.two / "samples").iterdir())) == 1
+
+
+def test_two_processes_train_as_one_with_two_devices_does(story):
+    """Bit for bit: the sum of two devices' gradients has but one order."""
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        _state(story.two, story.step),
+        _state(story.from_start, story.step),
+    )
+
+
+def test_a_run_goes_on_alike_in_one_process_and_in_two_that_share_the_parameters(story):
+    last = story.step + EVERY
+    two, one = _state(story.two, last, devices=4), _state(story.one, last)
+    jax.tree.map(np.testing.assert_array_equal, two, one)
+    # Some parameters lay on both, each half of them, or this would show nothing of it.
+    assert any(leaf.size >= sharding.SMALL for leaf in jax.tree.leaves(two["params"]))
+
+
+def test_the_evaluation_is_the_same(story):
+    results = [(at / "result.json").read_text() for at in (story.two, story.one)]
+    assert results[0] == results[1]
+    name = f"{story.step + EVERY:08d}.png"
+    pictures = [(at / "samples" / name).read_bytes() for at in (story.two, story.one)]
+    assert pictures[0] == pictures[1]
+
+
+def test_evaluate_and_sample_in_two_processes(story, capsys):
+    with processes(story.folder / "c", [SEVERAL, "act", story.two]) as acting:
+        assert acting.wait() == [0, 0], acting.errors(0) + acting.errors(1)
+    with _two_devices():
+        found = evaluate.evaluate(
+            ["", f"--workdir={story.one}", "--num_steps=10,inf", "--repeats=2"]
+        )
+        sample.sample(
+            ["", f"--workdir={story.one}", "--n=5", "--num_steps=4", "--sampler=ancestral"]
+        )
+    (folder,) = (story.two / "evaluation").iterdir()
+    written = json.loads((folder / "result.json").read_text())
+    assert [row["bpd"] for row in written["rows"]] == [row["bpd"] for row in found["rows"]]
+    images = []
+    for at in (story.two, story.one):
+        (folder,) = (at / "sampling").iterdir()
+        images.append(np.load(folder / "samples.npz")["images"])
+    np.testing.assert_array_equal(*images)
+
+
+def test_the_end_of_the_coordinator_is_said_too(tmp_path):
+    with processes(tmp_path, [SEVERAL, "collectives", tmp_path], timeout=10) as running:
+        running.until(tmp_path / "going")
+        running.kill(0)
+        began = time.monotonic()
+        assert running.running[1].wait(60) == 3
+        assert time.monotonic() - began < 10 + 5
+        assert "error: process 0, which the others hang on, was lost" in running.last_error(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "code"),
+    [("user", "the file is missing", 2), ("bug", "KeyError: 'a bug'", 1)],
+)
+def test_an_error_in_one_process_ends_both_at_once(kind, message, code, tmp_path):
+    with processes(tmp_path, [SEVERAL, "mistake", kind], timeout=60) as running:
+        assert running.wait(60) == [3, code]
+        assert f"error: process 1 stopped: {message}" in running.last_error(0)
+        assert running.last_error(1) == f"error: {message}"
+        assert ("Traceback" in running.errors(1)) == (kind == "bug")
+        assert "Traceback" not in running.errors(0)
+
+
+def test_settings_that_differ_are_named(tmp_path):
+    with processes(tmp_path, [SEVERAL, "differ", "settings"]) as running:
+        assert running.wait(60) == [3, 2]
+        assert "differs from process 0: config.train.batch_size was 32, now is 33 here" in (
+            running.last_error(1)
+        )
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path):
+    with processes(tmp_path, [SEVERAL, "differ", tmp_path / "run"]) as running:
+        assert running.wait(60) == [3, 2]
+        assert "must lie on a disk that all share" in running.last_error(1)
+    assert not list((tmp_path / "run-1").iterdir())
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
+    port = several.free_port()
+    flags = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--peer_timeout=5")
+    line = refused("digits", f"--workdir={tmp_path}", *flags, "--process_id=0")
+    assert "process 0 of 2 found not all others within 5 s" in line
+
+
+def test_a_coordinator_that_is_not_there(tmp_path):
+    port = several.free_port()
+    flags = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--peer_timeout=5")
+    line = refused("evaluate", f"--workdir={tmp_path}", *flags, "--process_id=1")
+    assert f"--coordinator=127.0.0.1:{port} could not be reached for 5 s" in line
+
+
+def test_what_may_come_of_a_lost_process_and_what_may_not():
+    lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    wrapped = UserError("the checkpoint can't be restored (Gloo ...)")
+    assert not _of_communication(wrapped)
+    wrapped.__cause__ = lost
+    assert _of_communication(lost)
+    assert _of_communication(wrapped)
+    assert not _of_communication(KeyError("steps"))
