@@ -166,7 +166,7 @@ def check_shared(folder: Path, flag: str) -> None:
     mark = folder / of_first(f".shared-{uuid.uuid4().hex}")
     if _watch.me == 0:
         mark.touch()
-    until = time.monotonic() + 10.0  # network file systems show new files late
+    until = time.monotonic() + 5.0  # network file systems show new files late
     while not mark.exists():
         if time.monotonic() > until:
             raise UserError(

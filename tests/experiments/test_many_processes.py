@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +17,15 @@ import orbax.checkpoint as ocp
 import pytest
 import several
 import tiny
+from absl import flags
 from commands import refused
 from ml_collections import ConfigDict
 from several import processes
 
-from experiments import evaluate, run, sample, setup
+from experiments import evaluate, rendezvous, run, sample, setup
 from experiments.cluster import _of_communication
 from experiments.errors import UserError
-from vdm_jax.train import sharding
+from vdm_jax.train import evaluation, sharding
 
 SEVERAL = Path(several.__file__)
 MODEL = {"network": "mlp", "channels": 128, "num_blocks": 1}
@@ -65,12 +68,23 @@ def _two_devices() -> Iterator[None]:
         yield
 
 
+class _EnoughError(Exception):
+    pass
+
+
+def _enough(*_: object) -> None:
+    raise _EnoughError
+
+
 def _state(workdir: Path, step: int, devices: int = 1) -> Any:
     """The whole state of a checkpoint, over so many devices of this process."""
     handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     folder = (workdir / "checkpoints").absolute()
     with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-        shapes = manager.item_metadata(step)["state"].tree
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            manager.item_metadata(step)["state"].tree,
+        )
         mesh = sharding.make_mesh(jax.devices()[:devices], devices)
         args = ocp.args.StandardRestore(sharding.placed(mesh, shapes))
         state = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
@@ -100,7 +114,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         codes = restarted.wait()
     with _two_devices():
         run.train(end, one)
-        run.train(_config(step), from_start)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "evaluate", _enough)  # comes after the state is saved
+            with pytest.raises(_EnoughError):
+                run.train(_config(step), from_start)
     return SimpleNamespace(**locals())
 
 
@@ -153,9 +170,7 @@ def test_evaluate_and_sample_in_two_processes(story, capsys):
     with processes(story.folder / "c", [SEVERAL, "act", story.two]) as acting:
         assert acting.wait() == [0, 0], acting.errors(0) + acting.errors(1)
     with _two_devices():
-        found = evaluate.evaluate(
-            ["", f"--workdir={story.one}", "--num_steps=10,inf", "--repeats=2"]
-        )
+        found = evaluate.evaluate(["", f"--workdir={story.one}", "--repeats=2"])
         sample.sample(
             ["", f"--workdir={story.one}", "--n=5", "--num_steps=4", "--sampler=ancestral"]
         )
@@ -179,16 +194,12 @@ def test_the_end_of_the_coordinator_is_said_too(tmp_path):
         assert "error: process 0, which the others hang on, was lost" in running.last_error(1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message", "code"),
-    [("user", "the file is missing", 2), ("bug", "KeyError: 'a bug'", 1)],
-)
-def test_an_error_in_one_process_ends_both_at_once(kind, message, code, tmp_path):
-    with processes(tmp_path, [SEVERAL, "mistake", kind], timeout=60) as running:
-        assert running.wait(60) == [3, code]
-        assert f"error: process 1 stopped: {message}" in running.last_error(0)
-        assert running.last_error(1) == f"error: {message}"
-        assert ("Traceback" in running.errors(1)) == (kind == "bug")
+def test_an_error_in_one_process_ends_both_at_once(tmp_path):
+    with processes(tmp_path, [SEVERAL, "mistake", "-"]) as running:
+        assert running.wait(60) == [3, 1]
+        assert "error: process 1 stopped: KeyError: 'a bug'" in running.last_error(0)
+        assert running.last_error(1) == "error: KeyError: 'a bug'"
+        assert "Traceback" in running.errors(1)
         assert "Traceback" not in running.errors(0)
 
 
@@ -214,11 +225,53 @@ def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
     assert "process 0 of 2 found not all others within 5 s" in line
 
 
-def test_a_coordinator_that_is_not_there(tmp_path):
-    port = several.free_port()
-    flags = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--peer_timeout=5")
-    line = refused("evaluate", f"--workdir={tmp_path}", *flags, "--process_id=1")
-    assert f"--coordinator=127.0.0.1:{port} could not be reached for 5 s" in line
+def test_no_cluster_is_found_where_there_is_none(tmp_path):
+    line = refused("evaluate", f"--workdir={tmp_path}", "--distributed", "--peer_timeout=5")
+    assert "--distributed finds no cluster" in line
+
+
+def _join(**flags_: object) -> None:
+    values = flags.FlagValues()
+    rendezvous.define_flags(values)
+    values(["", *(f"--{name}={value}" for name, value in flags_.items())])
+    assert rendezvous.join(values) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "n1:8000", "num_processes": 2}, "--process_id is missing"),
+        ({"num_processes": 2}, "--coordinator is missing"),
+        ({"distributed": True, "process_id": 0}, "--process_id and --distributed exclude each"),
+        ({"peer_timeout": 9}, "--peer_timeout is for several processes"),
+        ({"coordinator": "n1", "num_processes": 2, "process_id": 0}, "=n1 is no HOST:PORT"),
+        ({"coordinator": "n1:0", "num_processes": 2, "process_id": 0}, "=n1:0 is no HOST:PORT"),
+        ({"coordinator": "n1:80", "num_processes": 2, "process_id": 2}, "must lie in [0, 2)"),
+        ({"coordinator": "no.invalid:80", "num_processes": 2, "process_id": 1}, "there is no host"),
+        (
+            {"coordinator": "127.0.0.1:PORT", "num_processes": 2, "process_id": 1},
+            "could not be reached for 5 s",
+        ),
+    ],
+)
+def test_flags_that_can_not_be(given, message):
+    if "PORT" in str(given.get("coordinator")):
+        at = given["coordinator"].replace("PORT", str(several.free_port()))
+        given = given | {"coordinator": at, "peer_timeout": 5}
+    with pytest.raises(UserError, match=re.escape(message)):
+        _join(**given)
+
+
+def test_a_port_in_use():
+    with socket.create_server(("", 0)) as taken:
+        at = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"{at}: process 0 can't listen at that port"):
+            _join(coordinator=at, num_processes=2, process_id=0)
+
+
+def test_without_a_flag_nothing_is_started():
+    _join()
+    assert not jax.distributed.is_initialized()
 
 
 def test_what_may_come_of_a_lost_process_and_what_may_not():
