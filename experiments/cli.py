@@ -92,7 +92,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
     except Exception as error:  # a configuration file is a program and may raise anything
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(_help(doc, config))
+        print(_help(doc, config, values))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
@@ -147,13 +147,15 @@ def parse_flags(values: flags.FlagValues, argv: list[str], doc: str | None) -> N
         raise UserError(f"unexpected argument {rest[0]!r}; --help lists the flags")
 
 
-def _help(doc: str, config: ConfigDict) -> str:
+def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
     """What the command does, what each setting means, and its value as given."""
     meanings = (
         inspect.getsource(base).split("config.data = ConfigDict")[1].split("return config")[0]
     )
+    several = "\n".join(f"  --{name}: {values[name].help}" for name in rendezvous.FLAGS)
     return (
-        f"{doc.strip()}\n\nWhat the settings mean (configs/base.py, with its own values):\n\n"
+        f"{doc.strip()}\n\nOn several machines (README, Many devices):\n{several}\n\n"
+        "What the settings mean (configs/base.py, with its own values):\n\n"
         f"    config.data = ConfigDict{meanings}\n"
         f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
     )
