@@ -187,7 +187,7 @@ def per_image(
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
 
     def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return *nats(params, batch, key), batch["mask"]
+        return *nats(sharding.gathered(mesh, params), batch, key), batch["mask"]
 
     shares = sharding.of_parameters(mesh, trained.params)
     compiled = jax.jit(masked, in_shardings=(shares, split, whole), out_shardings=whole)

@@ -99,7 +99,8 @@ def _pairs(
         t = timestep.spread(jax.random.uniform(key_t), batch["index"], number // 2, TIMES)
         keys = jax.random.fold_in(key_noise, number)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, batch["index"])
-        return model.drawn(params, batch, t, keys), batch["mask"]
+        whole_params = sharding.gathered(mesh, params)
+        return model.drawn(whole_params, batch, t, keys), batch["mask"]
 
     def step(params: Any, batch: Batch, key: Key, repeat: int, _: int) -> tuple[Drawn, jax.Array]:
         return compiled(params, batch, key, np.uint32(repeat))

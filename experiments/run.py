@@ -323,7 +323,8 @@ def _sampler(
 
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)
-        return model.sample(params, key, given, config.sample.num_steps)
+        whole_params = sharding.gathered(mesh, params)
+        return model.sample(whole_params, key, given, config.sample.num_steps)
 
     compiled = jax.jit(draw, out_shardings=sharding.replicated(mesh))
 

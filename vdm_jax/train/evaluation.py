@@ -132,7 +132,8 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         # The mask of all hosts, as the draws.
-        return model.drawn(params, batch, t, keys), batch["mask"]
+        whole_params = sharding.gathered(mesh, params)
+        return model.drawn(whole_params, batch, t, keys), batch["mask"]
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, jax.eval_shape(model.init, jax.random.key(0)))

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "SMALL",
     "check_batch_size",
+    "gathered",
     "make_mesh",
     "of_first",
     "of_parameters",
@@ -46,7 +47,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -56,7 +57,7 @@ def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
-def of_parameters(mesh: Mesh, tree: T) -> T:
+def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
     """The sharding of each leaf of parameters, or of a whole training state: by its shape alone.
 
     So a parameter, its average and its moments lie on the same device. The largest axis that
@@ -75,7 +76,18 @@ def of_parameters(mesh: Mesh, tree: T) -> T:
     return jax.tree.map(of_leaf, tree)
 
 
-def placed(mesh: Mesh, shapes: T) -> T:
+def gathered(mesh: Mesh, tree: T) -> T:
+    """In a compiled program: the same parameters, of which every device has all from here on.
+
+    Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
+    exchange activations of the whole batch at each layer, many times the bytes of the parameters.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
     """Shapes -> shapes with the shardings of `of_parameters`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from vdm_jax import loss
 from vdm_jax.train import sharding, variance
@@ -56,7 +56,7 @@ def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: K
 
 
 def abstract_state(
-    model: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
     """The shapes of the state before the first step, and where each leaf lies."""
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
@@ -81,6 +81,7 @@ def update(
     key: Key,
     accumulate: int = 1,
     max_skipped: int = MAX_SKIPPED,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on the mean bound of `batch`, in the model's unit: a pure function.
 
@@ -90,10 +91,12 @@ def update(
     `skipped`, and all else stays. After `max_skipped` of them in a row nothing changes any more.
 
     Random numbers come from `step_key`. With `accumulate` > 1 the gradient is
-    the mean over that many micro-batches, one after the other. Metrics are scalars: the loss
-    `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
+    the mean over that many micro-batches, one after the other. Parameters that are split over
+    `mesh` are gathered once. Metrics are scalars: the loss `bpd` (`nats_per_dim` for a density),
+    its three terms, and the norm of the gradient.
     """
-    grads, metrics = gradient(model, accumulate)(state.params, batch, step_key(key, state.step))
+    whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
+    grads, metrics = gradient(model, accumulate)(whole_params, batch, step_key(key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, ema_rate)
@@ -196,7 +199,7 @@ def make_step(
     """
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update(state, batch, model, optimizer, ema_rate, key, accumulate, max_skipped)
+        return update(state, batch, model, optimizer, ema_rate, key, accumulate, max_skipped, mesh)
 
     def at(chunk: Batch, i: jax.Array | int) -> Batch:
         return {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in chunk.items()}
