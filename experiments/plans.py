@@ -91,7 +91,7 @@ def plan(case: Case, chips: int, shard_params: int = 1, accumulate: int = 1) -> 
         images=images,
         state=_device_bytes(template),
         gathered=of.split if shard_params > 1 else 0,
-        temporaries=counted_of(case, images) + sums,
+        temporaries=max(counted_of(case, images), of.split + of.copied) + sums,
         parameters=of.split + of.copied,
         sent=collectives.sent(of, chips // shard_params, shard_params, accumulate),
         flops=counted_cost(case).flops * images * accumulate,

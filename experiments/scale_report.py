@@ -175,9 +175,10 @@ a (`--config.train.accumulate`) micro-batches, P bytes of parameters, of which P
 * a step's own memory a chip = fixed + image x B / (n a), plus P_s gathered if s > 1 and the sum of
   gradients if a > 1. Both are counted in the program that JAX traces (`experiments/cost.py`): each
   result is alive from its operation to its last use, and the worst moment counts. For cifar10
-  that is {fixed:.0f} MiB, the gradient among it, and {image:.0f} MiB an image: with 32 + 32 scanned
-  blocks, `matmuls` keeps six maps of channels x pixels for each pair (two inputs, two results of a
-  first convolution, the skip and its gradient), {maps:.0f} MiB, and the rest is one block's work.
+  that is {fixed:.0f} MiB, of the gradient what is there by then, and {image:.0f} MiB an image: with
+  32 + 32 scanned blocks, `matmuls` keeps six maps of channels x pixels for each pair (two inputs,
+  two results of a first convolution, the skip and its gradient), {maps:.0f} MiB, and the rest is
+  one block's work. It is at least P, the gradient.
 * sent a chip = (s-1)/s P_s for the gather, and for each micro-batch (s-1)/s P_s + 2 (n/s-1)/(n/s)
   P_s/s + 2 (n-1)/n P_c for the gradients. For a = 1 that is 2 (n-1)/n P, whatever s.
 * operations = those of convolutions and matrix products in the same program:

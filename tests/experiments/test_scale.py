@@ -13,6 +13,7 @@ import pytest
 from experiments import bench, chips, collectives, cost, plans, scale, scale_measure, scale_report
 from experiments.cli import UserError
 from experiments.configs import cifar10
+from experiments.models import make_model
 from vdm_jax.train import optimizer, sharding, step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -36,7 +37,8 @@ def small(batch=16, **model):
 def test_state_bytes_are_those_that_the_devices_of_a_mesh_hold(shard_params):
     mesh = sharding.make_mesh(jax.devices()[:8], shard_params)
     found = plans.plan(small(), 8, shard_params)
-    real = plans.state(small(), mesh)
+    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
+    real = step.abstract_state(make_model(small().config, SHAPE, 256), adamw, mesh)
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(real)
@@ -86,7 +88,7 @@ def test_exchanges_are_those_that_the_compiler_makes(shard_params, accumulate):
 
 
 def test_the_measurement_compares_the_same_bytes():
-    program, template, mesh, of = compiled(2)
+    program, template, mesh, of = compiled(2, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SMALL", 64)
         row = scale_measure.exchanges(program, template, mesh)
