@@ -41,7 +41,7 @@ def of_gradient(config: ConfigDict, event_shape: Event, batch: int) -> Cost:
         "images": jax.ShapeDtypeStruct((batch, *event_shape), jnp.uint8),
         "conditioning": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    traced = jax.make_jaxpr(step.make_gradient(model))(params, images, jax.random.key(1))
+    traced = jax.make_jaxpr(step.gradient(model))(params, images, jax.random.key(1))
     return Cost(operations(traced.jaxpr), peak(traced.jaxpr))
 
 
