@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+WARNINGS = ",".join(_PYTEST["filterwarnings"])
 
 # A run of seconds: the paper's objective on digits with a tiny network.
 TINY = (
@@ -30,7 +33,8 @@ def command(name: str, *arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    own = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "200", "PYTHONWARNINGS": WARNINGS}
+    return os.environ | own
 
 
 def run(
