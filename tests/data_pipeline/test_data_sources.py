@@ -182,11 +182,11 @@ def test_data_dir_from_the_environment(write, tmp_path, monkeypatch):
             r"'train' in .* are \(4, 4, 3\) but those of 'test' \(4, 5, 3\)",
         ),
         (
-            {"train": np.full((2, 4, 4), 256), "test": _images(2)},
+            {"train": np.full((2, 4, 4, 3), 256), "test": _images(2)},
             r"'train' holds the value 256, outside \[0, 256\)",
         ),
         (
-            {"train": np.full((2, 4, 4), -3), "test": _images(2)},
+            {"train": np.full((2, 4, 4, 3), -3), "test": _images(2)},
             r"'train' holds the value -3, outside",
         ),
         (

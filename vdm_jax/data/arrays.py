@@ -1,18 +1,25 @@
-"""The user's own images, from an .npz file."""
+"""The user's own images, from an .npz file.
 
+Each array is told from its header, which must agree with the size that the archive announces, and
+then decoded a piece at a time into the copy on disk: no file, however it is packed, takes memory.
+"""
+
+import contextlib
 import os
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.data import cache, seen
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data import bounded, cache, seen
+from vdm_jax.data.errors import DataError, reason, user_path
 from vdm_jax.data.images import ImageData
+from vdm_jax.data.stream import Block, Stream
 
 MOST_CLASSES = 100_000
+MOST_AT_ONCE = 1 << 32  # bytes: of labels, of one image, of images that aren't stored row by row
+_PIECE = 1 << 24
 _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, channels)]"
 
 
@@ -32,7 +39,7 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
     """
     if not path:
         raise DataError(f"arrays needs path=, the file to read: {_WANTED}")
-    path = Path(path).expanduser()
+    path = user_path(path, "path")
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not there"
         raise DataError(f"{path} is {what}; path= must name {_WANTED}")
@@ -43,54 +50,52 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
         raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
     folder = cache.decoded(data_dir, f"arrays-{digest[:32]}-levels{levels}")
     if not folder.exists():
-        train, test, source, labels = _read(path, levels)
-        count = 1 + max((int(part.max()) for part in labels.values()), default=-1)
-        names = [str(label) for label in range(count)]
-        cache.write(folder, train, test, levels, source, labels, names)
+        with _opened(path) as archive:
+            _write(folder, archive, path, levels)
     return cache.read(folder, name)
 
 
-def _read(
-    path: Path, levels: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns train, test, the group labels and the class labels."""
-    if not zipfile.is_zipfile(path):
+def _write(folder: Path, archive: zipfile.ZipFile, path: Path, levels: int) -> None:
+    there = [name.removesuffix(".npy") for name in archive.namelist()]
+    missing = [key for key in ("train", "test") if key not in there]
+    if missing:
         raise DataError(
-            f"{path} is no .npz file, or one cut short (it isn't a whole zip archive); wanted "
-            f"{_WANTED}, as numpy.savez writes it"
+            f"{path} has no array {missing[0]!r}; found {', '.join(there) or 'none'}; "
+            f"wanted {_WANTED}"
         )
-    with _open(path) as file:
-        missing = [key for key in ("train", "test") if key not in file.files]
-        if missing:
-            raise DataError(
-                f"{path} has no array {missing[0]!r}; found {', '.join(file.files) or 'none'}; "
-                f"wanted {_WANTED}"
-            )
-        parts = {key: _pixels(_member(file, key, path), key, levels) for key in ("train", "test")}
-        source = _per_image(file, "source", parts, path)
-        labels = _per_image(file, "label", parts, path)
+    parts = {key: _images(archive, key, levels, path) for key in ("train", "test")}
     train, test = parts["train"], parts["test"]
     if train.shape[1:] != test.shape[1:]:
         raise DataError(
             f"images of 'train' in {path} are {train.shape[1:]} but those of 'test' "
             f"{test.shape[1:]} (height, width, channels); give both parts the same shape"
         )
+    source = _per_image(archive, "source", parts, path)
+    labels = _per_image(archive, "label", parts, path)
     _check_classes(labels, path)
-    return train, test, source, labels
+    count = 1 + max((int(part.max()) for part in labels.values()), default=-1)
+    names = [str(label) for label in range(count)]
+    cache.write(folder, train, test, levels, source, labels, names)
 
 
 def _per_image(
-    file: np.lib.npyio.NpzFile, kind: str, parts: Mapping[str, np.ndarray], path: Path
+    archive: zipfile.ZipFile, kind: str, parts: Mapping[str, Stream], path: Path
 ) -> dict[str, np.ndarray]:
     """Returns the arrays "train_KIND" and "test_KIND" that are there, one value per image."""
-    keys = {part: f"{part}_{kind}" for part in parts if f"{part}_{kind}" in file.files}
-    found = {part: _member(file, key, path) for part, key in keys.items()}
-    for part, values in found.items():
-        if values.shape != (len(parts[part]),):
+    found = {}
+    for part, images in parts.items():
+        key = f"{part}_{kind}"
+        if f"{key}.npy" not in archive.namelist():
+            continue
+        with _readable(key, path):
+            member = bounded.member(archive, key)
+        if member.shape != images.shape[:1]:
             raise DataError(
-                f"'{keys[part]}' in {path} has shape {values.shape}; wanted one label for each "
-                f"image of {part!r}, ({len(parts[part])},)"
+                f"'{key}' in {path} has shape {member.shape}; wanted one label for each "
+                f"image of {part!r}, ({images.shape[0]},)"
             )
+        with _readable(key, path):
+            found[part] = member.array(MOST_AT_ONCE)
     return found
 
 
@@ -116,41 +121,67 @@ def _check_classes(labels: Mapping[str, np.ndarray], path: Path) -> None:
                 )
 
 
-def _open(path: Path) -> np.lib.npyio.NpzFile:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is no .npz file, or one cut short (it isn't a whole zip archive); wanted "
+            f"{_WANTED}, as numpy.savez writes it"
+        )
     try:
-        file: np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        archive = zipfile.ZipFile(path)
+    except bounded.UNREADABLE as error:
         raise DataError(f"{path} can't be read ({reason(error)}); wanted {_WANTED}") from error
-    return file
+    with archive:
+        yield archive
 
 
-def _member(file: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
+@contextlib.contextmanager
+def _readable(key: str, path: Path) -> Iterator[None]:
     try:
-        return np.asarray(file[key])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        yield
+    except DataError:
+        raise
+    except bounded.UNREADABLE as error:
         raise DataError(
             f"array {key!r} in {path} can't be read ({reason(error)}); wanted plain numbers in an "
             "undamaged file: write it anew with numpy.savez"
         ) from error
 
 
-def _pixels(array: np.ndarray, key: str, levels: int) -> np.ndarray:
-    """Returns `array` as uint8 [n, height, width, channels] with values in [0, levels)."""
-    if array.dtype.kind not in "ui":
+def _images(archive: zipfile.ZipFile, key: str, levels: int, path: Path) -> Stream:
+    """Returns an array's images as uint8 [n, height, width, channels] with values in [0, levels).
+
+    Dtype and shape are checked now, the values when the stream is read.
+    """
+    with _readable(key, path):
+        member = bounded.member(archive, key)
+    if member.dtype.kind not in "ui":
         raise DataError(
-            f"array {key!r} holds {array.dtype} values; wanted integers in [0, {levels}): "
+            f"array {key!r} holds {member.dtype} values; wanted integers in [0, {levels}): "
             f"quantise them first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
         )
-    if array.ndim not in (3, 4) or 0 in array.shape:
+    if len(member.shape) not in (3, 4) or 0 in member.shape:
         raise DataError(
-            f"array {key!r} has shape {array.shape}; wanted at least one image, as "
+            f"array {key!r} has shape {member.shape}; wanted at least one image, as "
             "[n, height, width] or [n, height, width, channels]"
         )
+    height, width, *channels = member.shape[1:]
+    shape = (member.shape[0], height, width, channels[0] if channels else 1)
+
+    def blocks() -> Iterator[Block]:
+        with _readable(key, path):
+            for block in member.rows(_PIECE, MOST_AT_ONCE):
+                yield _pixels(block, key, levels).reshape(-1, *shape[1:]), None
+
+    return Stream(f"{path.name}, {key}", shape, blocks())
+
+
+def _pixels(array: np.ndarray, key: str, levels: int) -> np.ndarray:
     for extreme in (int(array.min()), int(array.max())):
         if not 0 <= extreme < levels:
             raise DataError(
                 f"array {key!r} holds the value {extreme}, outside [0, {levels}); set levels= to "
                 "the number of pixel values, or rescale the images"
             )
-    pixels = array.astype(np.uint8)
-    return pixels if pixels.ndim == 4 else pixels[..., None]
+    return array.astype(np.uint8)

@@ -11,8 +11,10 @@ version may still be in use), not read, and made anew beside it.
 """
 
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -24,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.data import seen
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.bounded import UNREADABLE
+from vdm_jax.data.errors import DataError, reason, user_path
 from vdm_jax.data.images import ImageData, fingerprint
 from vdm_jax.data.stream import Part, save
 
@@ -37,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 def default_data_dir() -> Path:
     """Returns $VDM_JAX_DATA, or ~/.cache/vdm_jax where that isn't set."""
-    return Path(os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax").expanduser()
+    return user_path(os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax", "$VDM_JAX_DATA")
 
 
 def decoded(data_dir: Path, key: str) -> Path:
@@ -66,6 +69,7 @@ def write(
     partial = folder.with_name(f"{folder.name}{seen.MARK}{uuid.uuid4().hex[:8]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
+    _check_room(folder.parent, sum(math.prod(part.shape) for part in (train, test)))
     try:
         partial.mkdir()
         arrays = {f"{part}_source": array for part, array in (source or {}).items()}
@@ -84,6 +88,15 @@ def write(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _mention_older(folder)
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    """Raises OSError unless there is room for `wanted` bytes: before others' room is used up."""
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(
+            errno.ENOSPC, f"it takes {wanted:,} bytes of disk, of which {free:,} are free"
+        )
 
 
 def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list[str]) -> None:
@@ -119,7 +132,7 @@ def read(folder: Path, name: str) -> ImageData:
             labels=_small(folder, "label", meta) or None,
             label_names=tuple(meta["label_names"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (*UNREADABLE, TypeError, AttributeError) as error:
         raise DataError(
             f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "
             "folder and run again to rebuild it"

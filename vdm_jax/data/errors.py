@@ -1,4 +1,7 @@
-"""The one error of this package."""
+"""The one error of this package, and what raises it from many places."""
+
+import os
+from pathlib import Path
 
 
 class DataError(ValueError):
@@ -16,3 +19,13 @@ def reason(error: BaseException, limit: int = 200) -> str:
     """Returns an exception of somebody else's as a short piece of one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def user_path(path: str | os.PathLike[str], argument: str) -> Path:
+    """Returns a path as the user gave it, with ~ expanded; DataError where that can't be a path."""
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()  # raises for names that no file system takes
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError(f"{argument}={path!r} can't be a path: {reason(error)}") from error
+    return expanded

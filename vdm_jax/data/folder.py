@@ -27,12 +27,14 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.data import cache, picture, seen
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError, reason, user_path
 from vdm_jax.data.images import ImageData
 from vdm_jax.data.listing import Listing, find
 from vdm_jax.data.stream import Block, Stream
 
 LEVELS = 256
+MOST_BYTES = 1 << 28  # of a picture file
+MOST_PIXELS = 1 << 26  # of a size to bring pictures to
 
 Size = tuple[int, int]
 
@@ -62,7 +64,10 @@ def options(size: int | str | Size | None, fit: str, channels: int) -> Options:
         return Options(None, fit, int(channels))
     sides: list[Any] = [size]
     if isinstance(size, str):
-        sides = [int(side) if side.isdecimal() else side for side in size.split("x")]
+        short = (side.isdecimal() and len(side) < 10 for side in size.split("x"))
+        sides = [
+            int(side) if whole else side for side, whole in zip(size.split("x"), short, strict=True)
+        ]
     elif isinstance(size, (list, tuple)):
         sides = list(size)
     sides = sides * 2 if len(sides) == 1 else sides
@@ -72,6 +77,8 @@ def options(size: int | str | Size | None, fit: str, channels: int) -> Options:
             f"size={size!r} is no size; give one number for a square or (height, width), written "
             "'64' or '48x64'"
         )
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise DataError(f"size={size!r} has more than {MOST_PIXELS:,} pixels; give a smaller one")
     return Options((int(sides[0]), int(sides[1])), fit, int(channels))
 
 
@@ -97,7 +104,7 @@ def load_folder(
     """
     if not path:
         raise DataError("folder needs path=, the folder with the pictures")
-    listing = find(Path(path).expanduser(), held_out)
+    listing = find(user_path(path, "path"), held_out)
     root = listing.root
     labels, names = listing.labels() if class_labels else (None, ())
     digests = _digests(listing, data_dir)
@@ -179,6 +186,12 @@ class _Decoding:
 
 def _read(path: Path) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(
+                f"{path} has {size:,} bytes; wanted pictures of at most {MOST_BYTES:,}: make it "
+                "smaller or move it away"
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error

@@ -6,19 +6,21 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vdm_jax.data import picture
+from vdm_jax.data import bounded, picture
 from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.stream import Block
 
 Shape = tuple[int, int, int]
 _CLASSES = 1000
-_ROWS = 1024
+_PIECE = 1 << 24  # bytes
+_MOST_PNG = 1 << 24  # bytes; those of the archives have some kilobytes
+_MOST_NPZ = 1 << 32  # bytes; the largest has 1.6 GB
+_MOST_LABELS = 1 << 24  # bytes; those of all images have 10 MB
 
 
 # downsampled_imagenet: a tar of PNG files.
@@ -32,10 +34,16 @@ def png_blocks(path: Path, event_shape: Shape, scratch: Path) -> Iterator[Block]
             while (member := archive.next()) is not None:
                 # It would keep the headers of a million files.
                 archive.members.clear()  # type: ignore[attr-defined]
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and member.name.lower().endswith(".png"):
-                    yield _png(file.read(), f"{member.name} in {path}", event_shape)[None], None
-    except (tarfile.TarError, OSError, EOFError) as error:
+                if not member.isfile() or not member.name.lower().endswith(".png"):
+                    continue
+                if member.size > _MOST_PNG:  # also one that is sparse, and so holds next to nothing
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, over {_MOST_PNG:,}")
+                file = archive.extractfile(member)
+                assert file is not None  # only of what isn't a file
+                yield _png(file.read(), f"{member.name} in {path}", event_shape)[None], None
+    except DataError:
+        raise
+    except bounded.UNREADABLE as error:
         raise DataError(f"{path} can't be read as .tar: {reason(error)}; get it anew") from error
 
 
@@ -64,6 +72,10 @@ def npz_blocks(path: Path, event_shape: Shape, scratch: Path) -> Iterator[Block]
         if not names:
             raise DataError(f"{path} holds no .npz file; wanted the original archive: get it anew")
         for name in sorted(names, key=_number):
+            bounded.check_packed(outer.getinfo(name))
+            size = outer.getinfo(name).file_size
+            if size > _MOST_NPZ:
+                raise ValueError(f"{name} has {size:,} bytes, over {_MOST_NPZ:,}")
             with tempfile.TemporaryFile(dir=scratch) as file:
                 with outer.open(name) as packed:
                     shutil.copyfileobj(packed, file, 1 << 20)
@@ -77,9 +89,9 @@ def _readable(path: Path, where: str) -> Iterator[None]:
     """Says which archive is broken, and where."""
     try:
         yield
-    except DataError:
+    except (DataError, OSError):  # a full disk is no fault of the archive
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except bounded.UNREADABLE as error:
         raise DataError(f"{path} can't be read, {where}: {reason(error)}; get it anew") from error
 
 
@@ -95,24 +107,18 @@ def _number(name: str) -> tuple[int, str]:
 
 def _rows(inner: zipfile.ZipFile, event_shape: Shape) -> Iterator[Block]:
     height, width, channels = event_shape
-    with inner.open("labels.npy") as file:
-        labels = np.lib.format.read_array(file, allow_pickle=False)
+    labels = bounded.member(inner, "labels").array(_MOST_LABELS)
     if labels.dtype.kind not in "ui" or not 1 <= labels.min() <= labels.max() <= _CLASSES:
         raise ValueError(f"its labels are not integers in 1..{_CLASSES}")
-    with inner.open("data.npy") as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_columns, dtype = header(file)
-        if (shape, by_columns, dtype) != ((len(labels), height * width * channels), False, "u1"):
-            raise ValueError(
-                f"its data are {dtype} {shape}{' by columns' if by_columns else ''}; wanted uint8 "
-                f"({len(labels)}, {height * width * channels})"
-            )
-        for start in range(0, len(labels), _ROWS):
-            label = labels[start : start + _ROWS]
-            content = file.read(len(label) * shape[1])
-            rows = np.frombuffer(content, np.uint8).reshape(-1, channels, height, width)
-            yield rows.transpose(0, 2, 3, 1), label - 1
+    data = bounded.member(inner, "data")
+    wanted = (len(labels), height * width * channels)
+    if (data.shape, data.by_columns, data.dtype) != (wanted, False, np.uint8):
+        by_columns = " by columns" if data.by_columns else ""
+        raise ValueError(
+            f"its data are {data.dtype} {data.shape}{by_columns}; wanted uint8 {wanted}"
+        )
+    start = 0
+    for block in data.rows(_PIECE, _PIECE):
+        rows = block.reshape(-1, channels, height, width)
+        yield rows.transpose(0, 2, 3, 1), labels[start : start + len(rows)] - 1
+        start += len(rows)

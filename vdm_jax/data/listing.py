@@ -178,5 +178,7 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
             continue
         if entry.is_dir():
             yield from _files(root, entry, (*above, real))
-        else:
+        elif entry.is_file() or not entry.exists():  # a broken link is told when it is looked up
             yield entry.relative_to(root).as_posix()
+        else:
+            raise DataError(f"{entry} is neither file nor folder (a pipe?); move it away")

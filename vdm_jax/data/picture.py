@@ -11,6 +11,7 @@ CMYK, animations.
 """
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,18 @@ def decode(content: bytes, channels: int) -> Any:
     if content.startswith(_PNG_MARK) and content[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
         raise ValueError("has 16 bits a channel; convert it to 8")  # Pillow cuts RGB to 8 silently
     try:
-        if content.startswith(_PNG_MARK):
-            Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # `load` skips checksums
-        file = Image.open(io.BytesIO(content), formats=_FORMATS)
-        file.load()
-        frames = getattr(file, "n_frames", 1)
-        image = ImageOps.exif_transpose(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if content.startswith(_PNG_MARK):
+                Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # `load` skips checksums
+            file = Image.open(io.BytesIO(content), formats=_FORMATS)
+            file.load()
+            frames = getattr(file, "n_frames", 1)
+            image = ImageOps.exif_transpose(file)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"is too large ({reason(error)}); make it smaller or move it away"
+        ) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         unknown = isinstance(error, UnidentifiedImageError)
         if unknown and not content.startswith((_PNG_MARK, _JPEG_MARK, _WEBP_MARK)):

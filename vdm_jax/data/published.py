@@ -10,7 +10,6 @@ import gzip
 import io
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,10 +17,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from vdm_jax.data import bounded
 from vdm_jax.data.errors import DataError, reason
 
 Paths = Mapping[str, Path]  # the name of each archive -> where it lies on disk
 Record = tuple[int, dict[str, Any]]
+_MOST = 1 << 30  # bytes that an archive may unpack to; CIFAR-10 has 186 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +114,17 @@ def _tar_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """Returns the content of the regular files `names` of a .tar.gz; all else is passed over."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and member.name in names:
+        with gzip.open(path, "rb") as unpacked:
+            stream: Any = bounded.Limited(unpacked, _MOST)
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    if not member.isfile() or member.name not in names:
+                        continue
+                    file = archive.extractfile(member)
+                    if member.issparse() or file is None:
+                        raise ValueError(f"{member.name} is no plain file")
                     found[member.name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except bounded.UNREADABLE as error:
         raise DataError(f"{path} can't be read as .tar.gz: {reason(error)}; get it anew") from error
     missing = [name for name in names if name not in found]
     if missing:
@@ -144,12 +150,12 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
     ndim = magic % 256
     try:
         with gzip.open(path, "rb") as file:
-            content = file.read()
+            content = bounded.Limited(file, _MOST).read()
         found, *shape = struct.unpack_from(f">{1 + ndim}I", content)
         if found != magic:
             raise ValueError(f"its magic number is {found}, not {magic}")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+    except bounded.UNREADABLE as error:
         raise DataError(f"{path} is no gzipped IDX file: {reason(error)}; get it anew") from error
 
 

@@ -49,7 +49,7 @@ def recall(path: Path, data_dir: Path) -> dict[str, Any]:
     """Returns what `remember` kept for `path`; {} where there is nothing, or nothing readable."""
     try:
         note = json.loads(_note(path, data_dir).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

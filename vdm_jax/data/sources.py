@@ -1,7 +1,6 @@
 """`load`: the one door to all data sets."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from vdm_jax.data import folder as pictures
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
 from vdm_jax.data.digits import load_digits, load_digits_binary
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError, reason, user_path
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.data.images import ImageData, validation_split
 from vdm_jax.data.tfds_source import load_published
@@ -68,8 +67,8 @@ def load(
     _check_levels(name, levels)
     wanted = pictures.options(size, fit, channels)
     _check_unused(name, path, size, fit, channels, held_out)
-    root = Path(data_dir).expanduser() if data_dir else cache.default_data_dir()
-    manual = Path(manual_dir).expanduser() if manual_dir else None
+    root = user_path(data_dir, "data_dir") if data_dir else cache.default_data_dir()
+    manual = user_path(manual_dir, "manual_dir") if manual_dir else None
     try:
         if name == "digits":
             data = load_digits()

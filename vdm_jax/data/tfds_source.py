@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vdm_jax.data import cache
+from vdm_jax.data import cache, picture
 from vdm_jax.data.errors import DataError, reason
 from vdm_jax.data.fetch import import_tfds, require_archives, wrong_download
 from vdm_jax.data.images import ImageData
@@ -130,7 +130,7 @@ def check_prepared(folder: Path, spec: Published) -> None:
         info = json.loads((folder / "dataset_info.json").read_bytes())
         splits = {part["name"]: [int(n) for n in part["shardLengths"]] for part in info["splits"]}
         kind = info["fileFormat"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if kinds := _foreign_files(folder):
             raise _other_format(folder, kinds, mend) from error
         raise DataError(
@@ -161,7 +161,6 @@ def _foreign_files(folder: Path) -> str:
 
 def _decode(builder: Any, spec: Published, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
-    from PIL import Image
 
     out = np.empty((spec.counts[split], *spec.event_shape), np.uint8)
     labels = np.empty(len(out), np.int32)
@@ -170,7 +169,7 @@ def _decode(builder: Any, spec: Published, split: str) -> tuple[np.ndarray, np.n
         records = builder.as_data_source(split, decoders=skip)
         for i in range(len(out)):
             record = records[i]
-            pixels = np.asarray(Image.open(io.BytesIO(record["image"])))
+            pixels = picture.pixels(picture.decode(record["image"], spec.event_shape[-1]))
             out[i], labels[i] = pixels.reshape(spec.event_shape), record["label"]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise DataError(
