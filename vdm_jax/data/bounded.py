@@ -88,7 +88,9 @@ class Member:
         """
         count, *row = self.shape
         if self.by_columns:
-            yield from np.array_split(self.array(most), -(-self.info.file_size // piece))
+            yield from np.array_split(
+                self.array(most), min(count, -(-self.info.file_size // piece))
+            )
             return
         size = math.prod(row) * self.dtype.itemsize
         if size > most:

@@ -1,5 +1,6 @@
 """The one error of this package, and what raises it from many places."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def user_path(path: str | os.PathLike[str], argument: str) -> Path:
     """Returns a path as the user gave it, with ~ expanded; DataError where that can't be a path."""
     try:
         expanded = Path(path).expanduser()
-        expanded.exists()  # raises for names that no file system takes
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            expanded.stat()  # raises for names that no file system takes
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise DataError(f"{argument}={path!r} can't be a path: {reason(error)}") from error
     return expanded

@@ -1,6 +1,7 @@
 """The archives of downsampled ImageNet, read as streams: a part is never held whole."""
 
 import contextlib
+import errno
 import re
 import shutil
 import tarfile
@@ -89,9 +90,12 @@ def _readable(path: Path, where: str) -> Iterator[None]:
     """Says which archive is broken, and where."""
     try:
         yield
-    except (DataError, OSError):  # a full disk is no fault of the archive
+    except DataError:
         raise
     except bounded.UNREADABLE as error:
+        # A damaged zip sends its reader to before the file's start; a full disk is not its fault.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DataError(f"{path} can't be read, {where}: {reason(error)}; get it anew") from error
 
 
