@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.cli import UserError
+from experiments.cli import MOST, UserError
 from experiments.configs import base
 from vdm_jax import timestep
 from vdm_jax.nn.blocks import REMATS
@@ -34,32 +35,64 @@ POSITIVE = {
     "optimizer": ("learning_rate", "eps"),
     "data": ("levels",),
     "model": ("channels", "num_blocks"),
+    "hierarchy": ("latent_size",),
 }
 NOT_NEGATIVE = {
     "optimizer": ("warmup_steps", "weight_decay"),
     "data": ("validation",),
 }
 BELOW_ONE = {"optimizer": ("b1", "b2", "ema_rate"), "model": ("dropout",)}
+OR_NONE = {"optimizer": ("clip_norm", "decay_steps"), "model": ("num_steps",)}
+GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
+LARGEST = {
+    "train": {"batch_size": 10**6, "steps_per_call": 10**5},
+    "eval": {"batch_size": 10**6, "repeats": MOST, "final_repeats": MOST},
+    "sample": {"count": 10**5, "num_steps": MOST},
+    "model": {"channels": 2**16, "num_blocks": 1000, "num_steps": timestep.most_steps("float32")},
+    "hierarchy": {"depth": 1000, "latent_size": 2**20},
+}
+"""What would only run out of memory, or of patience; what isn't here is a 32-bit integer."""
 
 
 def config(config: ConfigDict) -> None:
     """Raise UserError for a missing or unknown name, a wrong type, or a number out of range."""
-    _compare(config.to_dict(), base.get_config().to_dict(), "config.")
+    _compare(config, base.get_config(), "config.")
     for ranges, wanted, holds in (
         (POSITIVE, "be finite and above 0", lambda value: value > 0),
+        (OR_NONE, "be finite and above 0, or None", lambda value: value is None or value > 0),
         (NOT_NEGATIVE, "not be negative", lambda value: value >= 0),
         (BELOW_ONE, "lie in [0, 1)", lambda value: 0 <= value < 1),
     ):
         for part, names in ranges.items():
             for name in names:
                 value = config[part][name]
-                if not (holds(value) and math.isfinite(value)):
+                if not (holds(_single(value)) and (value is None or math.isfinite(_single(value)))):
                     raise UserError(f"config.{part}.{name} must {wanted}, got {value}")
-    clip = config.optimizer.clip_norm
-    if clip is not None and not clip > 0:
-        raise UserError(f"config.optimizer.clip_norm must be above 0 or None, got {clip}")
+    _check_largest(config)
+    low, high = config.model.gamma_min, config.model.gamma_max
+    if not -GAMMA <= low < high <= GAMMA:
+        raise UserError(
+            f"config.model.gamma_min must be below gamma_max, both in [{-GAMMA:g}, {GAMMA:g}], got "
+            f"{low} and {high}"
+        )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
+
+
+def _single(value: Any) -> Any:
+    """A float as training has it, in single precision: 1 - 1e-9 is 1 there, and 1e-50 is 0."""
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def _check_largest(config: ConfigDict) -> None:
+    for part, fields in config.to_dict().items():
+        for name, value in fields.items() if isinstance(fields, Mapping) else ():
+            most = LARGEST.get(part, {}).get(name, 2**31 - 1)
+            if isinstance(value, int) and value > most:
+                raise UserError(f"config.{part}.{name} must be at most {most}, got {value}")
 
 
 def model(config: ConfigDict, levels: int, num_classes: int) -> None:
@@ -242,15 +275,19 @@ def training(config: ConfigDict, mesh: Mesh) -> None:
             raise UserError(f"config.{name}.batch_size: {error}") from error
 
 
-def _compare(given: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str) -> None:
+def _compare(given: ConfigDict, wanted: ConfigDict, prefix: str) -> None:
     """Names and types of a configuration file against those of `configs/base.py`."""
-    for name in sorted(given.keys() | wanted.keys()):
+    for name in sorted({*given.keys(), *wanted.keys()}, key=str):
         if name not in wanted:
             raise UserError(f"{prefix}{name} is no setting; see experiments/configs/base.py")
         if name not in given:
             raise UserError(f"{prefix}{name} is missing; start from base.get_config()")
-        a, b = given[name], wanted[name]
-        if isinstance(b, Mapping) and isinstance(a, Mapping):
-            _compare(a, b, f"{prefix}{name}.")
-        elif None not in (a, b) and type(a) is not type(b):
-            raise UserError(f"{prefix}{name} must be {type(b).__name__}, got {a!r}")
+        value, kind = given[name], wanted.get_type(name)
+        if kind is ConfigDict and isinstance(value, ConfigDict):
+            _compare(value, wanted[name], f"{prefix}{name}.")
+        elif type(value) is not kind and not (value is None and wanted[name] is None):
+            what = "a group of settings" if kind is ConfigDict else kind.__name__
+            got = " ".join(repr(value).split())
+            raise UserError(f"{prefix}{name} must be {what}, got {got[:200]}")
+        elif kind is str and any(ord(letter) < 32 for letter in value or ""):
+            raise UserError(f"{prefix}{name} must be text on one line, got {value[:200]!r}")

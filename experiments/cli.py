@@ -89,7 +89,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         rendezvous.define_flags(values)
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
-    except Exception as error:  # a configuration file is a program and may raise anything
+    except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         raise UserError(_one_line(error, argv)) from error
     if values.help:
         print(_help(doc, config, values))

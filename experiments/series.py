@@ -54,7 +54,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Trained, float]
     note, wanted = folder / "minutes.json", json.loads(config.to_json())
     done: dict[str, Any] = {"minutes": 0.0, "config": None}
     if note.exists():
-        done = json.loads(note.read_text())
+        done = _read(note)
     try:
         if done["config"] == wanted:
             print("is there already")
@@ -71,6 +71,14 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Trained, float]
     except CheckpointError as error:
         raise UserError(str(error)) from error
     return model, float(done["minutes"])
+
+
+def _read(note: Path) -> dict[str, Any]:
+    try:
+        done = json.loads(note.read_text())
+        return {"minutes": float(done["minutes"]), "config": done["config"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{note} is damaged ({type(error).__name__}); remove it") from error
 
 
 def bound(

@@ -84,7 +84,7 @@ def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
         differ = [f"{k}={old[k]}" for k, v in settings.items() if old[k] != v]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is no result of this command; name another --workdir") from error
     if differ:
         raise UserError(f"{file} is of {', '.join(differ)}; name another --workdir or remove it")

@@ -193,7 +193,7 @@ def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
         saved = json.loads(file.read_text())
         config = ConfigDict(filled(base.get_config().to_dict(), saved["config"]))
         return config, dict(saved.get("data", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -252,7 +252,7 @@ def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], s
         file = found[0]
     try:
         return {"model": json.loads(file.read_text())}, f"official {file.parent.name}"
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON file: {error}") from error
 
 

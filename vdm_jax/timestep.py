@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.types import Key, PerExample, Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "check_num_steps",
     "draw",
     "grid",
+    "most_steps",
     "profile",
     "proposal",
     "spread",
@@ -84,12 +85,22 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """
     check_num_steps(num_steps)
     t = jnp.asarray(t, jnp.result_type(t, float))
+    if num_steps > most_steps(t.dtype):
+        raise ValueError(
+            f"num_steps = {num_steps} is lost in the rounding of {t.dtype}, which tells "
+            f"{most_steps(t.dtype)} apart: take fewer, or continuous time (num_steps=None)."
+        )
     u = t * num_steps
     nearest = jnp.rint(u)
     # A t that is i / T up to rounding belongs to step i, though t T may come out just above i.
     on_grid = jnp.abs(u - nearest) <= 4.0 * jnp.finfo(u.dtype).eps * jnp.maximum(u, 1.0)
     i = jnp.clip(jnp.where(on_grid, nearest, jnp.ceil(u)), 1, num_steps)
     return (i - 1.0) / num_steps, i / num_steps
+
+
+def most_steps(dtype: DTypeLike) -> int:
+    """The largest T of which all i / T, and all i, are told apart in floats of this type."""
+    return int(1.0 / jnp.finfo(dtype).eps)
 
 
 def check_num_steps(num_steps: int) -> None:

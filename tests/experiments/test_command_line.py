@@ -96,7 +96,10 @@ CIFAR = "experiments/configs/cifar10.py"
         ),
         (["--workdir=W", "--config.model.channels=2"], "multiple of 4, got 2"),
         (["--workdir=W", "--config.model.gamma_max=inf"], "and both finite"),
-        (["--workdir=W", "--config.optimizer.clip_norm=-1"], "clip_norm must be above 0"),
+        (
+            ["--workdir=W", "--config.optimizer.clip_norm=-1"],
+            "clip_norm must be finite and above 0",
+        ),
         (["--workdir=W", "--config.data.name=cifar"], "cifar10"),
         (["--workdir=W", "--config.data.name=arrays"], "path"),
         (["--workdir=W", "--config.data.name=folder"], "folder needs path="),

@@ -1,8 +1,10 @@
 """What a run leaves for people: metric files, pictures, and lines on the screen."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib
@@ -68,16 +70,22 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file, oldest first; a last line cut short by a kill is left out."""
+    """The lines of a metrics file, oldest first; damaged ones, as by a kill, are left out."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
-        try:
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return [line for line in lines if _is_metrics(line)]
+
+
+def _is_metrics(line: Any) -> bool:
+    """Whether it is what `MetricsLog` writes."""
+    return isinstance(line, dict) and all(
+        isinstance(value, str) if name == "split" else type(value) in (int, float)
+        for name, value in ({"step": None, "split": None} | line).items()
+    )
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
