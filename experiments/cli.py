@@ -161,7 +161,7 @@ def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
     )
 
 
-def _one_line(error: Exception, argv: list[str]) -> str:
+def _one_line(error: BaseException, argv: list[str]) -> str:
     """The telling part of an error of the flag parser, on one line."""
     text = str(error)
     unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)

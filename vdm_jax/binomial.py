@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import loss, timestep
+from vdm_jax import checks, loss, timestep
 from vdm_jax.bernoulli import Bernoulli
 from vdm_jax.loss import ElboTerms
 from vdm_jax.process import expand
@@ -136,7 +136,8 @@ def diffusion(
       ValueError: for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on
         traced parameters), or shapes that do not agree.
     """
-    images, u, t = jnp.asarray(images), jnp.asarray(u), jnp.asarray(t, jnp.result_type(t, float))
+    checks.times(t)
+    images, u, t = jnp.asarray(images), jnp.asarray(u), checks.as_float(t)
     if images.shape != u.shape:
         raise ValueError(f"images {images.shape} and u {u.shape} differ in shape.")
     if t.shape != images.shape[:1]:
@@ -208,6 +209,7 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
       Integers in {0, 1}, of the given shape.
     """
     timestep.check_num_steps(num_steps)
+    shape = checks.shape(shape)
     _check_start(keep)
     keeps = _values(keep, jnp.linspace(1.0, 0.0, num_steps + 1))
     key_init, key_steps = jax.random.split(key)
@@ -218,7 +220,7 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
         p = reverse(z_t, denoise(_signs(z_t, keeps.dtype), per_example), keep_s, keep_t)
         return p.sample(jax.random.fold_in(key_steps, i)), None
 
-    z_1 = Bernoulli(jnp.zeros(tuple(shape), keeps.dtype)).sample(key_init)
+    z_1 = Bernoulli(jnp.zeros(shape, keeps.dtype)).sample(key_init)
     z_0, _ = jax.lax.scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
     return z_0
 

@@ -10,13 +10,15 @@ its nats depend on the scale of x and may be negative, and must not be compared 
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import pixels, timestep
+from vdm_jax import checks, pixels, timestep
 from vdm_jax.gaussian import Gaussian, excess
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
@@ -68,9 +70,10 @@ def reconstruction(
       levels: p(x|z_0) is `pixels.log_prob`, the discretised decoder; with None the Gaussian
         density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2).
     """
-    if jnp.shape(images) != jnp.shape(eps_0):
-        got = jnp.shape(eps_0)
-        raise ValueError(f"images {jnp.shape(images)} and eps_0 {got} differ in shape.")
+    if np.shape(images) != np.shape(eps_0):
+        got = np.shape(eps_0)
+        raise ValueError(f"images {np.shape(images)} and eps_0 {got} differ in shape.")
+    eps_0 = jnp.asarray(eps_0)
     x = to_data(images, levels)
     # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
     var = jnp.exp(expand(gamma_0, x))
@@ -99,8 +102,10 @@ def expected_reconstruction(
 def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
     """x in [-1, 1] of integers (`pixels.encode`); without levels, `images` must be x itself.
 
-    Raises ValueError for integers without levels.
+    Raises ValueError for integers without levels, and for what has no batch axis.
     """
+    if not np.shape(images):
+        raise ValueError(f"images must be [batch, *event], got one number, {images}.")
     if levels is not None:
         return pixels.encode(images, levels)
     x = jnp.asarray(images)
@@ -111,6 +116,7 @@ def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
 
 def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
     """KL(q(z_1|x) || N(0, I)) (VDM eq. 11, first term): [batch] nats, for x [batch, *event]."""
+    x = jnp.asarray(x)
     q = marginal(x, gamma_1)
     return sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
 
@@ -151,9 +157,11 @@ def diffusion(
       [batch], in nats.
 
     Raises:
-      ValueError: for a num_steps below 1, an unknown kind, or shapes that do not agree.
+      ValueError: for a num_steps below 1, an unknown kind, shapes that do not agree, or, where
+        they are known, times out of [0, 1] and a gamma that falls.
     """
-    x, eps, t = jnp.asarray(x), jnp.asarray(eps), jnp.asarray(t, jnp.result_type(t, float))
+    checks.times(t)
+    x, eps, t = jnp.asarray(x), jnp.asarray(eps), checks.as_float(t)
     if x.shape != eps.shape:
         raise ValueError(f"x {x.shape} and eps {eps.shape} differ in shape.")
     if t.shape != x.shape[:1]:
@@ -195,6 +203,13 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
     if jnp.shape(gamma_t) != t.shape:
         got = jnp.shape(gamma_t)
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
+    known = checks.known(weight)
+    if known is not None and not np.all((known >= 0.0) & (known < np.inf)):
+        at = int(np.argmin((known >= 0.0) & (known < np.inf)))
+        raise ValueError(
+            f"gamma must rise with t, and by so little in a step that exp of it is a {t.dtype}; "
+            f"about t = {t[at]} the loss would have the weight {known[at]}."
+        )
     return NoiseLevel(gamma_s, gamma_t, weight)
 
 
@@ -258,7 +273,7 @@ def elbo(
     Returns:
       `ElboTerms`, each [batch] in nats; `.total` is their sum.
     """
-    eps_0, eps, t = draw(key, jnp.shape(images), timesteps)
+    eps_0, eps, t = draw(key, np.shape(images), timesteps)
     t, weight = (t, None) if proposal is None else proposal.at(t)
     return elbo_given(
         images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind, weight, reverse_var
@@ -269,6 +284,7 @@ def draw(
     key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
 ) -> tuple[Tensor, Tensor, PerExample]:
     """What `elbo` draws for images of the given shape: eps_0 and eps of that shape, t [batch]."""
+    shape = checks.shape(shape, "the shape of images")
     key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
     t = timestep.draw(key_t, shape[0], timesteps)
     return jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape), t
@@ -295,9 +311,13 @@ def elbo_given(
     (`expected_reconstruction`), which is no draw.
     """
     x = to_data(images, levels)
-    gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0], x.dtype))
+    ends = gamma(jnp.array([0.0, 1.0], x.dtype))
+    if jnp.shape(ends) != (2,):
+        raise ValueError(f"gamma must map (2,) to (2,), but returned {jnp.shape(ends)}.")
+    gamma_0, gamma_1 = ends
     at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var)
     if weight is not None:
+        weight = jnp.asarray(weight)
         if jnp.shape(weight) != at_t.shape:
             got = jnp.shape(weight)
             raise ValueError(f"weight must be {list(at_t.shape)}, one per example, got {got}.")
@@ -320,12 +340,15 @@ def nats_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
 
 
 def _dims(event_shape: Sequence[int]) -> int:
-    dims = math.prod(event_shape)
-    if dims < 1:
-        raise ValueError(f"event_shape must have at least one element, got {tuple(event_shape)}.")
-    return dims
+    sizes = tuple(event_shape) if isinstance(event_shape, Sequence) else event_shape
+    whole = isinstance(sizes, tuple) and all(isinstance(size, Integral) for size in sizes)
+    if not whole or min(sizes, default=1) < 1:
+        raise ValueError(
+            f"event_shape must be a shape with at least one element, got {event_shape!r}."
+        )
+    return math.prod(sizes)
 
 
 def sum_event(elementwise: Tensor) -> PerExample:
     """Sum over all axes but the first."""
-    return jnp.sum(elementwise, axis=tuple(range(1, elementwise.ndim)))
+    return jnp.sum(elementwise, axis=tuple(range(1, jnp.ndim(elementwise))))

@@ -17,6 +17,7 @@ from each source on its own, by the form that divides by neither alpha nor sigma
 from typing import Any, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax.process import expand
@@ -119,9 +120,10 @@ def to_score(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) ->
 
 
 def _coefficients(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike) -> tuple[Tensor, Tensor]:
-    if prediction.shape != z_t.shape:
+    got = getattr(prediction, "shape", type(prediction).__name__)
+    if got != np.shape(z_t):
         raise ValueError(
-            f"the prediction has shape {prediction.shape}, but z_t has {z_t.shape}: "
+            f"the prediction has shape {got}, but z_t has {np.shape(z_t)}: "
             "a denoiser must return an array of the shape of its first argument."
         )
     gamma_t = expand(gamma_t, z_t)

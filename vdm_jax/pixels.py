@@ -2,7 +2,6 @@
 
 import functools
 import math
-from numbers import Integral
 from typing import Literal, get_args
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Dequantization = Literal["uniform", "truncated_normal"]
+MOST_LEVELS = 2**16
 DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
 
 
@@ -37,6 +38,8 @@ def encode(images: ArrayLike, levels: int) -> Tensor:
     Any shape; returns the default float dtype.
     """
     _check_levels(levels)
+    if jnp.iscomplexobj(images):
+        raise ValueError("images must be integers in [0, levels), got complex numbers.")
     return 2.0 * (jnp.asarray(images, float) + 0.5) / levels - 1.0
 
 
@@ -58,6 +61,7 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     `z_0_rescaled` is z_0 / alpha_0 = x + exp(gamma_0 / 2) eps_0. The decoder is the posterior of x
     under q(z_0|x) and equally likely levels, independent between elements.
     """
+    z_0_rescaled = jnp.asarray(z_0_rescaled)
     gamma_0 = expand(gamma_0, z_0_rescaled)[..., None]
     logits = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0)
     return jax.nn.log_softmax(logits, axis=-1)
@@ -68,6 +72,10 @@ def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: i
 
     What is no integer in [0, levels) has no probability: the result is NaN there.
     """
+    if np.shape(images) != np.shape(z_0_rescaled):
+        got = np.shape(z_0_rescaled)
+        raise ValueError(f"images {np.shape(images)} and z_0_rescaled {got} differ in shape.")
+    z_0_rescaled = jnp.asarray(z_0_rescaled)
     precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
     picked = -0.5 * precision * jnp.square(z_0_rescaled - encode(images, levels))
     log_sum = _log_sum(z_0_rescaled, jnp.broadcast_to(precision, z_0_rescaled.shape), levels)
@@ -240,5 +248,4 @@ def _valid(images: ArrayLike, levels: int) -> Tensor:
 
 
 def _check_levels(levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, Integral) or levels < 1:
-        raise ValueError(f"levels must be an integer of at least 1, got {levels!r}.")
+    checks.count(levels, "levels", most=MOST_LEVELS)

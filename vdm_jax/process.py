@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Key, Tensor
@@ -45,7 +46,7 @@ def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
 
 def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
     """q(z_t|x) = N(alpha_t x, sigma_t^2 I) (VDM eq. 1)."""
-    gamma_t = expand(gamma_t, x)
+    x, gamma_t = jnp.asarray(x), expand(gamma_t, x)
     return Gaussian(alpha(gamma_t) * x, variance(gamma_t))
 
 
@@ -62,7 +63,8 @@ def marginal_of_gaussian(data: Gaussian, gamma_t: ArrayLike) -> Gaussian:
 
 def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
     """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 20 to 22)."""
-    gamma_s, gamma_t = expand(gamma_s, z_s), expand(gamma_t, z_s)
+    checks.order(gamma_s, gamma_t)
+    z_s, gamma_s, gamma_t = jnp.asarray(z_s), expand(gamma_s, z_s), expand(gamma_t, z_s)
     return Gaussian(jnp.sqrt(step_alpha(gamma_s, gamma_t)) * z_s, step_beta(gamma_s, gamma_t))
 
 
@@ -73,8 +75,7 @@ def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
     [num, batch, *event], all of one trajectory. Each by itself is a draw of `marginal`, which needs
     no chain. Raises ValueError unless gammas is a table of at least one value.
     """
-    gammas = jnp.asarray(gammas)
-    gammas = gammas.astype(jnp.result_type(gammas, float))
+    gammas = checks.as_float(gammas)
     if gammas.ndim != 1 or not gammas.size:
         raise ValueError(f"gammas must be [num], at least one, got shape {gammas.shape}.")
     key_0, key_steps = jax.random.split(key)
@@ -95,6 +96,8 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
     With c = sigma_{t|s}^2 / sigma_t^2 = 1 - exp(gamma_s - gamma_t) the variance is sigma_s^2 c and
     the mean (alpha_s / alpha_t) (1 - c) z_t + alpha_s c x.
     """
+    checks.order(gamma_s, gamma_t)
+    z_t, x = jnp.asarray(z_t), jnp.asarray(x)
     gamma_s, gamma_t = expand(gamma_s, z_t), expand(gamma_t, z_t)
     c = -jnp.expm1(gamma_s - gamma_t)
     # alpha_s/alpha_t grows and 1 - c shrinks with gamma_t: multiplied as logarithms, no overflow.

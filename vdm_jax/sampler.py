@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from vdm_jax import pixels
+from vdm_jax import checks, pixels
 from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import expand, reverse
 from vdm_jax.schedule import alpha
@@ -37,6 +37,7 @@ def ancestral_step(
 
     z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
     """
+    z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
     if z_t.shape != eps.shape:
         raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
     prediction, share = predict(denoise, z_t, gamma_t, reverse_var)
@@ -65,6 +66,7 @@ def ancestral(
       z_0, of the given shape; `to_images` makes pixels of it.
     """
     check_num_steps(num_steps)
+    shape = checks.shape(shape)
     gammas = gamma(jnp.linspace(1.0, 0.0, num_steps + 1))
     key_init, key_steps = jax.random.split(key)
 
@@ -73,7 +75,7 @@ def ancestral(
         eps = jax.random.normal(jax.random.fold_in(key_steps, i), z_t.shape, z_t.dtype)
         return ancestral_step(z_t, eps, denoise, gamma_s, gamma_t, kind, reverse_var), None
 
-    z_1 = jax.random.normal(key_init, tuple(shape), gammas.dtype)
+    z_1 = jax.random.normal(key_init, shape, gammas.dtype)
     steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])
     z_0, _ = jax.lax.scan(body, z_1, steps)
     return z_0
@@ -81,4 +83,5 @@ def ancestral(
 
 def to_images(z_0: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
     """Pixels in [0, levels) of a latent z_0: the most likely, or a draw of p(x|z_0) by `key`."""
+    z_0 = jnp.asarray(z_0)
     return pixels.decode(z_0 / alpha(expand(gamma_0, z_0)), gamma_0, levels, key)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
 __all__ = [
@@ -114,8 +115,7 @@ def to_betas(gamma: Gamma, num_latents: int) -> Tensor:
     The first beta leads from the data to z_0, the i-th from one latent to the next, at
     t = i / (num_latents - 1).
     """
-    if num_latents < 2:
-        raise ValueError(f"num_latents must be at least 2 (z_0 and z_1), got {num_latents}.")
+    checks.count(num_latents, "num_latents", least=2)  # z_0 and z_1
     gammas = gamma(jnp.linspace(0.0, 1.0, num_latents))
     return jnp.concatenate([variance(gammas[:1]), step_beta(gammas[:-1], gammas[1:])])
 
@@ -130,7 +130,11 @@ def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
     order.
     """
     _check_end_points(gamma_min, gamma_max)
-    return lambda t: gamma_min + (gamma_max - gamma_min) * t  # type: ignore[operator]
+    for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
+        at = checks.known(value)
+        if at is not None and not np.isfinite(at).all():
+            raise ValueError(f"{name} must be finite, got {value}.")
+    return lambda t: gamma_min + (gamma_max - gamma_min) * jnp.asarray(t)  # type: ignore[operator, return-value]
 
 
 def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -> Gamma:
@@ -147,12 +151,17 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
     c = 0.5 * math.pi / (1.0 + s)
     phi_0 = s * c
 
-    def u_of(gamma: float) -> float:
-        # cos(phi) = cos(phi_0) alpha with phi = c (u + s); by atan2, exact at both ends.
+    def u_of(gamma: float) -> tuple[float, float]:
+        # u and 1 - u. cos(phi) = cos(phi_0) alpha with phi = c (u + s); by atan2, exact at the end.
         var = 1.0 / (1.0 + math.exp(-gamma)) if gamma > -700.0 else 0.0
         sin_phi = math.hypot(math.sin(phi_0), math.cos(phi_0) * math.sqrt(var))
         cos_phi = math.cos(phi_0) * (math.exp(-0.5 * np.logaddexp(0.0, gamma)))
-        return math.atan2(sin_phi, cos_phi) / c - s
+        complement = math.atan2(cos_phi, sin_phi) / c
+        if gamma > 0.0 or var == 0.0:
+            return (1.0 - complement if var else 0.0), complement
+        # At the beginning phi - phi_0 would cancel; its sine is known, see `curve`.
+        sine = var * math.cos(phi_0) ** 2 / math.sin(math.atan2(sin_phi, cos_phi) + phi_0)
+        return math.asin(sine) / c, complement
 
     def curve(u: Tensor, complement: Tensor) -> Tensor:
         # 1 - alpha_bar = sin(phi - phi_0) sin(phi + phi_0) / cos^2(phi_0), and cos(phi) as the sine
@@ -160,7 +169,7 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
         noise = jnp.log(jnp.sin(c * u)) + jnp.log(jnp.sin(c * u + 2.0 * phi_0))
         return noise - 2.0 * jnp.log(jnp.sin(c * complement))
 
-    return _between(curve, u_of(gamma_min), u_of(gamma_max))
+    return _between(curve, u_of(gamma_min)[0], *u_of(gamma_max))
 
 
 def beta_linear(
@@ -175,8 +184,8 @@ def beta_linear(
     paper itself: `from_betas(ddpm_betas())`.
     """
     _check_end_points(gamma_min, gamma_max)
-    if not 0.0 <= beta_min < beta_max:
-        raise ValueError(f"need 0 <= beta_min < beta_max, got {beta_min} and {beta_max}.")
+    if not 0.0 <= beta_min < beta_max < math.inf:
+        raise ValueError(f"need 0 <= beta_min < beta_max < inf, got {beta_min} and {beta_max}.")
 
     def integral(u):
         return u * (beta_min + 0.5 * (beta_max - beta_min) * u)
@@ -194,13 +203,16 @@ def beta_linear(
             f"gamma(1) = {math.log(math.expm1(integral(1.0))):.4f}; raise beta_max or lower it."
         )
     # log(expm1(B)) = B + log(1 - exp(-B)), which does not overflow.
-    return _between(lambda u, _: integral(u) + jnp.log(-jnp.expm1(-integral(u))), u_min, u_max)
+    return _between(
+        lambda u, _: integral(u) + jnp.log(-jnp.expm1(-integral(u))), u_min, u_max, 1.0 - u_max
+    )
 
 
 def ddpm_betas(
     num_latents: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
     """The betas of Ho et al. 2020, "Experiments": float64 [num_latents], equally spaced."""
+    checks.count(num_latents, "num_latents")
     return np.linspace(beta_start, beta_end, num_latents, dtype=np.float64)
 
 
@@ -211,6 +223,9 @@ def cosine_betas(num_latents: int = 1000, s: float = 0.008, max_beta: float = 0.
     alpha_bar of `cosine`. The clip touches the last beta, which would be 1, and at N = 1000 and
     4000 no other.
     """
+    checks.count(num_latents, "num_latents")
+    if not s >= 0.0:
+        raise ValueError(f"s must be at least 0, got {s}.")
     phi = 0.5 * math.pi * (np.arange(num_latents + 1) / num_latents + s) / (1.0 + s)
     # cos^2 a - cos^2 b = sin(b - a) sin(a + b), where 1 - cos^2 b / cos^2 a would cancel.
     step = np.sin(np.diff(phi)) * np.sin(phi[1:] + phi[:-1]) / np.square(np.cos(phi[:-1]))
@@ -246,13 +261,18 @@ def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
 # ---- helpers ----
 
 
-def _between(curve: Callable[[Tensor, Tensor], Tensor], u_min: float, u_max: float) -> Gamma:
-    """Stretch time so that t in [0, 1] covers u in [u_min, u_max] of `curve(u, 1 - u)`."""
+def _between(
+    curve: Callable[[Tensor, Tensor], Tensor], u_min: float, u_max: float, rest: float
+) -> Gamma:
+    """Stretch time so that t in [0, 1] covers u in [u_min, u_max] of `curve(u, 1 - u)`.
+
+    `rest` is 1 - u_max.
+    """
 
     def gamma(t: Tensor) -> Tensor:
-        t = jnp.asarray(t, jnp.result_type(t, float))
+        t = checks.as_float(t)
         u = u_min + (u_max - u_min) * t
-        complement = (1.0 - u_max) + (u_max - u_min) * (1.0 - t)
+        complement = rest + (u_max - u_min) * (1.0 - t)
         return curve(u, complement)
 
     return gamma
@@ -262,7 +282,7 @@ def _interpolate(gammas: np.ndarray) -> Gamma:
     points = np.linspace(0.0, 1.0, len(gammas))
 
     def gamma(t: Tensor) -> Tensor:
-        t = jnp.asarray(t, jnp.result_type(t, float))
+        t = checks.as_float(t)
         return jnp.interp(t, jnp.asarray(points, t.dtype), jnp.asarray(gammas, t.dtype))
 
     return gamma

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vdm_jax import checks
 from vdm_jax.types import Key, PerExample, Tensor
 
 __all__ = [
@@ -41,6 +42,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 def uniform(key: Key, batch_size: int) -> PerExample:
     """Independent t ~ U[0, 1), of shape [batch_size]."""
+    checks.count(batch_size, "batch_size", least=0)
     return jax.random.uniform(key, (batch_size,))
 
 
@@ -50,6 +52,7 @@ def antithetic(key: Key, batch_size: int) -> PerExample:
     Each t_i is uniform by itself, so that every per-example loss keeps its expectation, and each
     interval of length 1 / batch_size holds one of them, so that their mean varies less.
     """
+    checks.count(batch_size, "batch_size", least=0)
     u = jax.random.uniform(key)
     return jnp.mod(u + jnp.arange(batch_size, dtype=u.dtype) / batch_size, 1.0)
 
@@ -81,10 +84,12 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """The step (s, t) of a grid of `num_steps` that a time in [0, 1] falls into.
 
     t becomes i / T and s = (i - 1) / T with i = ceil(t T), at least 1: a draw of exactly 0, which
-    has probability 2^-23 in float32, belongs to the first step and gives no negative s.
+    has probability 2^-23 in float32, belongs to the first step and gives no negative s. Raises
+    ValueError for a T beyond `most_steps`, or times out of [0, 1] where they are known.
     """
     check_num_steps(num_steps)
-    t = jnp.asarray(t, jnp.result_type(t, float))
+    checks.times(t)
+    t = checks.as_float(t)
     if num_steps > most_steps(t.dtype):
         raise ValueError(
             f"num_steps = {num_steps} is lost in the rounding of {t.dtype}, which tells "
@@ -135,7 +140,7 @@ class Proposal(NamedTuple):
         of p. The mean of weight times f(t) is that of f at uniform times, whatever f; also with
         times rounded to a grid afterwards, a function of t like any other.
         """
-        u = jnp.asarray(u, jnp.result_type(u, float))
+        u = checks.as_float(u)
         cdf = self.cdf.astype(u.dtype)
         bins = cdf.shape[0] - 1
         k = jnp.clip(jnp.searchsorted(cdf, u, side="right") - 1, 0, bins - 1)
@@ -213,8 +218,7 @@ def profile(
       ValueError: for arrays of different shapes, no draws, times out of [0, 1], losses that are
         not finite, or weights that are not finite and positive.
     """
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int | np.integer) or num_bins < 1:
-        raise ValueError(f"num_bins must be an integer of at least 1, got {num_bins!r}.")
+    checks.count(num_bins, "num_bins", most=10**6)
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)
     weights = np.ones_like(t) if weights is None else np.asarray(weights, np.float64)
     if not t.shape == losses.shape == weights.shape or not t.size:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.types import Key, Tensor
 
 __all__ = [
@@ -59,6 +60,9 @@ def mmd(x: ArrayLike, y: ArrayLike, scales: ArrayLike) -> Distance:
       large, by up to a root of two. Raises ValueError for points of different shapes, or too few.
     """
     x, y = _pair(x, y, least=3)
+    values = checks.known(scales)
+    if values is not None and not (values.size and np.all(values > 0.0)):
+        raise ValueError(f"scales must be positive, at least one of them, got {scales}.")
     of_x, of_y, across = (_kernel(a, b, scales) for a, b in ((x, x), (y, y), (x, y)))
     within = [_within(of_x), _within(of_y)]
     between = jnp.mean(across)
@@ -84,8 +88,10 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, along: Tensor) -> Tensor:
       ValueError: for points or directions whose shapes don't agree.
     """
     x, y = _pair(x, y, least=1)
-    if along.ndim != 2 or along.shape[1] != x.shape[1]:
-        raise ValueError(f"along must be [num, {x.shape[1]}], got shape {along.shape}.")
+    if along.ndim != 2 or along.shape[1] != x.shape[1] or not len(along):
+        raise ValueError(
+            f"along must be [num, {x.shape[1]}], num at least 1, got shape {along.shape}."
+        )
     n, m = len(x), len(y)
     # Both quantiles are constant between the multiples of 1 / n and 1 / m: exact, in integers.
     edges = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
@@ -101,6 +107,8 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, along: Tensor) -> Tensor:
 
 def directions(key: Key, num: int, size: int) -> Tensor:
     """`num` independent unit vectors, uniform on the sphere: [num, size]."""
+    checks.count(num, "num")
+    checks.count(size, "size")
     normal = jax.random.normal(key, (num, size))
     return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
 
@@ -113,6 +121,7 @@ def permuted(
     What chance alone does where x and y are of one distribution. With b of them at or above the
     distance of x and y themselves, (b + 1) / (num + 1) is the p-value of a permutation test.
     """
+    checks.count(num, "num")
     x, y = _pair(x, y, least=1)
     points, n = jnp.concatenate([x, y]), len(x)
 

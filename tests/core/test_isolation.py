@@ -1,9 +1,12 @@
 """What may import what: the core stands alone, and the layout's imports point one way."""
 
 import ast
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported b
 # A module of the core may import those of a lower rank only.
 RANKS = [
     {"types"},
+    {"checks"},
     {"gaussian", "schedule", "divergence", "control", "twosample"},
     {"process", "bernoulli"},
     {"parameterization", "mixture", "pixels", "timestep", "ode"},
@@ -106,3 +110,35 @@ def test_networks_training_and_data_import_the_core_and_themselves_only(package)
     foreign = (PACKAGES - {package}) | {"experiments"}
     offenders = {str(f.relative_to(ROOT)): parts_of_package(f) & foreign for f in files}
     assert {f: names for f, names in offenders.items() if names} == {}
+
+# Declared, but imported by tensorflow-datasets and not by us.
+INDIRECT = {"importlib-resources", "array-record"}
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Names of distributions, as pip compares them."""
+    names = {re.match(r"[A-Za-z0-9._-]+", each).group() for each in requirements}
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for_users = distributions(project["dependencies"])
+    for_tests = distributions(project["optional-dependencies"]["dev"])
+    known = importlib.metadata.packages_distributions()
+    imported = {"package": set(), "tests": set()}
+    for folder, where in (("vdm_jax", "package"), ("experiments", "package"), ("tests", "tests")):
+        own = {"vdm_jax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+        for path in (ROOT / folder).rglob("*.py"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            names = {n.split(".")[0] for n in imported_modules(path.read_text(), module) if n}
+            imported[where] |= names - own - set(sys.stdlib_module_names)
+    providers = {
+        where: [distributions(known.get(name, [name])) for name in names]
+        for where, names in imported.items()
+    }
+    assert [each for each in providers["package"] if not each & for_users] == []
+    assert [each for each in providers["tests"] if not each & (for_users | for_tests)] == []
+    assert for_users - set().union(*providers["package"]) == INDIRECT
+    tools = {"pytest-xdist", "ruff", "mypy"}  # run, not imported
+    assert for_tests - set().union(*providers["tests"]) == tools

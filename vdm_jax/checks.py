@@ -1,0 +1,65 @@
+"""Refusals of arguments that would give a wrong number, by name, where their values are known.
+
+Inside jit, vmap or grad they are not known, and nothing is checked.
+"""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vdm_jax.types import Tensor
+
+__all__ = ["as_float", "count", "known", "order", "shape", "times"]
+
+
+def known(value: ArrayLike) -> np.ndarray | None:
+    """The value as a NumPy array, or None inside jit, vmap or grad."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def as_float(values: ArrayLike) -> Tensor:
+    """The array as floats: of its own type if that is one, else of the default."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.result_type(values, float))
+
+
+def times(t: ArrayLike) -> None:
+    """Raise ValueError for times out of [0, 1]."""
+    values = known(t)
+    if values is None:
+        return
+    bad = ~((values >= 0.0) & (values <= 1.0))
+    if bad.any():
+        raise ValueError(f"t must lie in [0, 1], got {values[bad].flat[0]}.")
+
+
+def order(gamma_s: ArrayLike, gamma_t: ArrayLike) -> None:
+    """Raise ValueError where gamma_s is above gamma_t."""
+    s, t = known(gamma_s), known(gamma_t)
+    if s is not None and t is not None and not np.all(s <= t):
+        raise ValueError(
+            "gamma_s must not be above gamma_t (s < t, and gamma grows with time), got gamma_s = "
+            f"{s.ravel()} and gamma_t = {t.ravel()}."
+        )
+
+
+def count(value: object, name: str, least: int = 1, most: int | None = None) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`, and at most `most`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    if most is not None and value > most:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at most {most}, got {value!r}.")
+
+
+def shape(sizes: Sequence[int], name: str = "shape") -> tuple[int, ...]:
+    """The shape as a tuple. Raises ValueError unless it is [batch, *event] in integers."""
+    if not isinstance(sizes, Sequence) or not len(sizes):
+        raise ValueError(f"{name} must be [batch, *event], got {sizes!r}.")
+    for size in sizes:
+        count(size, f"each size of {name}", least=0)
+    return tuple(sizes)
