@@ -111,6 +111,7 @@ def test_networks_training_and_data_import_the_core_and_themselves_only(package)
     offenders = {str(f.relative_to(ROOT)): parts_of_package(f) & foreign for f in files}
     assert {f: names for f, names in offenders.items() if names} == {}
 
+
 # Declared, but imported by tensorflow-datasets and not by us.
 INDIRECT = {"importlib-resources", "array-record"}
 
