@@ -15,6 +15,10 @@ from typing import Any
 
 from commands import ROOT, environment
 
+EVERY = 20
+"""Steps between the checkpoints of a run."""
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Compiles in half the time; the programs are the same ones."""
 FLAGS = ("--coordinator", "--num_processes", "--process_id", "--peer_timeout")
 
 
@@ -36,7 +40,7 @@ class Processes:
                 self.running.append(
                     subprocess.Popen(
                         [sys.executable, *map(str, words), *given], cwd=ROOT, stdout=out,
-                        stderr=err, env=environment() | {"PYTHONPATH": str(ROOT)} | variables,
+                        stderr=err, env=environment() | {"XLA_FLAGS": QUICK} | variables,
                     )
                 )  # fmt: skip
 
@@ -130,6 +134,40 @@ def _differ(where: str) -> None:
     cluster.finish()
 
 
+def config_of(steps: int, shard_params: int = 1) -> Any:
+    """Of a tiny run, some of whose parameters can be split."""
+    import tiny
+
+    config = tiny.config()
+    config.model.update(network="mlp", channels=128, num_blocks=1)
+    config.optimizer.update(decay="none")
+    config.train.update(steps=steps, log_every=EVERY, checkpoint_every=EVERY, batch_size=32)
+    config.train.update(shard_params=shard_params, keep_checkpoints=1000)
+    config.eval.update(every=10**6, final_repeats=2)
+    config.sample.update(every=10**6, num_steps=2)
+    return config
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def _alone(folder: str, step: str) -> None:
+    """What one process makes of the run in FOLDER/one, and of one from the start."""
+    from experiments import run
+    from vdm_jax.train import evaluation
+
+    run.train(config_of(int(step) + EVERY, shard_params=2), Path(folder) / "one")
+    _act(str(Path(folder) / "one"))
+
+    def enough(*_: object) -> None:
+        raise _EnoughError
+
+    evaluation.evaluate = enough  # it comes after the state is saved
+    with contextlib.suppress(_EnoughError):
+        run.train(config_of(int(step)), Path(folder) / "from_start")
+
+
 def _act(workdir: str) -> None:
     """Evaluate the run, and draw from it."""
     from experiments import evaluate, sample
@@ -152,6 +190,10 @@ def _main(what: str, argument: str, *flags_: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     from experiments import cli
 
-    cli.guard(lambda: _main(*sys.argv[1:]))
+    if sys.argv[1] == "alone":
+        _alone(*sys.argv[2:])
+    else:
+        cli.guard(lambda: _main(*sys.argv[1:]))

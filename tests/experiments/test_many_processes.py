@@ -1,12 +1,12 @@
 """Several processes are one run: the same numbers as one process, and none outlives another."""
 
-import contextlib
 import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,31 +16,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import several
-import tiny
 from absl import flags
-from commands import refused
+from commands import ROOT, environment, refused
 from ml_collections import ConfigDict
-from several import processes
+from several import EVERY, QUICK, config_of, processes
 
-from experiments import evaluate, rendezvous, run, sample, setup
+from experiments import rendezvous
 from experiments.cluster import _of_communication
 from experiments.errors import UserError
-from vdm_jax.train import evaluation, sharding
+from vdm_jax.train import sharding
 
 SEVERAL = Path(several.__file__)
-MODEL = {"network": "mlp", "channels": 128, "num_blocks": 1}
-EVERY = 20
-
-
-def _config(steps: int, shard_params: int = 1) -> ConfigDict:
-    config = tiny.config()
-    config.model.update(MODEL)
-    config.optimizer.update(decay="none")
-    config.train.update(steps=steps, log_every=EVERY, checkpoint_every=EVERY, batch_size=32)
-    config.train.update(shard_params=shard_params, keep_checkpoints=1000)
-    config.eval.update(every=10**6, final_repeats=2)
-    config.sample.update(every=10**6, num_steps=2)
-    return config
 
 
 def _command(config: ConfigDict, workdir: Path) -> list[Any]:
@@ -57,23 +43,6 @@ def _command(config: ConfigDict, workdir: Path) -> list[Any]:
                 if value != plain[part][name]
             ]
     return words
-
-
-@contextlib.contextmanager
-def _two_devices() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            setup, "make_mesh", lambda parts=1, *_: sharding.make_mesh(jax.devices()[:2], parts)
-        )
-        yield
-
-
-class _EnoughError(Exception):
-    pass
-
-
-def _enough(*_: object) -> None:
-    raise _EnoughError
 
 
 def _state(workdir: Path, step: int, devices: int = 1) -> Any:
@@ -101,7 +70,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("several")
     two, one, from_start = folder / "two", folder / "one", folder / "from_start"
     variables = {"VDM_JAX_CACHE": str(folder / "cache")}
-    with processes(folder / "a", _command(_config(10**6), two), timeout=10, **variables) as killed:
+    with processes(
+        folder / "a", _command(config_of(10**6), two), timeout=10, **variables
+    ) as killed:
         killed.until(two / "checkpoints" / str(2 * EVERY))
         killed.kill(1)
         began = time.monotonic()
@@ -109,15 +80,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         seconds = time.monotonic() - began
     step = _newest(two)
     shutil.copytree(two, one)
-    end = _config(step + EVERY, shard_params=2)
+    end = config_of(step + EVERY, shard_params=2)
     with processes(folder / "b", _command(end, two), **variables) as restarted:
         codes = restarted.wait()
-    with _two_devices():
-        run.train(end, one)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "evaluate", _enough)  # comes after the state is saved
-            with pytest.raises(_EnoughError):
-                run.train(_config(step), from_start)
+    alone = subprocess.run(
+        [sys.executable, SEVERAL, "alone", folder, str(step)], cwd=ROOT, timeout=240, check=False,
+        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
     return SimpleNamespace(**locals())
 
 
@@ -125,7 +96,7 @@ def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes
     assert story.killed.running[0].returncode == 3
     assert story.seconds < 10 + 5  # the limit, and a busy machine
     assert story.killed.last_error(0).startswith("error: process 1 on ")
-    assert f"the same command, in all processes, goes on at step {story.step}" in (
+    assert f"the same command, in all processes, goes on at {story.step}" in (
         story.killed.last_error(0)
     )
 
@@ -166,21 +137,17 @@ def test_the_evaluation_is_the_same(story):
     assert pictures[0] == pictures[1]
 
 
-def test_evaluate_and_sample_in_two_processes(story, capsys):
+def test_evaluate_and_sample_in_two_processes(story):
     with processes(story.folder / "c", [SEVERAL, "act", story.two]) as acting:
         assert acting.wait() == [0, 0], acting.errors(0) + acting.errors(1)
-    with _two_devices():
-        found = evaluate.evaluate(["", f"--workdir={story.one}", "--repeats=2"])
-        sample.sample(
-            ["", f"--workdir={story.one}", "--n=5", "--num_steps=4", "--sampler=ancestral"]
-        )
-    (folder,) = (story.two / "evaluation").iterdir()
-    written = json.loads((folder / "result.json").read_text())
-    assert [row["bpd"] for row in written["rows"]] == [row["bpd"] for row in found["rows"]]
-    images = []
-    for at in (story.two, story.one):
-        (folder,) = (at / "sampling").iterdir()
-        images.append(np.load(folder / "samples.npz")["images"])
+    both = (story.two, story.one)
+    results, images = [], []
+    for at in both:
+        (evaluated,), (sampled,) = (at / "evaluation").iterdir(), (at / "sampling").iterdir()
+        results.append(json.loads((evaluated / "result.json").read_text()))
+        images.append(np.load(sampled / "samples.npz")["images"])
+    assert results[0]["rows"] == results[1]["rows"]
+    assert results[0]["profile"] == results[1]["profile"]
     np.testing.assert_array_equal(*images)
 
 
