@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import serialization
 
 from vdm_jax import timestep
-from vdm_jax.nn import monotone
+from vdm_jax.nn import monotone, official_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
 from vdm_jax.types import PerExample, Tensor
 
@@ -102,9 +101,9 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
     if not isinstance(path, str | Path):
         raise ValueError(f"path must be a string or Path, got {type(path).__name__}.")
     file = _find(Path(path))
-    tree = _read(file)
+    tree = official_file.read(file)
     params = tree["ema_params"]
-    _check_params(params, gamma_module, score_module, file)
+    official_file.check_params(params, _expected(params, gamma_module, score_module), file)
     params = {**params, "score_model": from_published(params["score_model"])}
     steps = model_config["sm_n_timesteps"]
     return OfficialModel(
@@ -115,7 +114,7 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
         num_steps=int(steps) if steps > 0 else None,  # there 0 stands for continuous time
         timesteps="antithetic" if model_config["antithetic_time_sampling"] else "uniform",
         sample_softmax=model_config["sample_softmax"],
-        step=int(tree["step"]),
+        step=tree["step"],
     )
 
 
@@ -174,26 +173,11 @@ def _find(path: Path) -> Path:
     return max(files, key=number)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    wanted = "a published checkpoint (a Flax msgpack of step, params, ema_params, opt_state)"
-    try:
-        tree = serialization.msgpack_restore(file.read_bytes())
-    except Exception as error:  # msgpack raises its own kinds, ValueError, UnicodeDecodeError, ...
-        raise ValueError(f"{file} is damaged, cut short or not {wanted}: {error}") from error
-    if not isinstance(tree, dict) or not {"step", "ema_params"} <= set(tree):
-        found = sorted(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
-        raise ValueError(f"{file} is not {wanted}: it holds {found}.")
-    if not isinstance(tree["ema_params"], dict) or np.shape(tree["step"]) != ():
-        raise ValueError(f"{file} is not {wanted}: its ema_params or step are of another form.")
-    return tree
-
-
-def _check_params(params: Any, gamma_module: nn.Module, score_module: UNet, file: Path) -> None:
-    """Compare names, shapes and dtypes with what the configuration calls for, leaf by leaf."""
-    found = _flatten(params)
+def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[str, Any]:
+    """The shapes that the configuration calls for, as the file has them."""
     # The number of image channels isn't in the configuration: the last convolution tells it.
-    bias = found.get("score_model/conv_out/bias")
-    channels = bias.shape[0] if isinstance(bias, np.ndarray) and bias.ndim == 1 else 3
+    bias = official_file.leaves(params).get(("score_model", "conv_out", "bias"))
+    channels = bias.size if isinstance(bias, np.ndarray) and bias.ndim == 1 and bias.size else 3
 
     def initialise() -> Any:
         key, batch = jax.random.key(0), jnp.zeros((1,))
@@ -202,25 +186,4 @@ def _check_params(params: Any, gamma_module: nn.Module, score_module: UNet, file
         score_model = to_published(score_module.init(key, z_t, batch)["params"])
         return {"gamma": gamma, "score_model": score_model}
 
-    expected = _flatten(jax.eval_shape(initialise))
-    for name in sorted(expected.keys() | found.keys()):
-        have, want = found.get(name), expected.get(name)
-        if want is None:
-            raise ValueError(f"{file} has a parameter {name} that the configuration has not.")
-        if have is None:
-            raise ValueError(f"{file} lacks the parameter {name}, wanted {list(want.shape)}.")
-        if not isinstance(have, np.ndarray) or have.shape != want.shape:
-            shape = list(have.shape) if isinstance(have, np.ndarray) else type(have).__name__
-            raise ValueError(
-                f"the parameter {name} of {file} is {shape}, but the configuration calls for "
-                f"{list(want.shape)}."
-            )
-        if have.dtype != want.dtype:
-            raise ValueError(f"the parameter {name} of {file} is {have.dtype}, not {want.dtype}.")
-        if not np.isfinite(have).all():
-            raise ValueError(f"the parameter {name} of {file} is not finite.")
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    return jax.eval_shape(initialise)
