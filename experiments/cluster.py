@@ -22,7 +22,7 @@ import vdm_jax
 from experiments import rendezvous
 from experiments.errors import UserError
 from experiments.watch import Watch, on_abort
-from vdm_jax.train.checkpoint import differences
+from vdm_jax.train.settings import differences
 
 __all__ = [
     "agree",
@@ -122,8 +122,8 @@ def agree(mine: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
     for name, said in differences(theirs, json.loads(json.dumps(mine))):
         if name not in may_differ:
             raise UserError(
-                f"{_here()} differs from process 0: {said} here; start all with the same settings, "
-                "data and code"
+                f"{_here()} differs from process 0 ({said} here); start all with the same "
+                "settings, data and code"
             )
 
 

@@ -21,8 +21,9 @@ from experiments.models import make_model
 from vdm_jax.data import ImageData
 from vdm_jax.nn import official
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import filled, load_params
+from vdm_jax.train.checkpoint import load_params
 from vdm_jax.train.model import Model, Params, Trainable
+from vdm_jax.train.settings import filled
 from vdm_jax.types import Denoise, Gamma, Key, Tensor
 
 __all__ = [

@@ -11,7 +11,7 @@ from experiments import check, setup
 from experiments import run as experiment
 from experiments.configs import base, digits, folder, imagenet32, imagenet64
 from vdm_jax import data
-from vdm_jax.train.checkpoint import differences
+from vdm_jax.train.settings import differences
 
 
 def _digits(**settings):

@@ -173,7 +173,7 @@ def test_an_error_in_one_process_ends_both_at_once(tmp_path):
 def test_settings_that_differ_are_named(tmp_path):
     with processes(tmp_path, [SEVERAL, "differ", "settings"]) as running:
         assert running.wait(60) == [3, 2]
-        assert "differs from process 0: config.train.batch_size was 32, now is 33 here" in (
+        assert "differs from process 0 (config.train.batch_size: 32 -> 33 here)" in (
             running.last_error(1)
         )
 

@@ -8,7 +8,13 @@ import pytest
 from toy import assert_equal, mlp_model
 
 from vdm_jax.train import optimizer, sharding, step
-from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, differences, load_params
+from vdm_jax.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    SettingsError,
+    load_params,
+)
+from vdm_jax.train.settings import differences
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
 
@@ -89,11 +95,25 @@ def test_another_run_s_checkpoint_is_refused_with_the_difference_by_name(tmp_pat
     checkpoints.save(1, state_at(1))
     checkpoints.close()
     other = {"config": {"seed": 2, "train": {"steps": 10}}, "data": {"fingerprint": "cd"}}
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(SettingsError, match="was started with other settings") as error:
         Checkpoints(tmp_path / "c", other).restore(state_at(0))
-    assert "config.seed was 1, now is 2" in str(error.value)
-    assert "data.fingerprint was ab, now is cd" in str(error.value)
+    assert error.value.differences == ["config.seed: 1 -> 2", "data.fingerprint: ab -> cd"]
     assert "\n" not in str(error.value)
+
+
+def test_other_settings_are_told_and_taken_where_that_is_allowed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    checkpoints.save(1, state_at(1))
+    checkpoints.close()
+    other = {**META, "config": {"seed": 2, "train": {"steps": 10}}}
+    changed, said = Checkpoints(tmp_path / "c", other, allow_change=True), []
+    assert int(changed.restore(state_at(0), say=said.append).step) == 1
+    assert said == ["  config.seed: 1 -> 2"]
+    changed.save(2, state_at(2))  # from here on the new ones are those of the run
+    changed.close()
+    assert int(Checkpoints(tmp_path / "c", other).restore(state_at(0)).step) == 2
+    with pytest.raises(SettingsError):
+        Checkpoints(tmp_path / "c", META).restore(state_at(0))
 
 
 def test_what_may_differ_may_differ(tmp_path):
@@ -115,24 +135,32 @@ def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, victim):
     for file in (tmp_path / "c" / "3" / victim).rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="delete that folder") as error:
+    with pytest.raises(CheckpointError, match=r"is damaged .*others there: none") as error:
         Checkpoints(tmp_path / "c", META).restore(state_at(0))
     assert str(tmp_path / "c" / "3") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(3, {"w": np.zeros(3)})
+    checkpoints.save(3, {"w": np.zeros(3), "v": np.zeros(2)})
     checkpoints.close()
-    with pytest.raises(CheckpointError, match="can't be restored"):
-        Checkpoints(tmp_path / "c", META).restore({"w": np.zeros(4)})
+    checkpoints = Checkpoints(tmp_path / "c", META)
+    for other, message in (
+        ({"w": np.zeros(4), "v": np.zeros(2)}, r"w of .*3 is float64\[3\], .* for float64\[4\]"),
+        ({"w": np.zeros(3, np.int32), "v": np.zeros(2)}, r"w of .*float64\[3\], .* for int32\[3\]"),
+        ({"w": np.zeros(3)}, r"v of .*float64\[2\], .* for absent"),
+        ({"u": np.zeros(1), "w": np.zeros(3), "v": np.zeros(2)}, r"u of .*absent, .* for float64"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as error:
+            checkpoints.restore(other, allow_fallback=True)  # which it isn't for
+        assert type(error.value) is CheckpointError and "\n" not in str(error.value)
 
 
 def test_differences_names_leaves_on_either_side():
     found = dict(differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}))
     assert found == {
-        "a.c": "a.c was 2, now is unset",
-        "a.d": "a.d was unset, now is 3",
+        "a.c": "a.c: 2 -> unset",
+        "a.d": "a.d: unset -> 3",
     }
 
 
@@ -202,23 +230,24 @@ def test_parameters_of_another_model_are_refused_by_the_first_leaf(three):
         return jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype) if name in wanted else leaf
 
     have = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
     }
     for wanted in ([names[0]], names[3:], [names[-1]]):
         message = refusal(lambda name, leaf, w=wanted: wider(name, leaf, w))
         first, shape = wanted[0], have[wanted[0]]
-        assert f"the parameter {first} of {three / '2'} is {shape}, but" in message
-        assert f"the configuration calls for {[3, *shape]}:" in message
+        said = [f"float32[{','.join(map(str, each))}]" for each in (shape, (3, *shape))]
+        assert f"the parameter {first} of {three / '2'} is {said[0]}, but" in message
+        assert f"the configuration calls for {said[1]}:" in message
 
 
 def test_a_leaf_on_one_side_only_is_absent_on_the_other(three):
     more, fewer = shapes(), shapes()
     more["score_model"]["zusatz"] = {"bias": jax.ShapeDtypeStruct((5,), np.float32)}
-    with pytest.raises(CheckpointError, match=r"score_model/zusatz/bias .* is absent, .* \[5\]"):
+    with pytest.raises(CheckpointError, match=r"score_model/zusatz/bias .* is absent, .*32\[5\]"):
         load(three, more)
     del fewer["gamma"]
-    with pytest.raises(CheckpointError, match=r"gamma/b of .* is \[\], .* calls for absent"):
+    with pytest.raises(CheckpointError, match=r"gamma/b of .* is float32\[\], .* calls for absent"):
         load(three, fewer)
 
 
@@ -226,7 +255,7 @@ def test_a_damaged_checkpoint_leaves_the_others_to_choose_from(three):
     for file in (three / "10" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"can't be read .*others there: 1, 2\.") as error:
+    with pytest.raises(CheckpointError, match=r"is damaged .*others there: 1, 2\.") as error:
         load(three)
     assert "\n" not in str(error.value)
     assert load(three, step=2)[0] == 2

@@ -82,7 +82,7 @@ def test_the_largest_axis_that_has_equal_parts_is_split(leaf, spec):
 
 def test_a_parameter_its_average_and_its_moments_lie_on_the_same_device():
     state = step.abstract_state(mlp_model(), ADAMW, mesh_of(4))
-    adam = state.opt_state[0]
+    adam = state.opt_state[1][0]
     shardings = [
         [leaf.sharding for leaf in jax.tree.leaves(tree)]
         for tree in (state.params, state.ema_params, adam.mu, adam.nu)

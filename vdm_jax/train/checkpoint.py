@@ -1,24 +1,38 @@
 """Checkpoints of a run: its state, and beside it what it was trained with."""
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import chex
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 
-from vdm_jax.train import interrupts, sharding
+from vdm_jax.train import disk, interrupts, quiet, record, restoring, settings
+from vdm_jax.train.record import CheckpointError, DamagedError
+from vdm_jax.train.restoring import complete_steps, load_params
 
-__all__ = ["CheckpointError", "Checkpoints", "differences", "filled", "load_params"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "DamagedError",
+    "SettingsError",
+    "complete_steps",
+    "load_params",
+]
 
 T = TypeVar("T")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another run; the message is one line."""
+class SettingsError(CheckpointError):
+    """A checkpoint of a run with other settings; `differences` has a line for each."""
+
+    def __init__(self, message: str, differences: list[str]) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class Checkpoints:
@@ -26,7 +40,9 @@ class Checkpoints:
 
     `meta` is a JSON object saved beside each state (the configuration and the data set's
     fingerprint). A state is only restored to a run with the same meta, but for the dotted names
-    in `may_differ`. `defaults` says what is meant where an older checkpoint's meta lacks a name.
+    in `may_differ`, or with `allow_change`. `defaults` says what is meant where an older
+    checkpoint's meta lacks a name. With `clean`, what a killed run left half written is removed:
+    it is for who owns the folder, or another's save would be.
     """
 
     def __init__(
@@ -36,174 +52,192 @@ class Checkpoints:
         keep: int = 3,
         may_differ: tuple[str, ...] = (),
         defaults: Mapping[str, Any] | None = None,
+        allow_change: bool = False,
+        clean: bool = False,
     ) -> None:
         self._folder = folder.absolute()
         self._meta = json.loads(json.dumps(dict(meta)))
         self._may_differ = may_differ
         self._defaults = json.loads(json.dumps(dict(defaults or {})))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_names=("state", "meta")
+        self._allow_change = allow_change
+        quiet.quieten()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=clean
         )
+        with self._written():
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=("state", "meta")
+            )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
+        """The newest checkpoint's step, or None; it may still be on its way to the disk."""
         return self._manager.latest_step()
+
+    # ---- writing ----
 
     def save(self, step: int, state: Any) -> None:
         """Start saving; `state` may be donated as soon as this returns.
 
-        Raises CheckpointError if the step is already there or not above the newest.
+        Raises CheckpointError if the step is already there or not above the newest, or if an
+        earlier one could not be written.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(self._meta)
-        )
         newest = self.latest_step()
         if newest is not None and newest >= step:  # Orbax would skip it without a word
             raise CheckpointError(
                 f"the checkpoint of step {step} was not written to {self._folder}: "
                 f"it holds step {newest} already."
             )
-        with interrupts.deferred():
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave(record.make(self._meta, state)),
+        )
+        with interrupts.deferred(), self._written():
             self._manager.save(step, args=items, force=True)
 
-    def restore(self, template: T, step: int | None = None) -> T:
-        """The state of the given step, by default the newest, with template's shardings.
-
-        `template` holds arrays, or shapes with shardings. Raises CheckpointError if there is no
-        such state, if it can't be read, or if it belongs to another configuration, data set or
-        model.
-        """
-        step = self.check(step)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )["state"]
-            chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
-        except Exception as error:  # Orbax raises many kinds for a damaged folder
-            raise CheckpointError(
-                f"the checkpoint {self._folder / str(step)} can't be restored "
-                f"({_first_line(error)}); delete that folder to go on from the one before it."
-            ) from error
-        return restored
+    def check_written(self) -> None:
+        """Raise CheckpointError if the last save has failed. It doesn't wait for one."""
+        if not self._manager.is_saving_in_progress():
+            with self._written():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is written. Raises CheckpointError if that failed."""
+        try:
+            with self._written():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
-    def check(self, step: int | None = None) -> int:
-        """The step, by default the newest; raises CheckpointError as `restore`. Reads no state."""
-        step = self.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Raise CheckpointError, with what is kept, where no file of the run can be written."""
+        try:
+            yield
+        except Exception as error:  # of a few kinds
+            reason = disk.full(error, self._folder.parent)
+            if reason is None:
+                raise
+            raise CheckpointError(
+                f"{reason}. {self._newest_complete()}; make space there (or raise the limit), then "
+                "give the same command again."
+            ) from error
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            with self.full_disk():
+                yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # of many kinds, often of an earlier save
+            raise CheckpointError(
+                f"no checkpoint can be written to {self._folder} "
+                f"({restoring.first_line(error)}). {self._newest_complete()}."
+            ) from error
+
+    def _newest_complete(self) -> str:
+        steps = complete_steps(self._folder)
+        return f"The newest complete checkpoint is {f'of step {steps[-1]}' if steps else 'none'}"
+
+    # ---- reading ----
+
+    def check(self, template: Any, step: int | None = None, allow_fallback: bool = False) -> int:
+        """The step, by default the newest; raises as `restore`. Reads no state."""
+        return self._newest(lambda at: self._record(at, template), step, allow_fallback)[0]
+
+    def restore(
+        self,
+        template: T,
+        step: int | None = None,
+        allow_fallback: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> T:
+        """The state of the given step, by default the newest, with template's shardings.
+
+        `template` holds arrays, or shapes with shardings. Raises DamagedError unless the state has
+        the very bits that were saved, SettingsError if it is of other settings, CheckpointError
+        if there is none or if it is of another model. `say` is told, a line each, how the
+        settings differ where that is allowed.
+
+        With `allow_fallback` it is the newest that isn't damaged. Each newer one is named to
+        `say` and moved into the folder `damaged` beside this one.
+        """
+        step, (saved, state), damaged = self._newest(
+            lambda at: self._state(at, template), step, allow_fallback
+        )
+        for each, why in damaged.items():
+            say(f"{why} Moved to {self._move_aside(each)}; going on from step {step}.")
+        for line in self._differences(saved):
+            say(f"  {line}")
+        return state
+
+    def _newest(
+        self, read: Callable[[int], T], step: int | None, allow_fallback: bool
+    ) -> tuple[int, T, dict[int, DamagedError]]:
+        """The step that can be read, the newest first; what is read; what was damaged."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps or step not in (None, *steps):
             raise CheckpointError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}."
             )
-        self._check_meta(step)
-        return step
-
-    def _check_meta(self, step: int) -> None:
-        try:
-            item = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            saved = self._manager.restore(step, args=item)["meta"]
-        except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint {self._folder / str(step)} has no readable meta data "
-                f"({_first_line(error)}); delete that folder to go on from the one before it."
-            ) from error
-        saved = filled(self._defaults, saved)
-        found = [
-            line for name, line in differences(saved, self._meta) if name not in self._may_differ
-        ]
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise CheckpointError(
-                f"the run in {self._folder.parent} was started with other settings: "
-                f"{'; '.join(found[:3])}{more}. Give the old values again, or another workdir."
-            )
-
-
-def load_params(
-    folder: Path, expected: Any, mesh: Mesh, step: int | None = None
-) -> tuple[int, Any]:
-    """The EMA parameters of a checkpoint in `folder`, and its step (by default the newest).
-
-    They lie on the mesh as `vdm_jax.train.sharding.of_parameters` has it.
-
-    `expected` is a tree of arrays or shapes, that of the model they are for. Raises
-    CheckpointError if there is no such checkpoint, if it can't be read, or if its parameters are
-    those of another model: then it names the first leaf that differs, with both shapes.
-    """
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
-    steps = sorted(ocp.utils.checkpoint_steps(folder))
-    if not steps or step not in (None, *steps):
-        known = ", ".join(map(str, steps)) or "none"
+        damaged: dict[int, DamagedError] = {}
+        for at in steps if step is None else [step]:
+            try:
+                return at, read(at), damaged
+            except DamagedError as error:
+                if not allow_fallback:
+                    raise
+                damaged[at] = error
         raise CheckpointError(
-            f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}; "
-            f"there: {known}."
+            f"none of the checkpoints in {self._folder} is whole, and none was moved: "
+            f"{' '.join(map(str, damaged.values()))}"
         )
-    step = steps[-1] if step is None else step
-    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    try:
-        with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-            found = manager.item_metadata(step)["state"].tree
-            _check_shapes(found["ema_params"], expected, folder / str(step))
-            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
-            template = sharding.placed(mesh, shapes)
-            item = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-            return step, manager.restore(step, args=item)["state"]["ema_params"]
-    except CheckpointError:
-        raise
-    except Exception as error:  # Orbax raises many kinds for a damaged folder
-        raise CheckpointError(
-            f"the checkpoint {folder / str(step)} can't be read ({_first_line(error)}); others "
-            f"there: {', '.join(str(other) for other in steps if other != step) or 'none'}."
-        ) from error
 
+    def _record(self, step: int, template: Any) -> dict[str, Any]:
+        where, item = self._folder / str(step), ocp.args.Composite(meta=restoring.JSON)
 
-def _check_shapes(found: Any, expected: Any, where: Path) -> None:
-    have, want = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in leaves
-        }
-        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
-    )
-    for name in sorted(have.keys() | want.keys()):
-        a, b = have.get(name), want.get(name)
-        if a is None or b is None or tuple(a) != tuple(b):
-            said = ["absent" if shape is None else str(list(shape)) for shape in (a, b)]
-            raise CheckpointError(
-                f"the parameter {name} of {where} is {said[0]}, but the configuration calls for "
-                f"{said[1]}: they belong to different models."
+        def read() -> dict[str, Any]:
+            return record.check_intact(self._manager.restore(step, args=item)["meta"])
+
+        saved = restoring.intact(where, self._manager.all_steps(), read)
+        found = self._differences(saved)
+        if found and not self._allow_change:
+            raise SettingsError(
+                f"the run in {self._folder.parent} was started with other settings.", found
             )
+        record.check_fits(saved, template, where)
+        return saved
 
+    def _state(self, step: int, template: T) -> tuple[dict[str, Any], T]:
+        """The record and the state."""
+        saved = self._record(step, template)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        item = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
 
-def differences(
-    saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, str]]:
-    """(dotted name, "name was a, now is b") for each leaf in which two nested dicts differ."""
-    for key in sorted(saved.keys() | now.keys()):
-        name = f"{prefix}{key}"
-        a, b = saved.get(key, "unset"), now.get(key, "unset")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{name}.")
-        elif a != b:
-            yield name, f"{name} was {a}, now is {b}"
+        def read() -> T:
+            restored = self._manager.restore(step, args=item)["state"]
+            record.check_same(saved, restored)
+            return restored
 
+        where = self._folder / str(step)
+        return saved, restoring.intact(where, self._manager.all_steps(), read)
 
-def filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved`, and from `defaults` what it lacks, at any depth."""
-    both = dict(defaults) | dict(saved)
-    for name, value in defaults.items():
-        if isinstance(value, Mapping):
-            both[name] = filled(value, saved.get(name, {}))
-    return both
+    def _differences(self, saved: Mapping[str, Any]) -> list[str]:
+        then = settings.filled(self._defaults, saved["settings"])
+        found = settings.differences(then, self._meta)
+        return [line for name, line in found if name not in self._may_differ]
 
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    def _move_aside(self, step: int) -> Path:
+        """Move a checkpoint, whole, to where it is in nobody's way. Process 0 does it."""
+        aside = self._folder.parent / "damaged"
+        names = [str(step), *(f"{step}-{n}" for n in range(2, 10_000))]
+        target = next(aside / name for name in names if not (aside / name).exists())
+        if jax.process_count() > 1:  # none may look for a name any more
+            multihost_utils.sync_global_devices(f"to move {target}")
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            shutil.move(self._folder / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"moved {target}")
+        self._manager.reload()
+        return target

@@ -157,6 +157,7 @@ def train(
                     rate = display.metrics(step, scalars)
                     log.write(step, "train", scalars | {"steps_per_second": rate})
                     window = []
+                    checkpoints.check_written()
                 if plan.due(step, plan.checkpoint_every):
                     # First: what follows takes a while, and may fail.
                     finish(0)

@@ -62,9 +62,9 @@ def make(
         return kept
 
     adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-    if clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+    # With identity the state's form is the same: a run can go on with clip_norm set or unset.
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, adamw)
 
 
 def decays(params: Any) -> Any:

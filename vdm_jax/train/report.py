@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
+from vdm_jax.train import disk
 from vdm_jax.train.model import unit_of
 
 __all__ = ["MetricsLog", "image_grid", "plot_losses", "read_metrics", "write_image"]
@@ -34,17 +38,22 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        disk.write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Not a SummaryWriter: its thread dies of a full disk, and who writes to it waits for ever.
+        self._board = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step=first_step + 1, session_log=start)  # what follows it there is dropped
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """One line: {"step": …, "split": "train" or "test" …, **scalars}."""
         self.note(step, split, **{k: float(v) for k, v in scalars.items()})
-        for name, value in scalars.items() if self._writes else ():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        if self._writes:
+            for name, value in scalars.items():
+                self._event(step=step, summary=summary.scalar(f"{split}/{name}", float(value)))
+            self._board.flush()
 
     def note(self, step: int, split: str, **values: object) -> None:
         """One line of `metrics.jsonl` alone, of whatever JSON can hold."""
@@ -60,13 +69,16 @@ class MetricsLog:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, uint8 [height, width, channels], for TensorBoard."""
         if self._writes:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._event(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Write out what is buffered."""
         if self._writes:
             self._file.close()
             self._board.close()
+
+    def _event(self, **fields: Any) -> None:
+        self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
 
 
 def read_metrics(path: Path) -> list[dict]:
