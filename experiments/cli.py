@@ -1,11 +1,13 @@
 """The command line that all experiments share."""
 
+import contextlib
+import dataclasses
 import inspect
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -14,16 +16,19 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cache, cluster, rendezvous
 from experiments.configs import base
 from experiments.errors import UserError
+from vdm_jax.train import disk
 
 __all__ = [
     "CONFIGS",
     "MOST",
     "Interrupted",
+    "Options",
     "UserError",
     "definers",
     "guard",
     "main",
     "parse_flags",
+    "writing",
 ]
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -39,11 +44,27 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def main(run: Callable[[ConfigDict, Path], object], config_file: Path, doc: str | None) -> None:
-    """Parse the command line, call `run(config, workdir)` under `guard`.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of a run's past a training command puts up with; each is a flag of its name."""
 
-    Flags: --workdir=DIR, --config=FILE.py[:VARIANT], and --config.NAME=VALUE for any field of the
-    configuration.
+    allow_fallback: bool = False
+    allow_config_change: bool = False
+
+
+_OPTIONS = {
+    "allow_fallback": "move damaged checkpoints to WORKDIR/damaged, go on from the newest good one",
+    "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
+}
+
+
+def main(
+    run: Callable[[ConfigDict, Path, Options], object], config_file: Path, doc: str | None
+) -> None:
+    """Parse the command line, call `run(config, workdir, options)` under `guard`.
+
+    Flags: --workdir=DIR, --config=FILE.py[:VARIANT], --config.NAME=VALUE for any field of the
+    configuration, and those of `Options`.
     """
     guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
 
@@ -73,18 +94,35 @@ def guard(command: Callable[[], object]) -> None:
         cluster.announce("nobody reads its output any more")
         _leave(1)
     except Exception as error:
+        full = disk.full(error, Path(getattr(error, "filename", None) or "a file"))
+        if full:
+            _fail(f"{full}; make space there", 2)
         if not cluster.joined():
             raise
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
-def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path]:
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise UserError where the block finds that nothing more can be written to `folder`."""
+    try:
+        yield
+    except OSError as error:
+        reason = disk.full(error, folder)
+        if reason is None:
+            raise
+        raise UserError(f"{reason}; make space there, then give the command again") from error
+
+
+def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path, Options]:
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_file(
             "config", str(config_file), "configuration file", flag_values=values, sys_argv=argv
         )
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        for name, about in _OPTIONS.items():
+            flags.DEFINE_bool(name, False, about, flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         rendezvous.define_flags(values)
         rest = values(argv)[1:]
@@ -101,7 +139,8 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
             "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
         )
     cluster.start(values)
-    return config, Path(values.workdir)
+    options = Options(**{name: bool(values[name].value) for name in _OPTIONS})
+    return config, Path(values.workdir), options
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
@@ -153,8 +192,10 @@ def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
         inspect.getsource(base).split("config.data = ConfigDict")[1].split("return config")[0]
     )
     several = "\n".join(f"  --{name}: {values[name].help}" for name in rendezvous.FLAGS)
+    options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
     return (
-        f"{doc.strip()}\n\nOn several machines (README, Many devices):\n{several}\n\n"
+        f"{doc.strip()}\n\nTo go on with a run that was stopped:\n{options}\n\n"
+        f"On several machines (README, Many devices):\n{several}\n\n"
         "What the settings mean (configs/base.py, with its own values):\n\n"
         f"    config.data = ConfigDict{meanings}\n"
         f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"

@@ -98,7 +98,8 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         raise UserError(str(error)) from error
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
-        results.write(results.new_folder(parent, model.step), found)
+        with cli.writing(parent):
+            results.write(results.new_folder(parent, model.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found

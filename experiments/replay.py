@@ -103,7 +103,9 @@ def _state(
     A run that has none has not got past its first state.
     """
     template = step.abstract_state(model, run.make_optimizer(config), mesh)
-    with contextlib.closing(run.open_checkpoints(config, images, workdir)) as checkpoints:
+    changed = cli.Options(allow_config_change=True)  # config.json has those it diverged with
+    opened = run.open_checkpoints(config, images, workdir, changed)
+    with contextlib.closing(opened) as checkpoints:
         if wanted is None and checkpoints.latest_step() is None:
             return run.first_state(config, model, template, mesh, checkpoints)
         return checkpoints.restore(template, wanted)

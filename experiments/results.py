@@ -28,12 +28,13 @@ def new_folder(parent: Path, step: int) -> Path:
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
     """result.json, result.md and, of a VDM, diffusion_loss.png in `folder`; prints the table."""
-    (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
     text = markdown(found)
+    print(f"\n{text}")  # first: on a full disk it is all that is left of hours
+    (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
     (folder / "result.md").write_text(text)
     if found["profile"]:
         plot_profile(found["profile"], folder / "diffusion_loss.png")
-    print(f"\n{text}\nwritten to {folder}")
+    print(f"written to {folder}")
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import advice, check, cli, cluster, lock, setup
-from experiments.cli import UserError
+from experiments.cli import Options, UserError
 from experiments.configs import base
 from experiments.models import make_model
 from vdm_jax import data
 from vdm_jax.data import DataError, ImageData
 from vdm_jax.train import (
+    disk,
     evaluation,
     interrupts,
     loop,
@@ -29,7 +31,7 @@ from vdm_jax.train import (
     sharding,
     step,
 )
-from vdm_jax.train.checkpoint import CheckpointError, Checkpoints
+from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedError, SettingsError
 from vdm_jax.train.evaluation import Evaluation
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Trainable
@@ -66,14 +68,26 @@ MAY_DIFFER = (
 )
 
 
-def train(config: ConfigDict, workdir: Path) -> Evaluation:
+def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
     """Train as `config` says in `workdir`, going on from its newest checkpoint if it has one.
 
     Leaves there config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/ and
     result.json. Raises UserError, in one line, for whatever the user can mend.
     """
     try:
-        return _train(config, workdir)
+        return _train(config, workdir, options)
+    except SettingsError as error:
+        if jax.process_index() == 0:
+            print("\n".join(f"  {line}" for line in error.differences), file=sys.stderr)
+        raise UserError(
+            f"{error} Give the old values again, or --allow_config_change to go on with the new "
+            "ones, or another workdir."
+        ) from error
+    except DamagedError as error:
+        raise UserError(
+            f"{error} With --allow_fallback a run goes on from the newest good one, and keeps what "
+            "is damaged in a folder of its own."
+        ) from error
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     except loop.TrainingError as error:
@@ -84,7 +98,7 @@ def train(config: ConfigDict, workdir: Path) -> Evaluation:
         ) from error
 
 
-def _train(config: ConfigDict, workdir: Path) -> Evaluation:
+def _train(config: ConfigDict, workdir: Path, options: Options) -> Evaluation:
     check.config(config)
     images = setup.load(config)
     mesh = setup.make_mesh(config.train.shard_params)
@@ -94,11 +108,16 @@ def _train(config: ConfigDict, workdir: Path) -> Evaluation:
 
     workdir = setup.make_workdir(workdir)
     with lock.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run(config, workdir, images, model, mesh)
+        return _run(config, workdir, images, model, mesh, options)
 
 
 def _run(
-    config: ConfigDict, workdir: Path, images: ImageData, model: Trainable, mesh: Mesh
+    config: ConfigDict,
+    workdir: Path,
+    images: ImageData,
+    model: Trainable,
+    mesh: Mesh,
+    options: Options,
 ) -> Evaluation:
     (workdir / "samples").mkdir(exist_ok=True)
     keys, stop = keys_of(config), Stop(mesh)
@@ -106,12 +125,10 @@ def _run(
     settings = _settings(config, images)
     cluster.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
     cluster.if_lost(lambda: _elsewhere(workdir / "checkpoints"))
-    checkpoints = open_checkpoints(config, images, workdir)
-    with contextlib.closing(checkpoints), _interrupts(checkpoints):
-        if checkpoints.latest_step() is not None:
-            checkpoints.check()  # other settings are refused before anything is compiled
-        if jax.process_index() == 0:
-            (workdir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    checkpoints = open_checkpoints(config, images, workdir, options, clean=True)
+    with checkpoints.full_disk(), contextlib.closing(checkpoints), _interrupts(checkpoints):
+        if checkpoints.latest_step() is not None:  # what is refused is, before compiling
+            checkpoints.check(template, allow_fallback=options.allow_fallback)
         _announce(config, images, model, template, mesh)
         devices = list(mesh.devices.flat)
         may_change = advice.may_change(checkpoints.latest_step() is not None, MAY_DIFFER)
@@ -122,8 +139,11 @@ def _run(
             len(devices),
             may_change,
         ) as step_fn:
+            state = first_state(config, model, template, mesh, checkpoints, options)
+            if jax.process_index() == 0:
+                disk.write_whole(workdir / "config.json", json.dumps(settings, indent=1) + "\n")
             state, result = loop.train(
-                first_state(config, model, template, mesh, checkpoints),
+                state,
                 step_fn,
                 _chunks(config, images),
                 _evaluator(config, images, model, mesh, keys["eval"], stop),
@@ -136,7 +156,8 @@ def _run(
                 keys["train"],
                 setup.eval_name(config),
             )
-    _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
+    with checkpoints.full_disk():
+        _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
     return result
 
 
@@ -164,14 +185,18 @@ def _again(step: int | None) -> str:
 # ---- the parts of a run ----
 
 
-def open_checkpoints(config: ConfigDict, images: ImageData, workdir: Path) -> Checkpoints:
-    """Those of the run in `workdir`, to be closed."""
+def open_checkpoints(
+    config: ConfigDict, images: ImageData, workdir: Path, options: Options, clean: bool = False
+) -> Checkpoints:
+    """Those of the run in `workdir`, to be closed; `clean` is for the run itself."""
     return Checkpoints(
         workdir / "checkpoints",
         _settings(config, images),
         config.train.keep_checkpoints,
         MAY_DIFFER,
         {"config": base.get_config().to_dict()},
+        options.allow_config_change,
+        clean,
     )
 
 
@@ -238,14 +263,14 @@ def first_state(
     template: TrainState,
     mesh: Mesh,
     checkpoints: Checkpoints,
+    options: Options = Options(),  # noqa: B008
 ) -> TrainState:
     """That of the newest checkpoint, or a new one."""
-    newest = checkpoints.latest_step()
-    if newest is None:
+    if checkpoints.latest_step() is None:
         return step.start(model, make_optimizer(config), keys_of(config)["init"], mesh)
-    if newest:
-        print(f"going on from step {newest}")
-    return checkpoints.restore(template)
+    state = checkpoints.restore(template, allow_fallback=options.allow_fallback)
+    print(f"going on from step {int(state.step)}")
+    return state
 
 
 def stream(config: ConfigDict, images: ImageData) -> Any:
@@ -385,7 +410,7 @@ def _conclude(
         "repeats": result.repeats,
     }
     if jax.process_index() == 0:
-        (workdir / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
+        disk.write_whole(workdir / "result.json", json.dumps(summary, indent=1) + "\n")
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"

@@ -96,11 +96,12 @@ def sample(argv: list[str]) -> dict[str, Any]:
     found["data"] = setup.describe(model.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
-        folder = results.new_folder(parent, model.step)
-        if options["quality"]:
-            _write_quality(folder, found)
-        else:
-            _write(folder, found, images, model.images.levels)
+        with cli.writing(parent):
+            folder = results.new_folder(parent, model.step)
+            if options["quality"]:
+                _write_quality(folder, found)
+            else:
+                _write(folder, found, images, model.images.levels)
     return found
 
 

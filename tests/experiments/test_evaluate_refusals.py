@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint(refusal, runs, tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:5])
     line = refusal(f"--workdir={tmp_path / 'a'}")
-    assert "checkpoints/6 can't be read" in line and "others there: 2, 4." in line
+    assert "checkpoints/6 is damaged" in line and "others there: 2, 4." in line
 
 
 def test_a_published_checkpoint_cut_short(refusal, tmp_path):

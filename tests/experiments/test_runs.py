@@ -158,10 +158,11 @@ def test_a_finished_run_is_only_evaluated_again(undisturbed):
 
 def test_other_settings_on_the_same_workdir_are_refused_by_name(undisturbed):
     workdir, _ = undisturbed
-    line = refused("digits", f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
-    assert "config.optimizer.b1 was 0.9, now is 0.8" in line
-    line = refused("digits", f"--workdir={workdir}", *TINY, "--config.data.validation=100")
-    assert "config.data.validation was 0, now is 100" in line and "more. Give the old" in line
+    done = run("digits", f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
+    assert done.returncode == 2
+    difference, line = done.stderr.splitlines()
+    assert difference == "  config.optimizer.b1: 0.9 -> 0.8"
+    assert line.startswith(f"error: the run in {workdir} was started with other settings. Give the")
     assert last_state(workdir)[0] == 60
 
 
