@@ -8,7 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install train reproduce ladder bench test check lint format clean
+# For `make test-oldest` and `make test-newest`; TESTS=PATHS runs only those.
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+TESTS ?=
+
+.PHONY: install train reproduce ladder bench test test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -34,6 +39,23 @@ bench: install
 test: install
 	$(BIN)/python -m pytest -n 2
 
+# Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n 2 $(TESTS)
+
+$(OLDEST)/installed: pyproject.toml
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@
+
+# The newest of everything, on this day: installed anew each time.
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST)/bin/python -m pytest -n 2 $(TESTS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +68,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) workdirs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) workdirs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
