@@ -42,7 +42,7 @@ NOT_NEGATIVE = {
     "data": ("validation",),
 }
 BELOW_ONE = {"optimizer": ("b1", "b2", "ema_rate"), "model": ("dropout",)}
-OR_NONE = {"optimizer": ("clip_norm", "decay_steps"), "model": ("num_steps",)}
+OR_NONE = {"optimizer": ("clip_norm",), "model": ("num_steps",)}
 GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
 LARGEST = {
     "train": {"batch_size": 10**6, "steps_per_call": 10**5},
@@ -68,6 +68,10 @@ def config(config: ConfigDict) -> None:
                 value = config[part][name]
                 if not (holds(_single(value)) and (value is None or math.isfinite(_single(value)))):
                     raise UserError(f"config.{part}.{name} must {wanted}, got {value}")
+    decay, steps = config.optimizer.decay, config.optimizer.decay_steps
+    # A run without decay has 0 in its config.json.
+    if steps is not None and steps <= 0 and (decay, steps) != ("none", 0):
+        raise UserError(f"config.optimizer.decay_steps must be above 0, or None, got {steps}")
     _check_largest(config)
     low, high = config.model.gamma_min, config.model.gamma_max
     if not -GAMMA <= low < high <= GAMMA:

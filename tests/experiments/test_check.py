@@ -4,7 +4,7 @@ import pytest
 
 from experiments import check
 from experiments.cli import UserError
-from experiments.configs import binomial, digits, mhvae, vae
+from experiments.configs import base, binomial, digits, mhvae, vae
 from experiments.models import make_model
 from vdm_jax.train import sharding
 
@@ -168,3 +168,12 @@ def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
     config.hierarchy.ends_at_normal = True
     config.model.gamma = "monotone"
     assert make_model(config, (8, 8, 1), 17, 10).words.endswith(", a VDM of T = 3")
+
+
+def test_the_saved_configuration_of_a_run_without_decay_is_taken():
+    config = base.get_config()
+    config.optimizer.update(decay="none", decay_steps=0)
+    check.config(config)
+    config.optimizer.decay = "linear"
+    with pytest.raises(UserError, match=r"config\.optimizer\.decay_steps must be above 0"):
+        check.config(config)
