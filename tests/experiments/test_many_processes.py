@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,10 +71,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("several")
     two, one, from_start = folder / "two", folder / "one", folder / "from_start"
     variables = {"VDM_JAX_CACHE": str(folder / "cache")}
+    with processes(folder / "t", _command(config_of(10**6), two), **variables) as asked:
+        asked.until(two / "checkpoints" / str(EVERY))
+        asked.running[1].send_signal(signal.SIGTERM)
+        asked_codes = asked.wait()
+    stopped = _newest(two)
     with processes(
         folder / "a", _command(config_of(10**6), two), timeout=10, **variables
     ) as killed:
-        killed.until(two / "checkpoints" / str(2 * EVERY))
+        killed.until(two / "checkpoints" / str((stopped // EVERY + 2) * EVERY))
         killed.kill(1)
         began = time.monotonic()
         killed.running[0].wait(60)
@@ -90,6 +96,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
     return SimpleNamespace(**locals())
+
+
+def test_sigterm_to_one_process_saves_and_ends_both(story):
+    assert story.asked_codes == [0, 0], story.asked.errors(0) + story.asked.errors(1)
+    said = story.asked.output(0).splitlines()[-1]
+    assert said == f"terminated (SIGTERM); the same command goes on at {story.stopped}"
+    assert f"going on from step {story.stopped}" in story.killed.output(0)
 
 
 def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes_on(story):
