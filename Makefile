@@ -13,7 +13,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench test test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench soak test test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ ladder: install
 
 bench: install
 	$(BIN)/python -m experiments.bench --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
+
+# 20,000 steps that are killed and restarted at random, beside 20,000 that are left alone.
+soak: install
+	$(BIN)/python -m experiments.soak --workdir=workdirs/soak
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -51,7 +51,7 @@ def replay(argv: list[str]) -> dict[str, Any]:
 def _replay(workdir: Path, wanted: int | None) -> dict[str, Any]:
     config, _ = trained.saved_config(workdir)
     check.config(config)
-    number, recorded = _which(workdir, wanted)
+    number, recorded, checkpoint = _which(workdir, wanted)
     images = setup.load(config)
     mesh = setup.make_mesh(config.train.shard_params)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
@@ -62,7 +62,7 @@ def _replay(workdir: Path, wanted: int | None) -> dict[str, Any]:
             f"{workdir / loop.NONFINITE} tells of a step with key {recorded}, but the run's "
             f"settings give {words}: it is of a run with another seed; delete it, or give --step"
         )
-    state = _state(config, images, workdir, model, mesh, None if recorded else wanted)
+    state = _state(config, images, workdir, model, mesh, checkpoint)
     host_batch = run.stream(config, images)[number]
     batch = sharding.put(host_batch, mesh)
     print(f"step {number}, key {words}, from the state of step {int(state.step)}")
@@ -73,10 +73,13 @@ def _replay(workdir: Path, wanted: int | None) -> dict[str, Any]:
     return found
 
 
-def _which(workdir: Path, wanted: int | None) -> tuple[int, list[int] | None]:
-    """The step's number and, unless it was asked for, its key as it was recorded."""
+def _which(workdir: Path, wanted: int | None) -> tuple[int, list[int] | None, int | None]:
+    """The step, its key as it was recorded, None if it was asked for, and the checkpoint's step.
+
+    The last is None where the run stopped at once, with its first state.
+    """
     if wanted is not None:
-        return wanted, None
+        return wanted, None, wanted
     file = workdir / loop.NONFINITE
     if not file.is_file():
         raise UserError(
@@ -85,7 +88,8 @@ def _which(workdir: Path, wanted: int | None) -> tuple[int, list[int] | None]:
         )
     try:
         found = json.loads(file.read_text())
-        return int(found["step"]), [int(word) for word in found["key"]]
+        checkpoint = None if found["checkpoint"] is None else int(found["checkpoint"])
+        return int(found["step"]), [int(word) for word in found["key"]], checkpoint
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
@@ -96,19 +100,17 @@ def _state(
     workdir: Path,
     model: Trainable,
     mesh: jax.sharding.Mesh,
-    wanted: int | None,
+    checkpoint: int | None,
 ) -> TrainState:
-    """Of the checkpoint of a step, by default the newest: none is newer than the last good state.
-
-    A run that has none has not got past its first state.
-    """
+    """Of the checkpoint of a step; None is the state before the first step."""
     template = step.abstract_state(model, run.make_optimizer(config), mesh)
     changed = cli.Options(allow_config_change=True)  # config.json has those it diverged with
     opened = run.open_checkpoints(config, images, workdir, changed)
     with contextlib.closing(opened) as checkpoints:
-        if wanted is None and checkpoints.latest_step() is None:
-            return run.first_state(config, model, template, mesh, checkpoints)
-        return checkpoints.restore(template, wanted)
+        if checkpoint is None:
+            key = run.keys_of(config)["init"]
+            return step.start(model, run.make_optimizer(config), key, mesh)
+        return checkpoints.restore(template, checkpoint)
 
 
 def _look(

@@ -31,7 +31,13 @@ from vdm_jax.train import (
     sharding,
     step,
 )
-from vdm_jax.train.checkpoint import CheckpointError, Checkpoints, DamagedError, SettingsError
+from vdm_jax.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    SettingsError,
+    complete_steps,
+)
 from vdm_jax.train.evaluation import Evaluation
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Trainable
@@ -75,7 +81,10 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
     result.json. Raises UserError, in one line, for whatever the user can mend.
     """
     try:
-        return _train(config, workdir, options)
+        with interrupts.handler(signal.SIGTERM, _at_once):
+            return _train(config, workdir, options)
+    except Stopped as stopped:  # before there were checkpoints, or behind the last
+        raise cli.Interrupted(stopped.number, "goes on where this one was") from None
     except SettingsError as error:
         if jax.process_index() == 0:
             print("\n".join(f"  {line}" for line in error.differences), file=sys.stderr)
@@ -96,6 +105,11 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
             "--config.optimizer.learning_rate, or a clip_norm of 1.0 or less, with "
             "--allow_config_change, usually helps."
         ) from error
+
+
+def _at_once(number: int, frame: object) -> None:
+    """SIGTERM outside the training loop: nothing is being written that can be left half done."""
+    raise Stopped(number)
 
 
 def _train(config: ConfigDict, workdir: Path, options: Options) -> Evaluation:
@@ -122,11 +136,11 @@ def _run(
     (workdir / "samples").mkdir(exist_ok=True)
     keys, stop = keys_of(config), Stop(mesh)
     template = step.abstract_state(model, make_optimizer(config), mesh)
-    settings = _settings(config, images)
+    settings, folder = _settings(config, images), workdir / "checkpoints"
     cluster.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
-    cluster.if_lost(lambda: _elsewhere(workdir / "checkpoints"))
+    cluster.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     checkpoints = open_checkpoints(config, images, workdir, options, clean=True)
-    with checkpoints.full_disk(), contextlib.closing(checkpoints), _interrupts(checkpoints):
+    with _interrupts(folder), checkpoints.full_disk(), _closing(checkpoints):
         if checkpoints.latest_step() is not None:  # what is refused is, before compiling
             checkpoints.check(template, allow_fallback=options.allow_fallback)
         _announce(config, images, model, template, mesh)
@@ -162,24 +176,32 @@ def _run(
 
 
 @contextlib.contextmanager
-def _interrupts(checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to Ctrl-C and SIGTERM where the same command will go on; the latter is heard at once."""
-
-    def at_once(number: int, frame: object) -> None:
-        raise Stopped(number)
-
+def _closing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Wait for what is on its way to the disk, but not behind a second Ctrl-C."""
     try:
-        with interrupts.handler(signal.SIGTERM, at_once):
-            yield
-    except Stopped as stopped:
-        step = checkpoints.latest_step() if stopped.step is None else stopped.step
-        raise cli.Interrupted(stopped.number, _again(step)) from None
+        yield
     except KeyboardInterrupt:
-        raise cli.Interrupted(signal.SIGINT, _again(checkpoints.latest_step())) from None
+        raise
+    except BaseException:
+        checkpoints.close()
+        raise
+    checkpoints.close()
 
 
-def _again(step: int | None) -> str:
-    return "starts anew: there is no checkpoint yet" if step is None else f"goes on at {step}"
+@contextlib.contextmanager
+def _interrupts(folder: Path) -> Iterator[None]:
+    """Add to Ctrl-C and SIGTERM where the same command will go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as stopped:
+        number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+        raise cli.Interrupted(number, _again(folder)) from None
+
+
+def _again(folder: Path) -> str:
+    """Where the run goes on. Orbax isn't asked: it can't be where another process is lost."""
+    steps = complete_steps(folder)
+    return f"goes on at {steps[-1]}" if steps else "starts anew: there is no checkpoint yet"
 
 
 # ---- the parts of a run ----
@@ -372,12 +394,6 @@ def _lower(what: str, setting: str, value: int, state: TrainState) -> Iterator[N
 
 
 # ---- words ----
-
-
-def _elsewhere(folder: Path) -> str:
-    """Where the run goes on. Orbax can't be asked where another process is lost."""
-    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
-    return f"the same command, in all processes, {_again(max(steps, default=None))}"
 
 
 def _announce(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import chex
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -103,7 +104,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is written. Raises CheckpointError if that failed."""
         try:
-            with self._written():
+            with interrupts.deferred(), self._written():
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
@@ -216,6 +217,7 @@ class Checkpoints:
 
         def read() -> T:
             restored = self._manager.restore(step, args=item)["state"]
+            chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
             record.check_same(saved, restored)
             return restored
 

@@ -31,8 +31,6 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(number).name)
         self.number = number
         """SIGINT or SIGTERM."""
-        self.step: int | None = None
-        """Of the checkpoint that a run left when it stopped; None if it has none."""
 
 
 class Stop:
@@ -96,14 +94,18 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of the block."""
-    pressed: list[int] = []
+    """Let Ctrl-C and SIGTERM take effect at the end of the block."""
+    sent: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        sent.append(number)
+
     try:
-        with handler(signal.SIGINT, lambda number, frame: pressed.append(number)):
+        with handler(signal.SIGINT, note), handler(signal.SIGTERM, note):
             yield
     finally:
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
+        if sent:
+            signal.raise_signal(sent[0])
 
 
 @contextlib.contextmanager

@@ -99,6 +99,8 @@ def train(
     """
     step = int(state.step)
     log = report.MetricsLog(workdir, step)
+    if jax.process_index() == 0:
+        (workdir / NONFINITE).unlink(missing_ok=True)  # of a life of the run that has ended
     result = None
     running: collections.deque[_Call] = collections.deque()
     window: list[_Call] = []
@@ -164,8 +166,8 @@ def train(
                     checkpoints.save(step, state)
                 result = observe() or result
             stop.check()
-        except Stopped as stopped:
-            stopped.step = _save(state, checkpoints)
+        except Stopped:
+            _save(state, checkpoints)
             raise
     log.close()
     if result is None:  # nothing was left to do
