@@ -129,9 +129,9 @@ def test_a_checkpoint_of_another_model(refusal, runs):
     other = runs / "b" / "checkpoints" / "4"
     line = refusal(f"--workdir={runs / 'a'}", f"--checkpoint={other}")
     first = line.split("the parameter ")[1].split(" of ")[0]
-    assert first.startswith("score_model/") and f"{other} is [" in line
-    assert "4]" in line.split(" is [")[1].split(", but")[0]
-    assert "8]" in line.split("calls for [")[1] and "they belong to different models" in line
+    assert first.startswith("score_model/") and f"{other} is float32[" in line
+    assert "4]" in line.split(" is float32[")[1].split(", but")[0]
+    assert "8]" in line.split("calls for float32[")[1] and "they belong to different models" in line
 
 
 def test_a_damaged_checkpoint(refusal, runs, tmp_path):
