@@ -33,7 +33,7 @@ from vdm_jax.train import report
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0, signal.SIGINT: 130}
 """How a run is stopped, and the exit code that is right for it."""
 STARTING = 0.2  # share of the stops that come before the first step of a life
-GROWTH = 0.05  # of the memory, see `_growth`: more is a leak
+GROWTH = 0.1  # of the memory, see `_growth`: more is a leak
 
 
 def soak(argv: list[str]) -> dict[str, Any]:
