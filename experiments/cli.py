@@ -53,7 +53,7 @@ class Options:
 
 
 _OPTIONS = {
-    "allow_fallback": "move damaged checkpoints to WORKDIR/damaged, go on from the newest good one",
+    "allow_fallback": "move damaged checkpoints to WORKDIR/damaged; one process only",
     "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
 }
 

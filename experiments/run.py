@@ -93,10 +93,14 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
             "ones, or another workdir."
         ) from error
     except DamagedError as error:
-        raise UserError(
-            f"{error} With --allow_fallback a run goes on from the newest good one, and keeps what "
-            "is damaged in a folder of its own."
-        ) from error
+        several = jax.process_count() > 1
+        how = (
+            "Move that folder away, and start all processes again to go on from the one before it."
+            if several
+            else "With --allow_fallback a run goes on from the newest good one, and keeps what is "
+            "damaged in a folder of its own."
+        )
+        raise UserError(f"{error} {how}") from error
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
     except loop.TrainingError as error:
@@ -292,6 +296,9 @@ def first_state(
         return step.start(model, make_optimizer(config), keys_of(config)["init"], mesh)
     state = checkpoints.restore(template, allow_fallback=options.allow_fallback)
     print(f"going on from step {int(state.step)}")
+    if options.allow_config_change or int(state.skipped) >= config.train.max_skipped:
+        # Steps that other settings could not do don't count against these.
+        state = state._replace(skipped=0 * state.skipped)
     return state
 
 

@@ -166,7 +166,7 @@ def test_a_group_of_settings_that_is_none_and_a_setting_that_is_a_group():
 def parsed(*arguments: str, file: Path = ROOT / "experiments/configs/digits.py") -> None:
     sys.modules.pop("config_config", None)  # a file is loaded into what is left of the last one
     with taken_or_refused(), contextlib.suppress(SystemExit):  # of --help
-        config, _ = cli._parse(["x", "--workdir=W", *arguments], file, "What it does.")
+        config, _, _ = cli._parse(["x", "--workdir=W", *arguments], file, "What it does.")
         check.config(config)
 
 
@@ -252,7 +252,7 @@ def cut_and_changed(whole: bytes):
 def test_any_bytes_as_the_configuration_of_a_run(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with taken_or_refused():
-        config, data = trained._saved(tmp_path)
+        config, data = trained.saved_config(tmp_path)
         config = trained.with_data(config, {}, data.get("levels"))
         check.config(config)
 

@@ -76,9 +76,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         asked.running[1].send_signal(signal.SIGTERM)
         asked_codes = asked.wait()
     stopped = _newest(two)
-    with processes(
-        folder / "a", _command(config_of(10**6), two), timeout=10, **variables
-    ) as killed:
+    with processes(folder / "a", _command(config_of(4000), two), timeout=10, **variables) as killed:
         killed.until(two / "checkpoints" / str((stopped // EVERY + 2) * EVERY))
         killed.kill(1)
         began = time.monotonic()
@@ -91,10 +89,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         codes = restarted.wait()
     alone = subprocess.run(
         [sys.executable, SEVERAL, "alone", folder, str(step)], cwd=ROOT, timeout=240, check=False,
-        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2"},
+        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=8"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
+    with processes(folder / "d", _command(end, from_start), **variables) as taken_over:
+        taken_over_codes = taken_over.wait()
     return SimpleNamespace(**locals())
 
 
@@ -140,6 +140,13 @@ def test_a_run_goes_on_alike_in_one_process_and_in_two_that_share_the_parameters
     jax.tree.map(np.testing.assert_array_equal, two, one)
     # Some parameters lay on both, each half of them, or this would show nothing of it.
     assert any(leaf.size >= sharding.SMALL for leaf in jax.tree.leaves(two["params"]))
+
+
+def test_two_processes_go_on_with_what_one_has_saved(story):
+    assert story.taken_over_codes == [0, 0], story.taken_over.errors(0)
+    last = story.step + EVERY
+    two, one = _state(story.from_start, last), _state(story.one, last)
+    jax.tree.map(np.testing.assert_array_equal, two, one)
 
 
 def test_the_evaluation_is_the_same(story):

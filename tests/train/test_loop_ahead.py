@@ -1,6 +1,7 @@
 """The loop and the device: how far ahead it runs, and when it waits. The step here is a fake."""
 
 import contextlib
+import json
 
 import jax
 import numpy as np
@@ -68,26 +69,31 @@ class NoCheckpoints:
         pass
 
 
-@pytest.fixture(scope="module")
-def device(tmp_path_factory):
-    device, workdir = Device(), tmp_path_factory.mktemp("run")
+def train(device, workdir, state, checkpoints):
     (workdir / "samples").mkdir()
     one = Estimate(1.0, 0.1)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    plan = loop.Plan(STEPS, 1, LOG_EVERY, STEPS, STEPS, STEPS, 3)
+    steps = int(state.step) + STEPS
     loop.train(
-        TrainState(np.int32(0), None, None, None, np.int32(0)),
+        state,
         device.call,
         lambda start: contextlib.nullcontext(iter([{"images": np.zeros((1, 1))}] * STEPS)),
         lambda state, last: Evaluation(one, one, one, one, 4, 1),
         lambda state: np.zeros((4, 4, 3), np.uint8),
-        plan,
-        NoCheckpoints(),
+        loop.Plan(steps, 1, LOG_EVERY, steps, steps, steps, 3),
+        checkpoints,
         workdir,
         mesh,
         interrupts.Stop(mesh),
         jax.random.key(0),
     )
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    device = Device()
+    state = TrainState(np.int32(0), None, None, None, np.int32(0))
+    train(device, tmp_path_factory.mktemp("run"), state, NoCheckpoints())
     return device
 
 
@@ -106,3 +112,29 @@ def test_the_newest_calls_are_never_waited_for_between_logs(device):
 def test_metrics_are_fetched_only_when_they_are_logged(device):
     assert {begun for begun, _ in device.fetched} == {LOG_EVERY, STEPS}
     assert {call for _, call in device.fetched} == set(range(1, STEPS + 1))
+
+
+def test_a_state_with_more_skipped_steps_than_are_borne_ends_the_run(tmp_path):
+    """As where the limit was lowered: nothing is applied to such a state, and nothing is saved."""
+
+    class Frozen(Device):
+        def call(self, state, chunk, start, stop):
+            state, metrics = super().call(state, chunk, start, stop)
+            return state, metrics | {"skipped": np.full(1, 8, np.int32)}
+
+    saved = []
+
+    class Checkpoints(NoCheckpoints):
+        def save(self, step, state):
+            saved.append((step, int(state.step), int(state.skipped)))
+
+    with pytest.raises(loop.TrainingError, match="from step 2 on, 8 steps in a row"):
+        train(
+            Frozen(),
+            tmp_path,
+            TrainState(np.int32(10), None, None, None, np.int32(8)),
+            Checkpoints(),
+        )
+    assert saved == [(2, 2, 0)]
+    found = json.loads((tmp_path / loop.NONFINITE).read_text())
+    assert found["step"] == 2 and found["in_a_row"] == 8

@@ -11,6 +11,17 @@ from vdm_jax.train import report
 from vdm_jax.train.progress import ProgressDisplay
 
 
+def test_what_was_noted_of_steps_that_were_skipped_outlives_a_restart(tmp_path):
+    log = report.MetricsLog(tmp_path)
+    log.note(5, "skipped", key=[1, 2**32 - 1])
+    log.write(10, "train", {"bpd": 3.5})
+    log.close()
+    report.MetricsLog(tmp_path, 20).close()
+    lines = report.read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[0] == {"step": 5, "split": "skipped", "key": [1, 2**32 - 1]} and len(lines) == 2
+    report.plot_losses(lines, tmp_path / "loss.png")
+
+
 def test_metrics_go_to_a_json_lines_file_and_to_tensorboard(tmp_path):
     log = report.MetricsLog(tmp_path)
     log.write(10, "train", {"bpd": 3.5, "prior": 0.25})

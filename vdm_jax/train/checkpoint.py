@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import chex
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from vdm_jax.train import disk, interrupts, quiet, record, restoring, settings
 from vdm_jax.train.record import CheckpointError, DamagedError
@@ -160,8 +159,8 @@ class Checkpoints:
         if there is none or if it is of another model. `say` is told, a line each, how the
         settings differ where that is allowed.
 
-        With `allow_fallback` it is the newest that isn't damaged. Each newer one is named to
-        `say` and moved into the folder `damaged` beside this one.
+        With `allow_fallback`, in a run of one process, it is the newest that isn't damaged. Each
+        newer one is named to `say` and moved into the folder `damaged` beside this one.
         """
         step, (saved, state), damaged = self._newest(
             lambda at: self._state(at, template), step, allow_fallback
@@ -186,7 +185,8 @@ class Checkpoints:
             try:
                 return at, read(at), damaged
             except DamagedError as error:
-                if not allow_fallback:
+                # Of several processes perhaps only one has seen it, and the others restore.
+                if not allow_fallback or jax.process_count() > 1:
                     raise
                 damaged[at] = error
         raise CheckpointError(
@@ -230,16 +230,11 @@ class Checkpoints:
         return [line for name, line in found if name not in self._may_differ]
 
     def _move_aside(self, step: int) -> Path:
-        """Move a checkpoint, whole, to where it is in nobody's way. Process 0 does it."""
+        """Move a checkpoint, whole, to where it is in nobody's way."""
         aside = self._folder.parent / "damaged"
         names = [str(step), *(f"{step}-{n}" for n in range(2, 10_000))]
         target = next(aside / name for name in names if not (aside / name).exists())
-        if jax.process_count() > 1:  # none may look for a name any more
-            multihost_utils.sync_global_devices(f"to move {target}")
-        if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            shutil.move(self._folder / str(step), target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"moved {target}")
+        aside.mkdir(exist_ok=True)
+        shutil.move(self._folder / str(step), target)
         self._manager.reload()
         return target

@@ -129,7 +129,7 @@ def train(
             for number, in_a_row in call.skipped():
                 log.note(number, "skipped", key=_words(key, number))
                 display.say(f"step {number}: loss or gradient not finite, not applied")
-                if in_a_row == plan.max_skipped:
+                if in_a_row >= plan.max_skipped:
                     _give_up(state, key, log, checkpoints, workdir)
             stop.heed(call.vote)
 

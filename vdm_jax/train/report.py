@@ -93,11 +93,19 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def _is_metrics(line: Any) -> bool:
-    """Whether it is what `MetricsLog` writes."""
+    """Whether it is what `MetricsLog` writes: numbers, but for the split and the key of a note."""
     return isinstance(line, dict) and all(
-        isinstance(value, str) if name == "split" else type(value) in (int, float)
+        isinstance(value, str)
+        if name == "split"
+        else _is_key(value)
+        if name == "key"
+        else type(value) in (int, float)
         for name, value in ({"step": None, "split": None} | line).items()
     )
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, list) and all(type(word) is int for word in value)
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
