@@ -3,9 +3,9 @@
     python -m experiments.soak --workdir=DIR [--steps=20000] [--stops=20]
 
 Each stop is SIGKILL, SIGTERM or SIGINT at a random moment, some of them while the run is starting.
-The two must end in the same state, bit for bit, with the same result; and the memory of the run
-that is left alone must not grow. Prints both, and leaves soak.json; ends with code 1 if either
-fails.
+The two must end in the same state, bit for bit, with the same result; each stop must end in the
+right exit code; and the memory of the run that is left alone must not grow. Leaves soak.json; ends
+with code 1 if any of it fails.
 """
 
 import collections
@@ -51,13 +51,13 @@ def soak(argv: list[str]) -> dict[str, Any]:
     if any(workdir.iterdir()):
         raise UserError(f"--workdir={workdir} isn't empty: a soak starts from nothing")
     calm, rough = workdir / "calm", workdir / "rough"
-    memory, seconds = left_alone(_command(calm, values.steps), calm)
-    mean = seconds / values.stops
-    stops = stopped(
-        _command(rough, values.steps), rough, values.stops, mean, random.Random(values.seed)
-    )
+    memory = left_alone(_command(calm, values.steps), calm)
+    rng = random.Random(values.seed)
+    moments = sorted(rng.randrange(values.steps) for _ in range(values.stops))
+    stops = stopped(_command(rough, values.steps), rough, moments, rng)
     found = {
         "steps": values.steps,
+        "wanted_stops": values.stops,
         "different": different(calm, rough),
         "stops": stops,
         "memory_mib": memory,
@@ -81,47 +81,47 @@ def _command(workdir: Path, steps: int) -> list[str]:
     return [sys.executable, "-m", "experiments.digits", f"--workdir={workdir}", *given]
 
 
-def left_alone(command: Sequence[str], workdir: Path) -> tuple[list[tuple[int, float]], float]:
-    """Run it to its end: [(step, resident MiB)] in the course of it, and the seconds it took.
-
-    Raises UserError if it fails.
-    """
+def left_alone(command: Sequence[str], workdir: Path) -> list[tuple[int, float]]:
+    """Run it to its end: [(step, resident MiB)] in the course of it. UserError if it fails."""
     memory: list[tuple[int, float]] = []
-    began = time.monotonic()
     with _begun(command, workdir) as process:
         for _ in _running(process):
             step, resident = _step(workdir), _resident(process.pid)
             if resident and step > (memory[-1][0] if memory else 0):
                 memory.append((step, resident))
     _check_ended(process, workdir)
-    return memory, time.monotonic() - began
+    return memory
 
 
 def stopped(
-    command: Sequence[str], workdir: Path, count: int, mean: float, rng: random.Random
+    command: Sequence[str], workdir: Path, moments: Sequence[int], rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Run it to its end, stopped `count` times, each `mean` seconds on average after a life began.
+    """Run it to its end, stopped once at or soon after each of the steps `moments`, in order.
 
-    A life begins with its first step, for some with its process. Returns of each stop the signal,
-    the step that was logged last and the exit code; fewer stops if the run ends before.
+    Some are stopped while they start instead. Returns of each stop the signal, the step that was
+    logged last and the exit code; none where the run ended first.
     """
     stops = []
-    for _ in range(count):
+    for moment in moments:
         number, starting = rng.choice(list(SIGNALS)), rng.random() < STARTING
-        wait, before = rng.uniform(0.0, 2.0 * mean), _step(workdir)
+        wait = rng.uniform(0.0, 10.0 if starting else 1.0)
         with _begun(command, workdir) as process:
             due = time.monotonic() + wait if starting else None
             for now in _running(process):
-                if due is None and _step(workdir) > before:
+                if due is None and _step(workdir) >= moment:
                     due = now + wait
                 if due is not None and now >= due:
                     process.send_signal(number)
                     break
             else:
                 break  # it ended first
-        found = {"signal": signal.Signals(number).name, "step": _step(workdir)}
-        right = starting or process.returncode == SIGNALS[number]
-        stops.append({**found, "exit_code": process.returncode, "right": right})
+        code = process.returncode
+        # While Python starts nothing listens yet, and a signal ends it as the system has it.
+        right = code == SIGNALS[number] or (starting and code == -number)
+        stops.append({
+            "signal": signal.Signals(number).name, "step": _step(workdir), "exit_code": code,
+            "right": right,
+        })  # fmt: skip
     with _begun(command, workdir) as process:
         pass
     _check_ended(process, workdir)
@@ -207,28 +207,40 @@ def _growth(memory: Sequence[tuple[int, float]]) -> float | None:
     return float(np.median(mib[-quarter:]) / np.median(mib[quarter : 2 * quarter]) - 1.0)
 
 
+def failures(found: Mapping[str, Any]) -> list[str]:
+    """What is wrong with what was found, in words."""
+    wrong = [stop for stop in found["stops"] if not stop["right"]]
+    missing = found["wanted_stops"] - len(found["stops"])
+    growth = found["growth"]
+    return [
+        words
+        for words, holds in (
+            (f"different: {', '.join(found['different'])}", found["different"]),
+            (f"wrong exit codes: {wrong}", wrong),
+            (f"the run ended before the last {missing} stops", missing > len(found["stops"]) / 4),
+            ("too short a run to tell of its memory", growth is None),
+            (f"the memory grew by {growth or 0.0:.0%}", growth is not None and growth > GROWTH),
+        )
+        if holds
+    ]
+
+
 def _print(found: Mapping[str, Any]) -> None:
     counts = collections.Counter(stop["signal"] for stop in found["stops"])
     lives = ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
-    same = not found["different"]
     print(f"{found['steps']} steps, stopped and restarted {len(found['stops'])} times ({lives})")
-    print(
-        "the same bits as the run that was left alone, in every leaf of the state and the result"
-        if same
-        else f"DIFFERENT from the run that was left alone: {', '.join(found['different'])}"
-    )
-    wrong = [stop for stop in found["stops"] if not stop["right"]]
-    print(f"exit codes: {f'WRONG: {wrong}' if wrong else 'as they should be'}")
+    if not found["different"]:
+        print("the same bits as the run left alone, in every leaf of the state and the result")
     rows = found["memory_mib"][:: max(len(found["memory_mib"]) // 8, 1)]
     print("memory, MiB: " + ", ".join(f"{mib:.0f} at step {step}" for step, mib in rows))
     if found["growth"] is not None:
         print(f"growth from the second quarter of the run to the last: {found['growth']:+.1%}")
+    for failure in failures(found):
+        print(f"FAILED: {failure}")
 
 
 def _main() -> None:
-    found = soak(sys.argv)
-    flat = found["growth"] is None or found["growth"] < GROWTH
-    if found["different"] or not flat or not all(stop["right"] for stop in found["stops"]):
+    if failures(soak(sys.argv)):
         raise SystemExit(1)
 
 
