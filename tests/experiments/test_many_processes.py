@@ -71,16 +71,16 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("several")
     two, one, from_start = folder / "two", folder / "one", folder / "from_start"
     variables = {"VDM_JAX_CACHE": str(folder / "cache")}
-    with processes(folder / "t", _command(config_of(10**6), two), **variables) as asked:
+    with processes(folder / "t", _command(config_of(4000), two), **variables) as asked:
         asked.until(two / "checkpoints" / str(EVERY))
         asked.running[1].send_signal(signal.SIGTERM)
         asked_codes = asked.wait()
     stopped = _newest(two)
-    with processes(folder / "a", _command(config_of(4000), two), timeout=10, **variables) as killed:
+    with processes(folder / "a", _command(config_of(4000), two), timeout=15, **variables) as killed:
         killed.until(two / "checkpoints" / str((stopped // EVERY + 2) * EVERY))
         killed.kill(1)
         began = time.monotonic()
-        killed.running[0].wait(60)
+        killed.running[0].wait(120)
         seconds = time.monotonic() - began
     step = _newest(two)
     shutil.copytree(two, one)
@@ -107,7 +107,7 @@ def test_sigterm_to_one_process_saves_and_ends_both(story):
 
 def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes_on(story):
     assert story.killed.running[0].returncode == 3
-    assert story.seconds < 10 + 5  # the limit, and a busy machine
+    assert story.seconds < 45  # 15, and a busy machine; JAX alone takes 77
     assert story.killed.last_error(0).startswith("error: process 1 on ")
     assert f"the same command, in all processes, goes on at {story.step}" in (
         story.killed.last_error(0)
@@ -172,18 +172,18 @@ def test_evaluate_and_sample_in_two_processes(story):
 
 
 def test_the_end_of_the_coordinator_is_said_too(tmp_path):
-    with processes(tmp_path, [SEVERAL, "collectives", tmp_path], timeout=10) as running:
+    with processes(tmp_path, [SEVERAL, "collectives", tmp_path]) as running:
         running.until(tmp_path / "going")
         running.kill(0)
         began = time.monotonic()
-        assert running.running[1].wait(60) == 3
-        assert time.monotonic() - began < 10 + 5
+        assert running.running[1].wait(120) == 3
+        assert time.monotonic() - began < 45
         assert "error: process 0, which the others hang on, was lost" in running.last_error(1)
 
 
 def test_an_error_in_one_process_ends_both_at_once(tmp_path):
     with processes(tmp_path, [SEVERAL, "mistake", "-"]) as running:
-        assert running.wait(60) == [3, 1]
+        assert running.wait() == [3, 1]
         assert "error: process 1 stopped: KeyError: 'a bug'" in running.last_error(0)
         assert running.last_error(1) == "error: KeyError: 'a bug'"
         assert "Traceback" in running.errors(1)
@@ -192,7 +192,7 @@ def test_an_error_in_one_process_ends_both_at_once(tmp_path):
 
 def test_settings_that_differ_are_named(tmp_path):
     with processes(tmp_path, [SEVERAL, "differ", "settings"]) as running:
-        assert running.wait(60) == [3, 2]
+        assert running.wait() == [3, 2]
         assert "differs from process 0 (config.train.batch_size: 32 -> 33 here)" in (
             running.last_error(1)
         )
@@ -200,7 +200,7 @@ def test_settings_that_differ_are_named(tmp_path):
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     with processes(tmp_path, [SEVERAL, "differ", tmp_path / "run"]) as running:
-        assert running.wait(60) == [3, 2]
+        assert running.wait() == [3, 2]
         assert "must lie on a disk that all share" in running.last_error(1)
     assert not list((tmp_path / "run-1").iterdir())
 
