@@ -9,11 +9,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
-    # of a run of seconds. Nothing is kept in the user's folder.
-    os.environ["VDM_JAX_CACHE"] = tempfile.mkdtemp(prefix="vdm_jax-compiled-")
-    atexit.register(shutil.rmtree, os.environ["VDM_JAX_CACHE"], ignore_errors=True)
+    # of a run of seconds (tests/experiments/commands.py).
+    os.environ["VDM_JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="vdm_jax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["VDM_JAX_TESTS_CACHE"], ignore_errors=True)
 
 import jax
 import pytest

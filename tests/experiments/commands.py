@@ -33,8 +33,13 @@ def command(name: str, *arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    own = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "200", "PYTHONWARNINGS": WARNINGS}
-    return os.environ | own
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "200",
+        "PYTHONWARNINGS": WARNINGS,
+        "VDM_JAX_CACHE": os.environ["VDM_JAX_TESTS_CACHE"],
+    }
 
 
 def run(

@@ -14,6 +14,7 @@ from experiments import evaluate, run, setup
 from experiments.cli import UserError
 from experiments.models import make_model
 from vdm_jax.train import evaluation, sharding, step
+from vdm_jax.train.interrupts import Stop
 
 
 def config(**train):
@@ -58,7 +59,7 @@ def parts():
 def test_an_evaluation_without_memory_names_its_batch_size(parts, monkeypatch):
     c, images, model, mesh, state = parts
     monkeypatch.setattr(evaluation, "make_eval_step", lambda *_: exhausted)
-    found = run._evaluator(c, images, model, mesh, jax.random.key(0))
+    found = run._evaluator(c, images, model, mesh, jax.random.key(0), Stop(mesh))
     with pytest.raises(UserError) as refused:
         found(state, True)
     assert str(refused.value) == (
@@ -70,7 +71,7 @@ def test_an_evaluation_without_memory_names_its_batch_size(parts, monkeypatch):
 def test_sampling_without_memory_names_the_number_of_samples(parts):
     c, images, model, mesh, state = parts
     model = dataclasses.replace(model, bind=exhausted)
-    found = run._sampler(c, images, model, mesh, jax.random.key(0))
+    found = run._sampler(c, images, model, mesh, jax.random.key(0), Stop(mesh))
     with pytest.raises(
         UserError, match=r"sampling ran .* --config\.sample\.count, now 4, to go on"
     ):
