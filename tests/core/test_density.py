@@ -162,5 +162,7 @@ def test_units_are_per_element_and_bits_are_nats_over_log_two():
     np.testing.assert_allclose(loss.nats_per_dim(nats, (2, 3)), [1.0, -0.5])
     ratio = loss.nats_per_dim(nats, (2, 3)) / loss.bits_per_dim(nats, (2, 3))
     np.testing.assert_allclose(ratio, np.log(2.0), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"event_shape must have at least one element, got \(0,\)"):
+    with pytest.raises(
+        ValueError, match=r"event_shape must be a shape with at least one element, got \(0,\)"
+    ):
         loss.nats_per_dim(nats, (0,))

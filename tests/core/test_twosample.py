@@ -144,5 +144,7 @@ def test_points_that_cannot_be_compared_are_refused():
         twosample.mmd(np.ones((4, 2)), np.ones((4, 3)), 1.0)
     with pytest.raises(ValueError, match=r"x must be points \[n, \*event\], at least 3 of them"):
         twosample.mmd(np.ones((2, 2)), np.ones((4, 2)), 1.0)
-    with pytest.raises(ValueError, match=r"along must be \[num, 2\], got shape \(5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"along must be \[num, 2\], num at least 1, got shape \(5, 3\)"
+    ):
         twosample.sliced_wasserstein(np.ones((4, 2)), np.ones((4, 2)), jnp.ones((5, 3)))
