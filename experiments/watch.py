@@ -74,8 +74,12 @@ class Watch:
         time.sleep(self._patience + 3.0 * self._every)
 
     def lost_coordinator(self) -> NoReturn:
-        """End this process as process 0 can't be reached."""
-        self._end("process 0, which the others hang on, was lost or can't be reached", None)
+        """End this process as process 0 can't be reached, or, if it is that one, as JAX says so.
+
+        JAX may be first to see that one is lost where this watch's thread gets no time to run.
+        """
+        other = "another process was lost or can't be reached"
+        self._end("process 0, which the others hang on, was lost" if self.me else other, None)
 
     def together(self, seconds: float) -> bool:
         """Whether all processes come here, within so many seconds of each other."""

@@ -108,7 +108,9 @@ def test_sigterm_to_one_process_saves_and_ends_both(story):
 def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes_on(story):
     assert story.killed.running[0].returncode == 3
     assert story.seconds < 45  # 15, and a busy machine; JAX alone takes 77
-    assert story.killed.last_error(0).startswith("error: process 1 on ")
+    # The latter where the machine is so busy that JAX is first to see it.
+    told = ("error: process 1 on ", "error: another process was lost")
+    assert story.killed.last_error(0).startswith(told)
     assert f"the same command, in all processes, goes on at {story.step}" in (
         story.killed.last_error(0)
     )

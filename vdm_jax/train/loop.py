@@ -104,6 +104,7 @@ def train(
     result = None
     running: collections.deque[_Call] = collections.deque()
     window: list[_Call] = []
+    votes: list[Vote] = []
 
     def observe() -> Evaluation | None:
         found = None
@@ -131,7 +132,7 @@ def train(
                 display.say(f"step {number}: loss or gradient not finite, not applied")
                 if in_a_row >= plan.max_skipped:
                     _give_up(state, key, log, checkpoints, workdir)
-            stop.heed(call.vote)
+            votes.append(call.vote)
 
     with (
         ProgressDisplay(plan.steps, step) as display,
@@ -164,6 +165,8 @@ def train(
                     # First: what follows takes a while, and may fail.
                     finish(0)
                     checkpoints.save(step, state)
+                while votes:  # behind the log, whose line nobody would write later
+                    stop.heed(votes.pop())
                 result = observe() or result
             stop.check()
         except Stopped:
