@@ -1,6 +1,7 @@
 import os
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,7 @@ def test_what_is_saved_comes_back_bit_for_bit_in_a_new_process_shape(tmp_path):
     saved.close()
     restored = Checkpoints(tmp_path / "c", META).restore(state_at(0, one))
     assert_equal(jax.device_get(restored), jax.device_get(state_at(7)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, state_at(0, one))
     assert type(restored) is step.TrainState
     assert jax.tree.leaves(restored)[0].sharding == sharding.replicated(one)
 
