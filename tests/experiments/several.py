@@ -44,7 +44,7 @@ class Processes:
                     )
                 )  # fmt: skip
 
-    def wait(self, limit: float = 240.0) -> list[int]:
+    def wait(self, limit: float = 900.0) -> list[int]:
         """The exit codes."""
         until = time.monotonic() + limit
         return [process.wait(max(until - time.monotonic(), 0.1)) for process in self.running]
@@ -53,7 +53,7 @@ class Processes:
         """As a machine does that goes down."""
         self.running[number].send_signal(signal.SIGKILL)
 
-    def until(self, path: Path, limit: float = 240.0) -> None:
+    def until(self, path: Path, limit: float = 900.0) -> None:
         """Wait for a file that they make."""
         end = time.monotonic() + limit
         while not path.exists():

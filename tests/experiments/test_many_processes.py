@@ -76,7 +76,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         asked.running[1].send_signal(signal.SIGTERM)
         asked_codes = asked.wait()
     stopped = _newest(two)
-    with processes(folder / "a", _command(config_of(4000), two), timeout=15, **variables) as killed:
+    with processes(folder / "a", _command(config_of(4000), two), timeout=30, **variables) as killed:
         killed.until(two / "checkpoints" / str((stopped // EVERY + 2) * EVERY))
         killed.kill(1)
         began = time.monotonic()
@@ -88,7 +88,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     with processes(folder / "b", _command(end, two), **variables) as restarted:
         codes = restarted.wait()
     alone = subprocess.run(
-        [sys.executable, SEVERAL, "alone", folder, str(step)], cwd=ROOT, timeout=240, check=False,
+        [sys.executable, SEVERAL, "alone", folder, str(step)], cwd=ROOT, timeout=900, check=False,
         env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=8"},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_sigterm_to_one_process_saves_and_ends_both(story):
 
 def test_a_killed_process_ends_the_other_and_the_message_says_where_the_run_goes_on(story):
     assert story.killed.running[0].returncode == 3
-    assert story.seconds < 45  # 15, and a busy machine; JAX alone takes 77
+    assert story.seconds < 60  # 30, and a busy machine; JAX alone takes 77
     # The latter where the machine is so busy that JAX is first to see it.
     told = ("error: process 1 on ", "error: another process was lost")
     assert story.killed.last_error(0).startswith(told)
