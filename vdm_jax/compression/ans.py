@@ -1,0 +1,237 @@
+"""Stacks of bits: range asymmetric numeral systems (Duda 2009, arXiv 1311.2540), many in step.
+
+A stack holds a number. To push a symbol of probability p multiplies it by about 1/p and is undone by
+popping it, exactly, so that popping symbols from bits that are there already draws them with these
+probabilities: the half of bits-back coding that makes it possible. The number is kept as a `state`
+of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
+
+Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
+symbols with all stacks (lanes) side by side. The library `constriction` does the same for one stack;
+by measurement (docs/compression.md) the loop here is no slower, and it tells when a stack is empty.
+
+Needs 64-bit JAX (`jax.enable_x64`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["PRECISION", "TOTAL", "Stacks", "Underflow"]
+
+PRECISION = 26
+TOTAL = 1 << PRECISION
+_WORD = 32
+_LOW = (1 << _WORD) - 1
+# A word leaves the state where the push would take it past 64 bits.
+_SPILL = 64 - PRECISION
+_LEADING = 9
+
+
+class Underflow(Exception):
+    """Stacks had not enough bits to pop from; they are no longer of use.
+
+    `lanes` says which, as booleans.
+    """
+
+    def __init__(self, lanes: np.ndarray) -> None:
+        super().__init__("a stack ran empty")
+        self.lanes = lanes
+
+
+class Stacks:
+    """One stack for each lane. An empty stack is the state 1 and no words.
+
+    Attributes:
+      states: uint64 [lanes]; at least 2^32 wherever there are words.
+      words: uint32 [lanes, capacity], of which the first `sizes` count.
+      sizes: int64 [lanes].
+    """
+
+    def __init__(self, lanes: int) -> None:
+        if not jax.config.jax_enable_x64:
+            raise ValueError("compression needs 64-bit JAX: with jax.enable_x64(True): ...")
+        self.states = np.ones(lanes, np.uint64)
+        self.words = np.zeros((lanes, 64), np.uint32)
+        self.sizes = np.zeros(lanes, np.int64)
+        self._all = np.arange(lanes)
+
+    def bits(self) -> np.ndarray:
+        """How much each stack holds, float64 [lanes]; 0 when empty."""
+        return _WORD * self.sizes + np.log2(self.states.astype(float))
+
+    def empty(self) -> np.ndarray:
+        """Which stacks are, [lanes]."""
+        return (self.sizes == 0) & (self.states == 1)
+
+    # ---- many symbols ----
+
+    def push(self, starts: np.ndarray, counts: np.ndarray, active: np.ndarray) -> None:
+        """Symbols whose counts are the `counts` after the first `starts` of TOTAL: [n, lanes] each.
+
+        The last of n is pushed first. Only lanes that are `active` change.
+        """
+        with jax.default_device(_cpu()):
+            states, words, spilled = _push(
+                self.states, starts.astype(np.uint64), counts.astype(np.uint64)
+            )
+        # Backwards, as they were pushed.
+        spilled = np.asarray(spilled)[::-1] & active
+        words = np.asarray(words)[::-1]
+        self.states = np.where(active, np.asarray(states), self.states)
+        self._reserve(int(spilled.sum(axis=0).max(initial=0)))
+        place = self.sizes + np.cumsum(spilled, axis=0) - 1
+        _, lane = np.nonzero(spilled)
+        self.words[lane, place[spilled]] = words[spilled]
+        self.sizes = self.sizes + spilled.sum(axis=0)
+
+    def pop(self, table: np.ndarray, rows: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """n symbols of each lane: int32 [n, lanes].
+
+        table: uint32 [any, symbols + 1], in each row counts summed up, from 0 to TOTAL; rows: which
+        row each symbol has, [n, lanes]. Lanes that aren't `active` keep their bits. Raises Underflow
+        if an active one needs a word where there is none.
+        """
+        n = len(rows)
+        place = self.sizes - 1 - np.arange(n)[:, None]
+        tops = self.words[self._all, np.maximum(place, 0)]
+        with jax.default_device(_cpu()):
+            states, used, symbols = _pop(self.states, tops, table, rows.astype(np.int32))
+        used = np.asarray(used)
+        short = (used > self.sizes) & active
+        if short.any():
+            raise Underflow(short)
+        self.states = np.where(active, np.asarray(states), self.states)
+        self.sizes = self.sizes - np.where(active, used, 0)
+        return np.asarray(symbols)
+
+    def scramble(self, n: int, salt: int, active: np.ndarray) -> None:
+        """Make what `n` symbols are popped from look random; twice is not at all.
+
+        Bits that were pushed under an imperfect model are no fair coins, and noise popped from them
+        none either, which costs a few per cent. XOR with a pseudorandom sequence, of the stack's
+        size and `salt`, mends that. Changes no size.
+        """
+        count = n // 2 + 1  # up to 16 bits a symbol
+        place = self.sizes - 1 - np.arange(count)[:, None]
+        mask = _random(self.sizes, salt, count + 2) * active
+        there = place >= 0
+        _, lane = np.nonzero(there)
+        self.words[lane, place[there]] ^= mask[2:][there]
+        # Of the state all but the leading bits: to make those random too would lengthen it.
+        length = np.frexp((self.states >> np.uint64(11)).astype(float))[1] + 11
+        kept = np.where(self.sizes > 0, np.maximum(length - _LEADING, 0), 0).astype(np.uint64)
+        low = mask[0].astype(np.uint64) << np.uint64(_WORD) | mask[1]
+        self.states = self.states ^ (low & ((np.uint64(1) << kept) - np.uint64(1)))
+
+    # ---- one symbol of one lane ----
+
+    def push_one(self, lane: int, start: int, count: int) -> None:
+        """As `push`."""
+        state = int(self.states[lane])
+        if state >= count << _SPILL:
+            self._reserve(1)
+            self.words[lane, self.sizes[lane]] = state & _LOW
+            self.sizes[lane] += 1
+            state >>= _WORD
+        self.states[lane] = ((state // count) << PRECISION) + state % count + start
+
+    def top(self, lane: int) -> int:
+        """Where in [0, TOTAL) the symbol on top lies; it must be popped with `pop_one`."""
+        return int(self.states[lane]) & (TOTAL - 1)
+
+    def pop_one(self, lane: int, start: int, count: int) -> None:
+        """Drop the symbol on top, which has `start` <= top < `start` + `count`."""
+        state = int(self.states[lane])
+        state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
+        if state <= _LOW and self.sizes[lane]:
+            self.sizes[lane] -= 1
+            state = state << _WORD | int(self.words[lane, self.sizes[lane]])
+        self.states[lane] = state
+
+    # ---- bytes ----
+
+    def dump(self, lane: int) -> bytes:
+        """A stack as bytes: its words, then its state without leading zeros; little-endian."""
+        state = int(self.states[lane])
+        words = self.words[lane, : self.sizes[lane]].astype("<u4").tobytes()
+        return words + state.to_bytes(-(-state.bit_length() // 8), "little")
+
+    def load(self, lane: int, content: bytes) -> None:
+        """The inverse of `dump`. Raises ValueError for bytes that it doesn't give."""
+        # A state above words has 5 to 8 bytes, one alone 1 to 8.
+        size = max(len(content) - 5, 0) // 4
+        top = content[4 * size :]
+        if not top or not top[-1]:
+            raise ValueError("no stack of bits")
+        self._reserve(size)
+        self.words[lane, :size] = np.frombuffer(content, "<u4", size)
+        self.sizes[lane] = size
+        self.states[lane] = int.from_bytes(top, "little")
+
+    def _reserve(self, more: int) -> None:
+        lacking = int(self.sizes.max(initial=0)) + more - self.words.shape[1]
+        if lacking > 0:
+            wider = np.zeros((len(self.words), max(lacking, self.words.shape[1])), np.uint32)
+            self.words = np.concatenate([self.words, wider], axis=1)
+
+
+def _cpu() -> jax.Device:
+    """A loop over symbols, one after the other, is nothing for an accelerator."""
+    return jax.devices("cpu")[0]
+
+
+@jax.jit
+def _push(
+    states: jax.Array, starts: jax.Array, counts: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(state: jax.Array, symbol: tuple[jax.Array, jax.Array]) -> tuple:
+        start, count = symbol
+        spilled = state >= count << _SPILL
+        word = (state & _LOW).astype(jnp.uint32)
+        state = jnp.where(spilled, state >> _WORD, state)
+        return ((state // count) << PRECISION) + state % count + start, (word, spilled)
+
+    states, (words, spilled) = jax.lax.scan(one, states, (starts, counts), reverse=True)
+    return states, words, spilled
+
+
+@jax.jit
+def _pop(
+    states: jax.Array, tops: jax.Array, table: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    symbols = table.shape[1] - 1
+    flat, lane = table.reshape(-1), jnp.arange(len(states))
+
+    def one(carry: tuple[jax.Array, jax.Array], row: jax.Array) -> tuple:
+        state, used = carry
+        slot = (state & (TOTAL - 1)).astype(jnp.uint32)
+        first = row * (symbols + 1)
+        found = jnp.zeros_like(row)
+        for bit in reversed(range((symbols - 1).bit_length())):  # the last with start <= slot
+            further = jnp.minimum(found + (1 << bit), symbols - 1)
+            found = jnp.where(flat[first + further] <= slot, further, found)
+        start = flat[first + found]
+        count = (flat[first + found + 1] - start).astype(jnp.uint64)
+        state = count * (state >> PRECISION) + (slot - start).astype(jnp.uint64)
+        short = state <= _LOW
+        state = jnp.where(short, state << _WORD | tops[used, lane].astype(jnp.uint64), state)
+        return (state, used + short), found
+
+    (states, used), found = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
+    return states, used, found
+
+
+def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:
+    """uint32 [count, lanes], each a SplitMix64 (Steele et al. 2014) of size, salt and number."""
+    at = sizes.astype(np.uint64) << np.uint64(32) | np.uint64(salt << 16)
+    x = _mixed(at) + np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN)
+    return (_mixed(x) >> np.uint64(32)).astype(np.uint32)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,328 @@
+"""Images to a VDMZ file and back: blocks, their seeding, and the order of all checks."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from vdm_jax.compression import fallback, file, ladder
+from vdm_jax.compression.ans import Stacks, Underflow
+from vdm_jax.compression.bits_back import Coder
+from vdm_jax.compression.errors import VdmzError
+from vdm_jax.compression.file import CHAIN, FALLBACK, RAW, Block, Header
+from vdm_jax.compression.vdm import Bound, Network, Vdm, digest
+
+__all__ = ["Progress", "Summary", "compress", "decompress", "read_header"]
+
+_PER_BLOCK = 256  # images, of which two or three are seeds
+_MOST_BLOCKS = 64
+
+Progress = Callable[[int, int], None]
+"""Is told how many images are done, of how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a compression came to; bits are per dimension.
+
+    Attributes:
+      images: how many; of them `coded` by the VDM, `seeds` by the simple model, `raw` not at all.
+      net: what the VDM's images added to their stacks, NaN without such images.
+      bound: the variational bound of T steps on the same images, at the latents that were coded.
+      excess_error: the standard error of net - bound, over images.
+      gross: everything that is in the file, by all images.
+      seconds, network_seconds: of coding the VDM's images; and of that, of the network's calls.
+    """
+
+    images: int
+    coded: int
+    seeds: int
+    raw: int
+    net: float
+    bound: float
+    excess_error: float
+    gross: float
+    seconds: float
+    network_seconds: float
+
+    @property
+    def overhead(self) -> float:
+        """net / bound - 1."""
+        return self.net / self.bound - 1.0
+
+
+def compress(
+    images: np.ndarray,
+    vdm: Vdm,
+    num_steps: int = 100,
+    grid: int | None = None,
+    blocks: int | None = None,
+    meta: bytes = b"",
+    progress: Progress = lambda done, of: None,
+) -> tuple[bytes, Summary]:
+    """The VDMZ file of images, and what it came to.
+
+    Args:
+      images: integers in [0, levels), [n, *event_shape].
+      vdm: the model.
+      num_steps: T: more are smaller and slower.
+      grid: see `ladder.make`; default `ladder.default_grid`.
+      blocks: stacks that are coded in step, each beginning with some images of the simple model;
+        default one for each 256 images, up to 64.
+      meta: kept in the file as it is.
+      progress: is told of images.
+
+    Raises:
+      ValueError: for images of another shape or other levels than the model's, and numbers out of
+        range.
+    """
+    images = _checked(images, vdm)
+    if not 1 <= num_steps <= ladder.MOST_STEPS:
+        raise ValueError(f"num_steps must be from 1 to {ladder.MOST_STEPS}, got {num_steps}.")
+    grid = ladder.default_grid(num_steps) if grid is None else grid
+    if not 1 <= grid <= file.MOST_GRID:
+        raise ValueError(f"grid must be from 1 to {file.MOST_GRID}, got {grid}.")
+    count = blocks or min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS)
+    if not 1 <= count <= min(len(images), file.MOST_BLOCKS):
+        raise ValueError(
+            f"blocks must be from 1 to {min(len(images), file.MOST_BLOCKS)}, got {count}."
+        )
+    with jax.enable_x64(True):
+        levels = ladder.make(vdm.gamma, num_steps, vdm.levels, grid, vdm.reverse_var)
+        network = Network(vdm, levels, count)
+        probe = network.probe()
+        parts = np.array_split(images, count)
+        encoder = _Encoder(vdm, Coder(levels, network), parts, progress)
+        network.seconds, began = 0.0, time.perf_counter()
+        encoder.run()
+        seconds = time.perf_counter() - began
+    found, payloads = zip(*map(encoder.block, range(count)), strict=True)
+    header = Header(
+        model=digest(vdm)[:16],
+        tables=levels.digest[:8],
+        probe=probe,
+        event_shape=vdm.event_shape,
+        levels=vdm.levels,
+        num_steps=num_steps,
+        grid=grid,
+        blocks=found,
+        meta=meta,
+    )
+    content = file.pack(header, b"".join(payloads))
+    return content, encoder.summary(header, len(content), seconds, network.seconds)
+
+
+def read_header(content: bytes, vdm: Vdm) -> Header:
+    """What a file says of itself, once it is found whole and made with this model.
+
+    Raises VdmzError.
+    """
+    header, _ = file.unpack(content)
+    if header.model != digest(vdm)[:16]:
+        raise VdmzError(
+            f"it was made with another model (SHA-256 {header.model.hex()}…, this one is "
+            f"{digest(vdm)[:16].hex()}…); name the run and the checkpoint that it was made with"
+        )
+    if header.event_shape != tuple(vdm.event_shape) or header.levels != vdm.levels:
+        raise VdmzError("its header promises other images than its model's; get it anew")
+    return header
+
+
+def decompress(
+    content: bytes, vdm: Vdm, progress: Progress = lambda done, of: None
+) -> tuple[np.ndarray, bytes]:
+    """The images of a VDMZ file, uint8 [n, *event_shape], and its meta.
+
+    Raises VdmzError, in this order: no VDMZ file, another version, cut short or damaged, another
+    model, a machine that computes tables or network otherwise, images that aren't what they were.
+    """
+    header = read_header(content, vdm)
+    _, payload = file.unpack(content)
+    images = np.zeros((header.images, *header.event_shape), np.uint8)
+    ends = np.cumsum([block.images for block in header.blocks])
+    parts = np.split(images, ends[:-1])
+    with jax.enable_x64(True):
+        _decode(header, payload, vdm, parts, progress)
+    for number, (part, block) in enumerate(zip(parts, header.blocks, strict=True)):
+        if zlib.crc32(part.tobytes()) != block.crc:
+            raise VdmzError(
+                f"block {number} decodes to other images than were encoded (checksum): this "
+                "machine computes the network otherwise, or the file is damaged"
+            )
+    return images, header.meta
+
+
+# ---- encoding ----
+
+
+class _Encoder:
+    """Codes blocks of images, each on a stack of its own, in step."""
+
+    def __init__(
+        self, vdm: Vdm, coder: Coder, parts: Sequence[np.ndarray], progress: Progress
+    ) -> None:
+        self._vdm, self._coder, self._parts, self._progress = vdm, coder, parts, progress
+        self._stacks = Stacks(len(parts))
+        self._seeds = np.zeros(len(parts), int)
+        self._bits: list[tuple[float, float]] = []  # of each image: net, bound
+
+    def run(self) -> None:
+        """Seed the stacks with as few images as will do, and encode the others."""
+        short = np.ones(len(self._parts), bool)
+        seeded = [b""] * len(short)
+        while short.any():
+            for lane in np.flatnonzero(short):
+                self._seeds[lane] += 1
+                seeded[lane] = self._seeded(lane)
+            self._stacks = Stacks(len(short))
+            for lane, content in enumerate(seeded):
+                self._stacks.load(lane, content)
+            try:
+                self._images()
+                return
+            except Underflow as error:
+                short = error.lanes
+
+    def _seeded(self, lane: int) -> bytes:
+        stack = Stacks(1)
+        fallback.push(stack, 0, self._parts[lane][: self._seeds[lane]], self._vdm.levels)
+        return stack.dump(0)
+
+    def _images(self) -> None:
+        """All images behind the seeds, the first of all stacks at once, then the second, ..."""
+        counts = np.array([len(part) for part in self._parts]) - self._seeds
+        bound = Bound(self._vdm, self._coder.ladder)
+        self._bits = []
+        for number in range(counts.max()):
+            active = number < counts
+            rows = np.where(active, self._seeds + number, 0)
+            batch = np.stack([part[row] for part, row in zip(self._parts, rows, strict=True)])
+            batch = batch.reshape(len(batch), -1)
+            before = self._stacks.bits()
+            bound.start(batch)
+            self._coder.encode(self._stacks, batch, active, bound.observe)
+            net = self._stacks.bits() - before
+            self._bits += list(zip(net[active], bound.bits()[active], strict=True))
+            self._progress(len(self._bits), int(counts.sum()))
+
+    def block(self, lane: int) -> tuple[Block, bytes]:
+        """What the file says of a block, and its payload."""
+        part = self._parts[lane]
+        pixels, coded = part.tobytes(), self._stacks.dump(lane)
+        seeds = int(self._seeds[lane])
+        mode = CHAIN if seeds < len(part) else FALLBACK
+        if len(coded) >= len(pixels):
+            mode, coded = RAW, pixels
+        kept = seeds if mode == CHAIN else 0
+        return Block(mode, len(part), kept, len(coded), zlib.crc32(pixels)), coded
+
+    def summary(
+        self, header: Header, size: int, seconds: float, network_seconds: float
+    ) -> Summary:
+        """For all blocks."""
+        coded = np.array(self._bits).reshape(-1, 2) / header.dims
+        net, bound = coded.mean(axis=0) if len(coded) else (np.nan, np.nan)
+        excess = coded[:, 0] - coded[:, 1]
+        error = excess.std(ddof=1) / len(coded) ** 0.5 if len(coded) > 1 else np.nan
+        of = {mode: [b for b in header.blocks if b.mode == mode] for mode in range(3)}
+        simple = sum(b.seeds for b in of[CHAIN]) + sum(b.images for b in of[FALLBACK])
+        return Summary(
+            images=header.images,
+            coded=sum(b.images - b.seeds for b in of[CHAIN]),
+            seeds=simple,
+            raw=sum(b.images for b in of[RAW]),
+            net=float(net),
+            bound=float(bound),
+            excess_error=float(error),
+            gross=8.0 * size / (header.images * header.dims),
+            seconds=seconds,
+            network_seconds=network_seconds,
+        )
+
+
+def _checked(images: np.ndarray, vdm: Vdm) -> np.ndarray:
+    """As uint8. Raises ValueError unless the model can be of them."""
+    images = np.asarray(images)
+    if images.shape[1:] != tuple(vdm.event_shape) or not len(images):
+        wanted = ", ".join(map(str, vdm.event_shape))
+        raise ValueError(f"images must be [n, {wanted}], the model's, got {list(images.shape)}.")
+    if images.dtype.kind not in "ui" or not 2 <= vdm.levels <= 256:
+        raise ValueError(f"images must be integers of 2 to 256 levels, got {images.dtype}.")
+    if images.min() < 0 or images.max() >= vdm.levels:
+        raise ValueError(
+            f"images must lie in [0, {vdm.levels}), the model's levels, got {images.min()} to "
+            f"{images.max()}."
+        )
+    return images.astype(np.uint8)
+
+
+# ---- decoding ----
+
+
+def _decode(
+    header: Header, payload: memoryview, vdm: Vdm, parts: Sequence[np.ndarray], progress: Progress
+) -> None:
+    """Fill `parts`, the images of each block."""
+    stacks = Stacks(len(header.blocks))
+    start = 0
+    for lane, block in enumerate(header.blocks):
+        content = bytes(payload[start : start + block.size])
+        start += block.size
+        if block.mode == RAW:
+            parts[lane][:] = np.frombuffer(content, np.uint8).reshape(parts[lane].shape)
+        else:
+            _load(stacks, lane, content)
+    modes = np.array([block.mode for block in header.blocks])
+    counts = np.array([block.images - block.seeds for block in header.blocks]) * (modes == CHAIN)
+    if counts.any():
+        coder = _coder(header, vdm)
+        done = 0
+        for number in reversed(range(counts.max())):
+            active = number < counts
+            try:
+                found = coder.decode(stacks, header.dims, active)
+            except Underflow as error:
+                raise VdmzError("its payload is damaged: it ends too early") from error
+            for lane in np.flatnonzero(active):
+                image = found[lane].reshape(vdm.event_shape)
+                parts[lane][header.blocks[lane].seeds + number] = image
+            done += int(active.sum())
+            progress(done, int(counts.sum()))
+    for lane, block in enumerate(header.blocks):
+        if block.mode != RAW:
+            first = parts[lane][: block.seeds if block.mode == CHAIN else block.images]
+            first[:] = fallback.pop(stacks, lane, first.shape, header.levels)
+    if not stacks.empty().all():
+        raise VdmzError(
+            "bits are left over where none can be: this machine computes the network otherwise, or "
+            "the file is damaged"
+        )
+
+
+def _load(stacks: Stacks, lane: int, content: bytes) -> None:
+    try:
+        stacks.load(lane, content)
+    except ValueError as error:
+        raise VdmzError("its payload is damaged: it holds no stack of bits") from error
+
+
+def _coder(header: Header, vdm: Vdm) -> Coder:
+    """Raises VdmzError if this machine makes of the model what another didn't."""
+    levels = ladder.make(
+        vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var
+    )
+    if levels.digest[:8] != header.tables:
+        raise VdmzError(
+            "this machine computes other coding tables from the same model; decompress it on one "
+            "like that which made it"
+        )
+    network = Network(vdm, levels, len(header.blocks))
+    if network.probe() != header.probe:
+        raise VdmzError(
+            "this machine computes the network otherwise than the one that made it (a probe of its "
+            "outputs differs); decompress it there, or with the versions that it had"
+        )
+    return Coder(levels, network)

@@ -1,0 +1,208 @@
+"""The bytes of a VDMZ file: a header that says all, then a payload. docs/vdmz.md has the format.
+
+Reading checks everything in order, and takes no memory for what the header promises before that is
+plausible for the bytes that are there.
+"""
+
+import dataclasses
+import math
+import struct
+import zlib
+from typing import NamedTuple
+
+from vdm_jax.compression.errors import VdmzError
+from vdm_jax.compression.ladder import MOST_STEPS
+
+__all__ = ["CHAIN", "FALLBACK", "RAW", "Block", "Header", "check_payload", "pack", "unpack"]
+
+MAGIC = b"VDMZ"
+VERSION = 1
+RAW, FALLBACK, CHAIN = range(3)
+"""How a block is coded: its bytes as they are, by the simple model alone, by the VDM."""
+MOST_BLOCKS = 4096
+MOST_GRID = 64
+MOST_DIMS = 1 << 28  # of one image
+PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
+_MOST_META = 1 << 26
+_FIXED = struct.Struct("<4sB16s8sII")  # up to the payload's CRC, before the varints
+_CRC = struct.Struct("<I")
+
+
+class Block(NamedTuple):
+    """Images that are coded on one stack."""
+
+    mode: int
+    """RAW, FALLBACK or CHAIN."""
+    images: int
+    seeds: int
+    """The first of them, coded by the simple model."""
+    size: int
+    """Bytes of payload."""
+    crc: int
+    """CRC32 of its pixels, a byte each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says before its payload.
+
+    Attributes:
+      model: the first 16 bytes of the SHA-256 of the model.
+      tables: the first 8 bytes of the SHA-256 of the coding tables.
+      probe: CRC32 of the network's rounded outputs on fixed inputs.
+      event_shape: of one image.
+      levels: the number of values of a pixel, up to 256.
+      num_steps: T.
+      grid: see `ladder.make`.
+      blocks: in the order of their images. Their number is the batch of each call of the network.
+      meta: what the user of the codec keeps beside the pixels.
+    """
+
+    model: bytes
+    tables: bytes
+    probe: int
+    event_shape: tuple[int, ...]
+    levels: int
+    num_steps: int
+    grid: int
+    blocks: tuple[Block, ...]
+    meta: bytes
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        return sum(block.images for block in self.blocks)
+
+    @property
+    def dims(self) -> int:
+        """Pixels of an image, each channel for itself."""
+        return math.prod(self.event_shape)
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """The file."""
+    content = bytearray(
+        _FIXED.pack(
+            MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload)
+        )
+    )
+    numbers = [header.num_steps, header.grid, header.levels - 1, len(header.event_shape)]
+    numbers += [*header.event_shape, len(header.blocks)]
+    for block in header.blocks:
+        numbers += [block.mode, block.images, block.seeds, block.size]
+    for number in (*numbers, len(header.meta)):
+        content += _varint(number)
+    content += b"".join(_CRC.pack(block.crc) for block in header.blocks) + header.meta
+    return bytes(content) + _CRC.pack(zlib.crc32(content)) + payload
+
+
+def unpack(content: bytes) -> tuple[Header, memoryview]:
+    """A file's header and payload, whole and undamaged. Raises VdmzError for others."""
+    if content[:4] != MAGIC[: len(content)] or not content:
+        raise VdmzError("it is no VDMZ file")
+    if len(content) > 4 and content[4] != VERSION:
+        raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads {VERSION}")
+    reader = _Reader(content)
+    try:
+        header, payload_crc = reader.header()
+    except EOFError:
+        raise VdmzError("it is cut short within its header; get it anew") from None
+    payload = memoryview(content)[reader.at :]
+    _check_plausible(header)
+    wanted = sum(block.size for block in header.blocks)
+    if len(payload) < wanted:
+        raise VdmzError(
+            f"it is cut short: {wanted - len(payload):,} of {reader.at + wanted:,} bytes are "
+            "missing; get it anew"
+        )
+    if len(payload) > wanted:
+        raise VdmzError(f"{len(payload) - wanted:,} bytes follow its end; get it anew")
+    if zlib.crc32(payload) != payload_crc:
+        raise VdmzError("its payload is damaged (checksum); get it anew")
+    return header, payload
+
+
+def _check_plausible(header: Header) -> None:
+    """Before anything is allocated by it; a header with a right checksum may still be a lie."""
+    dims, blocks = header.dims, header.blocks
+    if not (
+        1 <= header.num_steps <= MOST_STEPS
+        and 1 <= header.grid <= MOST_GRID
+        and 2 <= header.levels <= 256
+        and 1 <= dims <= MOST_DIMS
+    ):
+        raise VdmzError("its header promises what no VDMZ file holds; get it anew")
+    for block in blocks:
+        least = block.images * dims if block.mode == RAW else block.images * dims // PER_BYTE
+        seeds_fit = block.seeds < block.images if block.mode == CHAIN else block.seeds == 0
+        if block.mode > CHAIN or block.images < 1 or block.size < least or not seeds_fit:
+            raise VdmzError(
+                f"its header promises {block.images:,} images in {block.size:,} bytes, which can't "
+                "be; get it anew"
+            )
+
+
+class _Reader:
+    """Takes a header from the front of a file. Raises EOFError where that ends."""
+
+    def __init__(self, content: bytes) -> None:
+        self.at = 0
+        self._content = content
+
+    def header(self) -> tuple[Header, int]:
+        """And the payload's CRC. Raises VdmzError if its own doesn't agree."""
+        _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
+        num_steps, grid, below, axes = (self._varint() for _ in range(4))
+        if axes > 8:
+            raise _damaged()
+        event_shape = tuple(self._varint() for _ in range(axes))
+        count = self._varint()
+        if not 1 <= count <= MOST_BLOCKS:
+            raise _damaged()
+        rows = [[self._varint() for _ in range(4)] for _ in range(count)]
+        meta_size = self._varint()
+        if meta_size > _MOST_META:
+            raise _damaged()
+        crcs = [self._crc() for _ in range(count)]
+        meta = self._take(meta_size)
+        found = zlib.crc32(self._content[: self.at])
+        if self._crc() != found:
+            raise _damaged()
+        blocks = tuple(Block(*row, crc) for row, crc in zip(rows, crcs, strict=True))
+        levels = below + 1
+        return Header(
+            model, tables, probe, event_shape, levels, num_steps, grid, blocks, meta
+        ), payload_crc
+
+    def _take(self, size: int) -> bytes:
+        if size > len(self._content) - self.at:
+            raise EOFError
+        self.at += size
+        return self._content[self.at - size : self.at]
+
+    def _crc(self) -> int:
+        (found,) = _CRC.unpack(self._take(_CRC.size))
+        return int(found)
+
+    def _varint(self) -> int:
+        """LEB128, up to 63 bits."""
+        number = 0
+        for shift in range(0, 63, 7):
+            (byte,) = self._take(1)
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return number
+        raise _damaged()
+
+
+def _damaged() -> VdmzError:
+    return VdmzError("its header is damaged (checksum); get it anew")
+
+
+def _varint(number: int) -> bytes:
+    content = bytearray()
+    while number >= 0x80:
+        content.append(number & 0x7F | 0x80)
+        number >>= 7
+    content.append(number)
+    return bytes(content)

@@ -1,0 +1,122 @@
+"""Probabilities as whole numbers: cumulated counts of `ans.TOTAL`, for numbers on a grid.
+
+What two machines must agree on to the last bit is made here, once, ahead of all coding; so that it
+can be compared (`ladder.Ladder.digest`) before anything is decoded.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import pixels
+from vdm_jax.compression.ans import TOTAL
+
+__all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", "split"]
+
+FRACTIONS = 64
+"""Means are rounded to such parts of the grid."""
+import os
+SHEP=float(os.environ.get('SHEP','1'))
+_SPAN = 10.0  # standard deviations that have symbols of their own
+_PIXEL_SPAN = 9.0
+_AT_ONCE = 1 << 14  # in arrays of one size, compiled once
+
+
+class GaussianTable(NamedTuple):
+    """Normal distributions on the whole numbers, each integrated over the bin about the number.
+
+    `counts`, uint32 [widths * FRACTIONS, symbols + 1], has a row for each standard deviation and
+    each fraction of the mean. Symbol k is the number `span` below the mean's whole part, plus k.
+    With `escape` the last symbol is any number farther off; without it the outermost have the
+    tails.
+    """
+
+    counts: np.ndarray
+    span: int
+    escape: bool
+
+
+def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
+    """Of standard deviations [widths] in units of the grid."""
+    span = math.ceil(_SPAN * float(np.max(stds))) + 1
+    edges = np.arange(2 * span + 2) - span - 0.5
+    fractions = np.arange(FRACTIONS)[:, None] / FRACTIONS
+    # The bin adds 1/12 to the variance (Sheppard's correction).
+    narrowed = np.sqrt(np.square(np.asarray(stds)) - SHEP / 12.0)
+    scaled = (edges - fractions) / narrowed[:, None, None]
+    below = _normal_cdf(scaled.reshape(-1, len(edges)))
+    if escape:
+        ones = np.ones((len(below), 1))
+        below = np.concatenate([below - below[:, :1], ones], axis=1)
+    else:
+        below[:, 0], below[:, -1] = 0.0, 1.0
+    return GaussianTable(_counts(below), span, escape)
+
+
+def _normal_cdf(values: np.ndarray) -> np.ndarray:
+    flat = values.reshape(-1)
+    pieces = [np.resize(piece, _AT_ONCE) for piece in np.split(flat, range(_AT_ONCE, flat.size, _AT_ONCE))]
+    found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
+    return found[: flat.size].reshape(values.shape)
+
+
+_ndtr = jax.jit(jax.scipy.special.ndtr)
+
+
+def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means in units of the grid -> their whole part, int64, and the row of their fraction."""
+    rounded = np.floor(mean * FRACTIONS + 0.5).astype(np.int64)
+    return rounded // FRACTIONS, rounded % FRACTIONS
+
+
+class PixelTable(NamedTuple):
+    """p(x|z_0) for z_0 on a grid.
+
+    Row r of `counts`, uint32 [rows, symbols + 1], is for the number `first` + r, and what lies
+    beyond has the outermost row. Symbol k is the level `levels[r]` + k, the last any other level.
+    """
+
+    counts: np.ndarray
+    first: int
+    levels: np.ndarray
+
+    def rows(self, z_0: np.ndarray) -> np.ndarray:
+        """Of numbers on the grid."""
+        return np.clip(z_0 - self.first, 0, len(self.counts) - 1)
+
+
+def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
+    """For z_0 / alpha_0 on a grid of the given width: `pixels.decode_log_probs` as counts."""
+    # How far a level reaches that has any probability, and how many do at once.
+    reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
+    first = -math.ceil(reach / grid)
+    width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * gamma_0) * levels) + 2)
+    every = np.arange(first, -first + 1)
+    centre = np.floor((every * grid + 1.0) * (0.5 * levels)).astype(np.int64)
+    lowest = np.clip(centre - width // 2, 0, levels - width)
+    counts = np.empty((len(every), width + 2), np.uint32)
+    size = max(_AT_ONCE // levels, 1)
+    for start in range(0, len(every), size):
+        part = slice(start, start + size)
+        probs = np.asarray(_probs(np.resize(every[part] * grid, size), gamma_0, levels))
+        near = np.take_along_axis(probs[: len(every[part])], lowest[part, None] + np.arange(width), axis=1)
+        below = np.concatenate([np.zeros((len(near), 1)), np.cumsum(near, axis=1)], axis=1)
+        ends = np.ones((len(near), 1))
+        counts[part] = _counts(np.concatenate([np.minimum(below, 1.0), ends], axis=1))
+    return PixelTable(counts, first, lowest)
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _probs(z_0_rescaled: jax.Array, gamma_0: jax.Array, levels: int) -> jax.Array:
+    return jnp.exp(pixels.decode_log_probs(z_0_rescaled, gamma_0, levels))
+
+
+def _counts(below: np.ndarray) -> np.ndarray:
+    """Cumulated probabilities [rows, symbols + 1] from 0 to 1 -> counts; no symbol has none."""
+    symbols = below.shape[1] - 1
+    found = np.floor(below * (TOTAL - symbols)).astype(np.uint32)
+    return found + np.arange(symbols + 1, dtype=np.uint32)

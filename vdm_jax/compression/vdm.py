@@ -1,0 +1,161 @@
+"""A trained VDM as the codec uses it: in float64, on batches of one size."""
+
+import dataclasses
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import loss, process
+from vdm_jax.compression.ladder import EPS_GRID, Ladder
+from vdm_jax.parameterization import split, to_eps, to_x
+from vdm_jax.types import Gamma, Kind, PerExample, ReverseVar, Tensor
+
+__all__ = ["Vdm", "digest"]
+
+_PROBED = 4  # levels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vdm:
+    """A model, any network: what is compressed with it can be read with it alone.
+
+    Attributes:
+      denoise: (params, z_t, gamma_t) -> prediction, as `types.Denoise` with its parameters; is
+        compiled, with the parameters as arguments.
+      params: a tree of arrays; taken to float64.
+      gamma: t -> gamma(t).
+      event_shape: of one image, (height, width, channels).
+      levels: the number of values of a pixel, up to 256.
+      kind: what denoise predicts.
+      reverse_var: the variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
+      settings: of the network, what JSON can hold; they are part of the model's digest.
+    """
+
+    denoise: Callable[[Any, Tensor, PerExample], Any]
+    params: Any
+    gamma: Gamma
+    event_shape: tuple[int, ...]
+    levels: int
+    kind: Kind = "eps"
+    reverse_var: ReverseVar = "posterior"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def digest(vdm: Vdm) -> bytes:
+    """The SHA-256 of parameters and settings: of all that the model's files hold of it."""
+    said = {
+        "event_shape": list(vdm.event_shape),
+        "levels": vdm.levels,
+        "kind": vdm.kind,
+        "reverse_var": vdm.reverse_var,
+        "settings": vdm.settings,
+    }
+    running = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(vdm.params)
+    for path, leaf in sorted(leaves, key=lambda pair: jax.tree_util.keystr(pair[0])):
+        array = np.asarray(leaf)
+        running.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        running.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return running.digest()
+
+
+class Network:
+    """`bits_back.Noise` of a model, for so many lanes. Needs 64-bit JAX.
+
+    Attributes:
+      seconds: what all calls took.
+    """
+
+    def __init__(self, vdm: Vdm, ladder: Ladder, lanes: int) -> None:
+        self.seconds = 0.0
+        self._ladder = ladder
+        self._shape = (lanes, *vdm.event_shape)
+        self._params = jax.tree.map(_wide, vdm.params)
+
+        def noise(params: Any, z_t: Tensor, gamma_t: PerExample) -> tuple[Tensor, Any]:
+            prediction, share = split(vdm.denoise(params, z_t, gamma_t), vdm.reverse_var)
+            return to_eps(prediction, z_t, gamma_t, vdm.kind), share
+
+        self._noise = jax.jit(noise)
+
+    def __call__(self, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `bits_back.Noise`."""
+        began = time.perf_counter()
+        gamma_t = np.full(self._shape[0], self._ladder.gammas[level])
+        eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t)
+        found = np.asarray(eps_hat).reshape(z.shape)
+        if found.dtype != np.float64:
+            raise ValueError(
+                f"the network computes in {found.dtype} where its input is float64; compression "
+                "needs one that computes in the type of its input"
+            )
+        shares = None if np.ndim(share) == 0 else np.asarray(share).reshape(z.shape)
+        self.seconds += time.perf_counter() - began
+        return found, shares
+
+    def probe(self) -> int:
+        """CRC32 of the rounded noise of fixed latents at some levels: alike, it decodes alike."""
+        found = 0
+        values = np.arange(np.prod(self._shape)).reshape(self._shape[0], -1)
+        for level in np.linspace(1, self._ladder.num_steps, _PROBED).astype(int):
+            z = (values * 7919 % 401 - 200) / 128.0  # in [-1.6, 1.6], exact in binary
+            for part in self(z, int(level)):
+                if part is not None:
+                    rounded = np.rint(part / EPS_GRID).astype("<i8")
+                    found = zlib.crc32(rounded.tobytes(), found)
+        return found
+
+
+def _wide(leaf: Any) -> jax.Array:
+    array = jnp.asarray(leaf)
+    return array.astype(float) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+class Bound:
+    """The variational bound of T steps (VDM eq. 11), summed up while images are encoded.
+
+    Their latents are those of the chain, every level of it: each image's is an unbiased estimate.
+    """
+
+    def __init__(self, vdm: Vdm, ladder: Ladder) -> None:
+        self._ladder, self._levels = ladder, vdm.levels
+        self._share = float(vdm.reverse_var == "transition")
+        self._x: np.ndarray = np.zeros(())
+        self._nats: np.ndarray = np.zeros(())
+
+        def diffusion(
+            z: Tensor, x: Tensor, eps_hat: Tensor, share: Any, gamma_s: Tensor, gamma_t: Tensor
+        ) -> PerExample:
+            x_hat = to_x(eps_hat, z, gamma_t, "eps")
+            p = process.reverse(z, x_hat, gamma_s, gamma_t, share)
+            return loss.sum_event(process.posterior(z, x, gamma_s, gamma_t).kl(p))
+
+        self._diffusion = jax.jit(diffusion)
+
+    def start(self, images: np.ndarray) -> None:
+        """Of images [lanes, dims]."""
+        gammas = self._ladder.gammas
+        self._x = np.asarray(loss.to_data(images, self._levels))
+        at_ends = loss.expected_reconstruction(images, gammas[0], self._levels)
+        self._nats = np.asarray(at_ends + loss.prior(self._x, gammas[-1]))
+
+    def observe(
+        self, level: int, z: np.ndarray, eps_hat: np.ndarray, share: np.ndarray | None
+    ) -> None:
+        """See `bits_back.Observe`."""
+        gamma_s, gamma_t = self._ladder.gammas[level - 1], self._ladder.gammas[level]
+        widened = np.float64(self._share) if share is None else share
+        self._nats = self._nats + np.asarray(
+            self._diffusion(z, self._x, eps_hat, widened, gamma_s, gamma_t)
+        )
+
+    def bits(self) -> np.ndarray:
+        """Of each image, [lanes]."""
+        return self._nats / np.log(2.0)
