@@ -166,12 +166,16 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
     return text, number, choice
 
 
-def parse_flags(values: flags.FlagValues, argv: list[str], doc: str | None) -> None:
+def parse_flags(
+    values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
+) -> list[str]:
     """Parse `argv` into `values`, for a command without a configuration.
 
-    With --help, print `doc` and the flags, and exit. Raises UserError for what isn't a flag.
+    Returns what is left of it, up to `most` arguments. With --help, print `doc` and the flags, and
+    exit. Raises UserError for what isn't a flag.
     """
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
+    values.set_gnu_getopt(True)
     try:
         rest = values(argv)[1:]
     except flags.Error as error:
@@ -182,8 +186,9 @@ def parse_flags(values: flags.FlagValues, argv: list[str], doc: str | None) -> N
         ]
         print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
         raise SystemExit(0)
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; --help lists the flags")
+    if len(rest) > most:
+        raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
+    return rest
 
 
 def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:

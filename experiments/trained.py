@@ -32,6 +32,8 @@ __all__ = [
     "from_official",
     "from_options",
     "from_workdir",
+    "load_official",
+    "restored",
     "saved_config",
     "with_data",
 ]
@@ -116,16 +118,23 @@ def from_workdir(
     images = setup.load(config)
     _check_same_kind(workdir, saved, images, bool(data))
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
+    step, params = restored(workdir, checkpoint, model, mesh)
+    c = config.eval
+    part = setup.eval_name(config)
+    return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+
+
+def restored(
+    workdir: Path, checkpoint: str | None, model: Trainable, mesh: Mesh
+) -> tuple[int, Params]:
+    """The step and the EMA parameters of a run's checkpoint, as `from_workdir` names it."""
     folder, step = workdir / "checkpoints", None
     if checkpoint is not None:
         folder, step = _checkpoint(workdir, checkpoint)
     if step is None and folder.is_dir():  # a run that goes on may save a newer one meanwhile
         step = cluster.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    step, params = load_params(folder, expected, mesh, step)
-    c = config.eval
-    part = setup.eval_name(config)
-    return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+    return load_params(folder, expected, mesh, step)
 
 
 def from_official(
@@ -136,11 +145,7 @@ def from_official(
     `model_name` is a key of `PUBLISHED` or a JSON file with that code's `config.model`; None looks
     for `model_config.json` beside the checkpoint.
     """
-    published, name = _official_config(path, model_name)
-    try:
-        loaded = official.load(path, published["model"])
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"--official: {error}") from error
+    loaded, published, name = load_official(path, model_name)
     if not data and published.get("data") is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
     config = with_data(base.get_config(), {"name": published.get("data"), **data})
@@ -164,6 +169,17 @@ def from_official(
     c = config.eval
     part = setup.eval_name(config)
     return Trained(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
+
+
+def load_official(
+    path: Path, model_name: str | None
+) -> tuple[official.OfficialModel, Mapping[str, Any], str]:
+    """A published checkpoint, its {"model": configuration, "data": name or None}, and its name."""
+    published, name = _official_config(path, model_name)
+    try:
+        return official.load(path, published["model"]), published, name
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"--official: {error}") from error
 
 
 def with_data(config: ConfigDict, data: Mapping[str, Any], levels: int | None = None) -> ConfigDict:

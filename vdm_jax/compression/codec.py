@@ -102,7 +102,7 @@ def compress(
     found, payloads = zip(*map(encoder.block, range(count)), strict=True)
     header = Header(
         model=digest(vdm)[:16],
-        tables=levels.digest[:8],
+        tables=levels.digest[:4],
         probe=probe,
         event_shape=vdm.event_shape,
         levels=vdm.levels,
@@ -314,7 +314,7 @@ def _coder(header: Header, vdm: Vdm) -> Coder:
     levels = ladder.make(
         vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var
     )
-    if levels.digest[:8] != header.tables:
+    if levels.digest[:4] != header.tables:
         raise VdmzError(
             "this machine computes other coding tables from the same model; decompress it on one "
             "like that which made it"

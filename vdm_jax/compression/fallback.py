@@ -47,9 +47,10 @@ class _Pixels:
         self.images = np.zeros(shape, np.int64)
         self._flat = self.images.reshape(-1)
         self._levels = levels
-        self._seen = np.ones(levels, np.int64)
-        # How much of the probability is how often levels came before: few are soon known.
-        before = (TOTAL - levels) * min(8, 128 // levels) // 16
+        # How often each level came before where the guess was 0, low or high.
+        self._seen = np.ones((3, levels), np.int64)
+        # What part of the probability is that: few levels are soon known.
+        before = (TOTAL - levels) * min(13, 224 // levels) // 16
         self._shares = TOTAL - levels - before, before
         self._at, self._guess = 0, 0
         self._off = np.zeros(shape, np.int64)  # how far predictions were off
@@ -65,7 +66,10 @@ class _Pixels:
         """The value of the pixel that was asked for last."""
         self._flat[self._at] = value
         self._off.reshape(-1)[self._at] = value - self._guess
-        self._seen[value] += 2
+        self._seen[self._context(), value] += 2
+
+    def _context(self) -> int:
+        return 0 if self._guess == 0 else 1 if 2 * self._guess < self._levels else 2
 
     def _predict(self, n: int, y: int, x: int, c: int) -> None:
         image = self.images[n, :, :, c]
@@ -85,12 +89,12 @@ class _Pixels:
         left = self._levels // 8 if left is None else left
         above = abs(int(off[y - 1, x, c])) if y else left
         total = left + above + (abs(int(off[y, x, c - 1])) if c else 0)
-        return _WIDTH_PARTS * total // (3 + (c > 0)) + _WIDTH_PARTS
+        return _WIDTH_PARTS * total // (3 + (c > 0)) + _WIDTH_PARTS // 2
 
     def _counts(self, guess: int, width: int) -> np.ndarray:
         geometric = _geometric(width, self._levels)[self._levels - 1 - guess :][: self._levels + 1]
         geometric = geometric - geometric[0]
-        seen = np.concatenate([[0], np.cumsum(self._seen)])
+        seen = np.concatenate([[0], np.cumsum(self._seen[self._context()])])
         counts = np.arange(self._levels + 1)
         for weights, share in zip((geometric, seen), self._shares, strict=True):
             counts += weights * share // weights[-1]

@@ -24,7 +24,7 @@ MOST_GRID = 64
 MOST_DIMS = 1 << 28  # of one image
 PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
 _MOST_META = 1 << 26
-_FIXED = struct.Struct("<4sB16s8sII")  # up to the payload's CRC, before the varints
+_FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
 _CRC = struct.Struct("<I")
 
 
@@ -48,9 +48,9 @@ class Header:
 
     Attributes:
       model: the first 16 bytes of the SHA-256 of the model.
-      tables: the first 8 bytes of the SHA-256 of the coding tables.
+      tables: the first 4 bytes of the SHA-256 of the coding tables.
       probe: CRC32 of the network's rounded outputs on fixed inputs.
-      event_shape: of one image.
+      event_shape: of one image, (height, width, channels).
       levels: the number of values of a pixel, up to 256.
       num_steps: T.
       grid: see `ladder.make`.
@@ -61,7 +61,7 @@ class Header:
     model: bytes
     tables: bytes
     probe: int
-    event_shape: tuple[int, ...]
+    event_shape: tuple[int, int, int]
     levels: int
     num_steps: int
     grid: int
@@ -86,8 +86,8 @@ def pack(header: Header, payload: bytes) -> bytes:
             MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload)
         )
     )
-    numbers = [header.num_steps, header.grid, header.levels - 1, len(header.event_shape)]
-    numbers += [*header.event_shape, len(header.blocks)]
+    numbers = [header.num_steps, header.grid, header.levels - 1, *header.event_shape]
+    numbers.append(len(header.blocks))
     for block in header.blocks:
         numbers += [block.mode, block.images, block.seeds, block.size]
     for number in (*numbers, len(header.meta)):
@@ -152,11 +152,7 @@ class _Reader:
     def header(self) -> tuple[Header, int]:
         """And the payload's CRC. Raises VdmzError if its own doesn't agree."""
         _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
-        num_steps, grid, below, axes = (self._varint() for _ in range(4))
-        if axes > 8:
-            raise _damaged()
-        event_shape = tuple(self._varint() for _ in range(axes))
-        count = self._varint()
+        num_steps, grid, below, height, width, channels, count = (self._varint() for _ in range(7))
         if not 1 <= count <= MOST_BLOCKS:
             raise _damaged()
         rows = [[self._varint() for _ in range(4)] for _ in range(count)]
@@ -171,7 +167,7 @@ class _Reader:
         blocks = tuple(Block(*row, crc) for row, crc in zip(rows, crcs, strict=True))
         levels = below + 1
         return Header(
-            model, tables, probe, event_shape, levels, num_steps, grid, blocks, meta
+            model, tables, probe, (height, width, channels), levels, num_steps, grid, blocks, meta
         ), payload_crc
 
     def _take(self, size: int) -> bytes:

@@ -19,8 +19,6 @@ __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", 
 
 FRACTIONS = 64
 """Means are rounded to such parts of the grid."""
-import os
-SHEP=float(os.environ.get('SHEP','1'))
 _SPAN = 10.0  # standard deviations that have symbols of their own
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
@@ -46,7 +44,7 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     edges = np.arange(2 * span + 2) - span - 0.5
     fractions = np.arange(FRACTIONS)[:, None] / FRACTIONS
     # The bin adds 1/12 to the variance (Sheppard's correction).
-    narrowed = np.sqrt(np.square(np.asarray(stds)) - SHEP / 12.0)
+    narrowed = np.sqrt(np.square(np.asarray(stds)) - 1.0 / 12.0)
     scaled = (edges - fractions) / narrowed[:, None, None]
     below = _normal_cdf(scaled.reshape(-1, len(edges)))
     if escape:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,7 @@ class Vdm:
     denoise: Callable[[Any, Tensor, PerExample], Any]
     params: Any
     gamma: Gamma
-    event_shape: tuple[int, ...]
+    event_shape: tuple[int, int, int]
     levels: int
     kind: Kind = "eps"
     reverse_var: ReverseVar = "posterior"
