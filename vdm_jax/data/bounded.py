@@ -70,15 +70,18 @@ class Member:
     dtype: np.dtype
     offset: int
 
-    def array(self, most: int) -> np.ndarray:
-        """All of it. Raises ValueError if that is more than `most` bytes."""
+    def content(self, most: int) -> bytearray:
+        """Its elements as they are stored. Raises ValueError for more than `most` bytes."""
         size = self.info.file_size - self.offset
         if size > most:
             raise ValueError(f"it has {size:,} bytes; at most {most:,} are read at once")
         with self._content() as file:
-            content = _exactly(file, size)
+            return _exactly(file, size)
+
+    def array(self, most: int) -> np.ndarray:
+        """All of it. Raises ValueError if that is more than `most` bytes."""
         order: Any = "F" if self.by_columns else "C"
-        return np.frombuffer(content, self.dtype).reshape(self.shape, order=order)
+        return np.frombuffer(self.content(most), self.dtype).reshape(self.shape, order=order)
 
     def rows(self, piece: int, most: int) -> Iterator[np.ndarray]:
         """It, with at least one row, in blocks of rows [k, ...] of about `piece` bytes.
@@ -118,20 +121,37 @@ def member(archive: zipfile.ZipFile, name: str) -> Member:
     info = archive.getinfo(f"{name}.npy")
     check_packed(info)
     with archive.open(info) as file:
-        start = io.BytesIO(file.read(_HEADER))
+        return Member(archive, info, *header(file, info.file_size, "the archive"))
+
+
+def header(file: Any, size: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """What the header of an .npy file of `size` bytes says, checked against that size.
+
+    Args:
+      file: the file at its start, open in binary mode; a few KB of it are read.
+      size: how many bytes it has.
+      where: what has them, for the error.
+
+    Returns:
+      the shape, whether it is stored by columns, the dtype, and where the first element lies.
+
+    Raises:
+      one of `UNREADABLE`, as for `member`.
+    """
+    start = io.BytesIO(file.read(_HEADER))
     version = np.lib.format.read_magic(start)
     if version not in _HEADERS:
         raise ValueError(f"it is .npy of version {version}; wanted plain numbers or text")
     shape, by_columns, dtype = _HEADERS[version](start)
     if dtype.hasobject or dtype.names or dtype.subdtype:
         raise ValueError(f"it holds {dtype} and not plain numbers or text; no object is unpickled")
-    announced, there = math.prod(shape) * dtype.itemsize, info.file_size - start.tell()
+    announced, there = math.prod(shape) * dtype.itemsize, size - start.tell()
     if announced != there or min(shape, default=0) < 0:
         raise ValueError(
-            f"its header promises {dtype} {shape}, which is {announced:,} bytes, but the archive "
+            f"its header promises {dtype} {shape}, which is {announced:,} bytes, but {where} "
             f"has {there:,}"
         )
-    return Member(archive, info, shape, by_columns, dtype, start.tell())
+    return shape, by_columns, dtype, start.tell()
 
 
 def check_packed(info: zipfile.ZipInfo) -> None:

@@ -95,7 +95,7 @@ def find(root: Path, held_out: float | None) -> Listing:
             f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both, or rename it to "
             "have images held out by chance"
         )
-    names, skipped = _walk(root)
+    names, skipped = walk(root)
     if skipped:
         print(
             f"vdm_jax: {len(skipped)} files in {root} are no images by their names and left out "
@@ -149,8 +149,14 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest(), "big")
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """The paths below `root` of its pictures, and those of its other files."""
+def walk(root: Path) -> tuple[list[str], list[str]]:
+    """Returns the paths below `root` of its pictures, and those of its other files, with "/".
+
+    Hidden files and folders are passed over.
+
+    Raises:
+      DataError: pictures of a kind that isn't read, or what can't be walked over.
+    """
     names: list[str] = []
     skipped: list[str] = []
     for name in _files(root, root, ()):

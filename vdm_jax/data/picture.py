@@ -27,8 +27,10 @@ _WEBP_MARK = b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
 
 
-def decode(content: bytes, channels: int) -> Any:
+def decode(content: bytes, channels: int | None) -> Any:
     """Returns a picture file's content as a Pillow image: "L" for 1 channel, "RGB" for 3.
+
+    With None a grey picture is "L" and any other, also one with a palette, is "RGB".
 
     Raises:
       ValueError: it is broken or of a kind that is refused; says what, not which file.
@@ -63,7 +65,7 @@ def decode(content: bytes, channels: int) -> Any:
     return _converted(image, channels)
 
 
-def _converted(image: Any, channels: int) -> Any:
+def _converted(image: Any, channels: int | None) -> Any:
     if image.mode not in _MODES:
         raise ValueError(f"holds {image.mode} pixels; convert it to 8-bit RGB or grey")
     if image.has_transparency_data:
@@ -74,7 +76,7 @@ def _converted(image: Any, channels: int) -> Any:
                 f"is transparent in {int((alpha < 255).sum())} of its pixels; lay it on a "
                 "background and save it without transparency"
             )
-    if channels == 1 and image.mode in _GREY:
+    if channels != 3 and image.mode in _GREY:
         return image.convert("L")
     image = image.convert("RGB")  # a palette's entries first, their grey then
     return image.convert("L") if channels == 1 else image
