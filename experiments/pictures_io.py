@@ -24,11 +24,11 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.pictures_meta import Array, Folder, Npy, Npz, unpack
-from experiments.pictures_read import Pictures, read
+from experiments.pictures_read import Pictures, of_array, read
 from vdm_jax.data.errors import reason
 from vdm_jax.train import disk
 
-__all__ = ["Pictures", "check_meta", "read", "write"]
+__all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
 
 _PIECE = 1 << 24  # bytes
 

@@ -15,7 +15,7 @@ from experiments.pictures_meta import MOST, Array, Folder, Npy, Npz
 from vdm_jax.data import DataError, bounded, listing, picture
 from vdm_jax.data.errors import reason, user_path
 
-__all__ = ["Pictures", "read"]
+__all__ = ["Pictures", "of_array", "read"]
 
 MOST_PIXELS = 1 << 32  # values of all images together: bytes of memory
 _NPY_MARK, _ZIP_MARK = b"\x93NUMPY", b"PK"
@@ -64,6 +64,12 @@ def read(path: Path, levels: int = 256) -> Pictures:
         return _read_file(path, levels)
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def of_array(images: np.ndarray, words: str) -> Pictures:
+    """Returns uint8 images [n, height, width, channels] as if an .npy of them had been read."""
+    npy = Npy(Array(images.dtype, images.shape, False))
+    return Pictures(np.ascontiguousarray(images), npy.pack(), words)
 
 
 def _read_file(path: Path, levels: int) -> Pictures:

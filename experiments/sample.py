@@ -24,10 +24,9 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import cli, cluster, results, sampling, setup, trained
+from experiments.bar import Bar
 from experiments.cli import UserError
 from experiments.sampling import Rule
 from experiments.trained import Trained
@@ -166,47 +165,11 @@ def _draw(
         flush=True,
     )
     began = time.monotonic()
-    with _Bar(batches * rule.network_calls) as bar:
+    with Bar("network calls", batches * rule.network_calls) as bar:
         images = sampling.draw(
             model, rule, n, size, options["seed"], mesh, options["class"], bar.advance
         )
     return images, round(time.monotonic() - began, 2)
-
-
-class _Bar:
-    """Calls of the network: a live bar on a terminal, a line each tenth elsewhere."""
-
-    def __init__(self, total: int, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
-        self._total, self._done, self._began = total, 0, time.monotonic()
-        self._bar = Progress(
-            TextColumn("network calls"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("sample", total=total)
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, calls: int) -> None:
-        """So many more."""
-        tenths = self._done * 10 // self._total
-        self._done += calls
-        self._bar.update(self._task, completed=self._done)
-        if not self._console.is_terminal and self._done * 10 // self._total > tenths:
-            seconds = time.monotonic() - self._began
-            self._console.print(
-                f"network calls {self._done}/{self._total}  {seconds:.1f} s", soft_wrap=True
-            )
 
 
 # ---- files and words ----

@@ -32,6 +32,7 @@ __all__ = [
     "from_official",
     "from_options",
     "from_workdir",
+    "images_of",
     "load_official",
     "restored",
     "saved_config",
@@ -112,16 +113,22 @@ def from_workdir(
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    config, saved = saved_config(workdir)
-    config = with_data(config, data, saved.get("levels"))
-    check.config(config)
-    images = setup.load(config)
-    _check_same_kind(workdir, saved, images, bool(data))
+    config, images = images_of(workdir, data)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
     step, params = restored(workdir, checkpoint, model, mesh)
     c = config.eval
     part = setup.eval_name(config)
     return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+
+
+def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
+    """The configuration of a run, and the data it was trained on, or that `data` names."""
+    config, saved = saved_config(workdir)
+    config = with_data(config, data, saved.get("levels"))
+    check.config(config)
+    images = setup.load(config)
+    _check_same_kind(workdir, saved, images, bool(data))
+    return config, images
 
 
 def restored(

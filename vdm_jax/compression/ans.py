@@ -1,13 +1,14 @@
 """Stacks of bits: range asymmetric numeral systems (Duda 2009, arXiv 1311.2540), many in step.
 
-A stack holds a number. To push a symbol of probability p multiplies it by about 1/p and is undone by
-popping it, exactly, so that popping symbols from bits that are there already draws them with these
-probabilities: the half of bits-back coding that makes it possible. The number is kept as a `state`
-of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
+A stack holds a number. To push a symbol of probability p multiplies it by about 1/p and is undone
+by popping it, exactly, so that popping symbols from bits that are there already draws them with
+these probabilities: the half of bits-back coding that makes it possible. The number is kept as a
+`state` of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
 
 Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. The library `constriction` does the same for one stack;
-by measurement (docs/compression.md) the loop here is no slower, and it tells when a stack is empty.
+symbols with all stacks (lanes) side by side. The library `constriction` does the same for one
+stack; by measurement (docs/compression.md) the loop here is no slower, and it tells when a stack
+is empty.
 
 Needs 64-bit JAX (`jax.enable_x64`).
 """
@@ -48,7 +49,7 @@ class Stacks:
     """
 
     def __init__(self, lanes: int) -> None:
-        if not jax.config.jax_enable_x64:
+        if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError("compression needs 64-bit JAX: with jax.enable_x64(True): ...")
         self.states = np.ones(lanes, np.uint64)
         self.words = np.zeros((lanes, 64), np.uint32)
@@ -88,8 +89,8 @@ class Stacks:
         """n symbols of each lane: int32 [n, lanes].
 
         table: uint32 [any, symbols + 1], in each row counts summed up, from 0 to TOTAL; rows: which
-        row each symbol has, [n, lanes]. Lanes that aren't `active` keep their bits. Raises Underflow
-        if an active one needs a word where there is none.
+        row each symbol has, [n, lanes]. Lanes that aren't `active` keep their bits. Raises
+        Underflow if an active one needs a word where there is none.
         """
         n = len(rows)
         place = self.sizes - 1 - np.arange(n)[:, None]
@@ -191,24 +192,25 @@ def _push(
         state = jnp.where(spilled, state >> _WORD, state)
         return ((state // count) << PRECISION) + state % count + start, (word, spilled)
 
-    states, (words, spilled) = jax.lax.scan(one, states, (starts, counts), reverse=True)
-    return states, words, spilled
+    spills: tuple[jax.Array, jax.Array]
+    found, spills = jax.lax.scan(one, states, (starts, counts), reverse=True)
+    return found, *spills
 
 
 @jax.jit
 def _pop(
     states: jax.Array, tops: jax.Array, table: jax.Array, rows: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    symbols = table.shape[1] - 1
+    width = table.shape[1] - 1
     flat, lane = table.reshape(-1), jnp.arange(len(states))
 
     def one(carry: tuple[jax.Array, jax.Array], row: jax.Array) -> tuple:
         state, used = carry
         slot = (state & (TOTAL - 1)).astype(jnp.uint32)
-        first = row * (symbols + 1)
+        first = row * (width + 1)
         found = jnp.zeros_like(row)
-        for bit in reversed(range((symbols - 1).bit_length())):  # the last with start <= slot
-            further = jnp.minimum(found + (1 << bit), symbols - 1)
+        for bit in reversed(range((width - 1).bit_length())):  # the last with start <= slot
+            further = jnp.minimum(found + (1 << bit), width - 1)
             found = jnp.where(flat[first + further] <= slot, further, found)
         start = flat[first + found]
         count = (flat[first + found + 1] - start).astype(jnp.uint64)
@@ -217,8 +219,9 @@ def _pop(
         state = jnp.where(short, state << _WORD | tops[used, lane].astype(jnp.uint64), state)
         return (state, used + short), found
 
-    (states, used), found = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
-    return states, used, found
+    symbols: jax.Array
+    last, symbols = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
+    return *last, symbols
 
 
 def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:

@@ -90,9 +90,7 @@ class Coder:
         self._return(stacks, 0, z, ladder.values[x], active)
         return x.T
 
-    def _draw(
-        self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray
-    ) -> np.ndarray:
+    def _draw(self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray) -> np.ndarray:
         """z_i ~ q(z_i|z_{i-1}), or of x for i = 0."""
         stacks.scramble(len(before), i, active)
         return _pop(stacks, self.ladder.encoders[i], self.ladder.forward[i] * before, 0, active)
@@ -114,7 +112,9 @@ class Coder:
         if observe is not None:
             observe(i, values, eps_hat, share)
         if not np.all(np.isfinite(eps_hat)) or not (share is None or np.all(np.isfinite(share))):
-            raise ValueError(f"the network's output isn't finite at level {i} of {len(ladder.of_z)}")
+            raise ValueError(
+                f"the network's output isn't finite at level {i} of {len(ladder.of_z)}"
+            )
         n = np.clip(np.rint(eps_hat.T / EPS_GRID), -_MOST_EPS, _MOST_EPS)
         means = ladder.of_z[i - 1] * z + ladder.of_eps[i - 1] * n
         if share is None:

@@ -58,7 +58,7 @@ def compress(
     images: np.ndarray,
     vdm: Vdm,
     num_steps: int = 100,
-    grid: int | None = None,
+    grid: int = ladder.DEFAULT_GRID,
     blocks: int | None = None,
     meta: bytes = b"",
     progress: Progress = lambda done, of: None,
@@ -69,7 +69,7 @@ def compress(
       images: integers in [0, levels), [n, *event_shape].
       vdm: the model.
       num_steps: T: more are smaller and slower.
-      grid: see `ladder.make`; default `ladder.default_grid`.
+      grid: see `ladder.make`.
       blocks: stacks that are coded in step, each beginning with some images of the simple model;
         default one for each 256 images, up to 64.
       meta: kept in the file as it is.
@@ -82,7 +82,6 @@ def compress(
     images = _checked(images, vdm)
     if not 1 <= num_steps <= ladder.MOST_STEPS:
         raise ValueError(f"num_steps must be from 1 to {ladder.MOST_STEPS}, got {num_steps}.")
-    grid = ladder.default_grid(num_steps) if grid is None else grid
     if not 1 <= grid <= file.MOST_GRID:
         raise ValueError(f"grid must be from 1 to {file.MOST_GRID}, got {grid}.")
     count = blocks or min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS)
@@ -174,7 +173,7 @@ class _Encoder:
         short = np.ones(len(self._parts), bool)
         seeded = [b""] * len(short)
         while short.any():
-            for lane in np.flatnonzero(short):
+            for lane in np.flatnonzero(short).tolist():
                 self._seeds[lane] += 1
                 seeded[lane] = self._seeded(lane)
             self._stacks = Stacks(len(short))
@@ -219,9 +218,7 @@ class _Encoder:
         kept = seeds if mode == CHAIN else 0
         return Block(mode, len(part), kept, len(coded), zlib.crc32(pixels)), coded
 
-    def summary(
-        self, header: Header, size: int, seconds: float, network_seconds: float
-    ) -> Summary:
+    def summary(self, header: Header, size: int, seconds: float, network_seconds: float) -> Summary:
         """For all blocks."""
         coded = np.array(self._bits).reshape(-1, 2) / header.dims
         net, bound = coded.mean(axis=0) if len(coded) else (np.nan, np.nan)
@@ -286,7 +283,7 @@ def _decode(
                 found = coder.decode(stacks, header.dims, active)
             except Underflow as error:
                 raise VdmzError("its payload is damaged: it ends too early") from error
-            for lane in np.flatnonzero(active):
+            for lane in np.flatnonzero(active).tolist():
                 image = found[lane].reshape(vdm.event_shape)
                 parts[lane][header.blocks[lane].seeds + number] = image
             done += int(active.sum())
@@ -311,9 +308,7 @@ def _load(stacks: Stacks, lane: int, content: bytes) -> None:
 
 def _coder(header: Header, vdm: Vdm) -> Coder:
     """Raises VdmzError if this machine makes of the model what another didn't."""
-    levels = ladder.make(
-        vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var
-    )
+    levels = ladder.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
     if levels.digest[:4] != header.tables:
         raise VdmzError(
             "this machine computes other coding tables from the same model; decompress it on one "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vdm_jax.compression.errors import VdmzError
 from vdm_jax.compression.ladder import MOST_STEPS
 
-__all__ = ["CHAIN", "FALLBACK", "RAW", "Block", "Header", "check_payload", "pack", "unpack"]
+__all__ = ["CHAIN", "FALLBACK", "RAW", "Block", "Header", "pack", "unpack"]
 
 MAGIC = b"VDMZ"
 VERSION = 1
@@ -82,9 +82,7 @@ class Header:
 def pack(header: Header, payload: bytes) -> bytes:
     """The file."""
     content = bytearray(
-        _FIXED.pack(
-            MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload)
-        )
+        _FIXED.pack(MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload))
     )
     numbers = [header.num_steps, header.grid, header.levels - 1, *header.event_shape]
     numbers.append(len(header.blocks))
@@ -164,7 +162,7 @@ class _Reader:
         found = zlib.crc32(self._content[: self.at])
         if self._crc() != found:
             raise _damaged()
-        blocks = tuple(Block(*row, crc) for row, crc in zip(rows, crcs, strict=True))
+        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
         levels = below + 1
         return Header(
             model, tables, probe, (height, width, channels), levels, num_steps, grid, blocks, meta

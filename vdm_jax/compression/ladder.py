@@ -1,7 +1,7 @@
 """The chain of a VDM on grids: all that coding takes of the mathematics, as tables and factors.
 
-The latents z_0, ..., z_T of T steps are whole numbers k, z_i = k `grids[i]`. Means are linear in what
-they are made of, so that a level needs the factors and one table; the factors are the core's
+The latents z_0, ..., z_T of T steps are whole numbers k, z_i = k `grids[i]`. Means are linear in
+what they are made of, so that a level needs the factors and one table; the factors are the core's
 (`process.marginal`, `transition`, `reverse`) at 0 and 1. Sections 3 and 4 of the VDM paper.
 
 Widths, factors and standard deviations are rounded to float32: what two machines make of exp and
@@ -13,6 +13,7 @@ import hashlib
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import tables
@@ -20,9 +21,11 @@ from vdm_jax.compression.tables import GaussianTable, PixelTable
 from vdm_jax.parameterization import to_x
 from vdm_jax.types import Gamma, ReverseVar
 
-__all__ = ["EPS_GRID", "MOST_STEPS", "Ladder", "default_grid", "make"]
+__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_STEPS", "Ladder", "make"]
 
 MOST_STEPS = 4096
+DEFAULT_GRID = 2
+"""Finer ones make no smaller files (docs/compression.md), but need more bits to begin with."""
 EPS_GRID = 2.0**-8
 """The network's noise is rounded to multiples of this, which costs next to nothing."""
 _SHARE_STEP = 0.02  # of the logarithm of a learned variance, at most
@@ -65,11 +68,6 @@ class Ladder:
     def num_steps(self) -> int:
         """T."""
         return len(self.gammas) - 1
-
-
-def default_grid(num_steps: int) -> int:
-    """Into how many parts the narrowest standard deviation of a level is divided."""
-    return 4 if num_steps < 500 else 8
 
 
 def make(
@@ -136,5 +134,5 @@ def _digest(ladder: Ladder) -> bytes:
     return running.digest()
 
 
-def _float32(values: np.ndarray) -> np.ndarray:
+def _float32(values: ArrayLike) -> np.ndarray:
     return np.asarray(values).astype(np.float32).astype(np.float64)

@@ -57,7 +57,9 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
 
 def _normal_cdf(values: np.ndarray) -> np.ndarray:
     flat = values.reshape(-1)
-    pieces = [np.resize(piece, _AT_ONCE) for piece in np.split(flat, range(_AT_ONCE, flat.size, _AT_ONCE))]
+    pieces = [
+        np.resize(piece, _AT_ONCE) for piece in np.split(flat, range(_AT_ONCE, flat.size, _AT_ONCE))
+    ]
     found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
     return found[: flat.size].reshape(values.shape)
 
@@ -101,7 +103,9 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     for start in range(0, len(every), size):
         part = slice(start, start + size)
         probs = np.asarray(_probs(np.resize(every[part] * grid, size), gamma_0, levels))
-        near = np.take_along_axis(probs[: len(every[part])], lowest[part, None] + np.arange(width), axis=1)
+        near = np.take_along_axis(
+            probs[: len(every[part])], lowest[part, None] + np.arange(width), axis=1
+        )
         below = np.concatenate([np.zeros((len(near), 1)), np.cumsum(near, axis=1)], axis=1)
         ends = np.ones((len(near), 1))
         counts[part] = _counts(np.concatenate([np.minimum(below, 1.0), ends], axis=1))

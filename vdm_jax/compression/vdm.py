@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import loss, process
 from vdm_jax.compression.ladder import EPS_GRID, Ladder
 from vdm_jax.parameterization import split, to_eps, to_x
-from vdm_jax.types import Gamma, Kind, PerExample, ReverseVar, Tensor
+from vdm_jax.types import Gamma, Images, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = ["Vdm", "digest"]
 
@@ -125,7 +125,7 @@ class Bound:
     """
 
     def __init__(self, vdm: Vdm, ladder: Ladder) -> None:
-        self._ladder, self._levels = ladder, vdm.levels
+        self._ladder = ladder
         self._share = float(vdm.reverse_var == "transition")
         self._x: np.ndarray = np.zeros(())
         self._nats: np.ndarray = np.zeros(())
@@ -137,14 +137,17 @@ class Bound:
             p = process.reverse(z, x_hat, gamma_s, gamma_t, share)
             return loss.sum_event(process.posterior(z, x, gamma_s, gamma_t).kl(p))
 
-        self._diffusion = jax.jit(diffusion)
+        def ends(images: Images) -> tuple[Tensor, PerExample]:
+            x = loss.to_data(images, vdm.levels)
+            at_0 = loss.expected_reconstruction(images, ladder.gammas[0], vdm.levels)
+            return x, at_0 + loss.prior(x, ladder.gammas[-1])
+
+        self._ends, self._diffusion = jax.jit(ends), jax.jit(diffusion)
 
     def start(self, images: np.ndarray) -> None:
         """Of images [lanes, dims]."""
-        gammas = self._ladder.gammas
-        self._x = np.asarray(loss.to_data(images, self._levels))
-        at_ends = loss.expected_reconstruction(images, gammas[0], self._levels)
-        self._nats = np.asarray(at_ends + loss.prior(self._x, gammas[-1]))
+        x, nats = self._ends(images)
+        self._x, self._nats = np.asarray(x), np.asarray(nats)
 
     def observe(
         self, level: int, z: np.ndarray, eps_hat: np.ndarray, share: np.ndarray | None

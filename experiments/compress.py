@@ -1,0 +1,192 @@
+"""Compress images losslessly with a trained VDM, by bits-back coding.
+
+    python -m experiments.compress --workdir=RUN INPUT -o FILE.vdmz [--num_steps=100]
+    python -m experiments.compress --workdir=RUN --split=test -o FILE.vdmz
+    python -m experiments.compress --official=PATH --model=cifar10 INPUT -o FILE.vdmz
+
+INPUT is a folder of pictures, an .npz or an .npy, of the size and levels that the model was trained
+on; experiments.decompress gives it back, pixel for pixel (README, Compression; docs/vdmz.md has the
+format). It needs the same model: the run's config.json and that checkpoint. More steps make the
+file smaller and take longer. What was written is decoded and compared before it gets its name.
+"""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import cli, coding, image_codecs, pictures_io, results, trained
+from experiments.cli import UserError
+from experiments.pictures_io import Pictures
+from vdm_jax import compression
+from vdm_jax.compression import Summary, Vdm
+from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
+from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
+from vdm_jax.data import DataError
+
+COMPARED = 1000  # images, at most, that other codecs are tried on
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    _, number, choice = cli.definers(values)
+    coding.define_flags(values)
+    flags.DEFINE_string("output", None, "the file to write", short_name="o", flag_values=values)
+    choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
+    number("num_steps", "T, the steps of the chain", 100, 1, MOST_STEPS)
+    number(
+        "grid", "parts into which the narrowest standard deviation of a step is divided",
+        DEFAULT_GRID, 1, MOST_GRID,
+    )  # fmt: skip
+    number(
+        "blocks", "stacks that are coded at once, each with a few images at a worse rate; default "
+        "one for each 256 images, up to 64", None, 1, MOST_BLOCKS,
+    )  # fmt: skip
+    flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
+    return values
+
+
+def compress(argv: list[str]) -> Summary:
+    """Parse `argv`, write the file, say what it came to."""
+    values = _flags()
+    rest = cli.parse_flags(values, argv, __doc__, most=1)
+    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    out = coding.free(options["output"], "-o FILE.vdmz")
+    if bool(rest) == bool(options["split"]):
+        raise UserError("wanted INPUT, a folder of pictures, an .npz or an .npy; or --split=test")
+    vdm, name, pictures = _both(Path(rest[0]) if rest else None, options)
+    print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
+    content, summary, decoding = _coded(vdm, pictures, options)
+    with cli.writing(out.parent):
+        _write(out, content)
+    print(_words(summary, content, pictures, decoding, out), flush=True)
+    if options["compare"]:
+        print(f"\n{_compared(pictures.images, vdm.levels, len(content))}")
+    return summary
+
+
+def _both(path: Path | None, options: Mapping[str, Any]) -> tuple[Vdm, str, Pictures]:
+    """The model, its name, and the images."""
+    if options["official"]:  # made for images of any size
+        if path is None:
+            raise UserError("--split is of a run's images; with --official name INPUT")
+        pictures = pictures_io.read(path)
+        vdm, name = coding.load(options, pictures.images.shape[1:])
+    else:
+        vdm, name = coding.load(options)
+        pictures = pictures_io.read(path, vdm.levels) if path else _split(options)
+    found, wanted = pictures.images.shape[1:], tuple(vdm.event_shape)
+    if found != wanted:
+        by = "x".join
+        raise UserError(
+            f"the images are {by(map(str, found))}, but {name} is for {by(map(str, wanted))} "
+            "(height x width x channels): bring them to that size, or train a model of theirs"
+        )
+    if options["blocks"] and options["blocks"] > len(pictures.images):
+        raise UserError(
+            f"--blocks={options['blocks']} is more than there are images, {len(pictures.images)}"
+        )
+    return vdm, name, pictures
+
+
+def _split(options: Mapping[str, Any]) -> Pictures:
+    """The images of the run, as an .npy that decompresses to them."""
+    try:
+        _, images = trained.images_of(Path(options["workdir"]), {})
+    except DataError as error:
+        raise UserError(str(error)) from error
+    part = getattr(images, options["split"])
+    words = f"{len(part)} {options['split']} images of {images.name}"
+    return pictures_io.of_array(np.ascontiguousarray(part), words)
+
+
+def _coded(
+    vdm: Vdm, pictures: Pictures, options: Mapping[str, Any]
+) -> tuple[bytes, Summary, float]:
+    """The file, what it came to, and the seconds that it took to decode it once more."""
+    try:
+        with coding.progress("encoded") as tell:
+            content, summary = compression.compress(
+                pictures.images, vdm, options["num_steps"], options["grid"], options["blocks"],
+                pictures.meta, tell,
+            )  # fmt: skip
+        began = time.perf_counter()
+        with coding.progress("decoded") as tell:
+            images, meta = compression.decompress(content, vdm, tell)
+    except compression.VdmzError as error:
+        raise UserError(f"nothing was written: on decoding, {error}") from error
+    except ValueError as error:
+        raise UserError(f"nothing was written: {error}") from error
+    if not np.array_equal(images, pictures.images) or meta != pictures.meta:
+        raise UserError("nothing was written: it did not decode to the same images")
+    return content, summary, time.perf_counter() - began
+
+
+def _write(out: Path, content: bytes) -> None:
+    """As a whole or not at all."""
+    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        coding.free(str(out), "")  # it may have been made meanwhile
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---- words ----
+
+
+def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path) -> str:
+    raw = pictures.images.nbytes
+    lines = [
+        f"raw      {raw:,} bytes",
+        f"written  {len(content):,} bytes, {summary.gross:.4f} bits per dim with all in it, "
+        f"{raw / len(content):.2f} times less: {out}",
+    ]
+    if summary.coded:
+        lines += [
+            f"net      {summary.net:.4f} bits per dim, of {summary.coded} images by the VDM",
+            f"bound    {summary.bound:.4f} bits per dim on the same images; net is "
+            f"{100 * summary.overhead:+.2f} % ± {100 * summary.excess_error / summary.bound:.2f} %",
+        ]
+    simple = []
+    if summary.seeds:
+        simple.append(f"{summary.seeds} images by the simple model, whose bits others borrow")
+    if summary.raw:
+        simple.append(f"{summary.raw} images as they are: coded they would take more")
+    lines += [f"besides  {'; '.join(simple)}"] * bool(simple)
+    if summary.coded:
+        share = summary.network_seconds / summary.seconds
+        lines.append(
+            f"speed    {summary.coded / summary.seconds:.2f} images/s encoding, network's share "
+            f"{100 * share:.0f} %; {summary.images / decoding:.2f} images/s decoding"
+        )
+    return "\n".join(lines)
+
+
+def _compared(images: np.ndarray, levels: int, size: int) -> str:
+    """What lossless codecs need for the same images, as a table."""
+    count = min(len(images), COMPARED)
+    chosen = images[np.linspace(0, len(images) - 1, count).astype(int)]
+    note = "" if count == len(images) else f" (on {count:,} of them)"
+    rows = [("this file", size / images.size)]
+    rows += [(f"{one.name}{note}", one.bytes / chosen.size) for one in _sizes(chosen, levels)]
+    cells = [[name, f"{8.0 * per_dim:.4f}"] for name, per_dim in rows]
+    return results.table(("codec", "bits per dim"), cells)
+
+
+def _sizes(images: np.ndarray, levels: int) -> list[image_codecs.Size]:
+    return image_codecs.sizes(np.ascontiguousarray(images), levels)
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: compress(sys.argv))

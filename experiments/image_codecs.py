@@ -1,0 +1,134 @@
+"""What other lossless codecs need for the same images.
+
+Values go in as they are, as grey or RGB values of 8 bits, also if there are fewer levels: 0..16 of
+17 levels stays 0..16, and is not spread over 0..255.
+"""
+
+import importlib
+import io
+import lzma
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Size", "sizes"]
+
+SIDE = 8192  # pixels of a mosaic at most; WebP takes 16383, and Pillow finds far more suspicious
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"format": "PNG", "optimize": True},
+    "WebP": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
+    "JPEG-XL": {"format": "JXL", "lossless": True, "effort": 9},
+}
+
+
+class Size(NamedTuple):
+    """What all images take together, in bytes; `name` says with what, as "PNG, each image"."""
+
+    name: str
+    bytes: int
+
+
+def sizes(images: np.ndarray, levels: int) -> list[Size]:
+    """Returns what lossless codecs need for uint8 images [n, height, width, channels].
+
+    Image codecs see one image at a time ("each image"), then all side by side ("one mosaic", or
+    several of at most 8192 pixels a side). One channel is grey, three are RGB, any other number lie
+    side by side as grey. xz packs the values at its highest setting. WebP and JPEG-XL are left out
+    where Pillow hasn't them (JPEG-XL comes with the package pillow-jxl-plugin).
+
+    Each picture is decoded again and compared.
+
+    Raises:
+      ValueError: images of another kind, larger than 8192 a side, or with values beyond `levels`.
+      RuntimeError: a codec didn't give the same pixels again.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise ValueError(
+            f"images must be uint8 [n, height, width, channels], not {images.dtype} {images.shape}"
+        )
+    if int(images.max()) >= levels:
+        raise ValueError(f"images hold the value {images.max()}, outside [0, {levels})")
+    planes = _planes(images)
+    if max(planes.shape[1:3]) > SIDE:
+        raise ValueError(f"images must have at most {SIDE} pixels a side, not {planes.shape[1:3]}")
+    codecs = [name for name in _OPTIONS if _is_there(name)]
+    mosaics = list(_mosaics(planes))
+    whole = "one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"
+    raw = np.ascontiguousarray(images).tobytes()
+    return [
+        *(Size(f"{name}, each image", sum(_size(name, one) for one in planes)) for name in codecs),
+        *(Size(f"{name}, {whole}", sum(_size(name, one) for one in mosaics)) for name in codecs),
+        Size("xz", _xz(raw)),
+        Size("raw", len(raw)),
+    ]
+
+
+def _xz(raw: bytes) -> int:
+    """Bytes as by `xz -9e`; a window beyond the input's size would only take memory."""
+    window = max(1 << 12, min(1 << 26, len(raw)))
+    preset = 9 | lzma.PRESET_EXTREME
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
+    return len(lzma.compress(raw, filters=filters))
+
+
+def _is_there(name: str) -> bool:
+    from PIL import features
+
+    if name == "JPEG-XL":
+        try:
+            importlib.import_module("pillow_jxl")  # which makes it known to Pillow
+        except ImportError:
+            return False
+    return name != "WebP" or bool(features.check("webp"))
+
+
+def _planes(images: np.ndarray) -> np.ndarray:
+    """Returns [n, height, width, 3] or [n, height, width']."""
+    count, height, width, channels = images.shape
+    if channels == 3:
+        return images
+    return images.transpose(0, 1, 3, 2).reshape(count, height, channels * width)
+
+
+def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields about as many rows as columns of tiles; those that are left over are zero."""
+    _, height, width, *channels = planes.shape
+    most_rows, most_columns = SIDE // height, SIDE // width
+    for start in range(0, len(planes), most_rows * most_columns):
+        tiles = planes[start : start + most_rows * most_columns]
+        square = min(math.ceil(math.sqrt(len(tiles))), most_columns)
+        columns = max(square, -(-len(tiles) // most_rows))
+        rows = -(-len(tiles) // columns)
+        grid = np.zeros((rows * columns, height, width, *channels), np.uint8)
+        grid[: len(tiles)] = tiles
+        grid = grid.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
+        yield grid.reshape(rows * height, columns * width, *channels)
+
+
+def _size(name: str, pixels: np.ndarray) -> int:
+    """Bytes of one picture. Raises RuntimeError if it doesn't come back as it was."""
+    content = _encoded(name, pixels)
+    if not np.array_equal(_decoded(content, pixels.ndim == 2), pixels):
+        raise RuntimeError(f"{name} is not lossless on a picture of shape {pixels.shape}")
+    return len(content)
+
+
+def _encoded(name: str, pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **_OPTIONS[name])
+    return buffer.getvalue()
+
+
+def _decoded(content: bytes, is_grey: bool) -> np.ndarray:
+    """Pixels [height, width] of grey, also where the codec keeps it as RGB, or with 3 channels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.asarray(image)
+    if is_grey and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    return pixels
