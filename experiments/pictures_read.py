@@ -239,7 +239,7 @@ def _not_kept(converted: int, skipped: list[str]) -> str:
     if converted:
         said.append(f"pixels of {converted} JPEG or WebP pictures are kept, not their files")
     if skipped:
-        said.append(f"{len(skipped)} other files are left out, the first is {skipped[0]!r}")
+        said.append(f"left out, as no pictures by name: {len(skipped)}, first {skipped[0]!r}")
     return f" ({'; '.join(said)})" if said else ""
 
 

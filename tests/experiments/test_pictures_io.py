@@ -149,7 +149,7 @@ def test_a_folder_comes_back_picture_by_picture(folder):
     came = pictures_io.read(folder)
     assert came.words == (
         "7 pictures 4x6x3 of the folder in (pixels of 3 JPEG or WebP pictures are kept, not their "
-        "files; 1 other files are left out, the first is 'notes.txt')"
+        "files; left out, as no pictures by name: 1, first 'notes.txt')"
     )
     assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 7 pictures"
     found = files(back(folder))
@@ -508,3 +508,33 @@ def test_images_that_do_not_go_with_meta(tmp_path):
 def test_the_order_of_names_is_by_folder():
     names = [b"a.png-x", b"a.png/b", b"a.png", b"a/b"]
     assert sorted(names, key=pictures_meta.order) == [b"a/b", b"a.png", b"a.png/b", b"a.png-x"]
+
+
+def test_meta_is_as_documented(tmp_path):
+    """docs/vdmz.md, read with nothing but zlib and json."""
+    assert pictures_io.read(saved(tmp_path / "a.npy", IMAGES)).meta == bytes.fromhex("01 20")
+    assert pictures_io.read(saved(tmp_path / "a.npy", IMAGES[..., 0])).meta == b"\1\0"
+    columns = np.asfortranarray(IMAGES.astype(">i4"))
+    assert pictures_io.read(saved(tmp_path / "a.npy", columns)).meta == bytes(
+        [1, 2 + 4 + 8 + 16 + 32]
+    )
+
+    label = np.array([[1, 2], [3, 4]], ">i2", order="F")
+    np.savez(tmp_path / "a.npz", x=IMAGES[:2], label=label, bit=np.array(True), y=IMAGES[2:])
+    meta = pictures_io.read(tmp_path / "a.npz").meta
+    end = 5 + int.from_bytes(meta[1:5], "little")
+    assert meta[0] == 2 and meta[5] == 1 and meta[end] == 1
+    assert json.loads(zlib.decompress(meta[6:end])) == [
+        ["x", "|u1", 0, [2, 4, 6, 3]],
+        ["label", ">i2", 1, [2, 2]],
+        ["bit", "|b1", 0, []],
+        ["y", "|u1", 0, [3, 4, 6, 3]],
+    ]
+    assert zlib.decompress(meta[end + 1 :]) == bytes.fromhex("0001 0003 0002 0004 01")
+
+    put(tmp_path / "in", "a-b.png", Image.fromarray(IMAGES[0]))
+    put(tmp_path / "in", "a/x.jpg", Image.fromarray(IMAGES[1, ..., 0]), "JPEG")
+    came = pictures_io.read(tmp_path / "in")
+    assert came.meta[:2] == b"\3\1"
+    assert zlib.decompress(came.meta[2:]) == b"\x80a/x.jpg.png\0a-b.png\0"
+    np.testing.assert_array_equal(came.images[1], IMAGES[0])
