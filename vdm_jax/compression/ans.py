@@ -25,7 +25,7 @@ _WORD = 32
 _LOW = (1 << _WORD) - 1
 # A word leaves the state where the push would take it past 64 bits.
 _SPILL = 64 - PRECISION
-_LEADING = 9
+_LEADING = 8  # bits
 
 
 class Underflow(Exception):

@@ -91,15 +91,21 @@ class Coder:
         return x.T
 
     def _draw(self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """z_i ~ q(z_i|z_{i-1}), or of x for i = 0."""
+        """z_i ~ q(z_i|z_{i-1}), or of x for i = 0.
+
+        In reverse, so that no element's noise is made of the bits that the same element of the
+        level before went into last.
+        """
         stacks.scramble(len(before), i, active)
-        return _pop(stacks, self.ladder.encoders[i], self.ladder.forward[i] * before, 0, active)
+        means = self.ladder.forward[i] * before[::-1]
+        return _pop(stacks, self.ladder.encoders[i], means, 0, active)[::-1]
 
     def _return(
         self, stacks: Stacks, i: int, z: np.ndarray, before: np.ndarray, active: np.ndarray
     ) -> None:
         """The inverse of `_draw`."""
-        _push(stacks, self.ladder.encoders[i], z, self.ladder.forward[i] * before, 0, active)
+        means = self.ladder.forward[i] * before[::-1]
+        _push(stacks, self.ladder.encoders[i], z[::-1], means, 0, active)
         stacks.scramble(len(z), i, active)
 
     def _reverse(

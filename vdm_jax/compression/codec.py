@@ -98,7 +98,7 @@ def compress(
         network.seconds, began = 0.0, time.perf_counter()
         encoder.run()
         seconds = time.perf_counter() - began
-    found, payloads = zip(*map(encoder.block, range(count)), strict=True)
+        found, payloads = zip(*map(encoder.block, range(count)), strict=True)
     header = Header(
         model=digest(vdm)[:16],
         tables=levels.digest[:4],
@@ -175,7 +175,7 @@ class _Encoder:
         while short.any():
             for lane in np.flatnonzero(short).tolist():
                 self._seeds[lane] += 1
-                seeded[lane] = self._seeded(lane)
+                seeded[lane] = self._simple(lane, self._seeds[lane])
             self._stacks = Stacks(len(short))
             for lane, content in enumerate(seeded):
                 self._stacks.load(lane, content)
@@ -185,9 +185,10 @@ class _Encoder:
             except Underflow as error:
                 short = error.lanes
 
-    def _seeded(self, lane: int) -> bytes:
+    def _simple(self, lane: int, count: int) -> bytes:
+        """The first images of a part by the simple model."""
         stack = Stacks(1)
-        fallback.push(stack, 0, self._parts[lane][: self._seeds[lane]], self._vdm.levels)
+        fallback.push(stack, 0, self._parts[lane][:count], self._vdm.levels)
         return stack.dump(0)
 
     def _images(self) -> None:
@@ -209,10 +210,11 @@ class _Encoder:
 
     def block(self, lane: int) -> tuple[Block, bytes]:
         """What the file says of a block, and its payload."""
-        part = self._parts[lane]
+        part, seeds = self._parts[lane], int(self._seeds[lane])
         pixels, coded = part.tobytes(), self._stacks.dump(lane)
-        seeds = int(self._seeds[lane])
         mode = CHAIN if seeds < len(part) else FALLBACK
+        if mode == CHAIN and len(coded) >= len(pixels):
+            mode, coded = FALLBACK, self._simple(lane, len(part))
         if len(coded) >= len(pixels):
             mode, coded = RAW, pixels
         kept = seeds if mode == CHAIN else 0

@@ -28,7 +28,8 @@ DEFAULT_GRID = 2
 """Finer ones make no smaller files (docs/compression.md), but need more bits to begin with."""
 EPS_GRID = 2.0**-8
 """The network's noise is rounded to multiples of this, which costs next to nothing."""
-_SHARE_STEP = 0.02  # of the logarithm of a learned variance, at most
+_SHARE_STEP = 0.02  # of the logarithm of a learned variance, unless that makes
+_MOST_SHARES = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def make(
       reverse_var: the variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
 
     Raises:
-      ValueError: if gamma doesn't rise from step to step.
+      ValueError: if gamma doesn't rise from step to step, or hardly in some.
     """
     gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
@@ -100,7 +101,7 @@ def make(
     grids = _float32(np.minimum(there, back) / grid)
     there, back = there / grids, back / grids
     widest = np.asarray(process.variance_log_ratio(s, t)) * (reverse_var == "learned")
-    shares = 1 + np.ceil(widest / _SHARE_STEP).astype(int)
+    shares = np.minimum(1 + np.ceil(widest / _SHARE_STEP).astype(int), _MOST_SHARES)
     decoders = []
     for std, log_ratio, count in zip(back, widest, shares, strict=False):
         share_of = np.arange(count) / max(count - 1, 1)

@@ -17,9 +17,10 @@ from vdm_jax.compression.ans import TOTAL
 
 __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", "split"]
 
-FRACTIONS = 64
+FRACTIONS = 128
 """Means are rounded to such parts of the grid."""
 _SPAN = 10.0  # standard deviations that have symbols of their own
+_MOST_SPAN = 1 << 12
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
 
@@ -39,8 +40,17 @@ class GaussianTable(NamedTuple):
 
 
 def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
-    """Of standard deviations [widths] in units of the grid."""
+    """Of standard deviations [widths] in units of the grid.
+
+    Raises ValueError for one so wide that without `escape` the table would be too large.
+    """
     span = math.ceil(_SPAN * float(np.max(stds))) + 1
+    if span > _MOST_SPAN and not escape:
+        raise ValueError(
+            f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
+            "narrowest of its level: gamma must not rise so much less in one step than in another"
+        )
+    span = min(span, _MOST_SPAN)
     edges = np.arange(2 * span + 2) - span - 0.5
     fractions = np.arange(FRACTIONS)[:, None] / FRACTIONS
     # The bin adds 1/12 to the variance (Sheppard's correction).

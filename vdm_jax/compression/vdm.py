@@ -108,7 +108,8 @@ class Network:
             z = (values * 7919 % 401 - 200) / 128.0  # in [-1.6, 1.6], exact in binary
             for part in self(z, int(level)):
                 if part is not None:
-                    rounded = np.rint(part / EPS_GRID).astype("<i8")
+                    with np.errstate(invalid="ignore"):  # what isn't finite, the coder refuses
+                        rounded = np.rint(part / EPS_GRID).astype("<i8")
                     found = zlib.crc32(rounded.tobytes(), found)
         return found
 
