@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, coding, image_codecs, pictures_io, results, trained
+from experiments import cli, coding, pictures_io, results, trained
 from experiments.cli import UserError
+from experiments.image_codecs import sizes
 from experiments.pictures_io import Pictures
 from vdm_jax import compression
 from vdm_jax.compression import Summary, Vdm
@@ -60,19 +61,22 @@ def compress(argv: list[str]) -> Summary:
     out = coding.free(options["output"], "-o FILE.vdmz")
     if bool(rest) == bool(options["split"]):
         raise UserError("wanted INPUT, a folder of pictures, an .npz or an .npy; or --split=test")
-    vdm, name, pictures = _both(Path(rest[0]) if rest else None, options)
+    vdm, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     content, summary, decoding = _coded(vdm, pictures, options)
     with cli.writing(out.parent):
         _write(out, content)
     print(_words(summary, content, pictures, decoding, out), flush=True)
     if options["compare"]:
-        print(f"\n{_compared(pictures.images, vdm.levels, len(content))}")
+        print(f"\n{compared(pictures.images, vdm.levels, len(content), 'this file')}")
     return summary
 
 
-def _both(path: Path | None, options: Mapping[str, Any]) -> tuple[Vdm, str, Pictures]:
-    """The model, its name, and the images."""
+def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[Vdm, str, Pictures]:
+    """The model that the flags name, its name, and the images of `path` or of --split.
+
+    Raises UserError if they don't go together.
+    """
     if options["official"]:  # made for images of any size
         if path is None:
             raise UserError("--split is of a run's images; with --official name INPUT")
@@ -173,19 +177,21 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
     return "\n".join(lines)
 
 
-def _compared(images: np.ndarray, levels: int, size: int) -> str:
-    """What lossless codecs need for the same images, as a table."""
-    count = min(len(images), COMPARED)
-    chosen = images[np.linspace(0, len(images) - 1, count).astype(int)]
-    note = "" if count == len(images) else f" (on {count:,} of them)"
-    rows = [("this file", size / images.size)]
-    rows += [(f"{one.name}{note}", one.bytes / chosen.size) for one in _sizes(chosen, levels)]
+def compared(images: np.ndarray, levels: int, size: int, name: str) -> str:
+    """What lossless codecs need for the same images, as a table that begins with our file."""
+    chosen = some(images, COMPARED)
+    note = "" if len(chosen) == len(images) else f" (on {len(chosen):,} of them)"
+    rows = [(name, size / images.size)]
+    rows += [(f"{one.name}{note}", one.bytes / chosen.size) for one in sizes(chosen, levels)]
     cells = [[name, f"{8.0 * per_dim:.4f}"] for name, per_dim in rows]
     return results.table(("codec", "bits per dim"), cells)
 
 
-def _sizes(images: np.ndarray, levels: int) -> list[image_codecs.Size]:
-    return image_codecs.sizes(np.ascontiguousarray(images), levels)
+def some(images: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly over all."""
+    if len(images) <= most:
+        return images
+    return np.ascontiguousarray(images[np.linspace(0, len(images) - 1, most).astype(int)])
 
 
 if __name__ == "__main__":

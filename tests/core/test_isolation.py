@@ -27,7 +27,7 @@ RANKS = [
     {"flow"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-PACKAGES = {"nn", "train", "data"}
+PACKAGES = {"nn", "train", "data", "compression"}
 
 
 def imported_modules(source: str, module: str) -> set[str]:
