@@ -160,7 +160,8 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
         lines += [
             f"net      {summary.net:.4f} bits per dim, of {summary.coded} images by the VDM",
             f"bound    {summary.bound:.4f} bits per dim on the same images; net is "
-            f"{100 * summary.overhead:+.2f} % ± {100 * summary.excess_error / summary.bound:.2f} %",
+            f"{100 * summary.overhead:+.2f} % ± {100 * summary.excess_error / summary.bound:.2f} % "
+            f"by the latents' chance and {100 * summary.coding_loss:+.3f} % by coding",
         ]
     simple = []
     if summary.seeds:

@@ -119,8 +119,8 @@ def _row(images: np.ndarray, vdm: Vdm, num_steps: int, options: Mapping[str, Any
 
 
 _HEAD = (
-    "T", "bytes", "gross", "net", "bound", "net over bound", "encoding, images/s", "decoding",
-    "network's share",
+    "T", "bytes", "gross", "net", "bound", "net over bound", "by coding",
+    "encoding, images/s", "decoding", "network's share",
 )  # fmt: skip
 
 
@@ -134,6 +134,7 @@ def _cells(row: Row) -> list[str]:
         f"{s.net:.4f}",
         f"{s.bound:.4f}",
         f"{100 * s.overhead:+.2f} % ± {100 * error:.2f} %",
+        f"{100 * s.coding_loss:+.3f} %",
         f"{s.coded / s.seconds:.2f}",
         f"{row.decoded_per_second:.2f}",
         f"{100 * s.network_seconds / s.seconds:.0f} %",

@@ -131,12 +131,12 @@ class _Noise:
 
     def observe(self, level, z, eps_hat, share):
         self._bound.observe(level, z, eps_hat, share)
-        if level > 1:
+        if level > 0:
             s, t = self._steps.gammas[level - 1 : level + 1]
             q = process.transition(jnp.asarray(self._z), s, t)
             eps = np.asarray((z - q.mean) / jnp.sqrt(q.var))
             self.squares.append(np.mean(eps**2))
-            if level > 2:
+            if level > 1:
                 self.products.append(np.mean(eps * self._eps))
             self._eps = eps
         self._z = z
@@ -156,16 +156,23 @@ def _rates(coder, bound, images, observe):
         coder.encode(stacks, batch, np.ones(lanes, bool), observe)
         net.append(stacks.bits() - before)
         bounds.append(bound.bits())
-    return np.concatenate(net), np.concatenate(bounds)
+    return (np.concatenate(net), *np.concatenate(bounds, axis=1))
 
 
 def test_the_net_rate_is_the_bound(rates):
-    net, bound = rates[True]
+    net, bound, _ = rates[True]
     excess = (net - bound).mean() / bound.mean()
     error = (net - bound).std() / np.sqrt(len(net)) / bound.mean()
     assert error < 0.0018
     assert abs(excess) < 0.005
     assert abs(excess) < 3 * error + 0.002
+
+
+def test_coding_itself_costs_next_to_nothing(rates):
+    """Beside what the same latents cost unrounded: no chance is in that."""
+    net, bound, path = rates[True]
+    assert abs((net - path).mean()) < 5e-4 * bound.mean()
+    assert np.std(net - path) < 0.1 * np.std(net - bound)
 
 
 def test_what_is_popped_is_standard_normal_and_new_at_each_level(rates):
@@ -177,13 +184,13 @@ def test_what_is_popped_is_standard_normal_and_new_at_each_level(rates):
 
 
 def test_without_scrambling_it_is_not(rates):
-    net, bound = rates[False]
+    net, bound, _ = rates[False]
     assert (net - bound).mean() / bound.mean() > 0.007
 
 
 def test_the_bound_on_the_way_is_that_of_the_loss(rates):
     """Along the chain's latents, every level of them, as against drawn times and noise."""
-    _, bound = rates[True]
+    _, bound, _ = rates[True]
     with jax.enable_x64(True):
         vdm = known.vdm()
         images = jnp.asarray(known.images(20_480))

@@ -28,8 +28,8 @@ __all__ = ["Coder", "Noise", "Observe"]
 _HALF = 16  # bits of a number far off, or of a level, that are pushed at a time
 _MOST_EPS = 1 << 20
 
-Observe = Callable[[int, np.ndarray, np.ndarray, np.ndarray | None], None]
-"""Is told of each level: its number i, z_i, and what the network said of it."""
+Observe = Callable[[int, np.ndarray, np.ndarray | None, np.ndarray | None], None]
+"""Is told of each level 0, ..., T its number, z_i, and what the network said of it (but of z_0)."""
 
 
 class Noise(Protocol):
@@ -69,6 +69,8 @@ class Coder:
         """
         ladder, x = self.ladder, images.T.astype(np.int64)
         z = self._draw(stacks, 0, ladder.values[x], active)
+        if observe is not None:
+            observe(0, (z * ladder.grids[0]).T, None, None)
         self._push_pixels(stacks, x, z, active)
         for i in range(1, ladder.num_steps + 1):
             z_next = self._draw(stacks, i, z, active)

@@ -32,6 +32,8 @@ class Summary:
       images: how many; of them `coded` by the VDM, `seeds` by the simple model, `raw` not at all.
       net: what the VDM's images added to their stacks, NaN without such images.
       bound: the variational bound of T steps on the same images, at the latents that were coded.
+      path: what these latents cost without any rounding. Only chance is between it and the bound,
+        only coding between it and net.
       excess_error: the standard error of net - bound, over images.
       gross: everything that is in the file, by all images.
       seconds, network_seconds: of coding the VDM's images; and of that, of the network's calls.
@@ -43,6 +45,7 @@ class Summary:
     raw: int
     net: float
     bound: float
+    path: float
     excess_error: float
     gross: float
     seconds: float
@@ -50,8 +53,13 @@ class Summary:
 
     @property
     def overhead(self) -> float:
-        """net / bound - 1."""
+        """net / bound - 1, by chance and by coding."""
         return self.net / self.bound - 1.0
+
+    @property
+    def coding_loss(self) -> float:
+        """net / path - 1, by coding."""
+        return self.net / self.path - 1.0
 
 
 def compress(
@@ -166,7 +174,7 @@ class _Encoder:
         self._vdm, self._coder, self._parts, self._progress = vdm, coder, parts, progress
         self._stacks = Stacks(len(parts))
         self._seeds = np.zeros(len(parts), int)
-        self._bits: list[tuple[float, float]] = []  # of each image: net, bound
+        self._bits: list[tuple[float, ...]] = []  # of each image: net, bound, path
 
     def run(self) -> None:
         """Seed the stacks with as few images as will do, and encode the others."""
@@ -205,7 +213,7 @@ class _Encoder:
             bound.start(batch)
             self._coder.encode(self._stacks, batch, active, bound.observe)
             net = self._stacks.bits() - before
-            self._bits += list(zip(net[active], bound.bits()[active], strict=True))
+            self._bits += list(zip(*(part[active] for part in (net, *bound.bits())), strict=True))
             self._progress(len(self._bits), int(counts.sum()))
 
     def block(self, lane: int) -> tuple[Block, bytes]:
@@ -222,8 +230,8 @@ class _Encoder:
 
     def summary(self, header: Header, size: int, seconds: float, network_seconds: float) -> Summary:
         """For all blocks."""
-        coded = np.array(self._bits).reshape(-1, 2) / header.dims
-        net, bound = coded.mean(axis=0) if len(coded) else (np.nan, np.nan)
+        coded = np.array(self._bits).reshape(-1, 3) / header.dims
+        net, bound, path = coded.mean(axis=0) if len(coded) else (np.nan,) * 3
         excess = coded[:, 0] - coded[:, 1]
         error = excess.std(ddof=1) / len(coded) ** 0.5 if len(coded) > 1 else np.nan
         of = {mode: [b for b in header.blocks if b.mode == mode] for mode in range(3)}
@@ -235,6 +243,7 @@ class _Encoder:
             raw=sum(b.images for b in of[RAW]),
             net=float(net),
             bound=float(bound),
+            path=float(path),
             excess_error=float(error),
             gross=8.0 * size / (header.images * header.dims),
             seconds=seconds,

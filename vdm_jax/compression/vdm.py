@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import loss, process
+from vdm_jax import loss, pixels, process, schedule
 from vdm_jax.compression.ladder import EPS_GRID, Ladder
+from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.types import Gamma, Images, Kind, PerExample, ReverseVar, Tensor
 
@@ -123,43 +124,62 @@ class Bound:
     """The variational bound of T steps (VDM eq. 11), summed up while images are encoded.
 
     Their latents are those of the chain, every level of it: each image's is an unbiased estimate.
+    Beside it what these very latents cost, log q - log p of them all, which a perfect entropy coder
+    would need; its mean is the bound if what was popped is as good as chance.
     """
 
     def __init__(self, vdm: Vdm, ladder: Ladder) -> None:
         self._ladder = ladder
         self._share = float(vdm.reverse_var == "transition")
-        self._x: np.ndarray = np.zeros(())
-        self._nats: np.ndarray = np.zeros(())
-
-        def diffusion(
-            z: Tensor, x: Tensor, eps_hat: Tensor, share: Any, gamma_s: Tensor, gamma_t: Tensor
-        ) -> PerExample:
-            x_hat = to_x(eps_hat, z, gamma_t, "eps")
-            p = process.reverse(z, x_hat, gamma_s, gamma_t, share)
-            return loss.sum_event(process.posterior(z, x, gamma_s, gamma_t).kl(p))
+        self._z = np.zeros(())  # of the level before
+        gamma_0, gamma_1 = ladder.gammas[0], ladder.gammas[-1]
 
         def ends(images: Images) -> tuple[Tensor, PerExample]:
             x = loss.to_data(images, vdm.levels)
-            at_0 = loss.expected_reconstruction(images, ladder.gammas[0], vdm.levels)
-            return x, at_0 + loss.prior(x, ladder.gammas[-1])
+            at_0 = loss.expected_reconstruction(images, gamma_0, vdm.levels)
+            return x, at_0 + loss.prior(x, gamma_1)
 
-        self._ends, self._diffusion = jax.jit(ends), jax.jit(diffusion)
+        def first(images: Images, x: Tensor, z_0: Tensor) -> PerExample:
+            q = process.marginal(x, gamma_0).log_prob(z_0)
+            z_0_rescaled = z_0 / schedule.alpha(gamma_0)
+            return loss.sum_event(q - pixels.log_prob(images, z_0_rescaled, gamma_0, vdm.levels))
+
+        def step(
+            x: Tensor, z_s: Tensor, z_t: Tensor, eps_hat: Tensor, share: Any, s: Tensor, t: Tensor
+        ) -> tuple[PerExample, PerExample]:
+            x_hat = to_x(eps_hat, z_t, t, "eps")
+            p = process.reverse(z_t, x_hat, s, t, share)
+            kl = process.posterior(z_t, x, s, t).kl(p)
+            path = process.transition(z_s, s, t).log_prob(z_t) - p.log_prob(z_s)
+            return loss.sum_event(kl), loss.sum_event(path)
+
+        def last(z_1: Tensor) -> PerExample:
+            return -loss.sum_event(Gaussian(jnp.zeros(()), jnp.ones(())).log_prob(z_1))
+
+        self._ends, self._first = jax.jit(ends), jax.jit(first)
+        self._step, self._last = jax.jit(step), jax.jit(last)
 
     def start(self, images: np.ndarray) -> None:
         """Of images [lanes, dims]."""
-        x, nats = self._ends(images)
-        self._x, self._nats = np.asarray(x), np.asarray(nats)
+        self._images = images
+        self._x, nats = self._ends(images)
+        self._bound, self._path = np.asarray(nats), np.zeros(len(images))
 
     def observe(
-        self, level: int, z: np.ndarray, eps_hat: np.ndarray, share: np.ndarray | None
+        self, level: int, z: np.ndarray, eps_hat: np.ndarray | None, share: np.ndarray | None
     ) -> None:
         """See `bits_back.Observe`."""
-        gamma_s, gamma_t = self._ladder.gammas[level - 1], self._ladder.gammas[level]
-        widened = np.float64(self._share) if share is None else share
-        self._nats = self._nats + np.asarray(
-            self._diffusion(z, self._x, eps_hat, widened, gamma_s, gamma_t)
-        )
+        if level == 0:
+            self._path = np.asarray(self._first(self._images, self._x, z))
+        else:
+            s, t = self._ladder.gammas[level - 1], self._ladder.gammas[level]
+            widened = np.float64(self._share) if share is None else share
+            kl, path = self._step(self._x, self._z, z, eps_hat, widened, s, t)
+            self._bound, self._path = self._bound + kl, self._path + path
+        if level == self._ladder.num_steps:
+            self._path = self._path + self._last(z)
+        self._z = z
 
-    def bits(self) -> np.ndarray:
-        """Of each image, [lanes]."""
-        return self._nats / np.log(2.0)
+    def bits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image the bound, and what its latents cost: [lanes] each."""
+        return np.asarray(self._bound) / np.log(2.0), np.asarray(self._path) / np.log(2.0)
