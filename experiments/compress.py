@@ -158,16 +158,21 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
     ]
     if summary.coded:
         lines += [
-            f"net      {summary.net:.4f} bits per dim, of {summary.coded} images by the VDM",
+            f"net      {summary.net:.4f} bits per dim, of {_images(summary.coded)} by the VDM",
             f"bound    {summary.bound:.4f} bits per dim on the same images; net is "
             f"{100 * summary.overhead:+.2f} % ± {100 * summary.excess_error / summary.bound:.2f} % "
-            f"by the latents' chance and {100 * summary.coding_loss:+.3f} % by coding",
+            f"off, {100 * summary.coding_loss:+.3f} % of it by coding, the rest by chance",
         ]
+    else:
+        lines.append(
+            "net      no image is by the VDM: too few to borrow bits from, or smaller without"
+        )
     simple = []
     if summary.seeds:
-        simple.append(f"{summary.seeds} images by the simple model, whose bits others borrow")
+        lent = ", whose bits others borrow" if summary.coded else ""
+        simple.append(f"{_images(summary.seeds)} by the simple model{lent}")
     if summary.raw:
-        simple.append(f"{summary.raw} images as they are: coded they would take more")
+        simple.append(f"{_images(summary.raw)} as they are: coded they would take more")
     lines += [f"besides  {'; '.join(simple)}"] * bool(simple)
     if summary.coded:
         share = summary.network_seconds / summary.seconds
@@ -176,6 +181,10 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
             f"{100 * share:.0f} %; {summary.images / decoding:.2f} images/s decoding"
         )
     return "\n".join(lines)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def compared(images: np.ndarray, levels: int, size: int, name: str) -> str:

@@ -50,7 +50,7 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
             f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
             "narrowest of its level: gamma must not rise so much less in one step than in another"
         )
-    span = min(span, _MOST_SPAN)
+    span = min(max(1 << (span - 1).bit_length(), 16), _MOST_SPAN)  # few sizes are compiled for
     edges = np.arange(2 * span + 2) - span - 0.5
     fractions = np.arange(FRACTIONS)[:, None] / FRACTIONS
     # The bin adds 1/12 to the variance (Sheppard's correction).
