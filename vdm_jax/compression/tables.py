@@ -19,7 +19,9 @@ __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", 
 
 FRACTIONS = 128
 """Means are rounded to such parts of the grid."""
-_SPAN = 10.0  # standard deviations that have symbols of their own
+# Standard deviations that have symbols of their own, of what is popped only and of what is pushed:
+# no symbol has less than 1 of TOTAL, so that those far off are popped more often than they should.
+_POPPED, _PUSHED = 7.0, 10.0
 _MOST_SPAN = 1 << 12
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
@@ -44,13 +46,14 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
 
     Raises ValueError for one so wide that without `escape` the table would be too large.
     """
-    span = math.ceil(_SPAN * float(np.max(stds))) + 1
+    span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
         raise ValueError(
             f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
             "narrowest of its level: gamma must not rise so much less in one step than in another"
         )
-    span = min(max(1 << (span - 1).bit_length(), 16), _MOST_SPAN)  # few sizes are compiled for
+    few = 8 * math.ceil(span / 8) if span <= 64 else 1 << (span - 1).bit_length()
+    span = min(few, _MOST_SPAN)  # of few sizes, as each is compiled for
     edges = np.arange(2 * span + 2) - span - 0.5
     fractions = np.arange(FRACTIONS)[:, None] / FRACTIONS
     # The bin adds 1/12 to the variance (Sheppard's correction).
