@@ -115,7 +115,7 @@ def rates():
         noise = _Noise(steps, bound)
         found[True] = _rates(coder, bound, images, noise.observe)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Stacks, "scramble", lambda *_: None)
+            patch.setattr(bits_back, "scramble", lambda *_: None)
             found[False] = _rates(coder, bound, images[:3], bound.observe)
     return found | {"noise": noise}
 

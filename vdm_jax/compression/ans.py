@@ -17,15 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["PRECISION", "TOTAL", "Stacks", "Underflow"]
+__all__ = ["PRECISION", "TOTAL", "WORD", "Stacks", "Underflow"]
 
 PRECISION = 26
 TOTAL = 1 << PRECISION
-_WORD = 32
-_LOW = (1 << _WORD) - 1
+WORD = 32
+_LOW = (1 << WORD) - 1
 # A word leaves the state where the push would take it past 64 bits.
 _SPILL = 64 - PRECISION
-_LEADING = 8  # bits
 
 
 class Underflow(Exception):
@@ -58,7 +57,7 @@ class Stacks:
 
     def bits(self) -> np.ndarray:
         """How much each stack holds, float64 [lanes]; 0 when empty."""
-        return _WORD * self.sizes + np.log2(self.states.astype(float))
+        return WORD * self.sizes + np.log2(self.states.astype(float))
 
     def empty(self) -> np.ndarray:
         """Which stacks are, [lanes]."""
@@ -105,25 +104,6 @@ class Stacks:
         self.sizes = self.sizes - np.where(active, used, 0)
         return np.asarray(symbols)
 
-    def scramble(self, n: int, salt: int, active: np.ndarray) -> None:
-        """Make what `n` symbols are popped from look random; twice is not at all.
-
-        Bits that were pushed under an imperfect model are no fair coins, and noise popped from them
-        none either, which costs a few per cent. XOR with a pseudorandom sequence, of the stack's
-        size and `salt`, mends that. Changes no size.
-        """
-        count = n // 2 + 1  # up to 16 bits a symbol
-        place = self.sizes - 1 - np.arange(count)[:, None]
-        mask = _random(self.sizes, salt, count + 2) * active
-        there = place >= 0
-        _, lane = np.nonzero(there)
-        self.words[lane, place[there]] ^= mask[2:][there]
-        # Of the state all but the leading bits: to make those random too would lengthen it.
-        length = np.frexp((self.states >> np.uint64(11)).astype(float))[1] + 11
-        kept = np.where(self.sizes > 0, np.maximum(length - _LEADING, 0), 0).astype(np.uint64)
-        low = mask[0].astype(np.uint64) << np.uint64(_WORD) | mask[1]
-        self.states = self.states ^ (low & ((np.uint64(1) << kept) - np.uint64(1)))
-
     # ---- one symbol of one lane ----
 
     def push_one(self, lane: int, start: int, count: int) -> None:
@@ -133,7 +113,7 @@ class Stacks:
             self._reserve(1)
             self.words[lane, self.sizes[lane]] = state & _LOW
             self.sizes[lane] += 1
-            state >>= _WORD
+            state >>= WORD
         self.states[lane] = ((state // count) << PRECISION) + state % count + start
 
     def top(self, lane: int) -> int:
@@ -146,7 +126,7 @@ class Stacks:
         state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
         if state <= _LOW and self.sizes[lane]:
             self.sizes[lane] -= 1
-            state = state << _WORD | int(self.words[lane, self.sizes[lane]])
+            state = state << WORD | int(self.words[lane, self.sizes[lane]])
         self.states[lane] = state
 
     # ---- bytes ----
@@ -189,7 +169,7 @@ def _push(
         start, count = symbol
         spilled = state >= count << _SPILL
         word = (state & _LOW).astype(jnp.uint32)
-        state = jnp.where(spilled, state >> _WORD, state)
+        state = jnp.where(spilled, state >> WORD, state)
         return ((state // count) << PRECISION) + state % count + start, (word, spilled)
 
     spills: tuple[jax.Array, jax.Array]
@@ -216,25 +196,9 @@ def _pop(
         count = (flat[first + found + 1] - start).astype(jnp.uint64)
         state = count * (state >> PRECISION) + (slot - start).astype(jnp.uint64)
         short = state <= _LOW
-        state = jnp.where(short, state << _WORD | tops[used, lane].astype(jnp.uint64), state)
+        state = jnp.where(short, state << WORD | tops[used, lane].astype(jnp.uint64), state)
         return (state, used + short), found
 
     symbols: jax.Array
     last, symbols = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
     return *last, symbols
-
-
-def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:
-    """uint32 [count, lanes], each a SplitMix64 (Steele et al. 2014) of size, salt and number."""
-    at = sizes.astype(np.uint64) << np.uint64(32) | np.uint64(salt << 16)
-    x = _mixed(at) + np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN)
-    return (_mixed(x) >> np.uint64(32)).astype(np.uint32)
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -21,6 +21,7 @@ from vdm_jax.compression import tables
 from vdm_jax.compression.ans import PRECISION, Stacks
 from vdm_jax.compression.errors import VdmzError
 from vdm_jax.compression.ladder import EPS_GRID, Ladder
+from vdm_jax.compression.scramble import scramble
 from vdm_jax.compression.tables import FRACTIONS, GaussianTable
 
 __all__ = ["Coder", "Noise", "Observe"]
@@ -98,7 +99,7 @@ class Coder:
         In reverse, so that no element's noise is made of the bits that the same element of the
         level before went into last.
         """
-        stacks.scramble(len(before), i, active)
+        scramble(stacks, len(before), i, active)
         means = self.ladder.forward[i] * before[::-1]
         return _pop(stacks, self.ladder.encoders[i], means, 0, active)[::-1]
 
@@ -108,7 +109,7 @@ class Coder:
         """The inverse of `_draw`."""
         means = self.ladder.forward[i] * before[::-1]
         _push(stacks, self.ladder.encoders[i], z[::-1], means, 0, active)
-        stacks.scramble(len(z), i, active)
+        scramble(stacks, len(z), i, active)
 
     def _reverse(
         self, z: np.ndarray, i: int, observe: Observe | None = None
