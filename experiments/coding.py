@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from experiments.bar import Bar
 from experiments.cli import UserError
 from experiments.models import make_model
 from vdm_jax.compression import Progress, Vdm
+from vdm_jax.compression.file import MOST_DIMS
+from vdm_jax.data import DataError
+from vdm_jax.data.errors import user_path
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Model, Params
@@ -65,26 +69,31 @@ def _of_run(workdir: Path, checkpoint: str | None) -> tuple[Vdm, str]:
     config, saved = trained.saved_config(workdir)
     config.model.dtype = "float32"  # parameters are; in float64 nothing narrower may come between
     check.config(config)
-    try:
-        event_shape = tuple(int(size) for size in saved["event_shape"])
-        levels, classes = saved["levels"], int(saved.get("classes", 0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{workdir / 'config.json'} is damaged: it doesn't say of which images"
-        ) from error
+    event_shape, levels, classes = _images_of(workdir, saved)
     if classes:
         raise UserError(
             f"the run in {workdir} is conditioned on the class of an image, which images to be "
             "compressed don't have; train one without --config.data.class_labels"
         )
     model = make_model(config, event_shape, levels)
-    if not isinstance(model, Model) or model.density or levels is None:
+    if not isinstance(model, Model) or model.density:
         raise UserError(
             f"the run in {workdir} is no VDM of pixel levels ({model.words}); only those compress"
         )
     step, params = trained.restored(workdir, checkpoint, model, _one_device())
     settings = {name: config.model[name] for name in _FUNCTION}
     return _vdm(model, params, settings), f"{workdir}, step {step}"
+
+
+def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+    """What config.json says of the images: their shape, levels, and classes or 0."""
+    match saved:
+        case {"event_shape": [int(height), int(width), int(channels)], "levels": int(levels)}:
+            classes = saved.get("classes", 0)
+            size = math.prod((max(height, 0), max(width, 0), max(channels, 0)))
+            if 1 <= size <= MOST_DIMS and 2 <= levels <= 256 and isinstance(classes, int):
+                return (height, width, channels), levels, classes
+    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
 
 
 def _of_official(
@@ -155,7 +164,10 @@ def free(given: str | None, flag: str) -> Path:
     """A path to write to. Raises UserError if something is there already."""
     if not given:
         raise UserError(f"{flag} is missing: what to write")
-    out = Path(given)
+    try:
+        out = user_path(given, flag.split()[0])
+    except DataError as error:
+        raise UserError(str(error)) from error
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} is there already; name another, or remove it")
     if not out.parent.is_dir():

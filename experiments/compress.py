@@ -30,6 +30,7 @@ from vdm_jax.compression import Summary, Vdm
 from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
 from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
 from vdm_jax.data import DataError
+from vdm_jax.train import disk
 
 COMPARED = 1000  # images, at most, that other codecs are tried on
 
@@ -64,8 +65,7 @@ def compress(argv: list[str]) -> Summary:
     vdm, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     content, summary, decoding = _coded(vdm, pictures, options)
-    with cli.writing(out.parent):
-        _write(out, content)
+    _write(out, content)
     print(_words(summary, content, pictures, decoding, out), flush=True)
     if options["compare"]:
         print(f"\n{compared(pictures.images, vdm.levels, len(content), 'this file')}")
@@ -140,8 +140,11 @@ def _write(out: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        coding.free(str(out), "")  # it may have been made meanwhile
+        coding.free(str(out), "-o FILE.vdmz")  # it may have been made meanwhile
         partial.rename(out)
+    except OSError as error:
+        said = disk.full(error, out.parent) or f"{out} can't be written: {error.strerror or error}"
+        raise UserError(f"{said}; nothing was written") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -157,22 +160,21 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
         f"{raw / len(content):.2f} times less: {out}",
     ]
     if summary.coded:
+        error = 100 * summary.excess_error / summary.bound
         lines += [
-            f"net      {summary.net:.4f} bits per dim, of {_images(summary.coded)} by the VDM",
+            f"net      {summary.net:.4f} bits per dim, of {_counted(summary.coded)} by the VDM",
             f"bound    {summary.bound:.4f} bits per dim on the same images; net is "
-            f"{100 * summary.overhead:+.2f} % ± {100 * summary.excess_error / summary.bound:.2f} % "
-            f"off, {100 * summary.coding_loss:+.3f} % of it by coding, the rest by chance",
+            f"{100 * summary.overhead:+.2f} %"
+            + f" ± {error:.2f} %" * (summary.coded > 1)
+            + f" off, {100 * summary.coding_loss:+.3f} % of it by coding, the rest by chance",
         ]
-    else:
-        lines.append(
-            "net      no image is by the VDM: too few to borrow bits from, or smaller without"
-        )
     simple = []
     if summary.seeds:
-        lent = ", whose bits others borrow" if summary.coded else ""
-        simple.append(f"{_images(summary.seeds)} by the simple model{lent}")
+        none = "none by the VDM, which has too few bits to borrow or would take more"
+        why = "whose bits others borrow" if summary.coded else none
+        simple.append(f"{_counted(summary.seeds)} by the simple model, {why}")
     if summary.raw:
-        simple.append(f"{_images(summary.raw)} as they are: coded they would take more")
+        simple.append(f"{_counted(summary.raw)} kept as raw pixels: coded they would take more")
     lines += [f"besides  {'; '.join(simple)}"] * bool(simple)
     if summary.coded:
         share = summary.network_seconds / summary.seconds
@@ -183,8 +185,8 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
     return "\n".join(lines)
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
+def _counted(images: int) -> str:
+    return f"{images} image{'s' * (images != 1)}"
 
 
 def compared(images: np.ndarray, levels: int, size: int, name: str) -> str:
