@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import trained
 from vdm_jax import compression
-from vdm_jax.compression import codec, file
+from vdm_jax.compression import ans, codec, encoder, fallback, file
 
 sys.path.append(str(ROOT / "tests" / "nn"))
 import golden
@@ -53,8 +53,8 @@ def test_the_summary_says_what_the_file_came_to(digits_file):
 
 def compression_of_seeds(images) -> float:
     with jax.enable_x64(True):
-        stack = codec.Stacks(1)
-        codec.fallback.push(stack, 0, images[..., None], 17)
+        stack = ans.Stacks(1)
+        fallback.push(stack, 0, images[..., None], 17)
         return float(stack.bits()[0])
 
 
@@ -133,26 +133,27 @@ def test_what_one_image_by_the_vdm_tells_has_no_error(digits_run, tmp_path):
     np.save(tmp_path / "in.npy", vdmz.digits(4))
     made = vdmz.compress(digits_run, tmp_path / "in.npy", "-o", tmp_path / "a.vdmz")
     assert made.summary.coded == 1 and "nan" not in made.said
-    assert f"net is {100 * made.summary.overhead:+.2f} %\n" in made.said
+    assert f"net is {100 * made.summary.overhead:+.2f} % off, " in made.said
     out = vdmz.decompress(digits_run, made.path, tmp_path / "out.npy")
     assert out.read_bytes() == made.given.read_bytes()
 
 
-def test_what_would_grow_is_kept_as_it_is(digits_run, tmp_path):
-    """One block of noise, which the VDM makes longer in two steps, and one of a single image."""
+def test_what_would_grow_is_left_to_the_simple_model(digits_run, tmp_path):
+    """Noise, which the VDM makes longer in two steps."""
     noise = np.random.default_rng(0).integers(0, 17, (6, 8, 8), np.uint8)
     np.save(tmp_path / "in.npy", noise)
     out = tmp_path / "a.vdmz"
     made = vdmz.compress(digits_run, tmp_path / "in.npy", "--num_steps=2", "-o", out)
-    assert "besides  6 images kept as raw pixels: coded they would take more" in made.said
-    assert made.summary.coded == 0 and made.summary.raw == 6
+    assert "besides  6 images by the simple model, none by the VDM, which has too few" in made.said
+    assert made.summary.coded == 0 and made.summary.seeds == 6
     header, payload = file.unpack(out.read_bytes())
-    assert [block.mode for block in header.blocks] == [file.RAW] and payload == noise.tobytes()
+    assert [block.mode for block in header.blocks] == [file.FALLBACK]
+    assert 8 * len(payload) < 1.15 * np.log2(17) * noise.size
     found = vdmz.decompress(digits_run, out, tmp_path / "out.npy")
     assert found.read_bytes() == made.given.read_bytes()
 
 
-class NeverRaw(codec._Encoder):
+class NeverRaw(encoder.Encoder):
     """Golden models are untrained: with them nothing gets smaller."""
 
     def block(self, lane):
@@ -162,7 +163,7 @@ class NeverRaw(codec._Encoder):
 
 
 def test_a_published_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(codec, "_Encoder", NeverRaw)
+    monkeypatch.setattr(codec, "Encoder", NeverRaw)
     of_model = golden.load("no_fourier_odd_batch")
     model = f"--official={of_model.folder / 'checkpoints-0'}"
     given = np.concatenate([of_model.expected["images"]] * 2)
@@ -172,7 +173,7 @@ def test_a_published_checkpoint(tmp_path, monkeypatch):
     header, _ = file.unpack((tmp_path / "a.vdmz").read_bytes())
     assert header.event_shape == given.shape[1:] and header.levels == 256
     assert summary.bound == pytest.approx(of_model.expected["T10/bpd"], rel=0.05)
-    assert summary.net == pytest.approx(summary.bound, rel=0.05)
+    assert summary.net == pytest.approx(summary.bound, rel=0.15)  # an untrained model's tails
     arguments = [tmp_path / "a.vdmz", "-o", tmp_path / "out.npz"]
     vdmz.plain_decompress(model, *arguments)
     with np.load(tmp_path / "out.npz") as found:
