@@ -131,7 +131,10 @@ def _probs(z_0_rescaled: jax.Array, gamma_0: jax.Array, levels: int) -> jax.Arra
 
 
 def _counts(below: np.ndarray) -> np.ndarray:
-    """Cumulated probabilities [rows, symbols + 1] from 0 to 1 -> counts; no symbol has none."""
+    """Cumulated probabilities [rows, symbols + 1] from 0 to 1 -> counts; no symbol has none.
+
+    To the nearest: what is 1 but for its last bit, as sums are in the tails, becomes what 1 does.
+    """
     symbols = below.shape[1] - 1
-    found = np.floor(below * (TOTAL - symbols)).astype(np.uint32)
+    found = np.floor(below * (TOTAL - symbols) + 0.5).astype(np.uint32)
     return found + np.arange(symbols + 1, dtype=np.uint32)
