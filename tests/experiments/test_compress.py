@@ -153,6 +153,21 @@ def test_what_would_grow_is_left_to_the_simple_model(digits_run, tmp_path):
     assert found.read_bytes() == made.given.read_bytes()
 
 
+def test_what_any_model_makes_longer_is_kept_as_it_is(tmp_path, capsys):
+    model = f"--official={golden.DATA / 'no_fourier_odd_batch' / 'checkpoints-0'}"
+    noise = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "in.npy", noise)
+    out = tmp_path / "a.vdmz"
+    vdmz.plain_compress(model, tmp_path / "in.npy", "--num_steps=1", "--nocompare", "-o", out)
+    said = capsys.readouterr().out
+    assert "besides  2 images kept as raw pixels: coded they would take more" in said
+    header, payload = file.unpack(out.read_bytes())
+    assert [block.mode for block in header.blocks] == [file.RAW] and payload == noise.tobytes()
+    assert f"written  {out.stat().st_size} bytes" in said and "net " not in said
+    vdmz.plain_decompress(model, out, "-o", tmp_path / "out.npy")
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "in.npy").read_bytes()
+
+
 class NeverRaw(encoder.Encoder):
     """Golden models are untrained: with them nothing gets smaller."""
 
@@ -172,7 +187,7 @@ def test_a_published_checkpoint(tmp_path, monkeypatch):
     summary = vdmz.plain_compress(model, *arguments)
     header, _ = file.unpack((tmp_path / "a.vdmz").read_bytes())
     assert header.event_shape == given.shape[1:] and header.levels == 256
-    assert summary.bound == pytest.approx(of_model.expected["T10/bpd"], rel=0.05)
+    assert summary.bound == pytest.approx(of_model.expected["T10/bpd"], rel=0.1)
     assert summary.net == pytest.approx(summary.bound, rel=0.15)  # an untrained model's tails
     arguments = [tmp_path / "a.vdmz", "-o", tmp_path / "out.npz"]
     vdmz.plain_decompress(model, *arguments)
@@ -180,17 +195,12 @@ def test_a_published_checkpoint(tmp_path, monkeypatch):
         np.testing.assert_array_equal(found["images"], given)
 
 
-def test_the_commands_by_themselves(digits_run, tmp_path):
+def test_the_commands_by_themselves(digits_run, digits_file, tmp_path):
     """As processes: exit codes, and a decoder that shares nothing with the encoder."""
-    np.save(tmp_path / "in.npy", vdmz.digits(5)[..., None])
-    model, made = f"--workdir={digits_run}", tmp_path / "a.vdmz"
-    done = run("compress", model, tmp_path / "in.npy", "-o", made, f"--num_steps={vdmz.STEPS}")
+    model, out = f"--workdir={digits_run}", tmp_path / "out.npy"
+    done = run("decompress", model, digits_file.path, "-o", out)
     assert done.returncode == 0, done.stderr
-    assert "net " in done.stdout and "bits per dim" in done.stdout
-    done = run("decompress", model, made, "-o", tmp_path / "out.npy")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "in.npy").read_bytes()
-    made.write_bytes(made.read_bytes()[:-1])
-    said = refused("decompress", model, made, "-o", tmp_path / "again.npy")
-    assert "a.vdmz: it is cut short: 1 of " in said
-    assert not (tmp_path / "again.npy").exists()
+    assert f"written to {out}" in done.stdout
+    assert out.read_bytes() == digits_file.given.read_bytes()
+    said = refused("compress", model, digits_file.given, "-o", digits_file.path)
+    assert f"{digits_file.path} is there already; name another, or remove it" in said

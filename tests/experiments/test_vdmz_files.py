@@ -1,4 +1,4 @@
-"""VDMZ files that are damaged, lie or come from elsewhere: each is told in one line, by its kind."""
+"""VDMZ files that are damaged, lie or come from elsewhere: each is told by what it is."""
 
 import io
 import re
