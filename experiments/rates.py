@@ -74,11 +74,12 @@ def rates(argv: list[str]) -> Mapping[str, Any]:
     for num_steps in every:
         rows.append(_row(images, vdm, num_steps, options))
         print(", ".join(_cells(rows[-1])), flush=True)
+    chosen = f"{len(images)} of " * (len(images) < len(pictures.images))
     command = shlex.join(["python", "-m", "experiments.rates", *argv[1:]])
     best = min(rows, key=lambda row: row.size)
     text = "\n\n".join(
         [
-            f"{len(images)} of {pictures.words}; {name}.\n\n    {command}",
+            f"{chosen}{pictures.words}; {name}.\n\n    {command}",
             results.table(_HEAD, map(_cells, rows)),
             compress.compared(images, vdm.levels, best.size, f"VDMZ, T = {best.num_steps}"),
             results.table(("coder", *(f"{lanes} at once" for lanes in LANES)), _coder_cells()),
