@@ -6,9 +6,8 @@ these probabilities: the half of bits-back coding that makes it possible. The nu
 `state` of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
 
 Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. The library `constriction` does the same for one
-stack; by measurement (docs/compression.md) the loop here is no slower, and it tells when a stack
-is empty.
+symbols with all stacks (lanes) side by side. The library `constriction` codes one stack as fast
+(docs/compression.md), but an empty one decodes silently, and its top bits can't be got at.
 
 Needs 64-bit JAX (`jax.enable_x64`).
 """
