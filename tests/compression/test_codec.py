@@ -412,3 +412,24 @@ def test_the_digest_is_of_parameters_and_settings():
     assert codec.digest(vdm) != compression.digest(
         dataclasses.replace(vdm, reverse_var="transition")
     )
+
+
+def test_blocks_of_all_kinds_in_one_file():
+    """And the summary is of the images by the VDM alone."""
+    rng = np.random.default_rng(0)
+    shape = (8, 8, 1)
+    weights = np.exp(-0.5 * ((np.arange(256) - 85) / 8) ** 2) + 1e-4
+    probs = weights / weights.sum()
+    vdm = dataclasses.replace(known.vdm(-10.0, shape, 256), params=np.log(probs))
+    usual = rng.choice(256, (30, *shape), p=probs).astype(np.uint8)
+    noise = rng.integers(0, 256, (30, *shape), dtype=np.uint8)
+    plain = np.full((30, *shape), 255, np.uint8)  # hardly ever seen by the model
+    images = np.concatenate([usual, noise, plain])
+    content, summary = round_trip(images, vdm, num_steps=60, blocks=3)
+    header, _ = file.unpack(content)
+    assert [block.mode for block in header.blocks] == [file.CHAIN, file.RAW, file.FALLBACK]
+    assert summary.coded == 30 - header.blocks[0].seeds
+    assert summary.raw == 30 and summary.seeds == 30 + header.blocks[0].seeds
+    _, alone = compression.compress(usual, vdm, 60)
+    assert summary.net == pytest.approx(alone.net, rel=0.1)
+    assert summary.bound == pytest.approx(alone.bound, rel=0.1)

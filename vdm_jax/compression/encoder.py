@@ -65,7 +65,7 @@ class Encoder:
         self._vdm, self._coder, self._parts, self._progress = vdm, coder, parts, progress
         self._stacks = Stacks(len(parts))
         self._seeds = np.zeros(len(parts), int)
-        self._bits: list[tuple[float, ...]] = []  # of each image: net, bound, path
+        self._bits: list[tuple[float, ...]] = []  # of each image: its lane, net, bound, path
 
     def run(self) -> None:
         """Seed the stacks with as few images as will do, and encode the others."""
@@ -104,7 +104,8 @@ class Encoder:
             bound.start(batch)
             self._coder.encode(self._stacks, batch, active, bound.observe)
             net = self._stacks.bits() - before
-            self._bits += list(zip(*(part[active] for part in (net, *bound.bits())), strict=True))
+            told = (np.arange(len(counts)), net, *bound.bits())
+            self._bits += list(zip(*(part[active] for part in told), strict=True))
             self._progress(len(self._bits), int(counts.sum()))
 
     def block(self, lane: int) -> tuple[Block, bytes]:
@@ -121,7 +122,9 @@ class Encoder:
 
     def summary(self, header: Header, size: int, seconds: float, network_seconds: float) -> Summary:
         """For all blocks."""
-        coded = np.array(self._bits).reshape(-1, 3) / header.dims
+        by_vdm = np.array([block.mode == CHAIN for block in header.blocks])
+        every = np.array(self._bits).reshape(-1, 4)
+        coded = every[by_vdm[every[:, 0].astype(int)], 1:] / header.dims
         net, bound, path = coded.mean(axis=0) if len(coded) else (np.nan,) * 3
         excess = coded[:, 0] - coded[:, 1]
         error = excess.std(ddof=1) / len(coded) ** 0.5 if len(coded) > 1 else np.nan
