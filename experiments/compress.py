@@ -5,7 +5,7 @@
     python -m experiments.compress --official=PATH --model=cifar10 INPUT -o FILE.vdmz
 
 INPUT is a folder of pictures, an .npz or an .npy, of the size and levels that the model was trained
-on; experiments.decompress gives it back, pixel for pixel (README, Compression; docs/vdmz.md has the
+on; experiments.decompress gives it back, pixel for pixel (README, Compressing; docs/vdmz.md has the
 format). It needs the same model: the run's config.json and that checkpoint. More steps make the
 file smaller and take longer. What was written is decoded and compared before it gets its name.
 """
