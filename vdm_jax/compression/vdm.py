@@ -28,15 +28,20 @@ class Vdm:
     """A model, any network: what is compressed with it can be read with it alone.
 
     Attributes:
-      denoise: (params, z_t, gamma_t) -> prediction, as `types.Denoise` with its parameters; is
-        compiled, with the parameters as arguments.
-      params: a tree of arrays; taken to float64.
-      gamma: t -> gamma(t).
+      denoise: (params, z_t, gamma_t) -> prediction: z_t [batch, *event_shape] and gamma_t [batch],
+        both float64, to an array like z_t, or with a learned variance a pair of such. What it says
+        of one image must not depend on the others. It is compiled, and must compute in the type of
+        its input (in Flax modules dtype=None), without dropout. As many images come at once as
+        there are blocks.
+      params: a tree of arrays, such as a Flax module's variables; taken to float64.
+      gamma: t -> gamma(t), rising, of float64 too. Learned parameters that it closes over are no
+        part of the digest unless they are in `params` as well.
       event_shape: of one image, (height, width, channels).
       levels: the number of values of a pixel, up to 256.
       kind: what denoise predicts.
       reverse_var: the variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
-      settings: of the network, what JSON can hold; they are part of the model's digest.
+      settings: of the network, what JSON can hold; they are part of the model's digest, as the code
+        of `denoise` and `gamma` can't be.
     """
 
     denoise: Callable[[Any, Tensor, PerExample], Any]
