@@ -383,6 +383,26 @@ def test_arguments(change, said):
         compression.compress(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            {"vdm": known.vdm(shape=(4, 4)), "images": np.zeros((2, 4, 4), int)},
+            ValueError,
+            r"height, width, channels\), got \(4, 4\)",
+        ),
+        ({"vdm": known.vdm(settings={"a": np.ones(2)})}, TypeError, "JSON"),
+        ({"meta": "text"}, TypeError, "bytes"),
+    ],
+)
+def test_what_no_file_can_hold_is_told_before_anything_is_encoded(change, error, said):
+    told = []
+    arguments = {"images": known.images(40), "vdm": known.vdm(), "num_steps": 2} | change
+    with pytest.raises(error, match=said):
+        compression.compress(**arguments, progress=lambda *done: told.append(done))
+    assert not told
+
+
 def test_networks_that_can_not_be_decoded_with():
     def narrow(logits, z_t, gamma_t):
         return known.denoise(logits, z_t, gamma_t).astype(jnp.float32)

@@ -32,19 +32,27 @@ def compress(
 ) -> tuple[bytes, Summary]:
     """The VDMZ file of images, and what it came to.
 
+    For the time of the call JAX computes in 64 bits, whatever it is set to. Nothing is decoded
+    here: to be sure, hand the bytes to `decompress` and compare.
+
+        vdm = Vdm(module.apply, params, gamma, event_shape=(32, 32, 3), levels=256)
+        content, summary = compress(images, vdm, num_steps=250)
+        images, meta = decompress(content, vdm)
+
     Args:
-      images: integers in [0, levels), [n, *event_shape].
+      images: integers in [0, levels), [n, height, width, channels].
       vdm: the model.
       num_steps: T: more are smaller and slower.
       grid: see `ladder.make`.
       blocks: stacks that are coded in step, each beginning with some images of the simple model;
         default one for each 256 images, up to 64.
-      meta: kept in the file as it is.
-      progress: is told of images.
+      meta: kept in the file as it is, beside the images.
+      progress: is called with how many images are done, and of how many.
 
     Raises:
-      ValueError: for images of another shape or other levels than the model's, and numbers out of
-        range.
+      ValueError: for images of another shape or other levels than the model's, numbers out of
+        range, a gamma that doesn't rise, and a network whose output isn't finite, of the shape of
+        its input or float64.
     """
     images = _checked(images, vdm)
     if not 1 <= num_steps <= ladder.MOST_STEPS:
@@ -56,6 +64,7 @@ def compress(
         raise ValueError(
             f"blocks must be from 1 to {min(len(images), file.MOST_BLOCKS)}, got {count}."
         )
+    model, meta = digest(vdm)[:16], bytes(memoryview(meta))  # what is no such thing fails early
     with jax.enable_x64(True):
         levels = ladder.make(vdm.gamma, num_steps, vdm.levels, grid, vdm.reverse_var)
         network = Network(vdm, levels, count)
@@ -67,7 +76,7 @@ def compress(
         seconds = time.perf_counter() - began
         found, payloads = zip(*map(encoder.block, range(count)), strict=True)
     header = Header(
-        model=digest(vdm)[:16],
+        model=model,
         tables=levels.digest[:4],
         probe=probe,
         event_shape=vdm.event_shape,
@@ -102,6 +111,9 @@ def decompress(
 ) -> tuple[np.ndarray, bytes]:
     """The images of a VDMZ file, uint8 [n, *event_shape], and its meta.
 
+    `vdm` must be what the file was made with: besides the parameters, which are compared, the same
+    functions `denoise` and `gamma`. JAX computes in 64 bits for the time of the call.
+
     Raises VdmzError, in this order: no VDMZ file, another version, cut short or damaged, another
     model, a machine that computes tables or network otherwise, images that aren't what they were.
     """
@@ -124,6 +136,11 @@ def decompress(
 def _checked(images: np.ndarray, vdm: Vdm) -> np.ndarray:
     """As uint8. Raises ValueError unless the model can be of them."""
     images = np.asarray(images)
+    if len(vdm.event_shape) != 3:
+        raise ValueError(
+            f"the model's event_shape must be (height, width, channels), got {vdm.event_shape}; "
+            "an array without channels is images[..., None] with 1."
+        )
     if images.shape[1:] != tuple(vdm.event_shape) or not len(images):
         wanted = ", ".join(map(str, vdm.event_shape))
         raise ValueError(f"images must be [n, {wanted}], the model's, got {list(images.shape)}.")
