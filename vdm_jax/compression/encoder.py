@@ -24,9 +24,7 @@ class Summary:
 
     Attributes:
       images: how many; of them `coded` by the VDM, `seeds` by the simple model, `raw` not at all.
-      net: what the images behind the seeds added to their stacks, NaN without such images. Like
-        bound and path it is there even of a block that ended without the VDM (`coded` is 0 if all
-        did).
+      net: what the VDM's images added to their stacks, NaN without such images.
       bound: the variational bound of T steps on the same images, at the latents that were coded.
       path: what these latents cost without any rounding. Only chance is between it and the bound,
         only coding between it and net.
