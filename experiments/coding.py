@@ -151,7 +151,8 @@ def progress(words: str) -> Iterator[Progress]:
         told = [0]
 
         def tell(done: int, of: int) -> None:
-            if not bars or done < told[0]:
+            if not bars or done <= told[0]:
+                stack.close()  # of two live bars neither can be read
                 bars.append(stack.enter_context(Bar(words, of)))
                 told[0] = 0
             bars[-1].advance(done - told[0])

@@ -10,7 +10,7 @@ import vdmz
 from commands import ROOT, refused, run
 from PIL import Image
 
-from experiments import trained
+from experiments import coding, trained
 from vdm_jax import compression
 from vdm_jax.compression import ans, codec, encoder, fallback, file
 
@@ -204,3 +204,12 @@ def test_the_commands_by_themselves(digits_run, digits_file, tmp_path):
     assert out.read_bytes() == digits_file.given.read_bytes()
     said = refused("compress", model, digits_file.given, "-o", digits_file.path)
     assert f"{digits_file.path} is there already; name another, or remove it" in said
+
+
+def test_the_bar_begins_anew_where_the_codec_does(capsys):
+    """A stack ran empty behind its first image: one image of the three is a seed now."""
+    with coding.progress("encoded") as tell:
+        for done, of in ((1, 3), (1, 2), (2, 2)):
+            tell(done, of)
+    said = re.findall(r"encoded (\d/\d)", capsys.readouterr().out)
+    assert said == ["1/3", "1/2", "2/2"]
