@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax.compression.ans import TOTAL, Stacks, Underflow
+from vdm_jax.compression.ans import PRECISION, TOTAL, Stacks, Underflow
 from vdm_jax.compression.scramble import scramble
 
 
@@ -85,7 +85,8 @@ def test_the_length_is_the_information_content():
     information = -np.log2(probabilities[rows, symbols]).sum(axis=0)
     np.testing.assert_allclose(stacks.bits() - before, information, atol=0.2)
     for lane in range(3):
-        assert stacks.bits()[lane] <= 8 * len(stacks.dump(lane)) <= stacks.bits()[lane] + 8
+        held = stacks.bits()[lane] + PRECISION  # an empty one is TOTAL
+        assert held <= 8 * len(stacks.dump(lane)) <= held + 8
 
 
 def test_popping_random_bits_draws_from_the_table():
@@ -158,7 +159,7 @@ def test_single_symbols_are_those_of_arrays():
     assert one.empty().all()
 
 
-@pytest.mark.parametrize("bits", [0, 1, 7, 8, 31, 32, 33, 63])
+@pytest.mark.parametrize("bits", [26, 31, 32, 33, 63])
 def test_a_state_without_words_as_bytes(bits):
     stacks = Stacks(1)
     stacks.states[0] = 1 << bits
@@ -170,7 +171,7 @@ def test_a_state_without_words_as_bytes(bits):
 
 
 def test_bytes_that_are_no_stack():
-    for content in (b"", b"\0", b"abc\0", b"abcdefgh\0"):
+    for content in (b"", b"\0", b"abc\0", b"abcdefgh\0", b"\xff\xff\xff\3"):
         with pytest.raises(ValueError, match="no stack"):
             Stacks(1).load(0, content)
 

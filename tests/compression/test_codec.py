@@ -86,6 +86,26 @@ def test_noise_is_stored_as_it_is():
     assert len(content) < images.size + 70
 
 
+def test_images_without_any_bits():
+    """Black ones take next to no bits of the simple model, but more than none."""
+    vdm = known.vdm(shape=(32, 32, 1), levels=2)
+    content, summary = round_trip(np.zeros((70, 32, 32, 1), np.uint8), vdm, num_steps=1)
+    assert summary.images == 70 and len(content) < 5000
+
+
+def test_what_is_told_of_the_vdm_s_images_is_of_those_in_the_file_alone():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (24, 4, 4, 1), dtype=np.uint8)
+    smooth = rng.integers(80, 90, (24, 4, 4, 1), dtype=np.uint8)
+    vdm = known.vdm(levels=256)
+    content, mixed = round_trip(np.concatenate([noise, smooth]), vdm, num_steps=20, blocks=2)
+    header, _ = file.unpack(content)
+    assert [block.mode for block in header.blocks] == [file.RAW, file.CHAIN]
+    _, alone = round_trip(smooth, vdm, num_steps=20, blocks=1)
+    assert mixed.net == pytest.approx(alone.net, abs=1e-6)
+    assert mixed.bound == pytest.approx(alone.bound, abs=1e-6)
+
+
 def test_blocks_decode_alike_whatever_the_others_hold():
     """A block's payload depends on its own images alone: the lanes of a batch don't mix."""
     images = known.images(60)
@@ -289,6 +309,16 @@ def test_another_machine(small):
         compression.decompress(repacked(content, probe=header.probe ^ 1), vdm)
 
 
+def test_the_probe_tells_networks_apart_that_differ_by_a_rounding_step():
+    def other(params, z_t, gamma_t):
+        return known.denoise(params, z_t, gamma_t) * (1.0 + 2.0**-8)
+
+    images = known.images(12)
+    content, _ = compression.compress(images, known.vdm(), 4)
+    with pytest.raises(VdmzError, match="a probe of its outputs"):
+        compression.decompress(content, known.vdm(denoise=other))
+
+
 def test_a_network_that_computes_otherwise_behind_the_probe_is_told(small, monkeypatch):
     content, vdm, _ = small
     call = Network.__call__
@@ -324,7 +354,9 @@ def test_pixels_that_are_not_what_they_were_are_told(small):
 def test_a_header_that_lies_takes_no_memory(small):
     content, vdm, _ = small
     header, _ = file.unpack(content)
-    block = header.blocks[0]
+    block, rest = header.blocks
+    raw = block._replace(mode=file.RAW, images=block.size // 16, seeds=0)
+    even = rest._replace(images=1 << 12)
     lies = [
         {"blocks": (block._replace(images=1 << 50), header.blocks[1])},
         {"blocks": (block._replace(images=1 << 62, seeds=1 << 61), header.blocks[1])},
@@ -341,6 +373,11 @@ def test_a_header_that_lies_takes_no_memory(small):
         {"grid": 1 << 30},
         {"levels": 257},
         {"levels": 1},
+        {"num_steps": 4096, "grid": 9},
+        {"blocks": (raw._replace(size=block.size - 1), rest)},
+        {"blocks": (block._replace(mode=file.FALLBACK, images=1 << 12, seeds=0), even)},
+        {"blocks": (block._replace(images=block.images + 3), header.blocks[1])},
+        {"blocks": (block._replace(images=1, seeds=0), header.blocks[1]._replace(images=1))},
     ]
     tracemalloc.start()
     for lie in lies:
@@ -349,6 +386,22 @@ def test_a_header_that_lies_takes_no_memory(small):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_payloads_that_hold_other_than_they_must(small):
+    content, vdm, _ = small
+    header, _ = file.unpack(content)
+    high = np.full(160, vdm.levels, np.uint8).tobytes()
+    raw = [file.Block(file.RAW, 10, 0, 160, zlib.crc32(high))] * 2
+    with pytest.raises(VdmzError, match="levels that there are not"):
+        compression.decompress(
+            file.pack(dataclasses.replace(header, blocks=tuple(raw)), high * 2), vdm
+        )
+    simple = [file.Block(file.FALLBACK, 10, 0, 4, 0)] * 2
+    for stack, said in ((bytes([1, 0, 0, 4]), "ends too early"), (bytes(4), "no stack")):
+        lie = file.pack(dataclasses.replace(header, blocks=tuple(simple)), stack * 2)
+        with pytest.raises(VdmzError, match=said):
+            compression.decompress(lie, vdm)
 
 
 def test_numbers_without_end_are_told():

@@ -267,7 +267,7 @@ def read(content, vdm):
             ]
             pixels = np.array([*pop_simple(stack, seeds, shape, levels), *later[::-1]], np.uint8)
             assert zlib.crc32(pixels.tobytes()) == crcs[block]
-            assert (stack.state, stack.words) == (1, [])
+            assert (stack.state, stack.words) == (PART, [])
             images.append(pixels)
     return np.concatenate(images)
 

@@ -38,10 +38,13 @@ class Underflow(Exception):
 
 
 class Stacks:
-    """One stack for each lane. An empty stack is the state 1 and no words.
+    """One stack for each lane. An empty stack is the state TOTAL and no words.
+
+    From a smaller state on, symbols that start at 0 would take no bits at all: any number of them
+    would be a file of no size.
 
     Attributes:
-      states: uint64 [lanes]; at least 2^32 wherever there are words.
+      states: uint64 [lanes]; at least 2^32 wherever there are words, else at least TOTAL.
       words: uint32 [lanes, capacity], of which the first `sizes` count.
       sizes: int64 [lanes].
     """
@@ -49,18 +52,18 @@ class Stacks:
     def __init__(self, lanes: int) -> None:
         if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError("compression needs 64-bit JAX: with jax.enable_x64(True): ...")
-        self.states = np.ones(lanes, np.uint64)
+        self.states = np.full(lanes, TOTAL, np.uint64)
         self.words = np.zeros((lanes, 64), np.uint32)
         self.sizes = np.zeros(lanes, np.int64)
         self._all = np.arange(lanes)
 
     def bits(self) -> np.ndarray:
         """How much each stack holds, float64 [lanes]; 0 when empty."""
-        return WORD * self.sizes + np.log2(self.states.astype(float))
+        return WORD * self.sizes + np.log2(self.states.astype(float)) - PRECISION
 
     def empty(self) -> np.ndarray:
         """Which stacks are, [lanes]."""
-        return (self.sizes == 0) & (self.states == 1)
+        return (self.sizes == 0) & (self.states == TOTAL)
 
     # ---- many symbols ----
 
@@ -120,12 +123,17 @@ class Stacks:
         return int(self.states[lane]) & (TOTAL - 1)
 
     def pop_one(self, lane: int, start: int, count: int) -> None:
-        """Drop the symbol on top, which has `start` <= top < `start` + `count`."""
+        """Drop the symbol on top, which has `start` <= top < `start` + `count`.
+
+        Raises Underflow if nothing is left that it could be on top of.
+        """
         state = int(self.states[lane])
         state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
         if state <= _LOW and self.sizes[lane]:
             self.sizes[lane] -= 1
             state = state << WORD | int(self.words[lane, self.sizes[lane]])
+        if state < TOTAL:
+            raise Underflow(self._all == lane)
         self.states[lane] = state
 
     # ---- bytes ----
@@ -138,10 +146,10 @@ class Stacks:
 
     def load(self, lane: int, content: bytes) -> None:
         """The inverse of `dump`. Raises ValueError for bytes that it doesn't give."""
-        # A state above words has 5 to 8 bytes, one alone 1 to 8.
+        # A state above words has 5 to 8 bytes, one alone 4 to 8.
         size = max(len(content) - 5, 0) // 4
         top = content[4 * size :]
-        if not top or not top[-1]:
+        if int.from_bytes(top, "little") < TOTAL or not top[-1]:
             raise ValueError("no stack of bits")
         self._reserve(size)
         self.words[lane, :size] = np.frombuffer(content, "<u4", size)

@@ -119,7 +119,10 @@ def decompress(
     """
     header = read_header(content, vdm)
     _, payload = file.unpack(content)
-    images = np.zeros((header.images, *header.event_shape), np.uint8)
+    try:
+        images = np.zeros((header.images, *header.event_shape), np.uint8)
+    except MemoryError:
+        raise VdmzError(f"its {header.images:,} images take more memory than there is") from None
     ends = np.cumsum([block.images for block in header.blocks])
     parts = np.split(images, ends[:-1])
     with jax.enable_x64(True):
@@ -168,6 +171,8 @@ def _decode(
         start += block.size
         if block.mode == RAW:
             parts[lane][:] = np.frombuffer(content, np.uint8).reshape(parts[lane].shape)
+            if parts[lane].max() >= header.levels:
+                raise VdmzError("the payload is damaged: it holds levels that there are not")
         else:
             _load(stacks, lane, content)
     modes = np.array([block.mode for block in header.blocks])
@@ -189,7 +194,10 @@ def _decode(
     for lane, block in enumerate(header.blocks):
         if block.mode != RAW:
             first = parts[lane][: block.seeds if block.mode == CHAIN else block.images]
-            first[:] = fallback.pop(stacks, lane, first.shape, header.levels)
+            try:
+                first[:] = fallback.pop(stacks, lane, first.shape, header.levels)
+            except Underflow as error:
+                raise VdmzError("its payload is damaged: it ends too early") from error
     if not stacks.empty().all():
         raise VdmzError(
             "bits are left over where none can be: this machine computes the network otherwise, or "

@@ -73,7 +73,9 @@ class Encoder:
         seeded = [b""] * len(short)
         while short.any():
             for lane in np.flatnonzero(short).tolist():
-                self._seeds[lane] += 1
+                # By an eighth, where there are so many: images of next to no bits would take ages.
+                most = len(self._parts[lane])
+                self._seeds[lane] += min(1 + self._seeds[lane] // 8, most - self._seeds[lane])
                 seeded[lane] = self._simple(lane, self._seeds[lane])
             self._stacks = Stacks(len(short))
             for lane, content in enumerate(seeded):

@@ -11,7 +11,7 @@ import zlib
 from typing import NamedTuple
 
 from vdm_jax.compression.errors import VdmzError
-from vdm_jax.compression.ladder import MOST_STEPS
+from vdm_jax.compression.ladder import MOST_PARTS, MOST_STEPS
 
 __all__ = ["CHAIN", "FALLBACK", "RAW", "Block", "Header", "pack", "unpack"]
 
@@ -23,6 +23,7 @@ MOST_BLOCKS = 4096
 MOST_GRID = 64
 MOST_DIMS = 1 << 28  # of one image
 PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
+PER_SIMPLE_BYTE = 1 << 7  # of the simple model, which takes at least 0.069 bits for one
 _MOST_META = 1 << 26
 _FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
 _CRC = struct.Struct("<I")
@@ -126,14 +127,21 @@ def _check_plausible(header: Header) -> None:
     if not (
         1 <= header.num_steps <= MOST_STEPS
         and 1 <= header.grid <= MOST_GRID
+        and header.num_steps * header.grid <= MOST_PARTS
         and 2 <= header.levels <= 256
         and 1 <= dims <= MOST_DIMS
     ):
         raise VdmzError("its header promises what no VDMZ file holds; get it anew")
     for block in blocks:
-        least = block.images * dims if block.mode == RAW else block.images * dims // PER_BYTE
-        seeds_fit = block.seeds < block.images if block.mode == CHAIN else block.seeds == 0
-        if block.mode > CHAIN or block.images < 1 or block.size < least or not seeds_fit:
+        # A block that would be larger than its pixels is stored raw, and blocks are of one length,
+        # so that one long payload takes no memory in the lanes of all.
+        fits = {
+            RAW: block.size == block.images * dims and block.seeds == 0,
+            FALLBACK: block.images * dims <= PER_SIMPLE_BYTE * block.size and block.seeds == 0,
+            CHAIN: block.images * dims <= PER_BYTE * block.size and block.seeds < block.images,
+        }.get(block.mode, False)
+        even = 0 <= blocks[0].images - block.images <= 1
+        if not fits or not even or block.images < 1 or block.size > block.images * dims:
             raise VdmzError(
                 f"its header promises {block.images:,} images in {block.size:,} bytes, which can't "
                 "be; get it anew"

@@ -21,9 +21,11 @@ from vdm_jax.compression.tables import GaussianTable, PixelTable
 from vdm_jax.parameterization import to_x
 from vdm_jax.types import Gamma, ReverseVar
 
-__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_STEPS", "Ladder", "make"]
+__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Ladder", "make"]
 
 MOST_STEPS = 4096
+MOST_PARTS = 1 << 15
+"""Of T times grid: what the tables take grows with it, to about a GB."""
 DEFAULT_GRID = 2
 """Finer ones make no smaller files (docs/compression.md), but need more bits to begin with."""
 EPS_GRID = 2.0**-8
@@ -84,8 +86,14 @@ def make(
       reverse_var: the variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
 
     Raises:
-      ValueError: if gamma doesn't rise from step to step, or hardly in some.
+      ValueError: if gamma doesn't rise from step to step, or hardly in some; or if num_steps times
+        grid is more than MOST_PARTS.
     """
+    if num_steps * grid > MOST_PARTS:
+        raise ValueError(
+            f"num_steps = {num_steps} and grid = {grid} need too large tables: their product may "
+            f"be {MOST_PARTS} at most; take a smaller grid"
+        )
     gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
         raise ValueError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
