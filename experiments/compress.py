@@ -157,7 +157,8 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
     lines = [
         f"raw      {raw:,} bytes",
         f"written  {len(content):,} bytes, {summary.gross:.4f} bits per dim with all in it, "
-        f"{raw / len(content):.2f} times less: {out}",
+        + (f"{raw / len(content):.2f} times less" if raw > len(content) else "no less than raw")
+        + f": {out}",
     ]
     if summary.coded:
         error = 100 * summary.excess_error / summary.bound

@@ -249,6 +249,7 @@ def _size(pixels: np.ndarray) -> str:
 
 def _counted(images: np.ndarray, what: str) -> str:
     count, *event = images.shape
+    what = what.removesuffix("s") if count == 1 else what
     return f"{count} {what} {'x'.join(map(str, event))}"
 
 

@@ -424,6 +424,7 @@ def test_numbers_without_end_are_told():
         ({"images": np.full((2, 4, 4, 1), 16)}, r"lie in \[0, 16\).*got 16 to 16"),
         ({"images": np.full((2, 4, 4, 1), -1)}, "got -1 to -1"),
         ({"num_steps": 0}, "num_steps must be from 1 to 4096, got 0"),
+        ({"num_steps": 1.5}, "num_steps must be from 1 to 4096, got 1.5"),
         ({"num_steps": 5000}, "num_steps must be from 1 to 4096, got 5000"),
         ({"grid": 0}, "grid must be from 1 to 64, got 0"),
         ({"blocks": 3}, "blocks must be from 1 to 2, got 3"),

@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def compress(
         its input or float64.
     """
     images = _checked(images, vdm)
-    if not 1 <= num_steps <= ladder.MOST_STEPS:
+    if not isinstance(num_steps, Integral) or not 1 <= num_steps <= ladder.MOST_STEPS:
         raise ValueError(f"num_steps must be from 1 to {ladder.MOST_STEPS}, got {num_steps}.")
     if not 1 <= grid <= file.MOST_GRID:
         raise ValueError(f"grid must be from 1 to {file.MOST_GRID}, got {grid}.")
