@@ -309,14 +309,14 @@ def test_another_machine(small):
         compression.decompress(repacked(content, probe=header.probe ^ 1), vdm)
 
 
-def test_the_probe_tells_networks_apart_that_differ_by_a_rounding_step():
+def test_the_probe_tells_networks_apart_that_differ_by_a_rounding_step(small):
+    content, vdm, _ = small
+
     def other(params, z_t, gamma_t):
         return known.denoise(params, z_t, gamma_t) * (1.0 + 2.0**-8)
 
-    images = known.images(12)
-    content, _ = compression.compress(images, known.vdm(), 4)
     with pytest.raises(VdmzError, match="a probe of its outputs"):
-        compression.decompress(content, known.vdm(denoise=other))
+        compression.decompress(content, dataclasses.replace(vdm, denoise=other))
 
 
 def test_a_network_that_computes_otherwise_behind_the_probe_is_told(small, monkeypatch):
