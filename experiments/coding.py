@@ -60,7 +60,8 @@ def load(options: Mapping[str, Any], shape: tuple[int, int, int] | None = None) 
     if options["model"]:
         raise UserError("--model goes with --official; a run has its own configuration")
     try:
-        return _of_run(Path(options["workdir"]), options["checkpoint"])
+        with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
+            return _of_run(Path(options["workdir"]), options["checkpoint"])
     except CheckpointError as error:
         raise UserError(str(error)) from error
 

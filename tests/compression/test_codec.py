@@ -429,6 +429,9 @@ def test_numbers_without_end_are_told():
         ({"grid": 0}, "grid must be from 1 to 64, got 0"),
         ({"blocks": 3}, "blocks must be from 1 to 2, got 3"),
         ({"blocks": -1}, "blocks must be from 1 to 2, got -1"),
+        ({"blocks": 0}, "blocks must be from 1 to 2, got 0"),
+        ({"meta": bytes((1 << 26) + 1)}, "meta has 67,108,865 bytes; at most 67,108,864"),
+        ({"vdm": known.vdm(-40.0)}, "too many for a table: gamma_0 = -40"),
     ],
 )
 def test_arguments(change, said):

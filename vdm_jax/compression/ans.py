@@ -165,7 +165,10 @@ class Stacks:
 
 def _cpu() -> jax.Device:
     """A loop over symbols, one after the other, is nothing for an accelerator."""
-    return jax.devices("cpu")[0]
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.devices()[0]
 
 
 @jax.jit

@@ -60,12 +60,14 @@ def compress(
         raise ValueError(f"num_steps must be from 1 to {ladder.MOST_STEPS}, got {num_steps}.")
     if not 1 <= grid <= file.MOST_GRID:
         raise ValueError(f"grid must be from 1 to {file.MOST_GRID}, got {grid}.")
-    count = blocks or min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS)
+    count = min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS) if blocks is None else blocks
     if not 1 <= count <= min(len(images), file.MOST_BLOCKS):
         raise ValueError(
             f"blocks must be from 1 to {min(len(images), file.MOST_BLOCKS)}, got {count}."
         )
     model, meta = digest(vdm)[:16], bytes(memoryview(meta))  # what is no such thing fails early
+    if len(meta) > file.MOST_META:
+        raise ValueError(f"meta has {len(meta):,} bytes; at most {file.MOST_META:,} are kept.")
     with jax.enable_x64(True):
         levels = ladder.make(vdm.gamma, num_steps, vdm.levels, grid, vdm.reverse_var)
         network = Network(vdm, levels, count)

@@ -24,7 +24,7 @@ MOST_GRID = 64
 MOST_DIMS = 1 << 28  # of one image
 PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
 PER_SIMPLE_BYTE = 1 << 7  # of the simple model, which takes at least 0.069 bits for one
-_MOST_META = 1 << 26
+MOST_META = 1 << 26
 _FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
 _CRC = struct.Struct("<I")
 
@@ -163,7 +163,7 @@ class _Reader:
             raise _damaged()
         rows = [[self._varint() for _ in range(4)] for _ in range(count)]
         meta_size = self._varint()
-        if meta_size > _MOST_META:
+        if meta_size > MOST_META:
             raise _damaged()
         crcs = [self._crc() for _ in range(count)]
         meta = self._take(meta_size)

@@ -23,6 +23,7 @@ FRACTIONS = 128
 # no symbol has less than 1 of TOTAL, so that those far off are popped more often than they should.
 _POPPED, _PUSHED = 7.0, 10.0
 _MOST_SPAN = 1 << 12
+_MOST_ROWS = 1 << 22
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
 
@@ -50,7 +51,7 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     if span > _MOST_SPAN and not escape:
         raise ValueError(
             f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
-            "narrowest of its level: gamma must not rise so much less in one step than in another"
+            "narrowest of its level: take a smaller grid, fewer steps, or a gamma that rises evenly"
         )
     few = 8 * math.ceil(span / 8) if span <= 64 else 1 << (span - 1).bit_length()
     span = min(few, _MOST_SPAN)  # of few sizes, as each is compiled for
@@ -107,6 +108,11 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     # How far a level reaches that has any probability, and how many do at once.
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
+    if -first > _MOST_ROWS:
+        raise ValueError(
+            f"z_0 would lie on {-2 * first:,} points, too many for a table: gamma_0 = "
+            f"{gamma_0:.3g} is too small for so fine a grid; take a smaller one or fewer steps"
+        )
     width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * gamma_0) * levels) + 2)
     every = np.arange(first, -first + 1)
     centre = np.floor((every * grid + 1.0) * (0.5 * levels)).astype(np.int64)
