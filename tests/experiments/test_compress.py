@@ -1,21 +1,18 @@
 """compress and decompress as a user runs them: what comes back, and what is said of it."""
 
 import re
-import sys
 
+import golden
 import jax
 import numpy as np
 import pytest
 import vdmz
-from commands import ROOT, refused, run
+from commands import refused, run
 from PIL import Image
 
 from experiments import coding, trained
 from vdm_jax import compression
 from vdm_jax.compression import ans, codec, encoder, fallback, file
-
-sys.path.append(str(ROOT / "tests" / "nn"))
-import golden
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -3,9 +3,8 @@
 import json
 import math
 import shutil
-import sys
-from pathlib import Path
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +17,6 @@ from experiments.configs.published import PUBLISHED
 from experiments.evaluate import steps_of
 from vdm_jax import loss
 from vdm_jax.nn import official
-
-sys.path.append(str(Path(__file__).parents[1] / "nn"))
-import golden
 
 STEPS = {0: None, 10: 10, 1000: 1000}  # in the golden files 0 is continuous time
 

@@ -3,21 +3,18 @@
 import functools
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from toy import batches, mlp_model
 
 from experiments import bench, chips, collectives, cost, plans, scale, scale_measure, scale_report
 from experiments.cli import UserError
 from experiments.configs import cifar10
 from experiments.models import make_model
 from vdm_jax.train import optimizer, sharding, step
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from toy import batches, mlp_model
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (32, 32, 3)
