@@ -17,8 +17,6 @@ from commands import ROOT, environment
 
 EVERY = 20
 """Steps between the checkpoints of a run."""
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""Compiles in half the time; the programs are the same ones."""
 FLAGS = ("--coordinator", "--num_processes", "--process_id", "--peer_timeout")
 
 
@@ -40,7 +38,7 @@ class Processes:
                 self.running.append(
                     subprocess.Popen(
                         [sys.executable, *map(str, words), *given], cwd=ROOT, stdout=out,
-                        stderr=err, env=environment() | {"XLA_FLAGS": QUICK} | variables,
+                        stderr=err, env=environment() | variables,
                     )
                 )  # fmt: skip
 

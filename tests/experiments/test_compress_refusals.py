@@ -17,7 +17,7 @@ from experiments import cli
 from experiments.cli import UserError
 from vdm_jax import compression
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("one_device")
 GOLDEN = ROOT / "tests" / "data" / "scalar_gamma" / "checkpoints-0"
 
 
