@@ -10,8 +10,6 @@ format). It needs the same model: the run's config.json and that checkpoint. Mor
 file smaller and take longer. What was written is decoded and compared before it gets its name.
 """
 
-import os
-import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, coding, pictures_io, results, trained
+from experiments import cli, coding, pictures_io, results, trained, whole
 from experiments.cli import UserError
 from experiments.image_codecs import sizes
 from experiments.pictures_io import Pictures
@@ -30,7 +28,6 @@ from vdm_jax.compression import Summary, Vdm
 from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
 from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
 from vdm_jax.data import DataError
-from vdm_jax.train import disk
 
 COMPARED = 1000  # images, at most, that other codecs are tried on
 
@@ -65,7 +62,8 @@ def compress(argv: list[str]) -> Summary:
     vdm, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     content, summary, decoding = _coded(vdm, pictures, options)
-    _write(out, content)
+    with whole.writing(out) as partial, whole.durable(partial) as file:
+        file.write(content)
     print(_words(summary, content, pictures, decoding, out), flush=True)
     if options["compare"]:
         print(f"\n{compared(pictures.images, vdm.levels, len(content), 'this file')}")
@@ -130,23 +128,6 @@ def _coded(
     if not np.array_equal(images, pictures.images) or meta != pictures.meta:
         raise UserError("nothing was written: it did not decode to the same images")
     return content, summary, time.perf_counter() - began
-
-
-def _write(out: Path, content: bytes) -> None:
-    """As a whole or not at all."""
-    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        coding.free(str(out), "-o FILE.vdmz")  # it may have been made meanwhile
-        partial.rename(out)
-    except OSError as error:
-        said = disk.full(error, out.parent) or f"{out} can't be written: {error.strerror or error}"
-        raise UserError(f"{said}; nothing was written") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- words ----

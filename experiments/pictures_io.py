@@ -10,23 +10,17 @@
   NAME.png keeps its name, any other NAME comes back as NAME.png.
 """
 
-import contextlib
 import io
-import os
-import secrets
-import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import whole
 from experiments.errors import UserError
 from experiments.pictures_meta import Array, Folder, Npy, Npz, unpack
 from experiments.pictures_read import Pictures, of_array, read
-from vdm_jax.data.errors import reason
-from vdm_jax.train import disk
 
 __all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
 
@@ -56,59 +50,12 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8, not {images.dtype}")
     layout = unpack(meta, images.shape)
-    _check_free(out)
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
-    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with whole.writing(out) as partial:
         if isinstance(layout, Folder):
             _write_folder(partial, layout, images)
         else:
-            with _durable(partial) as file:
+            with whole.durable(partial) as file:
                 _write_file(file, layout, images)
-        _check_free(out)  # it may have been made meanwhile
-        partial.rename(out)
-    except OSError as error:
-        said = disk.full(error, out.parent) or f"{out} can't be written: {_why(error)}"
-        raise UserError(f"{said}; nothing was written") from error
-    finally:
-        _remove(partial)
-    with contextlib.suppress(OSError):  # not every file system can
-        _sync(out.parent)
-
-
-def _check_free(out: Path) -> None:
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already and is left alone; name another, or move it away")
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or reason(error)
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _durable(path: Path) -> Iterator[Any]:
-    """A new file; on the disk when the block ends."""
-    with path.open("xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_file(file: Any, layout: Npy | Npz, images: np.ndarray) -> None:
@@ -162,10 +109,10 @@ def _write_folder(partial: Path, folder: Folder, images: np.ndarray) -> None:
         if path.parent not in made:
             path.parent.mkdir(parents=True, exist_ok=True)
             made.update(path.parents[: len(Path(name).parents) - 1])
-        with _durable(path) as file:
+        with whole.durable(path) as file:
             file.write(_png(pixels, folder.is_grey(index), name))
     for each in made:
-        _sync(each)
+        whole.sync(each)
 
 
 def _png(pixels: np.ndarray, is_grey: bool, name: str) -> bytes:

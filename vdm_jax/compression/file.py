@@ -105,7 +105,7 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
     try:
         header, payload_crc = reader.header()
     except EOFError:
-        raise VdmzError("it is cut short within its header; get it anew") from None
+        raise VdmzError("it is cut short or damaged within its header; get it anew") from None
     payload = memoryview(content)[reader.at :]
     _check_plausible(header)
     wanted = sum(block.size for block in header.blocks)

@@ -1,0 +1,81 @@
+"""Output that is there as a whole, and on the disk, or not at all."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from experiments.errors import UserError
+from vdm_jax.data.errors import reason
+from vdm_jax.train import disk, interrupts
+
+__all__ = ["durable", "sync", "writing"]
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write a file or folder to; it becomes `out` when the block ends.
+
+    Of a block that fails, or that Ctrl-C or SIGTERM ends, nothing is left.
+
+    Raises:
+      UserError: `out` is there already, or by then, or it can't be written.
+    """
+    _check_free(out)
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
+    with interrupts.handler(signal.SIGTERM, _end):
+        try:
+            yield partial
+            _check_free(out)  # it may have been made meanwhile
+            partial.rename(out)
+        except OSError as error:
+            why = error.strerror or reason(error)
+            said = disk.full(error, out.parent) or f"{out} can't be written: {why}"
+            raise UserError(f"{said}; nothing was written") from error
+        finally:
+            _remove(partial)
+    with contextlib.suppress(OSError):  # not every file system can
+        sync(out.parent)
+
+
+@contextlib.contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A new file; on the disk when the block ends."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Which names are in a folder, on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _end(number: int, frame: object) -> None:
+    print("error: terminated (SIGTERM)", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+def _check_free(out: Path) -> None:
+    if os.path.lexists(out):
+        raise UserError(f"{out} is there already and is left alone; name another, or move it away")
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
