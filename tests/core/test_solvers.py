@@ -190,9 +190,10 @@ def test_one_step_is_ddim_s_and_of_dpm_solver_so_are_the_first_and_the_last(x64,
         z_0 = solvers.solve(z_1, optimal, jnp.array([4.0, gamma_0]), name, "x")
         np.testing.assert_allclose(z_0, by_hand, rtol=1e-10)
     two = jnp.array([4.0, 0.0, -5.0])
-    np.testing.assert_array_equal(
-        solvers.solve(z_1, optimal, two, name, "x"), solvers.solve(z_1, optimal, two, "ddim", "x")
-    )
+    np.testing.assert_allclose(  # two programs: the last bit is the compiler's
+        solvers.solve(z_1, optimal, two, name, "x"), solvers.solve(z_1, optimal, two, "ddim", "x"),
+        rtol=1e-14, atol=4e-16,
+    )  # fmt: skip
     three = jnp.array([4.0, 1.0, -2.0, -5.0])
     other = solvers.solve(z_1, optimal, three, "ddim", "x")
     assert (rms(solvers.solve(z_1, optimal, three, name, "x") - other) > 1e-3) == (name != "ddim")
