@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from experiments import check, cli, setup, trained
 from experiments.bar import Bar
-from experiments.cli import UserError
+from experiments.errors import UserError, reaching
 from experiments.models import make_model
 from vdm_jax.compression import Progress, Vdm
 from vdm_jax.compression.file import MOST_DIMS
@@ -170,8 +171,9 @@ def free(given: str | None, flag: str) -> Path:
         out = user_path(given, flag.split()[0])
     except DataError as error:
         raise UserError(str(error)) from error
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} is there already; name another, or remove it")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    with reaching(out):
+        if os.path.lexists(out):
+            raise UserError(f"{out} is there already; name another, or remove it")
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
     return out

@@ -28,6 +28,7 @@ from vdm_jax.compression import Summary, Vdm
 from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
 from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
 from vdm_jax.data import DataError
+from vdm_jax.train import memory
 
 COMPARED = 1000  # images, at most, that other codecs are tried on
 
@@ -113,21 +114,32 @@ def _coded(
 ) -> tuple[bytes, Summary, float]:
     """The file, what it came to, and the seconds that it took to decode it once more."""
     try:
-        with coding.progress("encoded") as tell:
+        with memory.exhausted(_too_large), coding.progress("encoded") as tell:
             content, summary = compression.compress(
                 pictures.images, vdm, options["num_steps"], options["grid"], options["blocks"],
                 pictures.meta, tell,
             )  # fmt: skip
         began = time.perf_counter()
-        with coding.progress("decoded") as tell:
+        with memory.exhausted(_too_large), coding.progress("decoded") as tell:
             images, meta = compression.decompress(content, vdm, tell)
     except compression.VdmzError as error:
         raise UserError(f"nothing was written: on decoding, {error}") from error
+    except MemoryError as error:
+        raise _too_large(str(error)) from error
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"nothing was written: {error}") from error
     if not np.array_equal(images, pictures.images) or meta != pictures.meta:
         raise UserError("nothing was written: it did not decode to the same images")
     return content, summary, time.perf_counter() - began
+
+
+def _too_large(said: str) -> UserError:
+    return UserError(
+        "nothing was written: coding takes more memory than there is; with fewer --blocks fewer "
+        f"images go through the network at once ({said or 'no memory left'})"
+    )
 
 
 # ---- words ----
@@ -176,9 +188,13 @@ def compared(images: np.ndarray, levels: int, size: int, name: str) -> str:
     chosen = some(images, COMPARED)
     note = "" if len(chosen) == len(images) else f" (on {len(chosen):,} of them)"
     rows = [(name, size / images.size)]
-    rows += [(f"{one.name}{note}", one.bytes / chosen.size) for one in sizes(chosen, levels)]
+    left_out = ""
+    try:
+        rows += [(f"{one.name}{note}", one.bytes / chosen.size) for one in sizes(chosen, levels)]
+    except (ValueError, RuntimeError, OSError) as error:  # theirs; ours is written, and stays
+        left_out = f"\n\nOther codecs were not compared: {error}"
     cells = [[name, f"{8.0 * per_dim:.4f}"] for name, per_dim in rows]
-    return results.table(("codec", "bits per dim"), cells)
+    return results.table(("codec", "bits per dim"), cells) + left_out
 
 
 def some(images: np.ndarray, most: int) -> np.ndarray:

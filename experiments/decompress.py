@@ -39,10 +39,7 @@ def decompress(argv: list[str]) -> Path:
         raise UserError("wanted FILE.vdmz, which experiments.compress wrote")
     out = coding.free(options["output"], "-o OUTPUT")
     path = Path(rest[0])
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    content = _content(path)
     try:
         header, _ = file.unpack(content)
         vdm, name = coding.load(options, header.event_shape)
@@ -58,6 +55,25 @@ def decompress(argv: list[str]) -> Path:
     pictures_io.write(meta, images, out)
     print(f"written to {out}")
     return out
+
+
+def _content(path: Path) -> bytes:
+    """Of a VDMZ file, whatever it holds; what doesn't begin as one isn't read."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(
+                f"{path} is no file; wanted FILE.vdmz, which experiments.compress wrote"
+            )
+        with path.open("rb") as opened:
+            start = opened.read(file.START)
+            file.check_start(start)
+            return start + opened.read()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    except compression.VdmzError as error:
+        raise UserError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is larger than the memory that there is") from error
 
 
 if __name__ == "__main__":

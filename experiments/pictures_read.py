@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.errors import UserError, reaching
 from experiments.packing import order
 from experiments.pictures_meta import MOST, Array, Folder, Npy, Npz
 from vdm_jax.data import DataError, bounded, listing, picture
@@ -57,9 +57,11 @@ def read(path: Path, levels: int = 256) -> Pictures:
         raise ValueError(f"levels must lie in 1..256, got {levels}")
     try:
         path = user_path(path, "the input")
-        if path.is_dir():
+        with reaching(path):
+            is_folder, is_file = path.is_dir(), path.is_file()
+        if is_folder:
             return _read_folder(path, levels)
-        if not path.is_file():
+        if not is_file:
             raise UserError(f"{path} is not there; wanted {_WANTED}")
         return _read_file(path, levels)
     except DataError as error:

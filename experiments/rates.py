@@ -30,6 +30,7 @@ from experiments import cli, coding, compress, results, setup
 from experiments.cli import UserError
 from vdm_jax import compression
 from vdm_jax.compression import Summary, Vdm, ans, tables
+from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
 from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
 
 LANES = (1, 8, 64)
@@ -41,8 +42,8 @@ def _flags() -> flags.FlagValues:
     text, number, _ = cli.definers(values)
     coding.define_flags(values)
     text("num_steps", "T, or several", "10,50,100,250,1000")
-    number("grid", "as of experiments.compress", DEFAULT_GRID)
-    number("blocks", "as of experiments.compress")
+    number("grid", "as of experiments.compress", DEFAULT_GRID, 1, MOST_GRID)
+    number("blocks", "as of experiments.compress", None, 1, MOST_BLOCKS)
     number("images", "take so many of the images only, evenly over all")
     text("out", "where the results go; default RUN/rates")
     return values
@@ -85,7 +86,7 @@ def rates(argv: list[str]) -> Mapping[str, Any]:
             results.table(("coder", *(f"{lanes} at once" for lanes in LANES)), _coder_cells()),
         ]
     )
-    found = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
+    found = {"command": command, "rows": [_numbers(dataclasses.asdict(row)) for row in rows]}
     with cli.writing(parent):
         folder = results.new_folder(parent, 0)
         (folder / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -94,9 +95,17 @@ def rates(argv: list[str]) -> Mapping[str, Any]:
     return found
 
 
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no NaN: null is what a row of too few images doesn't say."""
+    told = {
+        key: _numbers(value) if isinstance(value, dict) else value for key, value in row.items()
+    }
+    return {key: None if value != value else value for key, value in told.items()}
+
+
 def _several(text: str) -> list[int]:
     words = text.split(",")
-    if not all(word.isdigit() and 1 <= int(word) <= MOST_STEPS for word in words):
+    if not all(word.isdecimal() and 1 <= int(word) <= MOST_STEPS for word in words):
         raise UserError(
             f"--num_steps={text}: wanted whole numbers from 1 to {MOST_STEPS}, as 50,100,250"
         )
@@ -104,9 +113,12 @@ def _several(text: str) -> list[int]:
 
 
 def _row(images: np.ndarray, vdm: Vdm, num_steps: int, options: Mapping[str, Any]) -> Row:
-    content, summary = compression.compress(
-        images, vdm, num_steps, options["grid"], options["blocks"]
-    )
+    try:
+        content, summary = compression.compress(
+            images, vdm, num_steps, options["grid"], options["blocks"]
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     told: list[tuple[int, float]] = []
     found, _ = compression.decompress(
         content, vdm, lambda done, _: told.append((done, time.perf_counter()))

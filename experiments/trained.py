@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import check, cli, cluster, rendezvous, setup
-from experiments.cli import UserError
 from experiments.configs import base
 from experiments.configs.published import PUBLISHED
+from experiments.errors import UserError, reaching
 from experiments.models import make_model
 from vdm_jax.data import ImageData
 from vdm_jax.nn import official
@@ -211,7 +211,9 @@ def with_data(config: ConfigDict, data: Mapping[str, Any], levels: int | None = 
 def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
     """The configuration of a run, and what its config.json says of the data."""
     file = workdir / "config.json"
-    if not file.is_file():
+    with reaching(file):
+        is_run = file.is_file()
+    if not is_run:
         raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
         saved = json.loads(file.read_text())
@@ -242,10 +244,12 @@ def _check_same_kind(
 
 
 def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
-    if given.isdigit():
+    if given.isdecimal():
         return workdir / "checkpoints", int(given)
     path = Path(given)
-    if not path.is_dir() or not path.name.isdigit():
+    with reaching(path):
+        is_folder = path.is_dir()
+    if not is_folder or not path.name.isdecimal():
         raise UserError(
             f"--checkpoint={given} is neither a step nor the folder of a checkpoint, as "
             f"{workdir / 'checkpoints' / '1000'}"
@@ -262,7 +266,9 @@ def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], s
     known = ", ".join(PUBLISHED)
     if name is not None:
         file = Path(name)
-        if not file.is_file():
+        with reaching(file):
+            is_file = file.is_file()
+        if not is_file:
             raise UserError(f"--model={name} is no file and none of {known}")
     else:
         folders = (path, path.parent, path.parent.parent)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.errors import UserError
+from experiments.errors import UserError, reaching
 from vdm_jax.data.errors import reason
 from vdm_jax.train import disk, interrupts
 
@@ -26,21 +26,24 @@ def writing(out: Path) -> Iterator[Path]:
     Raises:
       UserError: `out` is there already, or by then, or it can't be written.
     """
-    _check_free(out)
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    with reaching(out):
+        _check_free(out)
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
     partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
     with interrupts.handler(signal.SIGTERM, _end):
         try:
             yield partial
-            _check_free(out)  # it may have been made meanwhile
-            partial.rename(out)
+            with interrupts.deferred():
+                _check_free(out)  # it may have been made meanwhile
+                partial.rename(out)
         except OSError as error:
             why = error.strerror or reason(error)
             said = disk.full(error, out.parent) or f"{out} can't be written: {why}"
             raise UserError(f"{said}; nothing was written") from error
         finally:
-            _remove(partial)
+            with interrupts.deferred():
+                _remove(partial)
     with contextlib.suppress(OSError):  # not every file system can
         sync(out.parent)
 
@@ -64,6 +67,7 @@ def sync(folder: Path) -> None:
 
 
 def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and the rest is removed
     print("error: terminated (SIGTERM)", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 

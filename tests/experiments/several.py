@@ -17,6 +17,8 @@ from commands import ROOT, environment
 
 EVERY = 20
 """Steps between the checkpoints of a run."""
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Compiles quickly, and rounds alike whatever the number of devices."""
 FLAGS = ("--coordinator", "--num_processes", "--process_id", "--peer_timeout")
 
 
@@ -38,7 +40,7 @@ class Processes:
                 self.running.append(
                     subprocess.Popen(
                         [sys.executable, *map(str, words), *given], cwd=ROOT, stdout=out,
-                        stderr=err, env=environment() | variables,
+                        stderr=err, env=environment() | {"XLA_FLAGS": QUICK} | variables,
                     )
                 )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Several processes are one run: the same numbers as one process, and none outlives another."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,7 +20,7 @@ import several
 from absl import flags
 from commands import ROOT, environment, refused
 from ml_collections import ConfigDict
-from several import EVERY, config_of, processes
+from several import EVERY, QUICK, config_of, processes
 
 from experiments import rendezvous
 from experiments.cluster import _of_communication
@@ -90,7 +89,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         codes = restarted.wait()
     alone = subprocess.run(
         [sys.executable, SEVERAL, "alone", folder, str(step)], cwd=ROOT, timeout=900, check=False,
-        env=environment() | {"XLA_FLAGS": os.environ["XLA_FLAGS"]},
+        env=environment() | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=8"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr

@@ -1,9 +1,10 @@
 """Images to a VDMZ file and back: blocks, their seeding, and the order of all checks."""
 
+import operator
 import time
 import zlib
 from collections.abc import Sequence
-from numbers import Integral
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,11 +57,13 @@ def compress(
         its input or float64.
     """
     images = _checked(images, vdm)
-    if not isinstance(num_steps, Integral) or not 1 <= num_steps <= ladder.MOST_STEPS:
+    num_steps, grid = _whole("num_steps", num_steps), _whole("grid", grid)
+    if not 1 <= num_steps <= ladder.MOST_STEPS:
         raise ValueError(f"num_steps must be from 1 to {ladder.MOST_STEPS}, got {num_steps}.")
     if not 1 <= grid <= file.MOST_GRID:
         raise ValueError(f"grid must be from 1 to {file.MOST_GRID}, got {grid}.")
     count = min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS) if blocks is None else blocks
+    count = _whole("blocks", count)
     if not 1 <= count <= min(len(images), file.MOST_BLOCKS):
         raise ValueError(
             f"blocks must be from 1 to {min(len(images), file.MOST_BLOCKS)}, got {count}."
@@ -137,6 +140,13 @@ def decompress(
                 "machine computes the network otherwise, or the file is damaged"
             )
     return images, header.meta
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}.") from None
 
 
 def _checked(images: np.ndarray, vdm: Vdm) -> np.ndarray:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from vdm_jax.compression.errors import VdmzError
 from vdm_jax.compression.ladder import MOST_PARTS, MOST_STEPS
 
-__all__ = ["CHAIN", "FALLBACK", "RAW", "Block", "Header", "pack", "unpack"]
+__all__ = ["CHAIN", "FALLBACK", "RAW", "START", "Block", "Header", "check_start", "pack", "unpack"]
 
 MAGIC = b"VDMZ"
 VERSION = 1
+START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
 """How a block is coded: its bytes as they are, by the simple model alone, by the VDM."""
 MOST_BLOCKS = 4096
@@ -95,12 +96,17 @@ def pack(header: Header, payload: bytes) -> bytes:
     return bytes(content) + _CRC.pack(zlib.crc32(content)) + payload
 
 
-def unpack(content: bytes) -> tuple[Header, memoryview]:
-    """A file's header and payload, whole and undamaged. Raises VdmzError for others."""
+def check_start(content: bytes) -> None:
+    """Raises VdmzError unless a VDMZ file begins so; START bytes tell."""
     if content[:4] != MAGIC[: len(content)] or not content:
         raise VdmzError("it is no VDMZ file")
     if len(content) > 4 and content[4] != VERSION:
         raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads {VERSION}")
+
+
+def unpack(content: bytes) -> tuple[Header, memoryview]:
+    """A file's header and payload, whole and undamaged. Raises VdmzError for others."""
+    check_start(content)
     reader = _Reader(content)
     try:
         header, payload_crc = reader.header()
@@ -138,7 +144,7 @@ def _check_plausible(header: Header) -> None:
         fits = {
             RAW: block.size == block.images * dims and block.seeds == 0,
             FALLBACK: block.images * dims <= PER_SIMPLE_BYTE * block.size and block.seeds == 0,
-            CHAIN: block.images * dims <= PER_BYTE * block.size and block.seeds < block.images,
+            CHAIN: block.images * dims <= PER_BYTE * block.size and 0 < block.seeds < block.images,
         }.get(block.mode, False)
         even = 0 <= blocks[0].images - block.images <= 1
         if not fits or not even or block.images < 1 or block.size > block.images * dims:

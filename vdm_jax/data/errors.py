@@ -29,5 +29,5 @@ def user_path(path: str | os.PathLike[str], argument: str) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             expanded.stat()  # raises for names that no file system takes
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"{argument}={path!r} can't be a path: {reason(error)}") from error
+        raise DataError(f"{argument}={str(path)!r} can't be a path: {reason(error)}") from error
     return expanded
