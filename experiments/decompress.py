@@ -60,7 +60,7 @@ def decompress(argv: list[str]) -> Path:
 def _content(path: Path) -> bytes:
     """Of a VDMZ file, whatever it holds; what doesn't begin as one isn't read."""
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not (path.is_file() or path.is_dir()):  # it may never end
             raise UserError(
                 f"{path} is no file; wanted FILE.vdmz, which experiments.compress wrote"
             )

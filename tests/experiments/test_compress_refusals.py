@@ -13,7 +13,7 @@ import vdmz
 from commands import ROOT
 from PIL import Image
 
-from experiments import cli
+from experiments import cli, compress
 from experiments.cli import UserError
 from vdm_jax import compression
 
@@ -247,10 +247,14 @@ def test_what_does_not_decode_is_not_written(digits_run, images, out, monkeypatc
 
 
 def test_decompress_says_what_it_can_not_read(digits_run, images, out):
+    with (images / "huge.vdmz").open("wb") as huge:  # more than any memory
+        huge.truncate(1 << 42)
     for name, said in (
         ("none.vdmz", "none.vdmz can't be read: No such file or directory"),
         ("empty", "empty can't be read: Is a directory"),
         ("one.png", "one.png: it is no VDMZ file"),
+        ("huge.vdmz", "huge.vdmz: it is no VDMZ file"),
+        ("/dev/zero", "/dev/zero is no file; wanted"),
     ):
         assert said in refused(vdmz.decompress, digits_run, images / name, out / "a.npy")
     given = [f"--workdir={digits_run}", "-o", out / "a.npy"]
@@ -268,3 +272,41 @@ def test_a_refusal_ends_in_exit_code_2(monkeypatch, capsys, name, tmp_path):
         cli.guard(lambda: getattr(vdmz, f"plain_{name}")("a", "-o", tmp_path / "b"))
     assert end.value.code == 2
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_what_may_not_be_looked_at_is_told(digits_run, images, out, monkeypatch):
+    """As for all but root, whom nothing is forbidden."""
+    stat = Path.stat
+
+    def forbidden(self, **given):
+        if "hidden" in str(self):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **given)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    hidden = out / "hidden" / "a"
+    for given in (
+        [digits_run, hidden, "-o", out / "a.vdmz"],
+        [digits_run, images / "good.npy", "-o", hidden],
+        [hidden, images / "good.npy", "-o", out / "a.vdmz"],
+    ):
+        said = refused(vdmz.compress, *given)
+        assert "can't be reached: Permission denied" in said
+    said = refused(vdmz.decompress, digits_run, hidden, out / "a.npy")
+    assert said == f"{hidden} can't be read: Permission denied"
+
+
+def test_codecs_that_can_not_take_the_images_are_left_out():
+    wide = np.zeros((1, 1, 8200, 1), np.uint8)
+    told = compress.compared(wide, 2, 100, "this file")
+    assert told.startswith("| codec") and "| this file |" in told
+    assert "Other codecs were not compared: images must have at most 8192 pixels a side" in told
+
+
+def test_a_memory_that_is_too_small_is_told(digits_run, images, out, monkeypatch):
+    def short(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(compression, "compress", short)
+    said = refused(vdmz.compress, digits_run, images / "good.npy", "-o", out / "a.vdmz")
+    assert "more memory than there is; with fewer --blocks" in said

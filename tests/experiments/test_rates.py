@@ -47,9 +47,16 @@ def test_fewer_images_are_evenly_chosen():
     [
         (["--num_steps=10,x"], "--num_steps=10,x: wanted whole numbers from 1 to 4096"),
         (["--num_steps=0"], "--num_steps=0: wanted"),
+        (["--num_steps=²"], "--num_steps=²: wanted"),
+        (["--grid=1000"], "grid"),
         ([], "--out=DIR is missing"),
     ],
 )
 def test_refusals(arguments, said):
     with pytest.raises(UserError, match=said):
         rates.rates(["experiments.rates", *arguments])
+
+
+def test_what_a_row_does_not_say_is_null():
+    row = rates._numbers({"size": 3, "summary": {"net": float("nan"), "gross": 1.5}})
+    assert row == {"size": 3, "summary": {"net": None, "gross": 1.5}}

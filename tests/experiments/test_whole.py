@@ -1,5 +1,6 @@
 """Output is there as a whole or not at all, however the writing ends."""
 
+import shutil
 import signal
 
 import pytest
@@ -27,6 +28,24 @@ def test_a_signal_in_the_middle_leaves_nothing(number, tmp_path, capsys):
     if number == signal.SIGTERM:
         assert ended.value.code == 143
         assert capsys.readouterr().err == "error: terminated (SIGTERM)\n"
+
+
+def test_a_second_sigterm_does_not_keep_the_first_from_cleaning_up(tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def removing(path, **given):
+        signal.raise_signal(signal.SIGTERM)
+        rmtree(path, **given)
+
+    def halfway():
+        with whole.writing(tmp_path / "out") as partial:
+            partial.mkdir()
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    with pytest.raises(SystemExit):
+        halfway()
+    assert left(tmp_path) == []
 
 
 def test_what_is_there_already_or_by_then_is_left_alone(tmp_path):
