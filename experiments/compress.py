@@ -58,7 +58,9 @@ def compress(argv: list[str]) -> Summary:
     rest = cli.parse_flags(values, argv, __doc__, most=1)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     out = coding.free(options["output"], "-o FILE.vdmz")
-    if bool(rest) == bool(options["split"]):
+    if rest and options["split"]:
+        raise UserError(f"INPUT ({rest[0]}) and --split exclude each other")
+    if not rest and not options["split"]:
         raise UserError("wanted INPUT, a folder of pictures, an .npz or an .npy; or --split=test")
     vdm, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
@@ -160,7 +162,7 @@ def _words(summary: Summary, content: bytes, pictures: Pictures, decoding: float
             f"bound    {summary.bound:.4f} bits per dim on the same images; net is "
             f"{100 * summary.overhead:+.2f} %"
             + f" ± {error:.2f} %" * (summary.coded > 1)
-            + f" off, {100 * summary.coding_loss:+.3f} % of it by coding, the rest by chance",
+            + f" off; by coding alone {100 * summary.coding_loss:+.3f} %, the rest is chance",
         ]
     simple = []
     if summary.seeds:

@@ -44,7 +44,7 @@ def decompress(argv: list[str]) -> Path:
         header, _ = file.unpack(content)
         vdm, name = coding.load(options, header.event_shape)
         compression.read_header(content, vdm)
-        said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape))
+        said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape), out)
         print(f"{said}; {name}, T = {header.num_steps}", flush=True)
         with coding.progress("decoded") as tell:
             images, meta = compression.decompress(content, vdm, tell)

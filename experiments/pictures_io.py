@@ -27,15 +27,25 @@ __all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
 _PIECE = 1 << 24  # bytes
 
 
-def check_meta(meta: bytes, shape: tuple[int, ...]) -> str:
+_SUFFIXES = {Npy: ".npy", Npz: ".npz", Folder: ""}
+_KINDS = {".npy": "an .npy", ".npz": "an .npz", "": "a folder"}
+
+
+def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
     """Returns in words what came in, such as "folder of 12 pictures".
 
     `meta` may be anything: nothing in it is run, or unpacked to more than 64 MiB.
 
     Raises:
       ValueError: it isn't one for images of `shape`, [n, height, width, channels].
+      UserError: `out`, where it is to be written, has the suffix of something else.
     """
-    return unpack(meta, shape).words()
+    layout = unpack(meta, shape)
+    wanted = _SUFFIXES[type(layout)]
+    found = out.suffix.lower() if out else wanted
+    if found != wanted and found in (".npy", ".npz", ".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"{out} would be {_KINDS[wanted]}, as what was compressed; name it so")
+    return layout.words()
 
 
 def write(meta: bytes, images: np.ndarray, out: Path) -> None:

@@ -130,7 +130,7 @@ def test_what_one_image_by_the_vdm_tells_has_no_error(digits_run, tmp_path):
     np.save(tmp_path / "in.npy", vdmz.digits(4))
     made = vdmz.compress(digits_run, tmp_path / "in.npy", "-o", tmp_path / "a.vdmz")
     assert made.summary.coded == 1 and "nan" not in made.said
-    assert f"net is {100 * made.summary.overhead:+.2f} % off, " in made.said
+    assert f"net is {100 * made.summary.overhead:+.2f} % off; " in made.said
     out = vdmz.decompress(digits_run, made.path, tmp_path / "out.npy")
     assert out.read_bytes() == made.given.read_bytes()
 

@@ -67,7 +67,7 @@ def images(tmp_path):
         (["none.npy"], "none.npy is not there"),
         (["good.npy", "good.npy"], "unexpected argument '.*good.npy'"),
         ([], "wanted INPUT, .* or --split=test"),
-        (["good.npy", "--split=test"], "wanted INPUT, .* or --split=test"),
+        (["good.npy", "--split=test"], r"INPUT \(.*good.npy\) and --split exclude each other"),
         (["--split=all"], "--split=all: .*train"),
         (["good.npy", "--blocks=4"], "--blocks=4 is more than there are images, 3"),
         (["good.npy", "--blocks=0"], "--blocks=0"),
@@ -272,6 +272,12 @@ def test_a_refusal_ends_in_exit_code_2(monkeypatch, capsys, name, tmp_path):
         cli.guard(lambda: getattr(vdmz, f"plain_{name}")("a", "-o", tmp_path / "b"))
     assert end.value.code == 2
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_a_name_of_another_kind_of_output_is_refused(digits_run, digits_file, out):
+    for name, kind in (("a.png", ".npy"), ("a.NPZ", ".npy")):
+        said = refused(vdmz.decompress, digits_run, digits_file.path, out / name)
+        assert said.endswith(f"{name} would be an {kind}, as what was compressed; name it so")
 
 
 def test_what_may_not_be_looked_at_is_told(digits_run, images, out, monkeypatch):
