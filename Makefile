@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-# For `make test-optimised`, `make test-oldest` and `make test-newest`; TESTS=PATHS runs only those.
+# For `make test-oldest` and `make test-newest`; TESTS=PATHS runs only those.
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench soak test test-optimised test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench soak test test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -42,10 +42,6 @@ soak: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
-
-# With programs compiled as a user's are: takes more than twice as long.
-test-optimised: install
-	VDM_JAX_TESTS_XLA_FLAGS= $(BIN)/python -m pytest -n 2 $(TESTS)
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
 test-oldest: $(OLDEST)/installed

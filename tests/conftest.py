@@ -1,9 +1,4 @@
-"""Fixtures for all tests: the precision in which a test runs, and eight simulated devices.
-
-Most of the tests' time is compiling thousands of small programs that run once. So they are compiled
-with few optimisations, which takes a third of the time, and those that two tests share only once.
-`make test-optimised` has them compiled as a user's are.
-"""
+"""Fixtures for all tests: the precision in which a test runs, and eight simulated devices."""
 
 import atexit
 import os
@@ -13,26 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The commands that tests run have these too (tests/experiments/commands.py).
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("VDM_JAX_TESTS_XLA_FLAGS", QUICK)
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ['VDM_JAX_TESTS_XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Of tests and the commands that they run, for this session alone.
+    # The commands that tests run share what they compile, for this session alone: most of the time
+    # of a run of seconds (tests/experiments/commands.py).
     os.environ["VDM_JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="vdm_jax-compiled-")
     atexit.register(shutil.rmtree, os.environ["VDM_JAX_TESTS_CACHE"], ignore_errors=True)
-os.environ["VDM_JAX_CACHE"] = os.environ["VDM_JAX_TESTS_CACHE"]
 
 import jax
 import pytest
-
-from experiments import cache
-
-cache.switch_on()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-os.environ["VDM_JAX_CACHE"] = "off"  # what a test calls itself leaves these settings alone
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,7 +34,7 @@ def command(name: str, *arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return os.environ | {
-        "XLA_FLAGS": os.environ["VDM_JAX_TESTS_XLA_FLAGS"],
+        "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "200",
         "PYTHONWARNINGS": WARNINGS,

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 import vdmz
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import coding, run
 
@@ -42,7 +44,16 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Iterator[None]:
-    """Commands run on one device."""
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Commands on one device that share what they compile, by far the most of their time."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    for name, value in zip(names, (str(folder), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
     with tiny.one_device():
         yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

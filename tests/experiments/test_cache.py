@@ -13,11 +13,10 @@ SHORT = (*TINY, "--config.train.steps=3", "--config.train.steps_per_call=1",
 
 @pytest.fixture
 def settings():
-    """JAX keeps nothing, as by itself; the tests' own settings return after the test."""
+    """JAX's own settings return after the test."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
+    yield before
     for name, value in before.items():
         jax.config.update(name, value)
 
@@ -46,7 +45,7 @@ def test_another_processor_has_another_folder(monkeypatch, tmp_path):
 def test_off_is_off_and_a_folder_of_jax_s_own_settings_is_left_alone(
     monkeypatch, tmp_path, settings
 ):
-    cache.switch_on()  # VDM_JAX_CACHE is off in tests, see conftest.py
+    cache.switch_on()  # as tests run, see conftest.py
     assert jax.config.values["jax_compilation_cache_dir"] is None
     monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path / "ours"))
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))

@@ -14,7 +14,7 @@ from experiments import coding, trained
 from vdm_jax import compression
 from vdm_jax.compression import ans, codec, encoder, fallback, file
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def grey(path, pixels, **options):

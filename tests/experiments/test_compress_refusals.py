@@ -17,7 +17,7 @@ from experiments import cli, compress
 from experiments.cli import UserError
 from vdm_jax import compression
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 GOLDEN = ROOT / "tests" / "data" / "scalar_gamma" / "checkpoints-0"
 
 

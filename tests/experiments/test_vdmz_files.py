@@ -17,7 +17,7 @@ from experiments.cli import UserError
 from vdm_jax import compression
 from vdm_jax.compression import VdmzError, file
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture
