@@ -9,6 +9,9 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# XLA on a CPU splits a convolution's sums among its threads, of which it starts one for each core or
+# device: this makes them as many in every process, or runs would differ in their last bits.
+os.environ["NPROC"] = "8"
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
