@@ -11,8 +11,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {os.environ.get('VDM_JAX_TESTS_XLA_FLAGS', '')}"
 )
-# XLA on a CPU splits a convolution's sums among its threads, of which it starts one for each core or
-# device: this makes them as many in every process, or runs would differ in their last bits.
+# XLA on a CPU splits a convolution's sums among its threads, of which it starts one for each core
+# or device: this makes them as many in every process, or runs would differ in their last bits.
 os.environ["NPROC"] = "8"
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
