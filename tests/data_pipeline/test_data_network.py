@@ -95,13 +95,13 @@ def test_a_network_that_swallows_everything(cifar10, tmp_path, monkeypatch, one_
 
 def test_a_host_name_that_is_never_found(monkeypatch):
     def look_up(*args, **kwargs):
-        time.sleep(1)
+        time.sleep(9)  # in a thread that nobody waits for
         raise socket.gaierror("no such host")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     begun = time.monotonic()
     assert "no answer within 0.2 s" in fetch.unreachable("http://nowhere.invalid/file", 0.2)
-    assert time.monotonic() - begun < 0.9
+    assert time.monotonic() - begun < 8
 
 
 def test_an_interrupted_preparation_and_no_network(cifar10, tmp_path, one_clear_line, caplog):
