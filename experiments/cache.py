@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import jax
+from filelock import FileLock
 
 __all__ = ["folder", "switch_on"]
 
 VARIABLE = "VDM_JAX_CACHE"
 OFF = "off"
 AT_LEAST_S = 0.5  # of compiling; what takes less is not worth a file
+AT_MOST = 4 << 30  # bytes of the folder; beyond, JAX deletes what was used longest ago
+LOCK_S = 10.0  # so long JAX waits for another process that reads or writes a program
 
 
 def folder() -> Path | None:
@@ -43,11 +46,12 @@ def switch_on() -> None:
         return
     try:
         where.mkdir(parents=True, exist_ok=True)
-        writable = os.access(where, os.W_OK | os.X_OK)
-        reason = "it is read-only"
-    except OSError as error:
-        writable, reason = False, error.strerror or str(error)
-    if not writable:
+        reason = None if os.access(where, os.W_OK | os.X_OK) else "it is read-only"
+        if reason is None:
+            _remove_halves(where)
+    except (OSError, NotImplementedError) as error:  # the latter where files can't be locked
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason is not None:
         print(
             f"warning: compiled programs are not kept: no writing to {where} ({reason}); "
             f"{VARIABLE}=DIR names another folder, {VARIABLE}={OFF} none",
@@ -56,6 +60,20 @@ def switch_on() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", AT_LEAST_S)
+    if jax.config.values["jax_compilation_cache_max_size"] == -1:  # JAX's default
+        jax.config.update("jax_compilation_cache_max_size", AT_MOST)
+
+
+def _remove_halves(where: Path) -> None:
+    """Delete programs that were being written when their process was killed or the disk full.
+
+    JAX would find them damaged at each start and never replace them. With a limit of size it
+    writes KEY-cache and then KEY-atime, both while it holds this lock.
+    """
+    with FileLock(where / ".lockfile", timeout=LOCK_S):
+        for program in where.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
+                program.unlink(missing_ok=True)
 
 
 def _processor() -> str:

@@ -1,8 +1,12 @@
 """Compiled programs are kept where they should be, and change nothing."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
-from commands import TINY, run
+from commands import ROOT, TINY, environment, run
+from filelock import FileLock
 from test_runs import last_state
 
 from experiments import cache
@@ -14,7 +18,8 @@ SHORT = (*TINY, "--config.train.steps=3", "--config.train.steps_per_call=1",
 @pytest.fixture
 def settings():
     """JAX's own settings return after the test."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+             "jax_compilation_cache_max_size")  # fmt: skip
     before = {name: jax.config.values[name] for name in names}
     yield before
     for name, value in before.items():
@@ -62,6 +67,56 @@ def test_a_folder_that_can_not_be_made_is_a_warning(monkeypatch, tmp_path, capsy
     assert line.startswith("warning: compiled programs are not kept: no writing to ")
     assert line.count("\n") == 1 and "VDM_JAX_CACHE=off" in line
     assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_a_folder_that_another_process_keeps_locked_is_a_warning(
+    monkeypatch, tmp_path, capsys, settings
+):
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "LOCK_S", 0.1)
+    cache.folder().mkdir()
+    with FileLock(cache.folder() / ".lockfile"):
+        cache.switch_on()
+    line = capsys.readouterr().err
+    assert line.startswith("warning: compiled programs are not kept: ") and "lock" in line
+    assert line.count("\n") == 1
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+# One program is compiled, with files of at most so many bytes; then the lock is asked for.
+ONE = """
+import resource, sys
+import jax, numpy as np
+from experiments import cache
+cache.AT_LEAST_S = 0.0
+cache.switch_on()
+(cache.folder() / ".lockfile").unlink()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+jax.jit(lambda x: x @ x)(np.ones((9, 9)))
+assert (cache.folder() / ".lockfile").exists()
+"""
+
+
+def test_half_a_program_is_compiled_anew_and_whole_ones_stay(tmp_path):
+    """Where the disk was full, or the process killed; JAX itself would keep the half for ever."""
+
+    def compiled(limit):
+        done = subprocess.run(
+            [sys.executable, "-c", ONE, str(limit)], cwd=ROOT, capture_output=True, text=True,
+            env=environment() | {"VDM_JAX_CACHE": str(tmp_path)}, timeout=120, check=True,
+        )  # fmt: skip
+        files = tmp_path.glob("*/jit_*")
+        return done.stderr, {file.name.split("-")[-1]: file for file in files}
+
+    said, files = compiled(200)
+    assert "Error writing persistent compilation cache" in said
+    assert set(files) == {"cache"} and files["cache"].stat().st_size == 200
+    said, files = compiled(-1)
+    assert said == ""
+    assert set(files) == {"cache", "atime"} and files["cache"].stat().st_size > 200
+    before = files["cache"].stat()
+    said, files = compiled(-1)
+    assert said == "" and files["cache"].stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_run_is_the_same_bit_for_bit_with_kept_programs_new_ones_and_none(tmp_path):

@@ -40,7 +40,8 @@ def one_device():
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """All these runs share their programs, here and in processes of their own."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+             "jax_compilation_cache_max_size")  # fmt: skip
     before = {name: jax.config.values[name] for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VDM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
