@@ -40,13 +40,14 @@ bench: install
 soak: install
 	$(BIN)/python -m experiments.soak --workdir=workdirs/soak
 
-# Of the formulas' tests most of the time is compiling thousands of small programs that run once: they
-# are compiled with few optimisations, in half the time. `.venv/bin/python -m pytest` has none of this.
-FORMULAS := tests/core tests/compression
+# Most of the time of these is compiling programs that run once: they are compiled with few
+# optimisations, in less than half the time. The others compare with golden values or bit by bit, and
+# are compiled as users' programs are; so is everything by `.venv/bin/python -m pytest`.
+QUICK := tests/core tests/compression $(filter-out %/test_official.py,$(wildcard tests/nn/test_*.py))
 test: install
 	VDM_JAX_TESTS_XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
-	  $(BIN)/python -m pytest -n 2 $(FORMULAS)
-	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(FORMULAS))
+	  $(BIN)/python -m pytest -n 2 $(QUICK)
+	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(QUICK))
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
 test-oldest: $(OLDEST)/installed
