@@ -14,7 +14,7 @@ __all__ = ["folder", "switch_on"]
 VARIABLE = "VDM_JAX_CACHE"
 OFF = "off"
 AT_LEAST_S = 0.5  # of compiling; what takes less is not worth a file
-AT_MOST = 4 << 30  # bytes of the folder; beyond, JAX deletes what was used longest ago
+AT_MOST = 4 << 30  # bytes of `folder()`; beyond, JAX deletes what was used longest ago
 LOCK_S = 10.0  # so long JAX waits for another process that reads or writes a program
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny
 import vdmz
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import coding, run
 
@@ -46,14 +45,8 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory) -> Iterator[None]:
     """Commands on one device that share what they compile, by far the most of their time."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
     folder = tmp_path_factory.getbasetemp() / "compiled"
-    for name, value in zip(names, (str(folder), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with tiny.one_device():
+    with tiny.cache_settings(), tiny.one_device():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

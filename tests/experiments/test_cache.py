@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+import tiny
 from commands import ROOT, TINY, environment, run
 from filelock import FileLock
 from test_runs import last_state
@@ -17,13 +19,8 @@ SHORT = (*TINY, "--config.train.steps=3", "--config.train.steps_per_call=1",
 
 @pytest.fixture
 def settings():
-    """JAX's own settings return after the test."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_compilation_cache_max_size")  # fmt: skip
-    before = {name: jax.config.values[name] for name in names}
-    yield before
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with tiny.cache_settings():
+        yield
 
 
 def test_the_folder_is_the_user_s_or_the_one_given_or_none(monkeypatch, tmp_path):
@@ -81,6 +78,21 @@ def test_a_folder_that_another_process_keeps_locked_is_a_warning(
     assert line.startswith("warning: compiled programs are not kept: ") and "lock" in line
     assert line.count("\n") == 1
     assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_what_was_used_longest_ago_goes_once_they_take_too_much(monkeypatch, tmp_path, settings):
+    monkeypatch.setenv("VDM_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "AT_LEAST_S", 0.0)
+    monkeypatch.setattr(cache, "AT_MOST", 12_000)
+    cache.switch_on()
+    names = []
+    for n in range(6):
+        jax.jit(lambda x, n=n: x @ x + n)(np.ones((9, 9)))
+        files = set(cache.folder().glob("*-cache"))
+        assert sum(file.stat().st_size for file in files) <= 12_000
+        names.append({file.name for file in files})
+    assert len(names[-1]) > 1  # a program takes 3,000
+    assert not names[0] & names[-1]  # the first has gone
 
 
 # One program is compiled, with files of at most so many bytes; then the lock is asked for.

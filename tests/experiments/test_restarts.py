@@ -12,7 +12,6 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from commands import ROOT, environment, refused
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import cache, cli
 from experiments import run as training
@@ -40,16 +39,10 @@ def one_device():
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """All these runs share their programs, here and in processes of their own."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_compilation_cache_max_size")  # fmt: skip
-    before = {name: jax.config.values[name] for name in names}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tiny.cache_settings():
         patch.setenv("VDM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         cache.switch_on()
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from experiments import setup
@@ -34,6 +35,22 @@ def one_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "make_mesh", lambda *_: sharding.make_mesh(jax.devices()[:1]))
         yield
+
+
+@contextlib.contextmanager
+def cache_settings() -> Iterator[None]:
+    """JAX's settings of kept programs, which the block may change, return after it."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_compilation_cache_max_size",
+    )
+    before = {name: jax.config.values[name] for name in names}
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def evaluate(workdir: Path, *arguments: object) -> dict[str, Any]:
