@@ -35,6 +35,14 @@ def _programs_of_a_few_files() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _settings_stay() -> Iterator[None]:
+    """What a test changes of JAX's settings would change those that its worker runs later."""
+    before = dict(jax.config.values)
+    yield
+    assert dict(jax.config.values) == before
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run one test with 64-bit types enabled; the former setting returns afterwards."""

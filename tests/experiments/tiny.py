@@ -41,6 +41,7 @@ def one_device() -> Iterator[None]:
 def cache_settings() -> Iterator[None]:
     """JAX's settings of kept programs, which the block may change, return after it."""
     names = (
+        "jax_enable_compilation_cache",
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_compilation_cache_max_size",
