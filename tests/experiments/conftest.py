@@ -46,7 +46,7 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 def compiled_once(tmp_path_factory) -> Iterator[None]:
     """Commands on one device that share what they compile, by far the most of their time."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
-    with tiny.cache_settings(), tiny.one_device():
+    with tiny.jax_settings(), tiny.one_device():
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield

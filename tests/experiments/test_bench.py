@@ -18,7 +18,7 @@ from experiments.published_code import PublishedCode
 @pytest.fixture(autouse=True)
 def _kept_programs_are_switched_on_again():
     """The command times compiling: it switches them off for its process."""
-    with tiny.cache_settings():
+    with tiny.jax_settings():
         yield
 
 

@@ -19,7 +19,7 @@ SHORT = (*TINY, "--config.train.steps=3", "--config.train.steps_per_call=1",
 
 @pytest.fixture
 def settings():
-    with tiny.cache_settings():
+    with tiny.jax_settings():
         yield
 
 

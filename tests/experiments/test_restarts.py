@@ -39,7 +39,7 @@ def one_device():
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """All these runs share their programs, here and in processes of their own."""
-    with pytest.MonkeyPatch.context() as patch, tiny.cache_settings():
+    with pytest.MonkeyPatch.context() as patch, tiny.jax_settings():
         patch.setenv("VDM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         cache.switch_on()
         yield

@@ -38,20 +38,17 @@ def one_device() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cache_settings() -> Iterator[None]:
-    """JAX's settings of kept programs, which the block may change, return after it."""
-    names = (
-        "jax_enable_compilation_cache",
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_compilation_cache_max_size",
-    )
-    before = {name: jax.config.values[name] for name in names}
+def jax_settings() -> Iterator[None]:
+    """JAX's settings, which the block may change, return after it, also those of kept programs."""
+    before = dict(jax.config.values)
     compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def evaluate(workdir: Path, *arguments: object) -> dict[str, Any]:
