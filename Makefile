@@ -13,7 +13,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench soak test test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench test test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -28,30 +28,26 @@ train: install
 	$(BIN)/python -m experiments.digits --workdir=workdirs/digits
 
 reproduce: install
-	$(BIN)/python -m experiments.reproduce --workdir=workdirs/reproduce
+	$(BIN)/python -m experiments.paper_tables --workdir=workdirs/reproduce
 
 ladder: install
 	$(BIN)/python -m experiments.ladder --workdir=workdirs/ladder
 
 bench: install
-	$(BIN)/python -m experiments.bench --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
-
-# 20,000 steps that are killed and restarted at random, beside 20,000 that are left alone.
-soak: install
-	$(BIN)/python -m experiments.soak --workdir=workdirs/soak
+	$(BIN)/python -m experiments.benchmarks.speed --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
 
 # Most of the time of these is compiling programs that run once: they are compiled with few
 # optimisations, in less than half the time. The others compare with golden values or bit by bit, and
 # are compiled as users' programs are; so is everything by `.venv/bin/python -m pytest`.
-QUICK := tests/core tests/compression $(filter-out %/test_official.py,$(wildcard tests/nn/test_*.py))
+QUICK := tests/core tests/compression $(filter-out %/test_published.py,$(wildcard tests/nn/test_*.py))
 test: install
 	VDM_JAX_TESTS_XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
-	  $(BIN)/python -m pytest -n 2 $(QUICK)
-	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(QUICK))
+	  $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(QUICK))
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n 2 $(TESTS)
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 $(OLDEST)/installed: pyproject.toml
 	rm -rf $(OLDEST)
@@ -64,7 +60,7 @@ $(OLDEST)/installed: pyproject.toml
 test-newest:
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
-	$(NEWEST)/bin/python -m pytest -n 2 $(TESTS)
+	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, coding, pictures_io, results, trained, whole
-from experiments.cli import UserError
-from experiments.image_codecs import sizes
-from experiments.pictures_io import Pictures
-from vdm_jax import compression
+from vdm_jax import compression, files
 from vdm_jax.compression import Summary, Vdm
 from vdm_jax.compression.file import MOST_BLOCKS, MOST_GRID
 from vdm_jax.compression.ladder import DEFAULT_GRID, MOST_STEPS
-from vdm_jax.data import DataError
+from vdm_jax.compression.other_codecs import sizes
+from vdm_jax.data import DataError, pictures_io
+from vdm_jax.data.pictures_io import Pictures
+from vdm_jax.evaluation import report as results
+from vdm_jax.run import cli, coding
+from vdm_jax.run import restore as trained
+from vdm_jax.run.cli import UserError
 from vdm_jax.train import memory
 
 COMPARED = 1000  # images, at most, that other codecs are tried on
@@ -65,7 +67,7 @@ def compress(argv: list[str]) -> Summary:
     vdm, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     content, summary, decoding = _coded(vdm, pictures, options)
-    with whole.writing(out) as partial, whole.durable(partial) as file:
+    with files.writing(out) as partial, files.durable(partial) as file:
         file.write(content)
     print(_words(summary, content, pictures, decoding, out), flush=True)
     if options["compare"]:

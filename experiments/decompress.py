@@ -15,10 +15,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, coding, pictures_io
-from experiments.cli import UserError
 from vdm_jax import compression
 from vdm_jax.compression import file
+from vdm_jax.data import pictures_io
+from vdm_jax.run import cli, coding
+from vdm_jax.run.cli import UserError
 
 
 def _flags() -> flags.FlagValues:

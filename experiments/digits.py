@@ -3,7 +3,8 @@
 python -m experiments.digits --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
 """
 
-from experiments import cli, run
+from vdm_jax.run import cli
+from vdm_jax.run import training as run
 
 if __name__ == "__main__":
     cli.main(run.train, cli.CONFIGS / "digits.py", __doc__)

@@ -25,14 +25,20 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import cli, cluster, measure, pilot, results, setup, trained
-from experiments.cli import UserError
-from experiments.trained import Trained
 from vdm_jax import divergence, ode, pixels
 from vdm_jax.data import DataError
+from vdm_jax.evaluation import likelihood as measure
+from vdm_jax.evaluation import report as results
+from vdm_jax.evaluation import variance_reduction as pilot
+from vdm_jax.evaluation.bound import Estimate
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run import distributed as cluster
+from vdm_jax.run import restore as trained
+from vdm_jax.run.cli import UserError
+from vdm_jax.run.restore import Trained
 from vdm_jax.train import memory
 from vdm_jax.train.checkpoint import CheckpointError
-from vdm_jax.train.evaluation import Estimate
 from vdm_jax.train.model import Model, Trainable
 
 VDM_ONLY = (

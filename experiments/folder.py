@@ -4,7 +4,8 @@ python -m experiments.folder --workdir=DIR --config.data.path=FOLDER [--config.d
     --config.data.fit=crop] [--config.NAME=VALUE ...]
 """
 
-from experiments import cli, run
+from vdm_jax.run import cli
+from vdm_jax.run import training as run
 
 if __name__ == "__main__":
     cli.main(run.train, cli.CONFIGS / "folder.py", __doc__)

@@ -22,16 +22,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, measure, priors, rungs, series, setup
-from experiments.cli import UserError
+from experiments import priors, rungs, series
 from experiments.configs import binomial, digits, mhvae, vae
 from experiments.evaluate import everything
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from experiments.trained import Trained
-from vdm_jax import loss, mixture, process, schedule
+from vdm_jax import loss, process, schedule
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.evaluation import likelihood as measure
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.train import evaluation, report
+from vdm_jax.related import mixture
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run.cli import UserError
+from vdm_jax.run.restore import Trained
+from vdm_jax.train import report
 from vdm_jax.train.model import BITS, Unit
 
 Base = Callable[[], ConfigDict]

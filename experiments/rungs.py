@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.results import table, value
 from experiments.toy_models import GAMMA_0
 from vdm_jax import loss
+from vdm_jax.evaluation.report import table, value
 
 __all__ = ["write"]
 

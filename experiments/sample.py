@@ -25,13 +25,18 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import cli, cluster, results, sampling, setup, trained
-from experiments.bar import Bar
-from experiments.cli import UserError
-from experiments.sampling import Rule
-from experiments.trained import Trained
 from vdm_jax import solvers, spacing
 from vdm_jax.data import DataError
+from vdm_jax.evaluation import report as results
+from vdm_jax.evaluation import sample_quality as sampling
+from vdm_jax.evaluation.sample_quality import Rule
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run import distributed as cluster
+from vdm_jax.run import restore as trained
+from vdm_jax.run.bar import Bar
+from vdm_jax.run.cli import UserError
+from vdm_jax.run.restore import Trained
 from vdm_jax.solvers import SAMPLERS, Sampler
 from vdm_jax.spacing import Spacing
 from vdm_jax.train import memory, report

@@ -11,10 +11,13 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli, run, setup, trained
-from experiments.cli import UserError
-from experiments.trained import Trained
-from vdm_jax.train import evaluation
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run import restore as trained
+from vdm_jax.run import training as run
+from vdm_jax.run.cli import UserError
+from vdm_jax.run.restore import Trained
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Trainable
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import table
+from vdm_jax.evaluation.report import table
 
 __all__ = ["write"]
 

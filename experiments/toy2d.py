@@ -23,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, setup, toy_figure
-from experiments.cli import UserError
+from experiments import toy_figure
 from experiments.toy_models import CHUNK, STEPS, TOLERANCE, Fitted, train_cnf, train_vdm
 from vdm_jax.data import points
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run.cli import UserError
 
 TRAIN, TEST = 100_000, 2_000
 TEST_SEED = 2**32  # of no run's training points

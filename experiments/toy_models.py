@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vdm_jax import cnf, flow, loss
-from vdm_jax.nn import monotone
+from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step

@@ -23,6 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import pytest
+from shared_runs import compiled_once, digits_file, digits_run, digits_vdm  # noqa: F401
 
 
 @pytest.fixture(scope="module", autouse=True)

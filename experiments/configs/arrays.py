@@ -13,7 +13,7 @@ left.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from vdm_jax.run import defaults as base
 
 
 def get_config() -> ConfigDict:

@@ -24,7 +24,7 @@ a GPU or TPU.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from vdm_jax.run import defaults as base
 
 VARIANTS = ("", "aug", "aug_paper", "tiny")
 

@@ -11,7 +11,7 @@ test. Everything here was tuned on the last 240 of the training images, with
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from vdm_jax.run import defaults as base
 
 
 def get_config() -> ConfigDict:

@@ -24,7 +24,7 @@ together. The full run is ten million.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from vdm_jax.run import defaults as base
 
 VARIANTS = ("", "resized", "labels")
 

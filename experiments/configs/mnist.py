@@ -9,7 +9,7 @@ step by arithmetic, that is 31 hours at 1 TFLOP/s sustained, 20 minutes at 100.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from vdm_jax.run import defaults as base
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,6 @@ from oracles import alpha_sigma
 from scipy.special import logsumexp
 
 from vdm_jax import (
-    binomial,
     loss,
     parameterization,
     pixels,
@@ -21,6 +20,7 @@ from vdm_jax import (
     timestep,
     twosample,
 )
+from vdm_jax.related import binomial
 
 KEY = jax.random.key(0)
 LINE = schedule.linear(-8.0, 5.0)

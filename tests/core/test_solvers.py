@@ -7,7 +7,7 @@ import pytest
 from oracles import affine_chain, alpha_sigma
 
 from vdm_jax import flow, parameterization, process, sampler, schedule, solvers, spacing
-from vdm_jax.mixture import Mixture
+from vdm_jax.related.mixture import Mixture
 
 DETERMINISTIC = ("ddim", "dpm_solver", "heun")
 ORDER = {"ddim": 1, "dpm_solver": 2, "heun": 2}

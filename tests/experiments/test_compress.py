@@ -10,9 +10,10 @@ import vdmz
 from commands import refused, run
 from PIL import Image
 
-from experiments import coding, trained
 from vdm_jax import compression
 from vdm_jax.compression import ans, codec, encoder, fallback, file
+from vdm_jax.run import coding
+from vdm_jax.run import restore as trained
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -13,9 +13,10 @@ import vdmz
 from commands import ROOT
 from PIL import Image
 
-from experiments import cli, compress
-from experiments.cli import UserError
+from experiments import compress
 from vdm_jax import compression
+from vdm_jax.run import cli
+from vdm_jax.run.cli import UserError
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 GOLDEN = ROOT / "tests" / "data" / "scalar_gamma" / "checkpoints-0"

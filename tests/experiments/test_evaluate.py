@@ -11,9 +11,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from experiments import run, setup, trained
 from vdm_jax import loss
-from vdm_jax.train import evaluation
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.run import build as setup
+from vdm_jax.run import restore as trained
+from vdm_jax.run import training as run
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import setup, trained
-from experiments.cli import UserError
-from experiments.configs.published import PUBLISHED
 from experiments.evaluate import steps_of
 from vdm_jax import loss
-from vdm_jax.nn import official
+from vdm_jax.nn import published as official
+from vdm_jax.nn.published_configs import PUBLISHED
+from vdm_jax.run import build as setup
+from vdm_jax.run import restore as trained
+from vdm_jax.run.cli import UserError
 
 STEPS = {0: None, 10: 10, 1000: 1000}  # in the golden files 0 is continuous time
 

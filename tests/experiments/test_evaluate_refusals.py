@@ -11,7 +11,9 @@ import pytest
 import tiny
 from commands import ROOT
 
-from experiments import cli, run, setup
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run import training as run
 
 GOLDEN = ROOT / "tests" / "data" / "scalar_gamma" / "checkpoints-0"
 

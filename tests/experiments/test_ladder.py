@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import check, ladder, rungs, series
-from experiments.models import make_model
-from vdm_jax.nn.hierarchy import HierarchicalVAE
+from experiments import ladder, rungs, series
+from vdm_jax.nn.vae import HierarchicalVAE
+from vdm_jax.run import config as check
+from vdm_jax.run.models import make_model
 from vdm_jax.train.hierarchical import HierarchicalModel
 from vdm_jax.train.model import NATS, Model
 

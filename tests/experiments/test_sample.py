@@ -9,11 +9,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from experiments import run, sampling, setup, trained
-from experiments.cli import UserError
 from experiments.configs import vae
 from experiments.sample import sample
 from vdm_jax import sampler, solvers
+from vdm_jax.evaluation import sample_quality as sampling
+from vdm_jax.run import build as setup
+from vdm_jax.run import restore as trained
+from vdm_jax.run import training as run
+from vdm_jax.run.cli import UserError
 from vdm_jax.train import sharding
 
 

@@ -10,10 +10,11 @@ import pytest
 from oracles import GaussianData
 from PIL import Image
 
-from experiments import cli, toy2d, toy_figure, toy_models
-from experiments.cli import UserError
+from experiments import toy2d, toy_figure, toy_models
 from vdm_jax import loss, schedule
 from vdm_jax.data import points
+from vdm_jax.run import cli
+from vdm_jax.run.cli import UserError
 
 
 @pytest.fixture

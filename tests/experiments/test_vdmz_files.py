@@ -12,10 +12,10 @@ import pytest
 import vdmz
 from PIL import Image
 
-from experiments import coding
-from experiments.cli import UserError
 from vdm_jax import compression
 from vdm_jax.compression import VdmzError, file
+from vdm_jax.run import coding
+from vdm_jax.run.cli import UserError
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

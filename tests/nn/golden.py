@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax import loss, pixels
 from vdm_jax.loss import ElboTerms
-from vdm_jax.nn import official
+from vdm_jax.nn import published as official
 from vdm_jax.nn.blocks import Remat
 
 DATA = Path(__file__).parent.parent / "data"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.nn.hierarchy import HierarchicalVAE
+from vdm_jax.nn.vae import HierarchicalVAE
 
 SHAPE, DEPTH, SIZE = (2, 3, 1), 3, 4
 DIMS = 6

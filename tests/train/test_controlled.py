@@ -11,7 +11,8 @@ from toy import LEVELS, SHAPE, constant_model
 
 from vdm_jax import control, data, pixels, timestep
 from vdm_jax.control import Linear
-from vdm_jax.train import evaluation, sharding
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.train import sharding
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, LEVELS, (60, *SHAPE), np.uint8)

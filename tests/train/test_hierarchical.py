@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from oracles import gauss_hermite
 
-from vdm_jax import hierarchy, loss, pixels
+from vdm_jax import loss, pixels
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.related import hierarchy
 from vdm_jax.train.hierarchical import Conditionals, HierarchicalModel
 from vdm_jax.train.model import BITS, NATS
 

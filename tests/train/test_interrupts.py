@@ -7,7 +7,8 @@ import threading
 import jax
 import pytest
 
-from vdm_jax.train import interrupts, sharding
+from vdm_jax import signals
+from vdm_jax.train import sharding
 from vdm_jax.train.interrupts import Stop, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -119,7 +120,7 @@ def test_pressed_within_a_save_it_is_noted_behind_the_save(stop):
     """`deferred` within `noted`, as in a run: it counts as the first, and never gets lost."""
     said = []
     with stop.noted(said.append):
-        with interrupts.deferred():
+        with signals.deferred():
             press()
             press()  # the impatient user's second doesn't break the save either
             assert not said
@@ -130,7 +131,7 @@ def test_pressed_within_a_save_it_is_noted_behind_the_save(stop):
 
 def test_deferred_it_is_raised_also_behind_an_error_of_the_block():
     def block():
-        with interrupts.deferred():
+        with signals.deferred():
             press()
             raise ZeroDivisionError
 
@@ -143,7 +144,7 @@ def test_where_it_is_ignored_it_stays_ignored(stop):
     """A shell ignores it for what it starts in the background: a run there must not hear it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stop.noted(print), interrupts.deferred():
+        with stop.noted(print), signals.deferred():
             press()
             press()
             stop.check()
@@ -156,7 +157,7 @@ def test_in_another_thread_nothing_is_caught(stop):
     found = []
 
     def work():
-        with stop.noted(print), interrupts.deferred():
+        with stop.noted(print), signals.deferred():
             found.append(signal.getsignal(signal.SIGINT))
             stop.check()
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.evaluation.bound import Estimate, Evaluation
 from vdm_jax.train import interrupts, loop, sharding
-from vdm_jax.train.evaluation import Estimate, Evaluation
 from vdm_jax.train.step import TrainState
 
 STEPS, LOG_EVERY = 12, 6

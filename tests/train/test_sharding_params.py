@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from toy import assert_equal, batches, mlp_model
 
-from vdm_jax.train import evaluation, memory, optimizer, sharding, step
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.train import memory, optimizer, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints, load_params
 
 KEY = jax.random.key(5)

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import bounded, cache, seen
-from vdm_jax.data.errors import DataError, reason, user_path
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.images import ImageData
 from vdm_jax.data.stream import Block, Stream
+from vdm_jax.errors import reason, user_path
 
 MOST_CLASSES = 100_000
 MOST_AT_ONCE = 1 << 32  # bytes: of labels, of one image, of images that aren't stored row by row

@@ -27,9 +27,10 @@ import numpy as np
 
 from vdm_jax.data import seen
 from vdm_jax.data.bounded import UNREADABLE
-from vdm_jax.data.errors import DataError, reason, user_path
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.images import ImageData, fingerprint
 from vdm_jax.data.stream import Part, save
+from vdm_jax.errors import reason, user_path
 
 _FORMAT = 2  # 1 had no class labels
 _META = "meta.json"

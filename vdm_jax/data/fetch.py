@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.published import Archive
+from vdm_jax.errors import reason
 
 LIMIT_S = 5.0
 _LARGE = 1_000_000_000  # bytes; more takes a while to read

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.data import cache, picture, seen
-from vdm_jax.data.errors import DataError, reason, user_path
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.images import ImageData
 from vdm_jax.data.listing import Listing, find
 from vdm_jax.data.stream import Block, Stream
+from vdm_jax.errors import reason, user_path
 
 LEVELS = 256
 MOST_BYTES = 1 << 28  # of a picture file

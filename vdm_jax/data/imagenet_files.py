@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vdm_jax.data import bounded, picture
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.stream import Block
+from vdm_jax.errors import reason
 
 Shape = tuple[int, int, int]
 _CLASSES = 1000

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError
+from vdm_jax.errors import reason
 
 HELD_OUT = 0.1
 _TAKEN = (".png", ".jpg", ".jpeg", ".webp")

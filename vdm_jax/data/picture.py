@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.data.errors import reason
+from vdm_jax.errors import reason
 
 FITS = ("none", "crop", "resize")
 _FORMATS = ("PNG", "JPEG", "WEBP")

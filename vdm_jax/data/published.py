@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from vdm_jax.data import bounded
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError
+from vdm_jax.errors import reason
 
 Paths = Mapping[str, Path]  # the name of each archive -> where it lies on disk
 Record = tuple[int, dict[str, Any]]

@@ -9,10 +9,11 @@ from vdm_jax.data import folder as pictures
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
 from vdm_jax.data.digits import load_digits, load_digits_binary
-from vdm_jax.data.errors import DataError, reason, user_path
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.data.images import ImageData, validation_split
 from vdm_jax.data.tfds_source import load_published
+from vdm_jax.errors import reason, user_path
 
 __all__ = ["SOURCES", "DataError", "ImageData", "load", "validation_split"]
 

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vdm_jax.data import cache, picture
-from vdm_jax.data.errors import DataError, reason
+from vdm_jax.data.errors import DataError
 from vdm_jax.data.fetch import import_tfds, require_archives, wrong_download
 from vdm_jax.data.images import ImageData
 from vdm_jax.data.published import PUBLISHED, Published
+from vdm_jax.errors import reason
 
 LEVELS = 256
 _FORMAT = "array_record"

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import binomial, loss, timestep
+from vdm_jax import loss, timestep
+from vdm_jax.related import binomial
 from vdm_jax.train.model import BITS, Batch, Drawn, Params, Unit
 from vdm_jax.types import Images, Key, PerExample, Tensor
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from vdm_jax.train import disk, interrupts, quiet, record, restoring, settings
+from vdm_jax import files, signals
+from vdm_jax.train import quiet, record, restoring, settings
 from vdm_jax.train.record import CheckpointError, DamagedError
 from vdm_jax.train.restoring import complete_steps, load_params
 
@@ -90,7 +91,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave(record.make(self._meta, state)),
         )
-        with interrupts.deferred(), self._written():
+        with signals.deferred(), self._written():
             self._manager.save(step, args=items, force=True)
 
     def check_written(self) -> None:
@@ -102,7 +103,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is written. Raises CheckpointError if that failed."""
         try:
-            with interrupts.deferred(), self._written():
+            with signals.deferred(), self._written():
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
@@ -113,7 +114,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of a few kinds
-            reason = disk.full(error, self._folder.parent)
+            reason = files.full(error, self._folder.parent)
             if reason is None:
                 raise
             raise CheckpointError(

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import hierarchy, loss, pixels
+from vdm_jax import loss, pixels
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.hierarchy import Conditional
+from vdm_jax.related import hierarchy
+from vdm_jax.related.hierarchy import Conditional
 from vdm_jax.train.model import BITS, NATS, Batch, Drawn, Params, Unit
 from vdm_jax.types import Images, Key, PerExample, Tensor
 

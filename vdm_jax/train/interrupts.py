@@ -7,7 +7,6 @@ happens to be could hit the middle of a save, or a callback that swallows it.
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax.signals import handler
 from vdm_jax.train import sharding
 
-__all__ = ["Stop", "Stopped", "deferred", "handler"]
+__all__ = ["Stop", "Stopped"]
 
 Vote = jax.Array | np.ndarray
 
@@ -90,35 +90,3 @@ class Stop:
             self.check()
             time.sleep(0.01)
         jax.block_until_ready(leaves)
-
-
-@contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect at the end of the block."""
-    sent: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        sent.append(number)
-
-    try:
-        with handler(signal.SIGINT, note), handler(signal.SIGTERM, note):
-            yield
-    finally:
-        if sent:
-            signal.raise_signal(sent[0])
-
-
-@contextlib.contextmanager
-def handler(number: int, handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signal `number` within the block, where this thread hears it and nobody ignores it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal reaches it
-        return
-    if signal.getsignal(number) in (signal.SIG_IGN, None):
-        yield  # ignored, as shells have it for what runs in the background; or not Python's
-        return
-    before = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

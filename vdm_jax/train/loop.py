@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.train import report, sharding
 from vdm_jax.train.checkpoint import Checkpoints
-from vdm_jax.train.evaluation import Evaluation
 from vdm_jax.train.interrupts import Stop, Stopped, Vote
 from vdm_jax.train.progress import ProgressDisplay
 from vdm_jax.train.step import TrainState, step_key
@@ -32,7 +33,7 @@ one runs; without a bound some thirty would pile up, each with its batch."""
 Chunks = Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training can't go on; the message is one line."""
 
 

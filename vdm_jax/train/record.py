@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vdm_jax.errors import UserError
 from vdm_jax.train import checksum
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another run; the message is one line."""
 
 

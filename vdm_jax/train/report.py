@@ -16,7 +16,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from vdm_jax.train import disk
+from vdm_jax import files
 from vdm_jax.train.model import unit_of
 
 __all__ = ["MetricsLog", "image_grid", "plot_losses", "read_metrics", "write_image"]
@@ -38,7 +38,7 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        disk.write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        files.write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)

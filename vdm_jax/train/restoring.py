@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from vdm_jax.train import disk, quiet, record, sharding
+from vdm_jax import files
+from vdm_jax.train import quiet, record, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
 
 __all__ = ["complete_steps", "first_line", "intact", "load_params"]
@@ -100,7 +101,7 @@ def _no_damage(error: Exception) -> bool:
     lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
     return (
         isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
-        or disk.number(error) in _NOT_DAMAGE
+        or files.number(error) in _NOT_DAMAGE
         or bool(lost)
     )
 

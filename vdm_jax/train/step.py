@@ -9,7 +9,8 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vdm_jax import loss
-from vdm_jax.train import sharding, variance
+from vdm_jax.train import schedule_variance as variance
+from vdm_jax.train import sharding
 from vdm_jax.train.model import Batch, Model, Params, Trainable
 from vdm_jax.types import Key
 

@@ -1,0 +1,90 @@
+"""The published code's own network and loss, from a copy of it, for comparisons of speed.
+
+Of that code only model_vdm.py is imported. Its training step lies in files that need TensorFlow and
+clu, so it's put together here as there: AdamW, the average of the parameters, one bound a step;
+compiled by `jax.jit` in place of `pmap` around a scan, which on a CPU would be many times slower.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vdm_jax import loss
+from vdm_jax.nn.published_configs import PUBLISHED
+from vdm_jax.run.cli import UserError
+from vdm_jax.train import optimizer, step
+
+__all__ = ["PublishedCode"]
+
+
+class PublishedCode:
+    """Its model for 32x32 RGB images, with the given width and depth."""
+
+    def __init__(self, folder: Path, channels: int, num_blocks: int) -> None:
+        module = _load(folder)
+        config = PUBLISHED["cifar10"]["model"] | {"sm_n_embd": channels, "sm_n_layer": num_blocks}
+        self._model: Any = module.VDM(module.VDMConfig(**config))
+        self._adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
+
+    def init(self, key: jax.Array) -> Any:
+        """Parameters, their average, and the optimiser's state."""
+        images, conditioning = jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros((2,))
+        params = self._model.init({"params": key, "sample": key}, images, conditioning)["params"]
+        return params, jax.tree.map(jnp.copy, params), self._adamw.init(params)
+
+    def train_step(self, state: Any, images: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
+        """One step on the mean bound of [batch, 32, 32, 3] -> the next state, bits per dim."""
+        params, average, opt_state = state
+        key_sample, key_dropout = jax.random.split(key)
+
+        def bound(params: Any) -> jax.Array:
+            found = self._model.apply(
+                {"params": params},
+                images=images,
+                conditioning=jnp.zeros(len(images)),
+                deterministic=False,
+                rngs={"sample": key_sample, "dropout": key_dropout},
+            )
+            nats = found.loss_recon + found.loss_klz + found.loss_diff
+            return loss.bits_per_dim(nats.mean(), images.shape[1:])
+
+        value, grads = jax.value_and_grad(bound)(params)
+        updates, opt_state = self._adamw.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, step.ema_update(average, params, 0.9999), opt_state), value
+
+    def sample_step(self, params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
+        """Step number `i` of 1000 ancestral ones."""
+        method: Callable = self._model.sample
+        conditioning = jnp.zeros(len(z_t))
+        return self._model.apply(
+            {"params": params}, i=i, T=1000, z_t=z_t, conditioning=conditioning, rng=key,
+            method=method,
+        )  # fmt: skip
+
+
+def _load(folder: Path) -> ModuleType:
+    file = folder / "model_vdm.py"
+    if not file.is_file():
+        raise UserError(
+            f"--official-code={folder}: there is no {file}; wanted a copy of the published "
+            "repository, google-research/vdm"
+        )
+    name = "published_model_vdm"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # of a file that is there
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look themselves up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--official-code: {file} can't be imported: {error}") from error
+    return module

@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vdm_jax.nn import gamma as monotone
+
+
+def shaken(module, key, scale=1.0):
+    """Parameters far from their initial values, of either sign."""
+    params = module.init(jax.random.key(0), jnp.zeros(3))["params"]
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + scale * jax.random.normal(k, leaf.shape)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), kind=st.sampled_from(["scalar", "monotone", "unpinned"]))
+def test_increases_with_t_whatever_the_parameters(seed, kind):
+    module = monotone.make(kind.replace("unpinned", "monotone"), -13.3, 5.0, kind != "unpinned")
+    params = shaken(module, jax.random.key(seed), 5.0)
+    gamma = module.apply({"params": params}, jnp.linspace(0.0, 1.0, 101))
+    assert np.all(np.diff(gamma) > -1e-5 * np.abs(gamma).max())
+    assert gamma[-1] > gamma[0]
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_pinned_network_starts_and_ends_where_it_should(learn):
+    module = monotone.MonotoneGamma(-13.3, 5.0, learn_end_points=learn)
+    params = shaken(module, jax.random.key(1), 3.0)
+    ends = module.apply({"params": params}, jnp.array([0.0, 1.0]))
+    wanted = [-13.3, 5.0]
+    if learn:
+        start = params["l1"]["bias"][0]
+        wanted = [start, start + abs(params["l1"]["kernel"][0, 0])]
+    np.testing.assert_allclose(ends, wanted, rtol=1e-6)
+
+
+def test_the_published_form_is_not_pinned():
+    module = monotone.MonotoneGamma(-13.3, 5.0, pinned=False)
+    params = shaken(module, jax.random.key(1), 3.0)
+    ends = module.apply({"params": params}, jnp.array([0.0, 1.0]))
+    start = params["l1"]["bias"][0]
+    assert abs(ends[0] - start) > 0.1
+
+
+def test_end_points_that_are_not_learned_get_no_gradient_and_the_curve_does():
+    module = monotone.MonotoneGamma(-8.0, 5.0, learn_end_points=False)
+    params = shaken(module, jax.random.key(2), 1.0)
+
+    def at(t):
+        return lambda p: module.apply({"params": p}, jnp.array([t]))[0]
+
+    for t in (0.0, 1.0):
+        for leaf in jax.tree.leaves(jax.grad(at(t))(params)):
+            np.testing.assert_allclose(leaf, 0.0, atol=1e-5)
+    assert np.abs(jax.grad(at(0.3))(params)["l3"]["kernel"]).max() > 1e-6
+
+
+def test_derivative_in_t_against_finite_differences():
+    with jax.enable_x64(True):
+        module = monotone.MonotoneGamma(-13.3, 5.0)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), shaken(module, jax.random.key(3)))
+        t = jnp.linspace(0.05, 0.95, 7)
+
+        def gamma(t):
+            return module.apply({"params": params}, t)
+
+        _, derivative = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+        numeric = (gamma(t + 1e-5) - gamma(t - 1e-5)) / 2e-5
+        assert derivative.dtype == jnp.float64
+        np.testing.assert_allclose(derivative, numeric, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "scalar", "monotone"])
+def test_starts_linear_between_the_configured_end_points_and_keeps_any_shape(kind):
+    module = monotone.make(kind, -13.3, 5.0)
+    t = jnp.array([[0.0, 0.25, 1.0]])
+    variables = module.init(jax.random.key(0), t)
+    gamma = module.apply(variables, t)
+    assert gamma.shape == t.shape
+    np.testing.assert_allclose(gamma[0, [0, 2]], [-13.3, 5.0], rtol=1e-5)
+    # The network's share is small before training.
+    np.testing.assert_allclose(gamma[0, 1], -13.3 + 0.25 * 18.3, atol=0.05)
+    assert module.apply(variables, jnp.asarray(0.25)).shape == ()
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="one of fixed, scalar, monotone, got 'cosine'"):
+        monotone.make("cosine", -13.3, 5.0)
+    with pytest.raises(
+        ValueError, match=r"gamma_min \(5.0\) must be below gamma_max \(-13.3\), and both finite"
+    ):
+        monotone.make("fixed", 5.0, -13.3)
+    module = monotone.MonotoneGamma(-1.0, 1.0, pinned=False, learn_end_points=False)
+    with pytest.raises(ValueError, match="needs pinned=True"):
+        module.init(jax.random.key(0), jnp.zeros(2))

@@ -1,0 +1,53 @@
+"""What the tests of compress and decompress share: a tiny run, and a file made with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import vdmz
+
+from vdm_jax.run import coding
+from vdm_jax.run import training as run
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """The folder of a run on digits, 8x8 of 17 levels, with checkpoints of steps 20, 40 and 60."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.config()
+    config.model.update(network="mlp", head="levels")
+    config.eval.final_repeats = 1
+    config.sample.update(num_steps=1, count=1)
+    with tiny.one_device():
+        run.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def digits_vdm(digits_run):
+    """Its newest checkpoint, as the codec takes it."""
+    options = dict.fromkeys(("checkpoint", "official", "model"))
+    with tiny.one_device():
+        return coding.load({"workdir": str(digits_run), **options})[0]
+
+
+@pytest.fixture(scope="session")
+def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
+    """Eight digits by columns in big-endian numbers of 16 bits, and their VDMZ file."""
+    folder = tmp_path_factory.mktemp("vdmz")
+    np.save(folder / "digits.npy", np.asfortranarray(vdmz.digits(8).astype(">i2")))
+    with tiny.one_device():
+        return vdmz.compress(digits_run, folder / "digits.npy", "-o", folder / "digits.vdmz")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Commands on one device that share what they compile, by far the most of their time."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    with tiny.jax_settings(), tiny.one_device():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield

@@ -1,0 +1,118 @@
+"""Files that are written whole or not at all, and how a full disk shows."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vdm_jax.errors import UserError, reaching, reason
+from vdm_jax.signals import deferred, handler
+
+__all__ = ["durable", "full", "number", "sync", "write_whole", "writing"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def number(error: BaseException) -> int | None:
+    """The errno of an OSError, or of TensorStore, which raises a ValueError and names it there."""
+    if isinstance(error, OSError):
+        return error.errno
+    named = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(named[1]) if named else None
+
+
+def full(error: BaseException, folder: Path) -> str | None:
+    """What to say if `error` means that nothing more can be written to `folder`, else None.
+
+    That is no space, a quota, or a limit on a file's size.
+    """
+    code = number(error)
+    if code not in _FULL:
+        return None
+    try:
+        free = f"; {shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free"
+    except OSError:
+        free = ""
+    return f"{folder} can't be written to: {os.strerror(code)}{free}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one go: after a crash or on a full disk the old one is there, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write a file or folder to; it becomes `out` when the block ends.
+
+    Of a block that fails, or that Ctrl-C or SIGTERM ends, nothing is left.
+
+    Raises:
+      UserError: `out` is there already, or by then, or it can't be written.
+    """
+    with reaching(out):
+        _check_free(out)
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
+    with handler(signal.SIGTERM, _end):
+        try:
+            yield partial
+            with deferred():
+                _check_free(out)  # it may have been made meanwhile
+                partial.rename(out)
+        except OSError as error:
+            why = error.strerror or reason(error)
+            said = full(error, out.parent) or f"{out} can't be written: {why}"
+            raise UserError(f"{said}; nothing was written") from error
+        finally:
+            with deferred():
+                _remove(partial)
+    with contextlib.suppress(OSError):  # not every file system can
+        sync(out.parent)
+
+
+@contextlib.contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A new file; on the disk when the block ends."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Which names are in a folder, on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and the rest is removed
+    print("error: terminated (SIGTERM)", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+def _check_free(out: Path) -> None:
+    if os.path.lexists(out):
+        raise UserError(f"{out} is there already and is left alone; name another, or move it away")
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""The published code's checkpoints, as plain functions.
+
+A checkpoint is a file `ckpt-N.flax` (N counts saves): a Flax msgpack of step, params, ema_params
+and opt_state. What the published evaluation uses, and what is read here, is ema_params.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vdm_jax import timestep
+from vdm_jax.nn import gamma as monotone
+from vdm_jax.nn import published_file as official_file
+from vdm_jax.nn.unet import UNet, from_published, to_published
+from vdm_jax.types import PerExample, Tensor
+
+__all__ = ["OfficialModel", "from_published", "load", "modules", "to_published"]
+
+# Every key of the published `config.model`, with the type its value must have.
+_KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
+    "vocab_size": Integral,
+    "sample_softmax": bool,
+    "antithetic_time_sampling": bool,
+    "with_fourier_features": bool,
+    "with_attention": bool,
+    "gamma_type": str,
+    "gamma_min": Real,
+    "gamma_max": Real,
+    "sm_n_timesteps": Integral,
+    "sm_n_embd": Integral,
+    "sm_n_layer": Integral,
+    "sm_pdrop": Real,
+}
+_WORDS = {Integral: "an integer", Real: "a number", bool: "True or False", str: "a string"}
+_RANGES = (
+    ("vocab_size", 1, math.inf),
+    ("sm_n_timesteps", 0, math.inf),
+    ("sm_n_layer", 0, math.inf),
+    ("sm_pdrop", 0, 1),
+)
+_GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialModel:
+    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params` and its constants.
+
+    `timesteps` is how it drew times; `sample_softmax` whether it drew pixels from p(x|z_0) (then
+    give `sampler.to_images` a key) or took the most likely; `step` how long it was trained.
+
+    `gamma` and `denoise` have the parameters closed over; for gradients call `gamma_module` and
+    `score_module` with `{"params": params["gamma"]}` and `{"params": params["score_model"]}`. The
+    latter is in this package's form, blocks stacked; `to_published` gives the file's own.
+    """
+
+    params: Any
+    gamma_module: nn.Module
+    score_module: UNet
+    levels: int
+    num_steps: int | None
+    timesteps: timestep.Method
+    sample_softmax: bool
+    step: int
+
+    def gamma(self, t: Tensor) -> Tensor:
+        """Times of any shape -> gamma(t) of the same shape."""
+        variables = {"params": self.params.get("gamma", {})}
+        return cast(Tensor, self.gamma_module.apply(variables, t))
+
+    def denoise(
+        self, z_t: Tensor, gamma_t: PerExample, conditioning: PerExample | None = None
+    ) -> Tensor:
+        """Latents [batch, height, width, channels], gammas [batch] or scalar -> eps_hat."""
+        variables = {"params": self.params["score_model"]}
+        gamma_t = jnp.broadcast_to(gamma_t, z_t.shape[:1])
+        return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, conditioning))
+
+
+def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
+    """Read a published checkpoint.
+
+    Args:
+      path: the checkpoint file, or its folder (then the `ckpt-N.flax` with the largest N).
+      model_config: that code's `config.model`, as a dict or ConfigDict.
+
+    Raises:
+      ValueError: for a folder without checkpoints, a file that isn't one, an unknown, missing or
+        mistyped configuration key, or parameters that don't fit the configuration (names the first
+        leaf that differs, with both shapes).
+      FileNotFoundError: if there is nothing at `path`.
+    """
+    gamma_module, score_module = modules(model_config)
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path must be a string or Path, got {type(path).__name__}.")
+    file = _find(Path(path))
+    tree = official_file.read(file)
+    params = tree["ema_params"]
+    official_file.check_params(params, _expected(params, gamma_module, score_module), file)
+    params = {**params, "score_model": from_published(params["score_model"])}
+    steps = model_config["sm_n_timesteps"]
+    return OfficialModel(
+        params=jax.tree.map(jnp.asarray, params),
+        gamma_module=gamma_module,
+        score_module=score_module,
+        levels=int(model_config["vocab_size"]),
+        num_steps=int(steps) if steps > 0 else None,  # there 0 stands for continuous time
+        timesteps="antithetic" if model_config["antithetic_time_sampling"] else "uniform",
+        sample_softmax=model_config["sample_softmax"],
+        step=tree["step"],
+    )
+
+
+def modules(model_config: Mapping[str, Any]) -> tuple[nn.Module, UNet]:
+    """The schedule and the network that a published `config.model` describes."""
+    config = _check_config(model_config)
+    lower, upper = config["gamma_min"], config["gamma_max"]
+    kind = _GAMMA_TYPES[config["gamma_type"]]
+    return monotone.make(kind, lower, upper, pinned=False), UNet(
+        gamma_min=lower,
+        gamma_max=upper,
+        channels=int(config["sm_n_embd"]),
+        num_blocks=int(config["sm_n_layer"]),
+        attention="all" if config["with_attention"] else "middle",
+        fourier_features=config["with_fourier_features"],
+        dropout=config["sm_pdrop"],
+    )
+
+
+def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    if not hasattr(model_config, "items"):
+        kind = type(model_config).__name__
+        raise ValueError(f"model_config must be a dict, the published `config.model`, got {kind}.")
+    given = dict(model_config.items())
+    for key in _KEYS:
+        if key not in given:
+            raise ValueError(f"model_config has no {key!r}: wanted the published `config.model`.")
+    for key, value in given.items():
+        if key not in _KEYS and not callable(value):
+            raise ValueError(f"model_config has an unknown key {key!r}; known: {', '.join(_KEYS)}.")
+        wanted = _KEYS.get(key, object)
+        if not isinstance(value, wanted) or (
+            isinstance(value, bool) and wanted in (Integral, Real)
+        ):
+            raise ValueError(f"model_config[{key!r}] must be {_WORDS[wanted]}, got {value!r}.")
+    for key, low, high in _RANGES:
+        if not low <= given[key] < high:
+            raise ValueError(
+                f"model_config[{key!r}] must lie in [{low}, {high}), got {given[key]}."
+            )
+    if given["gamma_type"] not in _GAMMA_TYPES:
+        known = ", ".join(_GAMMA_TYPES)
+        raise ValueError(f"gamma_type must be one of {known}, got {given['gamma_type']!r}.")
+    return given
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint file or folder at {path}.")
+    number: Callable[[Path], int] = lambda file: int(re.findall(r"\d+", file.name)[0])  # noqa: E731
+    files = [file for file in path.iterdir() if re.fullmatch(r"ckpt-\d+\.flax", file.name)]
+    if not files:
+        raise ValueError(f"the folder {path} holds no checkpoint ckpt-N.flax.")
+    return max(files, key=number)
+
+
+def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[str, Any]:
+    """The shapes that the configuration calls for, as the file has them."""
+    # The number of image channels isn't in the configuration: the last convolution tells it.
+    bias = official_file.leaves(params).get(("score_model", "conv_out", "bias"))
+    channels = bias.size if isinstance(bias, np.ndarray) and bias.ndim == 1 and bias.size else 3
+
+    def initialise() -> Any:
+        key, batch = jax.random.key(0), jnp.zeros((1,))
+        z_t = jnp.zeros((1, 8, 8, channels))
+        gamma = gamma_module.init(key, batch).get("params", {})
+        score_model = to_published(score_module.init(key, z_t, batch)["params"])
+        return {"gamma": gamma, "score_model": score_model}
+
+    return jax.eval_shape(initialise)

@@ -1,0 +1,1 @@
+"""Models that lead to the VDM: hierarchical VAEs, diffusion of bits, mixtures."""

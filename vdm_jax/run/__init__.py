@@ -1,0 +1,1 @@
+"""Joins configurations, data, networks, training and evaluation into commands."""

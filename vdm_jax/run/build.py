@@ -1,0 +1,145 @@
+"""What training and evaluation both begin with: the data, the devices, the folder."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdm_jax import data
+from vdm_jax.data import ImageData
+from vdm_jax.run import distributed as cluster
+from vdm_jax.run.cli import UserError
+from vdm_jax.train import sharding
+
+__all__ = [
+    "batches",
+    "check_batch_size",
+    "describe",
+    "eval_name",
+    "labels",
+    "load",
+    "lower_batch",
+    "make_mesh",
+    "make_workdir",
+]
+
+
+def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") -> Mesh:
+    """All devices, parameters over so many of them. Raises UserError if that can't be.
+
+    `flag` is the one that gave the number.
+    """
+    try:
+        devices = jax.devices()
+    except Exception as error:  # JAX raises several kinds
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
+            "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
+        ) from error
+    # Process by process, as the batches are; on a pod JAX may number them otherwise.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise UserError(f"each process must have as many devices; they have {dict(counts)}")
+    try:
+        return sharding.make_mesh(devices, shard_params)
+    except ValueError as error:
+        raise UserError(f"--{flag}: {error}") from error
+
+
+def check_batch_size(size: int, mesh: Mesh) -> None:
+    """Of --batch_size. Raises UserError unless each device gets an equal share."""
+    try:
+        sharding.check_batch_size(size, mesh)
+    except ValueError as error:
+        raise UserError(f"--batch_size: {error}") from error
+
+
+def lower_batch(size: int) -> Callable[[str], UserError]:
+    """For `memory.exhausted`: what a command with --batch_size says."""
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
+
+
+def load(config: ConfigDict) -> ImageData:
+    """The data set of `config.data`, with labels only if the network is conditioned on them."""
+    d = config.data
+    images = cluster.in_turn(
+        lambda: data.load(
+            d.name,
+            data_dir=d.dir,
+            path=d.path,
+            levels=d.levels,
+            manual_dir=d.manual_dir,
+            size=d.size,
+            fit=d.fit,
+            channels=d.channels,
+            held_out=d.held_out,
+            class_labels=d.class_labels,
+        )
+    )
+    if not d.class_labels:  # from here on there are labels only where they are used
+        images = dataclasses.replace(images, labels=None, label_names=())
+    return data.validation_split(images, d.validation) if d.validation else images
+
+
+def labels(images: ImageData, part: str) -> np.ndarray | None:
+    """The class of each image of the part, "train" or "test", or None."""
+    return None if images.labels is None else images.labels[part]
+
+
+def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
+    """The folder, made if need be, as an absolute path. Raises UserError if that can't be.
+
+    Or if several processes don't share it. `flag` is the one that named it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
+    except OSError as error:
+        raise UserError(f"--{flag}={workdir} can't be made or written: {error}") from error
+    cluster.check_shared(workdir, flag)
+    return workdir.absolute()
+
+
+def eval_name(config: ConfigDict) -> str:
+    """What the images are called on which a run with `config` is evaluated."""
+    return "validation" if config.data.validation else "test"
+
+
+def describe(images: ImageData) -> dict[str, object]:
+    """What reports and checkpoints say of a data set."""
+    classes: dict[str, object] = {}
+    if images.labels is not None:
+        parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
+        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
+    return {
+        "name": images.name,
+        "fingerprint": images.fingerprint,
+        "train": len(images.train),
+        "test": len(images.test),
+        "event_shape": list(images.event_shape),
+        "levels": images.levels,
+        **classes,
+    }
+
+
+def batches(
+    images: ImageData, batch_size: int, part: str = "test"
+) -> Callable[[], Iterator[data.Batch]]:
+    """One exact pass over a part, "test" or "train", as often as the result is called."""
+    return lambda: data.eval_batches(
+        images.test if part == "test" else images.train,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        labels=labels(images, part),
+    )

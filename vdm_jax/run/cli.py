@@ -1,0 +1,242 @@
+"""The command line that all experiments share."""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vdm_jax import files
+from vdm_jax.errors import UserError
+from vdm_jax.run import compilation_cache as cache
+from vdm_jax.run import defaults as base
+from vdm_jax.run import distributed as cluster
+from vdm_jax.run import rendezvous
+
+__all__ = [
+    "CONFIGS",
+    "MOST",
+    "Interrupted",
+    "Options",
+    "UserError",
+    "definers",
+    "guard",
+    "main",
+    "parse_flags",
+    "writing",
+]
+
+CONFIGS = Path(__file__).parent / "configs"
+MOST = 10_000_000  # of anything that is counted
+_leave = os._exit
+
+
+class Interrupted(BaseException):
+    """A run was asked to stop by a signal; no `Exception`, so nothing goes on after it."""
+
+    def __init__(self, number: int, again: str) -> None:
+        super().__init__(f"the same command {again}")
+        self.number = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of a run's past a training command puts up with; each is a flag of its name."""
+
+    allow_fallback: bool = False
+    allow_config_change: bool = False
+
+
+_OPTIONS = {
+    "allow_fallback": "move damaged checkpoints to WORKDIR/damaged; one process only",
+    "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
+}
+
+
+def main(
+    run: Callable[[ConfigDict, Path, Options], object], config_file: Path, doc: str | None
+) -> None:
+    """Parse the command line, call `run(config, workdir, options)` under `guard`.
+
+    Flags: --workdir=DIR, --config=FILE.py[:VARIANT], --config.NAME=VALUE for any field of the
+    configuration, and those of `Options`.
+    """
+    guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
+
+
+def guard(command: Callable[[], object]) -> None:
+    """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
+
+    SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
+    What it compiles is kept on disk, see `experiments.cache`. Of several processes, the end of one
+    ends the others, see `experiments.cluster`.
+    """
+    try:
+        cache.switch_on()
+        command()
+        cluster.finish()
+    except UserError as error:
+        _fail(str(error), 2)
+    except Interrupted as interrupted:
+        cluster.part("it was asked to stop")
+        if interrupted.number == signal.SIGINT:
+            _fail(f"interrupted; {interrupted}", 130)
+        print(f"terminated (SIGTERM); {interrupted}", flush=True)
+        _leave(0)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has gone
+        cluster.announce("nobody reads its output any more")
+        _leave(1)
+    except Exception as error:
+        full = files.full(error, Path(getattr(error, "filename", None) or "a file"))
+        if full:
+            _fail(f"{full}; make space there", 2)
+        if not cluster.joined():
+            raise
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise UserError where the block finds that nothing more can be written to `folder`."""
+    try:
+        yield
+    except OSError as error:
+        reason = files.full(error, folder)
+        if reason is None:
+            raise
+        raise UserError(f"{reason}; make space there, then give the command again") from error
+
+
+def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path, Options]:
+    values = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_file(
+            "config", str(config_file), "configuration file", flag_values=values, sys_argv=argv
+        )
+        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        for name, about in _OPTIONS.items():
+            flags.DEFINE_bool(name, False, about, flag_values=values)
+        flags.DEFINE_bool("help", False, "show this", flag_values=values)
+        rendezvous.define_flags(values)
+        rest = values(argv)[1:]
+        config = ConfigDict(holder.value)  # raises if the file could not be loaded
+    except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
+        raise UserError(_one_line(error, argv)) from error
+    if values.help:
+        print(_help(doc, config, values))
+        raise SystemExit(0)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
+    if not values.workdir:
+        raise UserError(
+            "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
+        )
+    cluster.start(values)
+    options = Options(**{name: bool(values[name].value) for name in _OPTIONS})
+    return config, Path(values.workdir), options
+
+
+def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
+    """What defines flags in `values`: of text, of a whole number, of one of several words.
+
+    text(name, about, default); number(name, about, default, low, high), from 1 to `MOST` if not
+    told; choice(name, about, known, default).
+    """
+
+    def text(name: str, about: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, about, flag_values=values)
+
+    def number(
+        name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
+    ) -> None:
+        flags.DEFINE_integer(
+            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
+        )
+
+    def choice(name: str, about: str, known: tuple[str, ...], default: str | None) -> None:
+        flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
+
+    return text, number, choice
+
+
+def parse_flags(
+    values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
+) -> list[str]:
+    """Parse `argv` into `values`, for a command without a configuration.
+
+    Returns what is left of it, up to `most` arguments. With --help, print `doc` and the flags, and
+    exit. Raises UserError for what isn't a flag.
+    """
+    flags.DEFINE_bool("help", False, "show this", flag_values=values)
+    values.set_gnu_getopt(True)
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(_one_line(error, argv)) from error
+    if values.help:
+        lines = [
+            f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values
+        ]
+        print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
+        raise SystemExit(0)
+    if len(rest) > most:
+        raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
+    return rest
+
+
+def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
+    """What the command does, what each setting means, and its value as given."""
+    meanings = (
+        inspect.getsource(base).split("config.data = ConfigDict")[1].split("return config")[0]
+    )
+    several = "\n".join(f"  --{name}: {values[name].help}" for name in rendezvous.FLAGS)
+    options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
+    return (
+        f"{doc.strip()}\n\nTo go on with a run that was stopped:\n{options}\n\n"
+        f"On several machines (README, Many devices):\n{several}\n\n"
+        "What the settings mean (configs/base.py, with its own values):\n\n"
+        f"    config.data = ConfigDict{meanings}\n"
+        f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
+    )
+
+
+def _one_line(error: BaseException, argv: list[str]) -> str:
+    """The telling part of an error of the flag parser, on one line."""
+    text = str(error)
+    unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)
+    if isinstance(error, AttributeError | KeyError) and unknown:
+        name, guess = unknown.groups()
+        flag = next((arg for arg in argv if re.match(rf"--?config\b.*\.{name}\b", arg)), None)
+        if flag:
+            hint = f"; did you mean {guess}?" if guess else ""
+            return f"{flag}: there is no setting {name}{hint}"
+    if isinstance(error, flags.Error) and "Traceback" not in text:
+        text = re.sub(r"invalid literal for int\(\).*", "wanted a whole number", text)
+        text = re.sub(r"could not convert string to float.*", "wanted a number", text)
+        text = re.sub(r"\('Non-boolean argument.*", "wanted True or False", text)
+        return " ".join(text.split())
+    given = next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
+    reason = " ".join((text.strip().splitlines() or [type(error).__name__])[-1].split())
+    if "positional argument" in reason:
+        reason = "that file has no variants"
+    elif isinstance(error, AttributeError):
+        reason = "that file has no function get_config"
+    return f"{given} can't be loaded: {reason}"
+
+
+def _fail(message: str, code: int) -> None:
+    """Say it and leave at once, past what JAX or a checkpoint may be doing in the background."""
+    cluster.announce(message)
+    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _leave(code)

@@ -1,0 +1,181 @@
+"""What compress and decompress share: the model as the codec takes it, and how they talk."""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+
+from vdm_jax.compression import Progress, Vdm
+from vdm_jax.compression.file import MOST_DIMS
+from vdm_jax.data import DataError
+from vdm_jax.errors import UserError, reaching, user_path
+from vdm_jax.run import build as setup
+from vdm_jax.run import cli
+from vdm_jax.run import config as check
+from vdm_jax.run import restore as trained
+from vdm_jax.run.bar import Bar
+from vdm_jax.run.models import make_model
+from vdm_jax.train import sharding
+from vdm_jax.train.checkpoint import CheckpointError
+from vdm_jax.train.model import Model, Params
+from vdm_jax.types import PerExample, Tensor
+
+__all__ = ["define_flags", "free", "load", "progress"]
+
+# Of the configuration: what of `config.model` says which function the parameters stand for.
+_FUNCTION = (
+    "network", "head", "channels", "num_blocks", "attention", "fourier_features", "gamma",
+    "gamma_min", "gamma_max", "gamma_pinned", "learn_end_points",
+)  # fmt: skip
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Those that name the model."""
+    text, _, _ = cli.definers(values)
+    text("workdir", "folder of the run: its config.json and checkpoints are all that is needed")
+    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("official", "in place of --workdir: a published checkpoint, ckpt-N.flax or its folder")
+    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
+
+
+def load(options: Mapping[str, Any], shape: tuple[int, int, int] | None = None) -> tuple[Vdm, str]:
+    """The model that the flags name, and its name in reports; no data set is needed.
+
+    A published model is for images of any size, here of `shape`. Raises UserError for a model that
+    can't compress.
+    """
+    if bool(options["workdir"]) == bool(options["official"]):
+        raise UserError(
+            "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"
+        )
+    if options["official"]:
+        if options["checkpoint"]:
+            raise UserError("--official and --checkpoint exclude each other")
+        return _of_official(Path(options["official"]), options["model"], shape)
+    if options["model"]:
+        raise UserError("--model goes with --official; a run has its own configuration")
+    try:
+        with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
+            return _of_run(Path(options["workdir"]), options["checkpoint"])
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def _of_run(workdir: Path, checkpoint: str | None) -> tuple[Vdm, str]:
+    config, saved = trained.saved_config(workdir)
+    config.model.dtype = "float32"  # parameters are; in float64 nothing narrower may come between
+    check.config(config)
+    event_shape, levels, classes = _images_of(workdir, saved)
+    if classes:
+        raise UserError(
+            f"the run in {workdir} is conditioned on the class of an image, which images to be "
+            "compressed don't have; train one without --config.data.class_labels"
+        )
+    model = make_model(config, event_shape, levels)
+    if not isinstance(model, Model) or model.density:
+        raise UserError(
+            f"the run in {workdir} is no VDM of pixel levels ({model.words}); only those compress"
+        )
+    step, params = trained.restored(workdir, checkpoint, model, _one_device())
+    settings = {name: config.model[name] for name in _FUNCTION}
+    return _vdm(model, params, settings), f"{workdir}, step {step}"
+
+
+def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+    """What config.json says of the images: their shape, levels, and classes or 0."""
+    match saved:
+        case {"event_shape": [int(height), int(width), int(channels)], "levels": int(levels)}:
+            classes = saved.get("classes", 0)
+            size = math.prod((max(height, 0), max(width, 0), max(channels, 0)))
+            if 1 <= size <= MOST_DIMS and 2 <= levels <= 256 and isinstance(classes, int):
+                return (height, width, channels), levels, classes
+    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
+
+
+def _of_official(
+    path: Path, name: str | None, shape: tuple[int, int, int] | None
+) -> tuple[Vdm, str]:
+    loaded, published, said = trained.load_official(path, name)
+    channels = len(loaded.params["score_model"]["conv_out"]["bias"])
+    if shape is None or shape[-1] != channels:
+        raise UserError(
+            f"the checkpoint is for images of {channels} channel(s), but these have "
+            f"{'none' if shape is None else shape[-1]}"
+        )
+
+    def denoise(params: Params, z_t: Tensor, gamma_t: PerExample) -> Tensor:
+        at = dataclasses.replace(loaded, params=params)
+        return at.denoise(z_t, gamma_t, jnp.zeros(len(z_t), z_t.dtype))
+
+    vdm = Vdm(
+        denoise,
+        loaded.params,
+        loaded.gamma,
+        shape,
+        loaded.levels,
+        settings=dict(published["model"]),
+    )
+    return vdm, f"{said}, step {loaded.step}"
+
+
+def _vdm(model: Model, params: Params, settings: Mapping[str, Any]) -> Vdm:
+    params = jax.device_get(params)
+
+    def denoise(given: Params, z_t: Tensor, gamma_t: PerExample) -> Any:
+        bound, _ = model.bind(given, jnp.zeros(len(z_t), z_t.dtype), None)
+        return bound(z_t, gamma_t)
+
+    _, gamma = model.bind(params, jnp.zeros(1), None)
+    assert model.levels is not None
+    height, width, channels = model.event_shape
+    return Vdm(
+        denoise, params, gamma, (height, width, channels), model.levels, model.kind,
+        model.reverse_var,
+        settings,
+    )  # fmt: skip
+
+
+def _one_device() -> Mesh:
+    return sharding.make_mesh(setup.make_mesh().devices.reshape(-1).tolist()[:1])
+
+
+@contextlib.contextmanager
+def progress(words: str) -> Iterator[Progress]:
+    """A bar of images; it begins anew if the codec does."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Bar] = []
+        told = [0]
+
+        def tell(done: int, of: int) -> None:
+            if not bars or done <= told[0]:
+                stack.close()  # of two live bars neither can be read
+                bars.append(stack.enter_context(Bar(words, of)))
+                told[0] = 0
+            bars[-1].advance(done - told[0])
+            told[0] = done
+
+        yield tell
+
+
+def free(given: str | None, flag: str) -> Path:
+    """A path to write to. Raises UserError if something is there already."""
+    if not given:
+        raise UserError(f"{flag} is missing: what to write")
+    try:
+        out = user_path(given, flag.split()[0])
+    except DataError as error:
+        raise UserError(str(error)) from error
+    with reaching(out):
+        if os.path.lexists(out):
+            raise UserError(f"{out} is there already; name another, or remove it")
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    return out
