@@ -3,8 +3,7 @@
 python -m experiments.cifar10 --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
 """
 
-from vdm_jax.run import cli
-from vdm_jax.run import training as run
+from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(run.train, cli.CONFIGS / "cifar10.py", __doc__)
+    cli.main(training.train, __file__, __doc__)

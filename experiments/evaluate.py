@@ -11,7 +11,6 @@ bound. Leaves result.json, result.md and a plot of what each noise level costs i
 below DIR/evaluation.
 """
 
-import dataclasses
 import math
 import shlex
 import sys
@@ -36,10 +35,11 @@ from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory
 from vdm_jax.train.checkpoint import CheckpointError
-from vdm_jax.train.model import Model, Trainable
+from vdm_jax.train.model import Bound, Model
+from vdm_jax.vdm import VDM
 
 VDM_ONLY = (
     "num_steps", "importance", "control_variates", "chains", "chain_steps", "chain_images",
@@ -111,15 +111,16 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     return found
 
 
-def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def everything(trained: Restored, options: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """All that the options ask for, as one JSON object; prints each row as it is found."""
-    model = trained.model
-    if not isinstance(model, Model):
-        _check_plain(options, model)
+    bound = trained.bound
+    is_vdm = isinstance(bound, VDM)
+    if not is_vdm:
+        _check_plain(options, bound)
     images = measure.first(trained.images, options["images"])
     size = options["batch_size"] or trained.batch_size
     setup.check_batch_size(size, mesh)
-    if isinstance(model, Model) and model.density and (options["chains"] or options["ode_images"]):
+    if bound.levels is None and (options["chains"] or options["ode_images"]):
         raise UserError(
             "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
             "Gaussian density (config.model.decoder), in nats: the two can't be compared"
@@ -127,7 +128,7 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     if options["ode_images"]:
         measure.trace_of(options, trained.vdm)
     key = jax.random.key(options["seed"])
-    steps = steps_of(options["num_steps"], model) if isinstance(model, Model) else (None,)
+    steps = steps_of(options["num_steps"], bound) if isinstance(bound, VDM) else (None,)
     given_class = images.num_classes > 0
     print(
         f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
@@ -135,14 +136,11 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         flush=True,
     )
     plan = pilot.plan(trained, size, mesh, options["importance"], options["control_variates"])
-    model = plan.model
     repeats, wanted = options["repeats"] or trained.repeats, options["monte_carlo_error"]
     evaluator = pilot.Evaluator(trained, plan, size, mesh, key, repeats, wanted)
 
-    def at(num_steps: int | None) -> Trainable:
-        if not isinstance(model, Model):
-            return model
-        return dataclasses.replace(model, num_steps=num_steps)
+    def at(num_steps: int | None) -> Model:
+        return trained.model.with_fields(num_steps=num_steps) if is_vdm else trained.model
 
     rows: list[measure.Row] = []
     shape: dict[str, Any] = {}
@@ -152,8 +150,8 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
     for num_steps in steps:
         of = at(num_steps)
         draws, controlled = evaluator.draw(images, of)
-        rows.append(_said(measure.of_draws(controlled, of, groups)))
-        if isinstance(of, Model) and (num_steps is None or not shape):
+        rows.append(_said(measure.of_draws(controlled, of.bind(trained.params), groups)))
+        if is_vdm and (num_steps is None or not shape):
             shape = measure.profile(draws, trained)
     key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
 
@@ -163,7 +161,8 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         if len(some.test) < len(images.test) or num_steps not in steps:
             groups = (some.source or {}).get("test")
             of = at(num_steps)
-            row = measure.of_draws(evaluator.draw(some, of)[1], of, groups)
+            draws = evaluator.draw(some, of)[1]
+            row = measure.of_draws(draws, of.bind(trained.params), groups)
             row["quantity"] += f", first {len(some.test)} images"
             rows.append(_said(row))
 
@@ -187,12 +186,12 @@ def everything(trained: Trained, options: Mapping[str, Any], mesh: Mesh) -> dict
         "rows": rows,
         "pilot_calls": evaluator.pilot_calls,
         "failed": failed,
-        "note": model.note,
+        "note": bound.note,
         "profile": shape,
     }
 
 
-def _check_plain(options: Mapping[str, Any], model: Trainable) -> None:
+def _check_plain(options: Mapping[str, Any], model: Bound) -> None:
     """A model of another kind than a VDM has one bound and no other likelihood."""
     plain = _flags()
     for name in VDM_ONLY:
@@ -200,7 +199,7 @@ def _check_plain(options: Mapping[str, Any], model: Trainable) -> None:
             raise UserError(f"--{name} is for a VDM; this run is another model: {model.words}")
 
 
-def steps_of(text: str | None, model: Model) -> tuple[int | None, ...]:
+def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
     """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
     if text is None:
         return (model.num_steps,)

@@ -4,8 +4,7 @@ python -m experiments.folder --workdir=DIR --config.data.path=FOLDER [--config.d
     --config.data.fit=crop] [--config.NAME=VALUE ...]
 """
 
-from vdm_jax.run import cli
-from vdm_jax.run import training as run
+from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(run.train, cli.CONFIGS / "folder.py", __doc__)
+    cli.main(training.train, __file__, __doc__)

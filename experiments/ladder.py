@@ -35,9 +35,9 @@ from vdm_jax.related import mixture
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train import report
-from vdm_jax.train.model import BITS, Unit
+from vdm_jax.train.model import BITS, Unit, unit
 
 Base = Callable[[], ConfigDict]
 Run = tuple[Base, dict[str, Any]]
@@ -143,7 +143,7 @@ class _Workshop:
     scale: float
     minutes: float = 0.0
 
-    def train(self, group: str, name: str, run: Run) -> tuple[Trained, dict[str, Any]]:
+    def train(self, group: str, name: str, run: Run) -> tuple[Restored, dict[str, Any]]:
         """The trained model, and its number of parameters, steps and minutes."""
         base, changes = run
         print(f"\n== {group}: {name}", flush=True)
@@ -157,13 +157,13 @@ class _Workshop:
         about = {"name": name, "parameters": parameters, "steps": model.step, "minutes": minutes}
         return model, about | {"folder": str(folder)}
 
-    def measure(self, model: Trained) -> tuple[dict[str, Any], np.ndarray]:
+    def measure(self, model: Restored) -> tuple[dict[str, Any], np.ndarray]:
         """The bound's row, and its total by draw and image, in the model's unit."""
         began = time.monotonic()
         draws = series.bound(model, model.model, self.mesh)
         self.minutes += (time.monotonic() - began) / 60
-        bits = np.asarray(model.model.unit.of(draws.terms.total, model.model.event_shape))
-        return measure.of_draws(draws, model.model), bits
+        bits = np.asarray(unit(model.bound).of(draws.terms.total, model.bound.event_shape))
+        return measure.of_draws(draws, model.bound), bits
 
 
 def _group(at: _Workshop, group: str, runs: Mapping[str, Run]) -> list[dict[str, Any]]:
@@ -196,10 +196,10 @@ def _variances(at: _Workshop) -> list[dict[str, Any]]:
         fixed, about = at.train("variance", *_named(VARIANCES, f"posterior, T = {steps}"))
         row, bits = at.measure(fixed)
         rows.append(row | about | {"num_steps": steps, "kind": "posterior", "gain": None})
-        wider = dataclasses.replace(fixed.vdm, reverse_var="transition")
+        wider = fixed.model.with_fields(reverse_var="transition")
         learned, learned_about = at.train("variance", *_named(VARIANCES, f"learned, T = {steps}"))
         for kind, model, its in (
-            ("transition", dataclasses.replace(fixed, model=wider), about),
+            ("transition", fixed._replace(model=wider), about),
             ("learned", learned, learned_about),
         ):
             row, other = at.measure(model)

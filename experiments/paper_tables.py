@@ -7,7 +7,6 @@ figures show on CIFAR-10. A run that is there already is not trained again. --sc
 lengthens every training; docs/results.md is made with 1.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -27,8 +26,8 @@ from vdm_jax.evaluation import likelihood as measure
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
-from vdm_jax.train.model import Batch, Model
+from vdm_jax.run.restore import Restored
+from vdm_jax.train.model import Batch
 from vdm_jax.types import Gamma, Key
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)
@@ -87,7 +86,7 @@ def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:
     return series.make_config(digits.get_config(), changes, scale)
 
 
-def _measure(models: dict[str, Trained], mesh: Mesh) -> dict[str, Any]:
+def _measure(models: dict[str, Restored], mesh: Mesh) -> dict[str, Any]:
     def say(name: str, part: Callable[[], Any]) -> Any:
         began = time.monotonic()
         result = part()
@@ -106,20 +105,20 @@ def _measure(models: dict[str, Trained], mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _sweep(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
+def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
     """The paper's table 2: trained with one T, evaluated with another."""
     rows = []
     for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
         trained = models[name]
         for num_steps in evaluated:
-            model = dataclasses.replace(trained.vdm, num_steps=num_steps)
+            model = trained.model.with_fields(num_steps=num_steps)
             draws = series.bound(trained, model, mesh)
-            row = measure.of_draws(draws, model)
+            row = measure.of_draws(draws, model.bind(trained.params))
             rows.append(row | {"trained": trained.vdm.num_steps})
     return rows
 
 
-def _variance(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
+def _variance(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
     """The paper's figure 4b: four schedules between the same end points, one network."""
     ends = (GAMMA_MIN, GAMMA_MAX)
     fixed: dict[str, Gamma | None] = {
@@ -130,41 +129,34 @@ def _variance(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
     }
     rows = []
     for name, gamma in fixed.items():
-        model = trained.vdm if gamma is None else _with_gamma(trained.vdm, gamma)
+        model = trained.model if gamma is None else trained.model.with_fields(gamma=gamma)
         draws = series.bound(trained, model, mesh, 4 * series.REPEATS)
-        of_it = dataclasses.replace(trained, model=model)
-        row = measure.of_draws(draws, model)
+        of_it = trained._replace(model=model)
+        row = measure.of_draws(draws, of_it.vdm)
         rows.append(
             row
             | {
                 "schedule": name,
-                "variance": measure.variance(draws, model.event_shape),
+                "variance": measure.variance(draws, of_it.vdm.event_shape),
                 "profile": measure.profile(draws, of_it),
             }
         )
     return rows
 
 
-def _with_gamma(model: Model, gamma: Gamma) -> Model:
-    bind = model.bind
-    return dataclasses.replace(
-        model, bind=lambda params, given, key: (bind(params, given, key)[0], gamma)
-    )
-
-
-def _networks(models: dict[str, Trained], mesh: Mesh) -> list[dict[str, Any]]:
+def _networks(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
     """What the network predicts, and Fourier features: the bound in continuous time."""
     rows = []
     for name in ("eps", "eps, Fourier features", "x", "v"):
         trained = models[name]
-        draws = series.bound(trained, trained.vdm, mesh)
+        draws = series.bound(trained, trained.model, mesh)
         rows.append(measure.of_draws(draws, trained.vdm) | {"network": name})
     return rows
 
 
-def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
+def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
     """Luo's two forms of one bound: mean and variance of a draw, for several T."""
-    model, rows = trained.vdm, []
+    rows = []
     for num_steps in FORMS:
         row: dict[str, Any] = {"num_steps": num_steps}
         for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
@@ -176,9 +168,9 @@ def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
                 num_steps: int = num_steps,
                 function: Callable[..., loss.ElboTerms] = function,
             ) -> tuple[jax.Array, jax.Array]:
-                denoise, gamma = model.bind(params, batch["conditioning"], None)
+                vdm = trained.model.bind(params, batch["conditioning"])
                 terms = function(
-                    key, batch["images"], denoise, gamma, model.levels, num_steps, model.kind
+                    key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
                 )
                 return terms.total, jax.numpy.zeros(())
 
@@ -191,7 +183,7 @@ def _forms(trained: Trained, mesh: Mesh) -> list[dict[str, Any]]:
     return rows
 
 
-def _likelihoods(trained: Trained, mesh: Mesh) -> dict[str, Any]:
+def _likelihoods(trained: Restored, mesh: Mesh) -> dict[str, Any]:
     """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
     options = {
         "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,

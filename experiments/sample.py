@@ -11,7 +11,6 @@ measures these distances for every sampler at several numbers of network calls, 
 quality.json and quality.md there.
 """
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -36,7 +35,7 @@ from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
 from vdm_jax.run.bar import Bar
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.solvers import SAMPLERS, Sampler
 from vdm_jax.spacing import Spacing
 from vdm_jax.train import memory, report
@@ -92,7 +91,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
                     "distances": sampling.distances(model, images) if options["distances"] else [],
                 }
             else:
-                of = dataclasses.replace(model, batch_size=size)
+                of = model._replace(batch_size=size)
                 found = {"quality": sampling.quality(of, _rules(), mesh, say=_say_row)}
     except (DataError, CheckpointError) as error:
         raise UserError(str(error)) from error
@@ -128,7 +127,7 @@ def _check_quality(options: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
 
 
-def _check_model(model: Trained, size: int, options: Mapping[str, Any], mesh: Mesh) -> None:
+def _check_model(model: Restored, size: int, options: Mapping[str, Any], mesh: Mesh) -> None:
     """Before anything is drawn. Raises UserError for what would fail after it."""
     _ = model.vdm  # refuses other kinds
     setup.check_batch_size(size, mesh)
@@ -159,7 +158,7 @@ def _rules() -> list[Rule]:
 
 
 def _draw(
-    model: Trained, rule: Rule, options: Mapping[str, Any], size: int, mesh: Mesh
+    model: Restored, rule: Rule, options: Mapping[str, Any], size: int, mesh: Mesh
 ) -> tuple[np.ndarray, float]:
     """The samples, and how long they took, with the compilation."""
     n = options["n"]

@@ -17,9 +17,9 @@ from vdm_jax.run import cli
 from vdm_jax.run import restore as trained
 from vdm_jax.run import training as run
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train.checkpoint import CheckpointError
-from vdm_jax.train.model import Trainable
+from vdm_jax.train.model import Model
 
 __all__ = ["REPEATS", "bound", "make_config", "parse", "train"]
 
@@ -52,7 +52,7 @@ def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0
     return base
 
 
-def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Trained, float]:
+def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Restored, float]:
     """The trained model, and how many minutes it took; the very same run isn't trained again."""
     note, wanted = folder / "minutes.json", json.loads(config.to_json())
     done: dict[str, Any] = {"minutes": 0.0, "config": None}
@@ -84,9 +84,7 @@ def _read(note: Path) -> dict[str, Any]:
         raise UserError(f"{note} is damaged ({type(error).__name__}); remove it") from error
 
 
-def bound(
-    trained: Trained, model: Trainable, mesh: Mesh, repeats: int = REPEATS
-) -> evaluation.Draws:
+def bound(trained: Restored, model: Model, mesh: Mesh, repeats: int = REPEATS) -> evaluation.Draws:
     """Draws of the bound of every test image, of `model` with the parameters of `trained`."""
     step = evaluation.make_eval_step(model, mesh)
     batches = setup.batches(trained.images, trained.batch_size)

@@ -4,7 +4,6 @@ A VDM of continuous data (`loss.elbo` with levels=None), trained on its variatio
 probability-flow ODE is a normalising flow; and a normalising flow trained by maximum likelihood.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +17,9 @@ from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step
-from vdm_jax.train.model import Model, Params
+from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = ["CHUNK", "STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
 
@@ -61,29 +61,31 @@ def train_vdm(
     tx = optimizer.make(rate, decay_gamma=False)
     key_init, key_data, key_step = jax.random.split(jax.random.key(seed), 3)
     data = jnp.asarray(points)
+    training = step.Training(model, tx, 0.99, key_step)
 
     def one(state: step.TrainState) -> tuple[step.TrainState, jax.Array]:
         images = _batch(data, key_data, state.step, 512)
         batch = {"images": images, "conditioning": jnp.zeros(len(images))}
-        state, metrics = step.update(state, batch, model, tx, 0.99, key_step)
-        return state, math.prod(model.event_shape) * metrics[model.unit.key]
+        state, metrics = step.update(state, batch, training)
+        return state, 2 * metrics[NATS.key]
 
     state, losses = _run(one, step.init_state(model, tx, key_init), steps, say)
     params = state.ema_params
-    denoise, gamma = model.bind(params, jnp.zeros(0), None)
+    vdm: VDM = model.bind(params)
+    denoise, gamma = vdm.denoise, vdm.gamma
 
     def log_prob(x: Tensor, tolerance: float) -> cnf.LogProb:
         # Of x = z_0 / alpha_0, z_0 having the flow's density.
         scale = alpha(jnp.asarray(GAMMA_0))
         p = flow.log_prob(
-            scale * x, denoise, GAMMA_0, GAMMA_1, model.kind, rtol=tolerance, atol=tolerance
+            scale * x, denoise, GAMMA_0, GAMMA_1, vdm.kind, rtol=tolerance, atol=tolerance
         )
         return cnf.LogProb(p.log_prob + x.shape[1] * jnp.log(scale), *p[1:])
 
     def paths(key: Key, n: int) -> Tensor:
         def field(t: Tensor, z: Tensor) -> Tensor:
             gamma_t, slope = jax.jvp(gamma, (t[None],), (jnp.ones(1),))
-            return slope[0] * flow.drift(z, gamma_t[0], denoise, model.kind)
+            return slope[0] * flow.drift(z, gamma_t[0], denoise, vdm.kind)
 
         return _paths(field, jax.random.normal(key, (n, 2)))
 
@@ -92,7 +94,7 @@ def train_vdm(
         jax.jit(log_prob, static_argnums=1),
         jax.jit(lambda key, n: model.sample(params, key, jnp.zeros(n), 200), static_argnums=1),
         paths,
-        jax.jit(lambda key, x: bound(key, x, denoise, gamma, model.kind)),
+        jax.jit(lambda key, x: bound(key, x, denoise, gamma, vdm.kind)),
         gamma,
     )
 
@@ -155,7 +157,7 @@ def _vdm() -> Model:
             "score_model": variables["params"],
         }
 
-    def bind(params: Params, conditioning: Tensor, dropout: Key | None) -> tuple[Denoise, Gamma]:
+    def bind(params: Params, conditioning: Tensor | None = None, dropout: Key | None = None) -> VDM:
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
             t = (gamma_t - GAMMA_0) / (GAMMA_1 - GAMMA_0)
             return cast(Tensor, network.apply({"params": params["score_model"]}, z_t, t))
@@ -163,9 +165,9 @@ def _vdm() -> Model:
         def gamma(t: Tensor) -> Tensor:
             return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
 
-        return denoise, gamma
+        return VDM(denoise, gamma, (2,), levels=None, kind="v")
 
-    return Model(init, bind, "v", (2,), levels=None, density=True, end_points=monotone.END_POINTS)
+    return Model(init, bind, end_points=monotone.END_POINTS)
 
 
 def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
@@ -210,7 +212,8 @@ def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> Pe
     x is [n, 2], the result [n], in nats.
     """
     eps_0, eps, t = loss.draw(key, x.shape)
-    terms = loss.elbo_given(x, eps_0, eps, t, denoise, gamma, None, kind=kind)
+    vdm = VDM(denoise, gamma, x.shape[1:], None, kind)
+    terms = vdm.elbo_given(x, eps, t, eps_0)
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     share = jax.nn.sigmoid(-4.0 - gamma_t)
 

@@ -23,15 +23,18 @@ from vdm_jax import (
 )
 from vdm_jax.bernoulli import Bernoulli
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.loss import ElboTerms
+from vdm_jax.loss import ElboTerms, elbo
+from vdm_jax.vdm import VDM
 
 __all__ = [
+    "VDM",
     "Bernoulli",
     "ElboTerms",
     "Gaussian",
     "bernoulli",
     "bounds",
     "control",
+    "elbo",
     "gaussian",
     "loss",
     "parameterization",

@@ -19,7 +19,7 @@ Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax 
 
 import math
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +29,17 @@ from jax.typing import ArrayLike
 from vdm_jax import cnf, pixels
 from vdm_jax.bounds import importance_weighted
 from vdm_jax.divergence import Probes, Trace
-from vdm_jax.parameterization import to_v
+from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
     "DequantizedNats",
     "LogProb",
     "Sample",
+    "data_log_prob",
     "dequantized_nats",
     "drift",
     "log_prob",
@@ -213,6 +215,21 @@ def dequantized_nats(
 
     log_weights, num_evaluations = jax.lax.map(draw, jax.random.split(key, num_samples))
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
+
+
+def data_log_prob(vdm: VDM, x: Tensor, key: Key | None = None, **solver: Any) -> PerExample:
+    """Returns log p(x) [batch] in nats, of x = z_0 / alpha_0, by `log_prob` of z_0.
+
+    `key` and `solver` are as there.
+    """
+    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], x.dtype))
+
+    def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
+        return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
+
+    scale = alpha(gamma_0)
+    of_z = log_prob(scale * x, denoise, gamma_0, gamma_1, vdm.kind, key=key, **solver).log_prob
+    return of_z + math.prod(vdm.event_shape) * jnp.log(scale)
 
 
 def _field(denoise: Denoise, kind: Kind) -> cnf.Field:

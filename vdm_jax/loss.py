@@ -22,7 +22,6 @@ from vdm_jax import checks, pixels, timestep
 from vdm_jax.gaussian import Gaussian, excess
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
-from vdm_jax.timestep import Proposal
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = [
@@ -33,13 +32,14 @@ __all__ = [
     "diffusion_at",
     "draw",
     "elbo",
-    "elbo_given",
     "expected_reconstruction",
     "nats_per_dim",
+    "noise",
     "noise_level",
     "prior",
     "reconstruction",
     "sum_event",
+    "terms",
     "to_data",
 ]
 
@@ -255,10 +255,9 @@ def elbo(
     num_steps: int | None = None,
     kind: Kind = "eps",
     timesteps: timestep.Method = "antithetic",
-    proposal: Proposal | None = None,
     reverse_var: ReverseVar = "posterior",
 ) -> ElboTerms:
-    """One unbiased sample of the three terms of the bound, for each of a batch of images.
+    """Returns one unbiased sample of the three terms of the bound, for each of a batch of images.
 
     Args:
       key: gives the times and the noise.
@@ -267,66 +266,54 @@ def elbo(
       levels: the number of values a pixel can take, for a bound on -log of a probability; None for
         continuous data and a bound on -log of a density (`reconstruction`).
       timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
-      proposal: the density from which times are drawn, made by `timestep.proposal`, or
-        None for the uniform one. The expectation is the same.
 
     Returns:
       `ElboTerms`, each [batch] in nats; `.total` is their sum.
     """
     eps_0, eps, t = draw(key, np.shape(images), timesteps)
-    t, weight = (t, None) if proposal is None else proposal.at(t)
-    return elbo_given(
-        images, eps_0, eps, t, denoise, gamma, levels, num_steps, kind, weight, reverse_var
-    )
+    x = to_data(images, levels)
+    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var)
+    return terms(images, at_t, gamma, levels, eps_0)
 
 
-def draw(
-    key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
-) -> tuple[Tensor, Tensor, PerExample]:
-    """What `elbo` draws for images of the given shape: eps_0 and eps of that shape, t [batch]."""
-    shape = checks.shape(shape, "the shape of images")
-    key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
-    t = timestep.draw(key_t, shape[0], timesteps)
-    return jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape), t
-
-
-def elbo_given(
+def terms(
     images: Images | Tensor,
-    eps_0: Tensor | None,
-    eps: Tensor,
-    t: PerExample,
-    denoise: Denoise,
+    at_t: PerExample,
     gamma: Gamma,
-    levels: int | None = 256,
-    num_steps: int | None = None,
-    kind: Kind = "eps",
-    weight: PerExample | None = None,
-    reverse_var: ReverseVar = "posterior",
+    levels: int | None,
+    eps_0: Tensor | None = None,
 ) -> ElboTerms:
-    """`elbo` at given times `t` [batch] and noise, for z_0 and for z_t, each [batch, *event].
+    """Returns the terms of the bound whose diffusion term is `at_t`, [batch] nats.
 
-    For those who draw these themselves; the terms are unbiased if each t is uniform on [0, 1], or
-    if t and `weight` [batch] are those of `Proposal.at` for a uniform argument: the diffusion term
-    is multiplied by the weight. Without eps_0 the reconstruction is its expectation
-    (`expected_reconstruction`), which is no draw.
+    Without `eps_0` the reconstruction is its expectation over z_0 (`expected_reconstruction`).
     """
     x = to_data(images, levels)
     ends = gamma(jnp.array([0.0, 1.0], x.dtype))
     if jnp.shape(ends) != (2,):
         raise ValueError(f"gamma must map (2,) to (2,), but returned {jnp.shape(ends)}.")
     gamma_0, gamma_1 = ends
-    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var)
-    if weight is not None:
-        weight = jnp.asarray(weight)
-        if jnp.shape(weight) != at_t.shape:
-            got = jnp.shape(weight)
-            raise ValueError(f"weight must be {list(at_t.shape)}, one per example, got {got}.")
-        at_t = weight * at_t
     if eps_0 is None:
         at_0 = expected_reconstruction(images, gamma_0, levels)
     else:
         at_0 = reconstruction(images, eps_0, gamma_0, levels)
     return ElboTerms(at_0, prior(x, gamma_1), at_t)
+
+
+def draw(
+    key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
+) -> tuple[Tensor, Tensor, PerExample]:
+    """Returns what `elbo` draws for images of a shape: eps_0 and eps of that shape, t [batch]."""
+    shape = checks.shape(shape, "the shape of images")
+    key_t, key_eps, key_eps_0 = jax.random.split(key, 3)
+    t = timestep.draw(key_t, shape[0], timesteps)
+    return jax.random.normal(key_eps_0, shape), jax.random.normal(key_eps, shape), t
+
+
+def noise(keys: Key, event_shape: Sequence[int]) -> Tensor:
+    """Returns eps [batch, *event] of one key per example, as an evaluation draws it."""
+    # The first half, once z_0's, is left over: figures of one key stay comparable.
+    shape = (2, *event_shape)
+    return jax.vmap(lambda key: jax.random.normal(key, shape)[1])(keys)
 
 
 def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:

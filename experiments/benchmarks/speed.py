@@ -40,9 +40,8 @@ from vdm_jax.run import cli
 from vdm_jax.run import compilation_cache as cache
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.models import make_model
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory, optimizer, sharding, step
-from vdm_jax.train.model import Model
 
 PUBLISHED = "published"
 MODES: dict[str, dict[str, Any]] = {
@@ -185,7 +184,6 @@ def _say(of: Contender) -> Contender:
 
 def _ours(name: str, config: ConfigDict) -> Contender:
     model = make_model(config, SHAPE, 256)
-    assert isinstance(model, Model)
     adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
     init, compile_init = _compiled(
         jax.jit(lambda key: step.init_state(model, adamw, key)), jax.random.key(0)
@@ -201,10 +199,10 @@ def _ours(name: str, config: ConfigDict) -> Contender:
         jax.block_until_ready((state, metrics))
 
     def one(params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
-        denoise, gamma = model.bind(params, jnp.zeros(len(z_t)), None)
-        gamma_t, gamma_s = gamma(1.0 - jnp.stack([i, i + 1]) / 1000)
+        vdm = model.bind(params)
+        gamma_t, gamma_s = vdm.gamma(1.0 - jnp.stack([i, i + 1]) / 1000)
         eps = jax.random.normal(jax.random.fold_in(key, i), z_t.shape)
-        return sampler.ancestral_step(z_t, eps, denoise, gamma_s, gamma_t)
+        return sampler.ancestral_step(z_t, eps, vdm.denoise, gamma_s, gamma_t)
 
     sample = _sampling(jax.jit(one), lambda: state.params, config.train.batch_size)
     return Contender(name, compile_init, compile_step, *_memory(compiled), train, sample)
@@ -220,7 +218,8 @@ def compile_training(config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
         "images": jax.ShapeDtypeStruct((1, batch, *SHAPE), jnp.uint8),
         "conditioning": jax.ShapeDtypeStruct((1, batch), jnp.float32),
     }
-    step_fn = step.make_step(model, adamw, config.optimizer.ema_rate, jax.random.key(1), mesh)
+    training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
+    step_fn = step.make_step(training, mesh)
     return _compiled(step_fn, step.abstract_state(model, adamw, mesh), chunk, 0, 1)
 
 
@@ -360,7 +359,7 @@ def _say_sampler(row: Mapping[str, Any]) -> None:
     print(f"{row['sampler']}, {row['calls']} calls: MMD² {row['mmd']:.5f}", flush=True)
 
 
-def _evaluation(model: Trained, mesh: jax.sharding.Mesh) -> list[Row]:
+def _evaluation(model: Restored, mesh: jax.sharding.Mesh) -> list[Row]:
     return pilot.evaluation_cost(model, mesh, model.batch_size)
 
 

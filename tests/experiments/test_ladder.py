@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from vdm_jax.train.hierarchical import HierarchicalModel
 
 from experiments import ladder, rungs, series
 from vdm_jax.nn.vae import HierarchicalVAE
 from vdm_jax.run import config as check
 from vdm_jax.run.models import make_model
-from vdm_jax.train.hierarchical import HierarchicalModel
 from vdm_jax.train.model import NATS, Model
 
 ALL = {

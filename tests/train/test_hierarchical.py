@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import gauss_hermite
+from vdm_jax.train.hierarchical import Conditionals, HierarchicalModel
 
 from vdm_jax import loss, pixels
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.related import hierarchy
-from vdm_jax.train.hierarchical import Conditionals, HierarchicalModel
 from vdm_jax.train.model import BITS, NATS
 
 SHAPE, LEVELS = (2, 1), 5

@@ -2,29 +2,35 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import control, loss, timestep
+from vdm_jax.control import Linear
+from vdm_jax.timestep import Proposal
 from vdm_jax.train import sharding
-from vdm_jax.train.model import BITS, Batch, Drawn, Params, Trainable, Unit
-from vdm_jax.types import Key
+from vdm_jax.train.model import BITS, Batch, Bound, Model, Params, Unit, unit
+from vdm_jax.types import Images, Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
+    "Drawn",
     "Draws",
     "Estimate",
     "Evaluation",
+    "Reduction",
     "collect",
+    "draw",
     "estimate",
-    "evaluate",
     "make_eval_step",
     "summarise",
 ]
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Drawn, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +118,53 @@ class Draws:
         return dataclasses.replace(self, terms=terms, controls=None)
 
 
-def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
-    """Compile (params, batch, key, repeat, repeats) -> (`Drawn`, mask [batch]).
+class Drawn(NamedTuple):
+    """One draw of each example's bound, for an evaluation; all [batch]."""
+
+    terms: loss.ElboTerms
+    """Terms in nats."""
+    t: PerExample
+    """Times; where there are none, those given, on which nothing depends."""
+    weight: PerExample
+    """Factor by which the diffusion term was multiplied."""
+    controls: Tensor | None = None
+    """Control variates of the diffusion term without that factor, [batch, k], of mean zero at each
+    t; None without a linear denoiser."""
+
+
+class Reduction(NamedTuple):
+    """The means by which an evaluation of a VDM needs fewer draws; neither changes the mean."""
+
+    proposal: Proposal | None = None
+    """Density from which times are drawn; None for the uniform one."""
+    linear: Linear | None = None
+    """Linear denoiser that makes the control variates; None for none."""
+
+
+PLAIN = Reduction()
+"""No reduction: uniform times, no control variates."""
+
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Drawn, jax.Array]]
+
+
+def draw(
+    bound: Bound, images: Images | Tensor, u: PerExample, keys: Key, by: Reduction = PLAIN
+) -> Drawn:
+    """Returns one draw of each image's terms, from a uniform time and a key for each, [batch]."""
+    t, weight = (u, jnp.ones_like(u)) if by.proposal is None else by.proposal.at(u)
+    terms = bound.elbo_by_keys(images, t, keys)
+    terms = terms._replace(diffusion=weight * terms.diffusion)
+    if by.linear is None:
+        return Drawn(terms, t, weight)
+    vdm = cast(VDM, bound)
+    level = loss.noise_level(t, vdm.gamma, vdm.num_steps)
+    x, eps = loss.to_data(images, vdm.levels), loss.noise(keys, vdm.event_shape)
+    controls = by.linear.controls(x, eps, level.gamma_t)
+    return Drawn(terms, t, weight, 0.5 * level.weight[:, None] * controls)
+
+
+def make_eval_step(model: Model, mesh: Mesh, by: Reduction = PLAIN) -> EvalStep:
+    """Returns (params, batch, key, repeat, repeats) -> (`Drawn`, mask [batch]), compiled.
 
     That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time
     are functions of the key, the repeat and the image's `index` alone: batch size, padding and
@@ -122,7 +173,7 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
     difference of the groups tells the Monte-Carlo error (`estimate`).
     """
 
-    def draw(
+    def step(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
     ) -> tuple[Drawn, jax.Array]:
         key_t, key_noise = jax.random.split(key)
@@ -133,11 +184,12 @@ def make_eval_step(model: Trainable, mesh: Mesh) -> EvalStep:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         # The mask of all hosts, as the draws.
         whole_params = sharding.gathered(mesh, params)
-        return model.drawn(whole_params, batch, t, keys), batch["mask"]
+        bound = model.bind(whole_params, batch["conditioning"])
+        return draw(bound, model.data(batch["images"]), t, keys, by), batch["mask"]
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    return jax.jit(draw, in_shardings=(shares, split, whole, whole, whole), out_shardings=whole)
+    return jax.jit(step, in_shardings=(shares, split, whole, whole, whole), out_shardings=whole)
 
 
 def collect(
@@ -175,31 +227,15 @@ def collect(
     return Draws(*whole)
 
 
-def evaluate(
-    eval_step: EvalStep,
-    params: Params,
-    batches: Batches,
-    model: Trainable,
-    mesh: Mesh,
-    key: Key,
-    repeats: int = 1,
-    groups: np.ndarray | None = None,
-) -> Evaluation:
-    """The bound over every image of `batches()`: `collect` and `summarise` in one."""
-    draws = collect(eval_step, params, batches, mesh, key, repeats)
-    return summarise(draws, model.event_shape, groups, model.unit)
+def summarise(draws: Draws, bound: Bound, groups: np.ndarray | None = None) -> Evaluation:
+    """Returns means and standard errors of the terms, in the unit of `bound`.
 
-
-def summarise(
-    draws: Draws,
-    event_shape: tuple[int, ...],
-    groups: np.ndarray | None = None,
-    unit: Unit = BITS,
-) -> Evaluation:
-    """Nats of each draw -> means and standard errors in `unit`; `groups` as in `estimate`."""
+    `groups` are as in `estimate`.
+    """
+    of_unit = unit(bound)
 
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
-        return estimate(np.asarray(unit.of(nats, event_shape), np.float64), groups, t)
+        return estimate(np.asarray(of_unit.of(nats, bound.event_shape), np.float64), groups, t)
 
     repeats, count = draws.t.shape
     terms = draws.terms
@@ -210,7 +246,7 @@ def summarise(
         diffusion=of(terms.diffusion, draws.t),
         num_images=count,
         repeats=repeats,
-        unit=unit,
+        unit=of_unit,
     )
 
 

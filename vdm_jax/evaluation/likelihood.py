@@ -17,10 +17,12 @@ from vdm_jax.evaluation.bound import Draws, Estimate
 from vdm_jax.parameterization import split
 from vdm_jax.run import build as setup
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train import sharding
-from vdm_jax.train.model import BITS, Batch, Model, Trainable, Unit
+from vdm_jax.train.model import BITS, Batch, Bound, Unit
+from vdm_jax.train.model import unit as unit_of_bound
 from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
     "Row",
@@ -40,15 +42,15 @@ EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 Row = dict[str, Any]
 
 
-def of_draws(draws: Draws, model: Trainable, groups: np.ndarray | None = None) -> Row:
+def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
     """A row of the bound and its three terms."""
-    result = evaluation.summarise(draws, model.event_shape, groups, model.unit)
+    result = evaluation.summarise(draws, model, groups)
     terms = {
         name: dataclasses.asdict(getattr(result, name))
         for name in ("reconstruction", "prior", "diffusion")
     }
     name, kind = f"bound, {model.words}", "variational bound"
-    row = _row(name, kind, result.total, result.num_images, result.repeats, model.unit)
+    row = _row(name, kind, result.total, result.num_images, result.repeats, result.unit)
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
 
 
@@ -70,17 +72,17 @@ def _row(
     }
 
 
-def profile(draws: Draws, trained: Trained) -> dict[str, Any]:
+def profile(draws: Draws, trained: Restored) -> dict[str, Any]:
     """What each noise level costs: the diffusion loss by bins of t, in its unit, and gamma."""
-    unit = trained.model.unit
-    losses = unit.of(draws.terms.diffusion / draws.weight, trained.model.event_shape)
+    vdm = trained.vdm
+    unit = unit_of_bound(vdm)
+    losses = unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    _, gamma = trained.vdm.bind(trained.params, jnp.zeros(1), None)
     return {
         "unit": unit.name,
         "t": centres.tolist(),
-        "gamma": np.asarray(gamma(jnp.asarray(centres))).tolist(),
+        "gamma": np.asarray(vdm.gamma(jnp.asarray(centres))).tolist(),
         "mean": found.mean.tolist(),
         "rms": found.rms.tolist(),
     }
@@ -95,16 +97,21 @@ def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
 
 
 def chains(
-    trained: Trained, images: ImageData, options: Mapping[str, Any], size: int, mesh: Mesh, key: Key
+    trained: Restored,
+    images: ImageData,
+    options: Mapping[str, Any],
+    size: int,
+    mesh: Mesh,
+    key: Key,
 ) -> Row:
     """The importance-weighted bound."""
-    model, count, num_steps = trained.vdm, options["chains"], options["chain_steps"]
+    count, num_steps = options["chains"], options["chain_steps"]
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        denoise, gamma = model.bind(params, batch["conditioning"], None)
+        vdm = trained.model.bind(params, batch["conditioning"])
         log_weights = bounds.chains(
-            key, batch["images"], denoise, gamma, count, images.levels, num_steps, model.kind,
-            model.reverse_var,
+            key, batch["images"], vdm.denoise, vdm.gamma, count, images.levels, num_steps,
+            vdm.kind, vdm.reverse_var,
         )  # fmt: skip
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
@@ -118,7 +125,7 @@ def chains(
 
 
 def of_ode(
-    trained: Trained,
+    trained: Restored,
     images: ImageData,
     options: Mapping[str, Any],
     method: pixels.Dequantization,
@@ -127,17 +134,18 @@ def of_ode(
     key: Key,
 ) -> Row:
     """The likelihood by the probability-flow ODE."""
-    model, samples, tolerance = trained.vdm, options["ode_samples"], options["tolerance"]
-    trace = trace_of(options, model)
+    samples, tolerance = options["ode_samples"], options["tolerance"]
+    trace = trace_of(options, trained.vdm)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        with_share, gamma = model.bind(params, batch["conditioning"], None)
+        vdm = trained.model.bind(params, batch["conditioning"])
 
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-            return split(with_share(z_t, gamma_t), model.reverse_var)[0]
+            return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
 
         found = flow.dequantized_nats(
-            key, batch["images"], denoise, gamma, images.levels, method, samples, model.kind, trace,
+            key, batch["images"], denoise, vdm.gamma, images.levels, method, samples, vdm.kind,
+            trace,
             options["probes"], options["num_probes"], tolerance, tolerance,
         )  # fmt: skip
         return found.nats, found.num_evaluations / samples
@@ -162,7 +170,7 @@ def of_ode(
     }
 
 
-def trace_of(options: Mapping[str, Any], model: Model) -> Any:
+def trace_of(options: Mapping[str, Any], model: VDM) -> Any:
     """Which trace the ODE takes. Raises UserError where several samples can't go with it."""
     trace = options["trace"]
     if trace == "auto":
@@ -177,7 +185,7 @@ def trace_of(options: Mapping[str, Any], model: Model) -> Any:
 
 def per_image(
     nats: Callable[..., tuple[jax.Array, jax.Array]],
-    trained: Trained,
+    trained: Restored,
     images: ImageData,
     size: int,
     mesh: Mesh,
@@ -200,7 +208,7 @@ def per_image(
         drawn = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
         found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
         extra += [float(second) for _, second, _ in drawn]
-    bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.model.event_shape)
+    bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.bound.event_shape)
     return np.asarray(bits, np.float64), extra
 
 

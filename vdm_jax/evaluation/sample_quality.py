@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import sampler, solvers, spacing, twosample
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.solvers import Sampler, State
 from vdm_jax.spacing import Spacing
 from vdm_jax.train import sharding
@@ -56,7 +55,7 @@ class Stepper(NamedTuple):
     """(state, gamma_0) -> integers in [0, levels), [batch, *event], on all devices."""
 
     @classmethod
-    def of(cls, trained: Trained, name: Sampler, eta: float, mesh: Mesh) -> "Stepper":
+    def of(cls, trained: Restored, name: Sampler, eta: float, mesh: Mesh) -> "Stepper":
         """For batches that are split over the devices."""
         model, levels = trained.vdm, trained.images.levels
         noisy = solvers.needs_noise(name, eta)
@@ -80,7 +79,7 @@ class Stepper(NamedTuple):
             gamma_t: jax.Array,
             last: jax.Array,
         ) -> State:
-            denoise, _ = model.bind(params, conditioning, None)
+            denoise = trained.model.bind(params, conditioning).denoise
             eps = solvers.noise(keys(key, index), i, model.event_shape) if noisy else None
             return solvers.step(
                 state, eps, denoise, gamma_s, gamma_t, name, model.kind, model.reverse_var, eta,
@@ -102,7 +101,7 @@ class Stepper(NamedTuple):
 
 
 def draw(
-    trained: Trained,
+    trained: Restored,
     rule: Rule,
     n: int,
     batch_size: int,
@@ -147,12 +146,11 @@ def draw(
     return np.concatenate(found)[:n]
 
 
-def _gammas(trained: Trained, rule: Rule) -> np.ndarray:
-    _, gamma = trained.vdm.bind(trained.params, jnp.zeros(1), None)
-    return np.asarray(spacing.table(gamma, rule.num_steps, rule.spacing))
+def _gammas(trained: Restored, rule: Rule) -> np.ndarray:
+    return np.asarray(spacing.table(trained.vdm.gamma, rule.num_steps, rule.spacing))
 
 
-def _conditioning(trained: Trained, index: np.ndarray, label: int | None) -> np.ndarray:
+def _conditioning(trained: Restored, index: np.ndarray, label: int | None) -> np.ndarray:
     """[batch], no augmentation, or with a class [batch, 2]."""
     flags = np.zeros(len(index), np.float32)
     classes = trained.images.num_classes
@@ -169,7 +167,7 @@ def _conditioning(trained: Trained, index: np.ndarray, label: int | None) -> np.
 # ---- how good ----
 
 
-def distances(trained: Trained, images: np.ndarray, seed: int = 0) -> list[dict[str, Any]]:
+def distances(trained: Restored, images: np.ndarray, seed: int = 0) -> list[dict[str, Any]]:
     """Two rows: how far samples, and training images, are from the test images.
 
     Equally many of each, the first ones, with pixels in [0, 1]. Beside each distance the mean and
@@ -193,7 +191,7 @@ def distances(trained: Trained, images: np.ndarray, seed: int = 0) -> list[dict[
 
 
 def quality(
-    trained: Trained,
+    trained: Restored,
     rules: list[Rule],
     mesh: Mesh,
     sets: int = 5,

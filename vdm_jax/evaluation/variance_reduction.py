@@ -18,12 +18,12 @@ from vdm_jax import control, loss, timestep
 from vdm_jax.control import Linear
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation.bound import Draws
+from vdm_jax.evaluation.bound import PLAIN, Drawn, Draws, Reduction
 from vdm_jax.run import build as setup
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Trained
+from vdm_jax.run.restore import Restored
 from vdm_jax.train import sharding
-from vdm_jax.train.model import Batch, Drawn, Model, Trainable
+from vdm_jax.train.model import Batch, Bound, Model, unit
 from vdm_jax.types import Key
 
 __all__ = ["Evaluator", "Plan", "enough", "evaluation_cost", "linear", "plan"]
@@ -43,8 +43,8 @@ Row = dict[str, Any]
 class Plan(NamedTuple):
     """How an evaluation is to draw, and what it is to subtract."""
 
-    model: Trainable
-    """With a proposal, and what makes control variates, as asked for."""
+    by: Reduction
+    """Proposal and linear denoiser, as asked for."""
     coefficients: np.ndarray | None
     """Of the control variates, [bins, k]."""
     calls: int
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
         return draws if self.coefficients is None else draws.controlled(self.coefficients)
 
 
-def plan(trained: Trained, size: int, mesh: Mesh, importance: bool, controls: bool) -> Plan:
+def plan(trained: Restored, size: int, mesh: Mesh, importance: bool, controls: bool) -> Plan:
     """Times by importance and control variates, each if asked for, from training images alone.
 
     Times spread evenly leave the noise alone to cause an error, which is least with a density in
@@ -65,20 +65,17 @@ def plan(trained: Trained, size: int, mesh: Mesh, importance: bool, controls: bo
     Raises UserError for images too large for control variates.
     """
     if not importance and not controls:
-        return Plan(trained.model, None, 0)
-    model = trained.vdm
-    if controls:
-        model = dataclasses.replace(model, control=linear(trained.images))
-    uniform = dataclasses.replace(model, proposal=None)
-    t, losses, variates, calls = _pairs(trained, uniform, size, mesh)
+        return Plan(PLAIN, None, 0)
+    by = Reduction(linear=linear(trained.images) if controls else None)
+    t, losses, variates, calls = _pairs(trained, by, size, mesh)
     coefficients = None
     if controls:
         coefficients = control.fit(t, losses, variates, COEFFICIENT_BINS)
         losses = control.subtracted(t, losses, variates, coefficients)
     if importance:
         spread = timestep.profile(t, losses, DENSITY_BINS).rms
-        model = dataclasses.replace(model, proposal=timestep.proposal(spread))
-    return Plan(model, coefficients, calls)
+        by = by._replace(proposal=timestep.proposal(spread))
+    return Plan(by, coefficients, calls)
 
 
 def linear(images: ImageData) -> Linear:
@@ -90,7 +87,7 @@ def linear(images: ImageData) -> Linear:
 
 
 def _pairs(
-    trained: Trained, model: Model, size: int, mesh: Mesh
+    trained: Restored, by: Reduction, size: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Times [n], differences of two noises' losses [n] and control variates [n, k], and calls."""
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
@@ -101,7 +98,9 @@ def _pairs(
         keys = jax.random.fold_in(key_noise, number)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, batch["index"])
         whole_params = sharding.gathered(mesh, params)
-        return model.drawn(whole_params, batch, t, keys), batch["mask"]
+        bound = trained.model.bind(whole_params, batch["conditioning"])
+        images = trained.model.data(batch["images"])
+        return evaluation.draw(bound, images, t, keys, by), batch["mask"]
 
     def step(params: Any, batch: Batch, key: Key, repeat: int, _: int) -> tuple[Drawn, jax.Array]:
         return compiled(params, batch, key, np.uint32(repeat))
@@ -128,7 +127,7 @@ def _first(images: ImageData) -> ImageData:
     return dataclasses.replace(images, train=images.train[:IMAGES], labels=labels)
 
 
-def enough(draws: Draws, model: Trainable, wanted: float) -> int:
+def enough(draws: Draws, bound: Bound, wanted: float) -> int:
     """How many draws of each image bring the Monte-Carlo error below `wanted`, from a few draws.
 
     The error falls at least as the root of their number. It is itself an estimate, here and in the
@@ -138,7 +137,7 @@ def enough(draws: Draws, model: Trainable, wanted: float) -> int:
 
     Raises UserError for an error that calls for more than a million draws of each image.
     """
-    found = evaluation.summarise(draws, model.event_shape, None, model.unit).total.monte_carlo
+    found = evaluation.summarise(draws, bound).total.monte_carlo
     repeats = MARGIN * len(draws.t) * (found / wanted) ** 2
     if not repeats <= MOST_REPEATS:
         least = found * math.sqrt(MARGIN * len(draws.t) / MOST_REPEATS)
@@ -164,7 +163,7 @@ class Evaluator:
       pilot_calls: of the network, for draws that are no part of an estimate, so far.
     """
 
-    trained: Trained
+    trained: Restored
     plan: Plan
     size: int
     mesh: Mesh
@@ -176,12 +175,12 @@ class Evaluator:
     def __post_init__(self) -> None:
         self.pilot_calls = self.plan.calls
 
-    def draw(self, images: ImageData, model: Trainable) -> tuple[Draws, Draws]:
+    def draw(self, images: ImageData, model: Model) -> tuple[Draws, Draws]:
         """Draws of every test image: as they came, and less their control variates if any.
 
-        `model` is the plan's, perhaps with another number of steps.
+        `model` is the trained one, perhaps with another number of steps.
         """
-        step = evaluation.make_eval_step(model, self.mesh)
+        step = evaluation.make_eval_step(model, self.mesh, self.plan.by)
         batches = setup.batches(images, self.size)
 
         def drawn(key: Key, repeats: int) -> tuple[Draws, Draws]:
@@ -192,7 +191,7 @@ class Evaluator:
         if self.wanted is not None:
             _, trial = drawn(jax.random.fold_in(self.key, 2), PILOT_REPEATS)
             self.pilot_calls += trial.t.size
-            repeats = enough(trial, model, self.wanted)
+            repeats = enough(trial, model.bind(self.trained.params), self.wanted)
         return drawn(self.key, repeats)
 
 
@@ -200,7 +199,12 @@ class Evaluator:
 
 
 def evaluation_cost(
-    trained: Trained, mesh: Mesh, size: int, repeats: int = 32, seeds: int = 4, wanted: float = 1e-3
+    trained: Restored,
+    mesh: Mesh,
+    size: int,
+    repeats: int = 32,
+    seeds: int = 4,
+    wanted: float = 1e-3,
 ) -> list[Row]:
     """What one call of the network is worth in an evaluation by each method, measured.
 
@@ -220,17 +224,17 @@ def evaluation_cost(
     rows: list[Row] = []
     for name, importance, controls in methods:
         made = plan(trained, size, mesh, importance, controls)
-        model = made.model
-        step = evaluation.make_eval_step(model, mesh)
+        bound = trained.bound
+        step = evaluation.make_eval_step(trained.model, mesh, made.by)
         found = []
         for seed in range(seeds):
             batches = setup.batches(trained.images, size)
             key = jax.random.key(seed)
             draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
             if not rows:
-                rows.append(_cost("independent uniform times", _independent(draws, model), 0))
+                rows.append(_cost("independent uniform times", _independent(draws, bound), 0))
             draws = made.controlled(draws)
-            found.append(evaluation.summarise(draws, model.event_shape, None, model.unit).total)
+            found.append(evaluation.summarise(draws, bound).total)
         calls = repeats * len(trained.images.test)
         claimed = calls * float(np.mean([one.monte_carlo**2 for one in found]))
         shown = calls * float(np.var([one.mean for one in found], ddof=1))
@@ -245,7 +249,7 @@ def _cost(method: str, variance: float, plan_calls: int) -> Row:
     return {"method": method, "variance": variance, "plan_calls": plan_calls}
 
 
-def _independent(draws: Draws, model: Trainable) -> float:
+def _independent(draws: Draws, bound: Bound) -> float:
     """The variance of one draw of an image whose time is uniform and independent of others."""
-    bits = np.asarray(model.unit.of(draws.terms.total, model.event_shape), np.float64)
+    bits = np.asarray(unit(bound).of(draws.terms.total, bound.event_shape), np.float64)
     return float(np.mean(np.var(bits, axis=0)))

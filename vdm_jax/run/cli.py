@@ -21,7 +21,6 @@ from vdm_jax.run import distributed as cluster
 from vdm_jax.run import rendezvous
 
 __all__ = [
-    "CONFIGS",
     "MOST",
     "Interrupted",
     "Options",
@@ -33,7 +32,6 @@ __all__ = [
     "writing",
 ]
 
-CONFIGS = Path(__file__).parent / "configs"
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
 
@@ -60,14 +58,15 @@ _OPTIONS = {
 }
 
 
-def main(
-    run: Callable[[ConfigDict, Path, Options], object], config_file: Path, doc: str | None
-) -> None:
+def main(run: Callable[[ConfigDict, Path, Options], object], file: str, doc: str | None) -> None:
     """Parse the command line, call `run(config, workdir, options)` under `guard`.
+
+    `file` is the command's own; its configuration is the file of that name in configs/ beside it.
 
     Flags: --workdir=DIR, --config=FILE.py[:VARIANT], --config.NAME=VALUE for any field of the
     configuration, and those of `Options`.
     """
+    config_file = Path(file).parent / "configs" / Path(file).name
     guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
 
 

@@ -27,6 +27,7 @@ from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Model, Params
 from vdm_jax.types import PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = ["define_flags", "free", "load", "progress"]
 
@@ -80,9 +81,10 @@ def _of_run(workdir: Path, checkpoint: str | None) -> tuple[Vdm, str]:
             "compressed don't have; train one without --config.data.class_labels"
         )
     model = make_model(config, event_shape, levels)
-    if not isinstance(model, Model) or model.density:
+    facts = model.facts()
+    if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(
-            f"the run in {workdir} is no VDM of pixel levels ({model.words}); only those compress"
+            f"the run in {workdir} is no VDM of pixel levels ({facts.words}); only those compress"
         )
     step, params = trained.restored(workdir, checkpoint, model, _one_device())
     settings = {name: config.model[name] for name in _FUNCTION}
@@ -130,15 +132,14 @@ def _vdm(model: Model, params: Params, settings: Mapping[str, Any]) -> Vdm:
     params = jax.device_get(params)
 
     def denoise(given: Params, z_t: Tensor, gamma_t: PerExample) -> Any:
-        bound, _ = model.bind(given, jnp.zeros(len(z_t), z_t.dtype), None)
-        return bound(z_t, gamma_t)
+        return model.bind(given).denoise(z_t, gamma_t)
 
-    _, gamma = model.bind(params, jnp.zeros(1), None)
-    assert model.levels is not None
-    height, width, channels = model.event_shape
+    bound: VDM = model.bind(params)
+    assert bound.levels is not None
+    height, width, channels = bound.event_shape
     return Vdm(
-        denoise, params, gamma, (height, width, channels), model.levels, model.kind,
-        model.reverse_var,
+        denoise, params, bound.gamma, (height, width, channels), bound.levels, bound.kind,
+        bound.reverse_var,
         settings,
     )  # fmt: skip
 

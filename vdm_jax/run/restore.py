@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,12 +25,13 @@ from vdm_jax.run import distributed as cluster
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import load_params
-from vdm_jax.train.model import Model, Params, Trainable
+from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.settings import filled
-from vdm_jax.types import Denoise, Gamma, Key, Tensor
+from vdm_jax.types import Key, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Trained",
+    "Restored",
     "define_flags",
     "from_official",
     "from_options",
@@ -43,35 +44,39 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model with its parameters, and the data set to evaluate it on.
+class Restored(NamedTuple):
+    """A model with its parameters, and the dataset to evaluate it on."""
 
-    Attributes:
-      model: how to make the core's callables of the parameters.
-      params: EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them.
-      images: the data set.
-      part: what its test images are called in reports.
-      name: of the model in reports.
-      step: how long it was trained.
-      batch_size, repeats: as its configuration has them for an evaluation.
-    """
-
-    model: Trainable
+    model: Model
+    """Model: how a bound is made of parameters."""
     params: Params
+    """EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
     images: ImageData
+    """Dataset."""
     part: str
+    """Name of its test images in reports."""
     name: str
+    """Name of the model in reports."""
     step: int
+    """Number of steps that it was trained."""
     batch_size: int
+    """Batch size of an evaluation, by its configuration."""
     repeats: int
+    """Draws of each image in an evaluation, by its configuration."""
 
     @property
-    def vdm(self) -> Model:
-        """The model. Raises UserError if it is of another kind."""
-        if not isinstance(self.model, Model):
-            raise UserError(f"{self.name} is no VDM: {self.model.words}")
-        return self.model
+    def bound(self) -> Bound:
+        """The model with these parameters: static fields and its schedule can be read off it."""
+        bound: Bound = self.model.bind(self.params)
+        return bound
+
+    @property
+    def vdm(self) -> VDM:
+        """The same as a VDM. Raises UserError if it is of another kind."""
+        bound = self.bound
+        if not isinstance(bound, VDM):
+            raise UserError(f"{self.name} is no VDM: {bound.words}")
+        return bound
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
@@ -88,7 +93,7 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     rendezvous.define_flags(values)
 
 
-def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Trained:
+def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
     """The model and data that a command's flags name, the same in all processes.
 
     These are checkpoint, official, model, data, path, manual_dir and data_dir.
@@ -111,7 +116,7 @@ def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Train
 
 def from_workdir(
     workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Trained:
+) -> Restored:
     """The model of a run's folder, with the data it was trained on, or that `data` names.
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
@@ -121,7 +126,7 @@ def from_workdir(
     step, params = restored(workdir, checkpoint, model, mesh)
     c = config.eval
     part = setup.eval_name(config)
-    return Trained(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+    return Restored(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
 
 
 def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
@@ -134,9 +139,7 @@ def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, Image
     return config, images
 
 
-def restored(
-    workdir: Path, checkpoint: str | None, model: Trainable, mesh: Mesh
-) -> tuple[int, Params]:
+def restored(workdir: Path, checkpoint: str | None, model: Model, mesh: Mesh) -> tuple[int, Params]:
     """The step and the EMA parameters of a run's checkpoint, as `from_workdir` names it."""
     folder, step = workdir / "checkpoints", None
     if checkpoint is not None:
@@ -149,7 +152,7 @@ def restored(
 
 def from_official(
     path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Trained:
+) -> Restored:
     """A published checkpoint, with the data it was trained on, or that `data` names.
 
     `model_name` is a key of `PUBLISHED` or a JSON file with that code's `config.model`; None looks
@@ -162,23 +165,22 @@ def from_official(
     images = setup.load(config)
     _check_channels(loaded, images)
 
-    def bind(params: Params, conditioning: Tensor, _: Key | None) -> tuple[Denoise, Gamma]:
+    def bind(params: Params, conditioning: Tensor | None = None, _: Key | None = None) -> VDM:
         at = dataclasses.replace(loaded, params=params)
-        return lambda z_t, gamma_t: at.denoise(z_t, gamma_t, conditioning), at.gamma
+        return VDM(
+            lambda z_t, gamma_t: at.denoise(z_t, gamma_t, conditioning),
+            at.gamma,
+            images.event_shape,
+            loaded.levels,
+            num_steps=loaded.num_steps,
+            timesteps=loaded.timesteps,
+        )
 
-    model = Model(
-        init=lambda key: loaded.params,
-        bind=bind,
-        kind="eps",
-        event_shape=images.event_shape,
-        levels=loaded.levels,
-        num_steps=loaded.num_steps,
-        timesteps=loaded.timesteps,
-    )
+    model = Model(lambda key: loaded.params, bind)
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
     c = config.eval
     part = setup.eval_name(config)
-    return Trained(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
+    return Restored(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
 
 
 def load_official(

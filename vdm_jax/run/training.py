@@ -34,7 +34,7 @@ from vdm_jax.train.checkpoint import (
     complete_steps,
 )
 from vdm_jax.train.interrupts import Stop, Stopped
-from vdm_jax.train.model import Trainable
+from vdm_jax.train.model import Model
 from vdm_jax.train.step import TrainState
 
 __all__ = ["first_state", "keys_of", "make_optimizer", "open_checkpoints", "stream", "train"]
@@ -126,7 +126,7 @@ def _run(
     config: ConfigDict,
     workdir: Path,
     images: ImageData,
-    model: Trainable,
+    model: Model,
     mesh: Mesh,
     options: Options,
 ) -> Evaluation:
@@ -162,7 +162,9 @@ def _run(
                 setup.eval_name(config),
             )
     with checkpoints.full_disk():
-        _conclude(result, int(state.step), images, setup.eval_name(config), workdir, model.note)
+        _conclude(
+            result, int(state.step), images, setup.eval_name(config), workdir, model.facts().note
+        )
     return result
 
 
@@ -290,12 +292,11 @@ def _step(
     mesh = sharding.make_mesh(devices, c.shard_params)
     model = make_model(config, images.event_shape, images.levels, images.num_classes)
     adamw = make_optimizer(config)
-    step_fn = step.make_step(
+    training = step.Training(
         model,
         adamw,
         config.optimizer.ema_rate,
         keys_of(config)["train"],
-        mesh,
         c.accumulate,
         c.steps_per_call,
         c.max_skipped,
@@ -304,12 +305,13 @@ def _step(
         name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
         for name, of in stream(config, images)[0].items()
     }
+    step_fn = step.make_step(training, mesh)
     return step_fn.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile()
 
 
 def first_state(
     config: ConfigDict,
-    model: Trainable,
+    model: Model,
     template: TrainState,
     mesh: Mesh,
     checkpoints: Checkpoints,
@@ -365,7 +367,7 @@ def _plan(config: ConfigDict) -> loop.Plan:
 
 
 def _evaluator(
-    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array, stop: Stop
+    config: ConfigDict, images: ImageData, model: Model, mesh: Mesh, key: jax.Array, stop: Stop
 ) -> Callable[[TrainState, bool], Evaluation]:
     eval_step = evaluation.make_eval_step(model, mesh)
     batches = setup.batches(images, config.eval.batch_size)
@@ -377,22 +379,16 @@ def _evaluator(
 
     def evaluate(state: TrainState, last: bool) -> Evaluation:
         with _lower("evaluation", "eval.batch_size", config.eval.batch_size, state):
-            return evaluation.evaluate(
-                eval_step,
-                state.ema_params,
-                checked,
-                model,
-                mesh,
-                key,
-                config.eval.final_repeats if last else config.eval.repeats,
-                (images.source or {}).get("test"),
-            )
+            repeats = config.eval.final_repeats if last else config.eval.repeats
+            draws = evaluation.collect(eval_step, state.ema_params, checked, mesh, key, repeats)
+            bound = model.bind(state.ema_params)
+            return evaluation.summarise(draws, bound, (images.source or {}).get("test"))
 
     return evaluate
 
 
 def _sampler(
-    config: ConfigDict, images: ImageData, model: Trainable, mesh: Mesh, key: jax.Array, stop: Stop
+    config: ConfigDict, images: ImageData, model: Model, mesh: Mesh, key: jax.Array, stop: Stop
 ) -> Callable[[TrainState], np.ndarray]:
     count = config.sample.count
     conditioning = np.zeros(count)
@@ -430,7 +426,7 @@ def _lower(what: str, setting: str, value: int, state: TrainState) -> Iterator[N
 def _announce(
     config: ConfigDict,
     images: ImageData,
-    model: Trainable,
+    model: Model,
     template: TrainState,
     mesh: Mesh,
 ) -> None:
@@ -440,7 +436,7 @@ def _announce(
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} {name} images of "
         f"{shape}, {images.levels} levels\n"
-        f"{config.model.network}, {parameters:,} parameters, {model.words}, on {mesh.size} "
+        f"{config.model.network}, {parameters:,} parameters, {model.facts().words}, on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s); compiling",
         flush=True,
     )

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import loss
-from vdm_jax.train.model import Batch, Model, Params
+from vdm_jax.train.model import Batch, Model, Params, unit
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = ["ScheduleValues", "curvature", "gradient", "schedule_values"]
 
@@ -61,30 +62,26 @@ def gradient(
     schedule's end points, `params["gamma"][model.end_points]`, and of E[L^2], L the diffusion loss
     of one example in the same unit, for the schedule's other parameters.
     """
-    name = model.end_points
-    if name is None or model.num_steps is not None or model.proposal is not None:
-        raise ValueError(
-            "minimising the variance needs end_points, num_steps=None and proposal=None."
-        )
-
-    def scaled(nats: Tensor) -> Tensor:
-        return model.unit.of(nats, model.event_shape)
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:
         key_elbo, key_dropout = jax.random.split(key)
-        images, levels = model.data(batch["images"])
-        eps_0, eps, t = loss.draw(key_elbo, images.shape, model.timesteps)
-        x = loss.to_data(images, levels)
+        vdm: VDM = model.bind(params, batch["conditioning"], key_dropout)
+        if vdm.num_steps is not None:
+            raise ValueError("minimising the variance needs continuous time, num_steps=None.")
+        images = model.data(batch["images"])
+        eps_0, eps, t = loss.draw(key_elbo, images.shape, vdm.timesteps)
+        x = loss.to_data(images, vdm.levels)
+
+        def scaled(nats: Tensor) -> Tensor:
+            return unit(vdm).of(nats, vdm.event_shape)
 
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
-            denoise, _ = model.bind(bound_params, batch["conditioning"], key_dropout)
+            denoise = model.bind(bound_params, batch["conditioning"], key_dropout).denoise
             terms = loss.ElboTerms(
-                loss.reconstruction(images, eps_0, at.gamma_0, levels),
+                loss.reconstruction(images, eps_0, at.gamma_0, vdm.levels),
                 loss.prior(x, at.gamma_1),
-                loss.diffusion_at(
-                    x, eps, at.gamma_t, at.slope, denoise, model.kind, model.reverse_var
-                ),
+                loss.diffusion_at(x, eps, at.gamma_t, at.slope, denoise, vdm.kind, vdm.reverse_var),
             )
             return scaled(terms.total.mean()), terms
 
@@ -96,11 +93,12 @@ def gradient(
         zero = jnp.zeros_like(values.gamma_0)
         of_square = ScheduleValues(-bend * of_slope, of_slope, zero, zero)
         (of_gamma,), (of_ends,) = pull(of_square), pull(of_values)
-        of_gamma = {**of_gamma, **{k: of_ends[k] for k in of_gamma if k == name}}
+        of_gamma = {**of_gamma, **{k: of_ends[k] for k in of_gamma if k == model.end_points}}
         return {"gamma": of_gamma, "score_model": of_network}, terms
 
     return compute
 
 
 def _schedule(model: Model, gamma_params: Params) -> Gamma:
-    return model.bind({"gamma": gamma_params, "score_model": {}}, jnp.zeros(1), None)[1]
+    gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
+    return gamma

@@ -9,15 +9,15 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vdm_jax import loss
-from vdm_jax.train import schedule_variance as variance
-from vdm_jax.train import sharding
-from vdm_jax.train.model import Batch, Model, Params, Trainable
+from vdm_jax.train import schedule_variance, sharding
+from vdm_jax.train.model import Batch, Bound, Model, Params, unit
 from vdm_jax.types import Key
 
 __all__ = [
     "MAX_SKIPPED",
     "Metrics",
     "TrainState",
+    "Training",
     "abstract_state",
     "ema_update",
     "gradient",
@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
     skipped: jax.Array
 
 
-def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     """The state before the first step; EMA parameters start as a copy of the parameters."""
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
@@ -57,7 +57,7 @@ def init_state(model: Trainable, optimizer: optax.GradientTransformation, key: K
 
 
 def abstract_state(
-    model: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
     """The shapes of the state before the first step, and where each leaf lies."""
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
@@ -65,7 +65,7 @@ def abstract_state(
 
 
 def start(
-    model: Trainable, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
+    model: Model, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
 ) -> TrainState:
     """`init_state` over a mesh: no device ever holds more than its share."""
     shardings = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
@@ -73,38 +73,43 @@ def start(
     return init(key)
 
 
+class Training(NamedTuple):
+    """The constants of a training step."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    ema_rate: float
+    key: Key
+    """Key of all random numbers of the training; each step's own is `step_key`."""
+    accumulate: int = 1
+    """Number of micro-batches, one after the other, whose mean gradient a step takes."""
+    steps_per_call: int = 1
+    """Number of batches in a chunk, at most so many steps to a call of the compiled program."""
+    max_skipped: int = MAX_SKIPPED
+    """Number of steps in a row, not applied, after which nothing changes any more."""
+
+
 def update(
-    state: TrainState,
-    batch: Batch,
-    model: Trainable,
-    optimizer: optax.GradientTransformation,
-    ema_rate: float,
-    key: Key,
-    accumulate: int = 1,
-    max_skipped: int = MAX_SKIPPED,
-    mesh: Mesh | None = None,
+    state: TrainState, batch: Batch, training: Training, mesh: Mesh | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step on the mean bound of `batch`, in the model's unit: a pure function.
+    """Returns the state after one optimiser step on the mean bound of `batch`, and its metrics.
 
-    With `model.end_points` the schedule's shape is trained for a low variance instead.
-
-    A step whose loss or gradient isn't finite is not applied: it is counted in `step` and
-    `skipped`, and all else stays. After `max_skipped` of them in a row nothing changes any more.
-
-    Random numbers come from `step_key`. With `accumulate` > 1 the gradient is
-    the mean over that many micro-batches, one after the other. Parameters that are split over
-    `mesh` are gathered once. Metrics are scalars: the loss `bpd` (`nats_per_dim` for a density),
-    its three terms, and the norm of the gradient.
+    It is a pure function. With `model.end_points` the schedule's shape is trained for a low
+    variance instead. A step whose loss or gradient isn't finite is not applied: it is counted in
+    `step` and `skipped`, and all else stays. Parameters that are split over `mesh` are gathered
+    once. Metrics are scalars: the loss `bpd` (`nats_per_dim` for a density), its three terms, and
+    the norm of the gradient.
     """
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
-    grads, metrics = gradient(model, accumulate)(whole_params, batch, step_key(key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    compute = gradient(training.model, training.accumulate)
+    grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
+    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = ema_update(state.ema_params, params, ema_rate)
+    ema_params = ema_update(state.ema_params, params, training.ema_rate)
     metrics["grad_norm"] = optax.tree.norm(grads)
 
-    frozen = state.skipped >= max_skipped
-    finite = jnp.isfinite(metrics[model.unit.key]) & jnp.isfinite(metrics["grad_norm"])
+    frozen = state.skipped >= training.max_skipped
+    finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
     skipped = jnp.where(frozen, state.skipped, jnp.where(finite, 0, state.skipped + 1))
     new = TrainState(state.step, params, ema_params, opt_state, skipped)
     old = state._replace(skipped=skipped)
@@ -118,7 +123,7 @@ def step_key(key: Key, step: jax.Array | int) -> Key:
 
 
 def gradient(
-    model: Trainable, accumulate: int = 1
+    model: Model, accumulate: int = 1
 ) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
     """(params, batch, key of the step) -> (gradient of what `model` is trained for, its terms).
 
@@ -127,24 +132,30 @@ def gradient(
     return _accumulated(_gradient(model), accumulate)
 
 
-def _gradient(model: Trainable) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
+def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
     """(params, batch, key) -> (gradient of what `model` is trained for, mean terms in its unit)."""
 
-    def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, loss.ElboTerms]:
-        terms = model.terms(params, batch, key, dropout=True)
-        return model.unit.of(terms.total.mean(), model.event_shape), terms
+    def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
+        key_elbo, key_dropout = jax.random.split(key)
+        bound = model.bind(params, batch["conditioning"], key_dropout)
+        terms = bound.elbo(key_elbo, model.data(batch["images"]))
+        return unit(bound).of(terms.total.mean(), bound.event_shape), _metrics(bound, terms)
 
-    if isinstance(model, Model) and model.end_points is not None:
-        compute: Callable = variance.gradient(model)
-    else:
-        compute = jax.grad(bound, has_aux=True)
+    if model.end_points is None:
+        return jax.grad(bound, has_aux=True)
+    of_variance = schedule_variance.gradient(model)
 
-    def of_batch(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        grads, terms = compute(params, batch, key)
-        mean = jax.tree.map(lambda nats: model.unit.of(nats.mean(), model.event_shape), terms)
-        return grads, {model.unit.key: mean.total, **mean._asdict()}
+    def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+        grads, terms = of_variance(params, batch, key)
+        return grads, _metrics(model.bind(params, batch["conditioning"], None), terms)
 
-    return of_batch
+    return compute
+
+
+def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
+    """Returns the mean bound and its terms, in its unit."""
+    mean = jax.tree.map(lambda nats: unit(bound).of(nats.mean(), bound.event_shape), terms)
+    return {unit(bound).key: mean.total, **mean._asdict()}
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
@@ -179,17 +190,8 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
     return mean_gradient
 
 
-def make_step(
-    model: Trainable,
-    optimizer: optax.GradientTransformation,
-    ema_rate: float,
-    key: Key,
-    mesh: Mesh,
-    accumulate: int = 1,
-    steps_per_call: int = 1,
-    max_skipped: int = MAX_SKIPPED,
-) -> jax.stages.Wrapped:
-    """Compile `update` over a mesh: step(state, chunk, start, stop) -> (state, metrics).
+def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns `update` compiled over a mesh: step(state, chunk, start, stop) -> (state, metrics).
 
     `chunk` holds `steps_per_call` batches, its leaves [steps_per_call, batch, ...] with the second
     axis split over the devices; those numbered start, ..., stop - 1 are used, one after the other,
@@ -200,7 +202,7 @@ def make_step(
     """
 
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update(state, batch, model, optimizer, ema_rate, key, accumulate, max_skipped, mesh)
+        return update(state, batch, training, mesh)
 
     def at(chunk: Batch, i: jax.Array | int) -> Batch:
         return {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in chunk.items()}
@@ -208,7 +210,7 @@ def make_step(
     def many(
         state: TrainState, chunk: Batch, start: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        if steps_per_call == 1:
+        if training.steps_per_call == 1:
             state, metrics = one(state, at(chunk, 0))
             return state, {**metrics, "skipped": state.skipped[None]}
         _, shapes = jax.eval_shape(one, state, at(chunk, 0))
@@ -221,14 +223,14 @@ def make_step(
             applied = {k: jnp.where(state.skipped == 0, v, 0.0) for k, v in metrics.items()}
             return state, jax.tree.map(jnp.add, total, applied), skipped.at[i].set(state.skipped)
 
-        none = jnp.zeros(steps_per_call, jnp.int32)
+        none = jnp.zeros(training.steps_per_call, jnp.int32)
         state, total, skipped = jax.lax.fori_loop(start, stop, body, (state, zeros, none))
         applied = jnp.maximum(stop - start - jnp.count_nonzero(skipped), 1)
         mean = jax.tree.map(lambda leaf: leaf / applied, total)
         return state, {**mean, "skipped": skipped}
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh, axis=1)
-    shares = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
+    shares = sharding.of_parameters(mesh, abstract_state(training.model, training.optimizer, mesh))
     return jax.jit(
         many,
         donate_argnums=0,

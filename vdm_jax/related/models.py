@@ -1,0 +1,132 @@
+"""Records of the models beside the VDM that can be trained: they have its methods."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import loss, pixels, timestep
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.loss import ElboTerms
+from vdm_jax.related import binomial, hierarchy
+from vdm_jax.related.hierarchy import Conditional
+from vdm_jax.types import Images, Key, PerExample, Tensor
+
+__all__ = ["BinomialDiffusion", "HierarchicalVAE"]
+
+
+class HierarchicalVAE(NamedTuple):
+    """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I).
+
+    The likelihood of pixels is a VDM's: `pixels.log_prob` of the Gaussian that the last decoder
+    gives, or without levels that Gaussian's density.
+    """
+
+    encoders: Sequence[Conditional]
+    """Conditionals q(z_1|x), ..., q(z_L|z_{L-1})."""
+    decoders: Sequence[Conditional]
+    """Conditionals p(z_1|z_2), ..., p(z_{L-1}|z_L)."""
+    likelihood: "Conditional"
+    """Map from z_1 to the Gaussian that p(x|z_1) is the density of, or discretises."""
+    event_shape: tuple[int, ...]
+    """Shape of one example."""
+    latent_shape: tuple[int, ...]
+    """Shape of the last latent."""
+    levels: int | None
+    """Number of values of a pixel; None for continuous data."""
+    words: str
+    """Name in reports."""
+
+    @property
+    def note(self) -> str:
+        """The meaning of its terms, for reports."""
+        return (
+            "prior is what the last latent costs given the one before, diffusion the latents "
+            "between; only the total compares with a VDM's"
+        )
+
+    def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
+        """Returns one sample of the bound: reconstruction, last latent's KL, the rest."""
+        x = loss.to_data(images, self.levels)
+        return self._terms(images, hierarchy.sample_latents(key, x, self.encoders))
+
+    def elbo_by_keys(self, images: Images | Tensor, t: PerExample, keys: Key) -> ElboTerms:
+        """Returns the same with the noise of one key per example, [batch]; it has no times."""
+        depth = len(self.encoders)
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.split(key)[0], depth))(keys)
+        z, latents = loss.to_data(images, self.levels), []
+        for i, encode in enumerate(self.encoders):
+            q = encode(z)
+            z = q.at(jax.vmap(lambda key, q=q: _noise(key, q))(keys[:, i]))
+            latents.append(z)
+        return self._terms(images, latents)
+
+    def _terms(self, images: Images | Tensor, latents: Sequence[Tensor]) -> ElboTerms:
+        x = loss.to_data(images, self.levels)
+
+        def log_likelihood(z_1: Tensor) -> PerExample:
+            p = self.likelihood(z_1)
+            if self.levels is None:
+                return loss.sum_event(p.log_prob(x))
+            return loss.sum_event(pixels.log_prob(images, p.mean, jnp.log(p.var), self.levels))
+
+        found = hierarchy.elbo_given(
+            x, latents, self.encoders, self.decoders, log_likelihood, closed_form=True
+        )
+        return ElboTerms(found.reconstruction, found.levels[-1], found.levels[:-1].sum(0))
+
+    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
+        """Returns the most likely pixels given z_1, or its mean; the steps are its latents."""
+        key_last, key_rest = jax.random.split(key)
+        z_last = jax.random.normal(key_last, (n, *self.latent_shape))
+        p: Gaussian = self.likelihood(hierarchy.ancestral(key_rest, z_last, self.decoders))
+        if self.levels is None:
+            return p.mean
+        return pixels.decode(p.mean, jnp.log(jnp.broadcast_to(p.var, p.mean.shape)), self.levels)
+
+
+def _noise(key: Key, q: Gaussian) -> Tensor:
+    """Returns the noise of one example's latent, as `Gaussian.sample` of one draws it."""
+    return jax.random.normal(key, (1, *q.mean.shape[1:]))[0]
+
+
+class BinomialDiffusion(NamedTuple):
+    """Diffusion of black-and-white images (`related.binomial`) with keep(t) = 1 - t."""
+
+    denoise: binomial.Denoise
+    """Network: (z_t in {-1, 1}, keep_t) -> logits of x = 1."""
+    event_shape: tuple[int, ...]
+    """Shape of one example."""
+    num_steps: int
+    """Number of steps T."""
+    timesteps: timestep.Method = "antithetic"
+    """Method by which `elbo` draws its times."""
+    levels: int = 2
+    """Number of values of a pixel."""
+
+    @property
+    def words(self) -> str:
+        """The kind of model and its T, for reports."""
+        return f"binomial diffusion, T = {self.num_steps}"
+
+    @property
+    def note(self) -> str:
+        """The meaning of its terms, for reports."""
+        return "the reconstruction is the last of the steps, and within diffusion"
+
+    def elbo(self, key: Key, images: Images) -> ElboTerms:
+        """Returns one sample of the bound, whose reconstruction is one of the steps."""
+        keep = binomial.constant_erasure
+        return binomial.elbo(key, images, self.denoise, keep, self.num_steps, self.timesteps)
+
+    def elbo_by_keys(self, images: Images, t: PerExample, keys: Key) -> ElboTerms:
+        """Returns the same at given times, with the noise of one key per example, [batch]."""
+        noise = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
+        keep = binomial.constant_erasure
+        return binomial.elbo_given(images, noise, t, self.denoise, keep, self.num_steps)
+
+    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
+        """Returns `n` ancestral samples, integers in {0, 1}."""
+        shape, steps = (n, *self.event_shape), num_steps or self.num_steps
+        return binomial.sample(key, self.denoise, binomial.constant_erasure, shape, steps)
