@@ -1,7 +1,6 @@
 """What compress and decompress share: the model as the codec takes it, and how they talk."""
 
 import contextlib
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 
@@ -113,9 +111,10 @@ def _of_official(
             f"{'none' if shape is None else shape[-1]}"
         )
 
-    def denoise(params: Params, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        at = dataclasses.replace(loaded, params=params)
-        return at.denoise(z_t, gamma_t, jnp.zeros(len(z_t), z_t.dtype))
+    bind = loaded.bind(shape)
+
+    def denoise(params: Params, z_t: Tensor, gamma_t: PerExample) -> Any:
+        return bind(params).denoise(z_t, gamma_t)
 
     vdm = Vdm(
         denoise,
