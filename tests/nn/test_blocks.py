@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vdm_jax.nn import blocks, convolution
+from vdm_jax.nn import blocks
 from vdm_jax.nn.blocks import AttentionBlock, Compute, GroupNorm, ResidualBlock
 from vdm_jax.nn.features import embed, finish, fourier
-from vdm_jax.nn.unet import UNet, from_published, to_published
+from vdm_jax.nn.unet import UNet, to_published
 
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
 Z = jax.random.normal(jax.random.key(1), (3, 6, 4, 2))
@@ -24,10 +24,8 @@ def network(**changes):
 @pytest.fixture(scope="module")
 def params():
     found = jax.jit(network().init)(jax.random.key(0), Z, GAMMA)["params"]
-    leaves, treedef = jax.tree.flatten(found)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    shaken = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, shaken)
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), found)
 
 
 @pytest.fixture(scope="module")
@@ -97,30 +95,10 @@ def written_out(params, z_t, gamma_t):
 
 
 def test_the_scanned_network_is_the_blocks_written_out(params):
-    found = network().apply({"params": params}, Z, GAMMA)
-    expected = written_out(params, Z, GAMMA)
+    found = jax.jit(network().apply)({"params": params}, Z, GAMMA)
+    expected = jax.jit(written_out)(params, Z, GAMMA)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert float(jnp.std(expected - Z)) > 0.1  # the blocks matter
-
-
-def test_trees_of_parameters_convert_both_ways_exactly(params):
-    published = to_published(params)
-    assert {name.split("_")[0] for name in published if "." in name} == {
-        "down.block",
-        "down.attn",
-        "mid.block",
-        "mid.attn",
-        "up.block",
-        "up.attn",
-    }
-    assert sum(name.startswith("up.block") for name in published) == 3
-    back = from_published(published)
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(a, b)
-    # Whatever order a file lists them in.
-    shuffled = dict(sorted(published.items(), reverse=True))
-    assert jax.tree.all(jax.tree.map(np.array_equal, from_published(shuffled), back))
 
 
 @pytest.mark.parametrize("remat", ["matmuls", "blocks"])
@@ -133,7 +111,7 @@ def test_rematerialisation_changes_no_value_and_no_gradient(params, plain, remat
 
 def test_rematerialisation_keeps_less_for_the_backward_pass():
     """Bytes that a gradient lays out beside its arguments, for a deep network."""
-    deep = {"num_blocks": 12, "attention": "middle"}
+    deep = {"num_blocks": 8, "attention": "middle"}
     init = network(**deep).init
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), Z, GAMMA)["params"])
     z = jax.ShapeDtypeStruct((16, 16, 16, 2), jnp.float32)
@@ -155,18 +133,21 @@ def test_rematerialisation_keeps_less_for_the_backward_pass():
 def test_forward_derivatives_are_there_unless_given_up(params):
     tangent = jax.random.normal(jax.random.key(5), Z.shape)
 
+    def forward(f):
+        return jax.jit(lambda z: jax.jvp(f, (z,), (tangent,))[1])(Z)
+
     def along(**changes):
         net = network(**changes)
-        return jax.jvp(lambda z: net.apply({"params": params}, z, GAMMA), (Z,), (tangent,))[1]
+        return forward(lambda z: net.apply({"params": params}, z, GAMMA))
 
-    expected = jax.jvp(lambda z: written_out(params, z, GAMMA), (Z,), (tangent,))[1]
+    expected = forward(lambda z: written_out(params, z, GAMMA))
     assert difference(along(), expected) < 1e-4
     with pytest.raises(TypeError, match="forward-mode"):
         along(reverse_only=True)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3, 4), (1, 1, 1, 2, 2), (3, 8, 8, 4, 1)])
-def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(shape, dtype):
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3, 4), (1, 1, 1, 2, 2)])
+def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(shape, x64):
     batch, height, width, before, after = shape
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch, height, width, before))
@@ -178,8 +159,10 @@ def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(shape, dty
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
     expected, pull = jax.vjp(plain, x, kernel)
-    found, own_pull = jax.vjp(lambda x, k: convolution.for_loops(x, k, (1, 1), "SAME"), x, kernel)
-    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    found, own_pull = jax.vjp(
+        lambda x, k: blocks.convolution_for_loops(x, k, (1, 1), "SAME"), x, kernel
+    )
+    rtol = 1e-12
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=10 * rtol)
     for a, b in zip(own_pull(given), pull(given), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=10 * rtol)
@@ -188,9 +171,9 @@ def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(shape, dty
 def test_another_convolution_than_the_blocks_is_refused():
     x = jnp.zeros((1, 4, 4, 1))
     with pytest.raises(ValueError, match="wanted a 3x3 kernel"):
-        convolution.for_loops(x, jnp.zeros((5, 5, 1, 1)), (1, 1), "SAME")
+        blocks.convolution_for_loops(x, jnp.zeros((5, 5, 1, 1)), (1, 1), "SAME")
     with pytest.raises(ValueError, match="stride 1"):
-        convolution.for_loops(x, jnp.zeros((3, 3, 1, 1)), (2, 2), "SAME")
+        blocks.convolution_for_loops(x, jnp.zeros((3, 3, 1, 1)), (2, 2), "SAME")
 
 
 def test_group_norm_is_flaxs(dtype):

@@ -1,7 +1,5 @@
 """The conditionals of a hierarchical VAE: what is fixed is known, what is learned is bounded."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +17,9 @@ X = np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)).astype(np.float32)
 def make(depth=DEPTH, **switches):
     """A network, its parameters away from their start, and its conditionals."""
     network = HierarchicalVAE(SHAPE, depth, SIZE, width=16, **switches)
-    params = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE))).get("params", {})
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda w: w + jax.random.normal(next(keys), w.shape), params)
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE))).get("params", {})
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda w: w + rng.normal(size=w.shape).astype(np.float32), params)
 
     def call(method, *args):
         return network.apply({"params": params}, *args, True, method=method)
@@ -49,7 +47,7 @@ def through(call, depth, x):
         yield np.asarray(mean), np.asarray(var)
 
 
-@pytest.mark.parametrize(("data_size", "ends"), list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize(("data_size", "ends"), [(False, True), (True, False)])
 def test_fixed_encoders_are_a_diffusion_of_the_projected_data(data_size, ends):
     """From level to level they make q(z_i|x) = N(alpha_i P x, sigma_i^2), the marginals."""
     network, params, call = make(data_size=data_size, fixed_encoder=True, ends_at_normal=ends)
@@ -85,7 +83,7 @@ def test_a_fixed_encoder_that_does_not_end_at_the_normal_ends_at_gamma_zero(dept
     assert expected.min() > 0.5  # nothing small
 
 
-@pytest.mark.parametrize(("depth", "data_size"), [(1, False), (1, True), (2, False), (3, True)])
+@pytest.mark.parametrize(("depth", "data_size"), [(1, False), (3, True)])
 def test_learned_encoders_that_end_at_the_normal_can_not_keep_much_whatever_their_weights(
     depth, data_size
 ):
@@ -110,7 +108,10 @@ def test_learned_encoders_that_end_at_the_normal_can_not_keep_much_whatever_thei
     assert call("encode", depth - 1, z).kl(Gaussian(0.0, 1.0)).sum(-1).max() > 10 * most
 
 
-@pytest.mark.parametrize("switches", list(itertools.product((False, True), repeat=3)))
+@pytest.mark.parametrize(
+    "switches",
+    [(False, False, False), (True, False, True), (False, True, True), (True, True, False)],
+)
 def test_every_parameter_is_in_use_and_every_conditional_learns(switches):
     """The gradient of all conditionals' means and variances reaches each parameter."""
     network, params, _ = make(**dict(zip(SWITCHES, switches, strict=True)))
