@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = (
 )
 # XLA on a CPU splits a convolution's sums among its threads, of which it starts one for each core
 # or device: this makes them as many in every process, or runs would differ in their last bits.
-os.environ["NPROC"] = "8"
+os.environ["NPROC"] = _DEVICES
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
