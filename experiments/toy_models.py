@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vdm_jax import cnf, flow, loss
+from vdm_jax import cnf, flow, loss, ode
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.train import optimizer, step
@@ -217,8 +217,8 @@ def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> Pe
     return terms.total - excess(eps_0) - share * slope * excess(eps)
 
 
-def _solver(tolerance: float) -> cnf.Solver:
-    return cnf.Solver(rtol=tolerance, atol=tolerance)
+def _solver(tolerance: float) -> ode.Solver:
+    return ode.Solver(rtol=tolerance, atol=tolerance)
 
 
 def _paths(field: cnf.Field, z: Tensor, pieces: int = 60) -> Tensor:

@@ -30,8 +30,6 @@ __all__ = [
     "prior_matching",
 ]
 
-# ---- importance-weighted ----
-
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     """Returns -log of the mean of K weights, given their logarithms along `axis`, in nats.

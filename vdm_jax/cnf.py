@@ -35,7 +35,6 @@ __all__ = [
     "Field",
     "LogProb",
     "Sample",
-    "Solver",
     "as_batch",
     "exact_trace",
     "hutchinson",
@@ -89,7 +88,10 @@ def log_prob(
 
     The error of a step is controlled in z and in the log-density per dimension (`Solver`).
     Differentiable by reverse mode, in x and the times as in what `field` closes over: its mean over
-    data is what a flow is trained to raise.
+    data is what a flow is trained to raise. Where the solver gave up (max_steps, or a field that is
+    not finite) log_prob and z are NaN for the whole batch; an example not finite from the start is
+    NaN by itself. Raises ValueError for a setting out of range, "hutchinson" without a key, or a
+    field or a base that returns another shape.
 
     Args:
       x: points at `start`, [batch, *event]; its dtype is that of the computation.
@@ -98,14 +100,6 @@ def log_prob(
       base: z(end) [batch, *event] -> its log-density [batch], in nats.
       solver: tolerances, trace and gradient.
       key: gives the probes of the trace "hutchinson", independent for each example.
-
-    Returns:
-      `LogProb`. Where the solver gave up (max_steps, or a field that is not finite) log_prob and z
-      are NaN for the whole batch; an example not finite from the start is NaN by itself.
-
-    Raises:
-      ValueError: for a setting out of range, hutchinson without a key, or a field or a base that
-        returns another shape.
     """
     x = as_batch(x, "x")
     _check(x, start, end, solver)

@@ -35,15 +35,7 @@ from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = [
-    "DequantizedNats",
-    "Solver",
-    "data_log_prob",
-    "dequantized_nats",
-    "drift",
-    "log_prob",
-    "sample",
-]
+__all__ = ["DequantizedNats", "data_log_prob", "dequantized_nats", "drift", "log_prob", "sample"]
 
 
 class DequantizedNats(NamedTuple):
@@ -75,21 +67,9 @@ def log_prob(
 ) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
 
-    Differentiable by reverse mode, in the end points as in what `vdm.denoise` closes over.
-
-    Args:
-      vdm: the model; of its schedule the end points are used, gamma(0) < gamma(1).
-      z_0: latents at gamma_0, [batch, *event]; its dtype is that of the computation.
-      solver: tolerances, trace and gradient.
-      key: gives the probes of the trace "hutchinson".
-
-    Returns:
-      `LogProb`, whose z is z_1. Where the solver gave up (max_steps, or a denoiser that is not
-      finite) log_prob and z are NaN for the whole batch; an example not finite from the start is
-      NaN by itself.
-
-    Raises:
-      ValueError: for a setting out of range, or hutchinson without a key.
+    z_0 is [batch, *event], and its dtype that of the computation. Of the schedule the end points
+    are used, gamma(0) < gamma(1). `key` gives the probes of the trace "hutchinson". Derivatives,
+    NaNs and errors are as for `cnf.log_prob`; z of the result is z_1.
     """
     z_0, ends = _checked(vdm, z_0)
     return cnf.log_prob(z_0, _field(vdm), *ends, solver=solver, key=key)
@@ -116,8 +96,8 @@ def data_log_prob(
     key: Key | None = None,
 ) -> LogProb:
     """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
-    x = cnf.as_batch(x, "x")
-    scale = alpha(_ends(vdm, x)[0])
+    x, (gamma_0, _) = _checked(vdm, x)
+    scale = alpha(gamma_0)
     of_z = log_prob(vdm, scale * x, solver, key)
     return of_z._replace(log_prob=of_z.log_prob + math.prod(x.shape[1:]) * jnp.log(scale))
 
@@ -159,18 +139,12 @@ def _field(vdm: VDM) -> cnf.Field:
     return lambda gamma, z: drift(vdm, z, gamma)
 
 
-def _ends(vdm: VDM, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns gamma_0 and gamma_1."""
-    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], z.dtype))
-    return gamma_0, gamma_1
-
-
 def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Returns `z` and gamma's ends. Raises ValueError where they are known and can't be meant."""
     z = cnf.as_batch(z, "latents")
-    ends = _ends(vdm, z)
-    low, high = map(checks.known, ends)
+    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], z.dtype))
+    low, high = checks.known(gamma_0), checks.known(gamma_1)
     if low is not None and high is not None and not -math.inf < low < high < math.inf:
         raise ValueError(f"gamma(0) must be below gamma(1), both finite, got {low} and {high}.")
     # In the wrong order though unknown until it's computed: no number.
-    return z * jnp.where(ends[0] < ends[1], 1.0, jnp.nan), ends
+    return z * jnp.where(gamma_0 < gamma_1, 1.0, jnp.nan), (gamma_0, gamma_1)

@@ -17,17 +17,7 @@ from vdm_jax import checks
 from vdm_jax.process import expand
 from vdm_jax.types import Tensor
 
-__all__ = [
-    "ADJOINTS",
-    "DEFAULT",
-    "PROBES",
-    "TRACES",
-    "Field",
-    "Solution",
-    "Solver",
-    "Steps",
-    "solve",
-]
+__all__ = ["ADJOINTS", "DEFAULT", "PROBES", "TRACES", "Solver", "Steps", "solve"]
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -76,15 +66,12 @@ class Solver(NamedTuple):
 
     def check(self, dtype: DTypeLike) -> None:
         """Raises ValueError for a setting out of range, or finer than `dtype` resolves."""
-        names = (("trace", TRACES), ("probes", PROBES), ("adjoint", ADJOINTS))
-        for name, values in names:
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}."
-                )
-        for name in ("rtol", "atol"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name, names in (("trace", TRACES), ("probes", PROBES), ("adjoint", ADJOINTS)):
+            if (got := getattr(self, name)) not in names:
+                raise ValueError(f"{name} must be one of {', '.join(names)}, got {got!r}.")
+        for name, tolerance in (("rtol", self.rtol), ("atol", self.atol)):
+            if not tolerance > 0.0:
+                raise ValueError(f"{name} must be positive, got {tolerance}.")
         finest = 4.0 * float(jnp.finfo(dtype).eps)
         if max(self.rtol, self.atol) < finest:
             raise ValueError(
@@ -111,29 +98,22 @@ class Steps(NamedTuple):
     """Number of steps tried and found too coarse."""
 
 
-class Solution(NamedTuple):
-    """The end of a trajectory, and its cost."""
+def solve(
+    field: Field, state: State, start: ArrayLike, end: ArrayLike, solver: Solver
+) -> tuple[State, Steps]:
+    """Returns the solution of d state / dt = field(t, state) at `end`, and its cost.
 
-    state: State
-    """Arrays [batch, ...]; NaN for the examples of which there is no solution."""
-    steps: Steps
-
-
-def solve(field: Field, state: State, start: ArrayLike, end: ArrayLike, solver: Solver) -> Solution:
-    """Returns the solution of d state / dt = field(t, state) from `start` to `end`, either way.
-
-    Differentiable by reverse mode, in all that the field closes over (`Solver.adjoint`).
+    Differentiable by reverse mode, in all that the field closes over (`Solver.adjoint`). The state
+    is NaN for the whole batch after max_steps steps, or where the field isn't finite however short
+    the step. Where "backsolve" gives up on its way back it raises diffrax's error when the gradient
+    is computed.
 
     Args:
       field: (t, state) -> its derivatives, arrays of the same shapes.
-      state: arrays [batch, ...]; where the first isn't finite the example is NaN at the end, and
-        the others aren't disturbed.
-      start, end: scalars.
+      state: arrays [batch, ...] at `start`; where the first isn't finite the example is NaN at the
+        end, and the others aren't disturbed.
+      start, end: scalars, in either order.
       solver: the settings, which the caller has checked.
-
-    The state is NaN for the whole batch after max_steps steps, or where the field isn't finite
-    however short the step. Where "backsolve" gives up on its way back it raises diffrax's error
-    when the gradient is computed.
     """
     z = state[0]
     start, end = jnp.asarray(start, z.dtype), jnp.asarray(end, z.dtype)
@@ -156,24 +136,16 @@ def solve(field: Field, state: State, start: ArrayLike, end: ArrayLike, solver: 
         first = (jnp.array(False), scaled(zero, state))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda s, state, given: given(jnp.asarray(s, z.dtype), state)),
-        method,
-        t0=0.0,
-        t1=1.0,
-        dt0=_FIRST_STEP,
-        y0=state,
-        args=given,
-        stepsize_controller=_controller(solver, z.dtype, _worst),
-        max_steps=solver.max_steps,
-        throw=False,
-        adjoint=_adjoint(solver, z.dtype),
-        solver_state=first,
-    )
+        method, t0=0.0, t1=1.0, dt0=_FIRST_STEP, y0=state, args=given, solver_state=first,
+        stepsize_controller=_controller(solver, z.dtype, _worst), max_steps=solver.max_steps,
+        adjoint=_adjoint(solver, z.dtype), throw=False,
+    )  # fmt: skip
     solved = finite & diffrax.is_successful(solution.result)
     accepted, rejected = (solution.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
     evaluations = 1 + (method.tableau.num_stages - 1) * (accepted + rejected)
     # A factor and not a choice, so that the gradient isn't finite either.
     ys = (y[-1] * jnp.where(expand(solved, y[-1]), 1.0, jnp.nan) for y in solution.ys)
-    return Solution(tuple(ys), Steps(evaluations, accepted, rejected))
+    return tuple(ys), Steps(evaluations, accepted, rejected)
 
 
 def _adjoint(solver: Solver, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
@@ -185,15 +157,15 @@ def _adjoint(solver: Solver, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
         return jnp.maximum(_worst(error[0]), _worst(error[1]))
 
     # A gradient that isn't one would look like any other, so here giving up is an error.
-    backwards = _controller(solver, dtype, norm)
-    return diffrax.BacksolveAdjoint(stepsize_controller=backwards, throw=True)
+    return diffrax.BacksolveAdjoint(
+        stepsize_controller=_controller(solver, dtype, norm), throw=True
+    )
 
 
 def _controller(solver: Solver, dtype: DTypeLike, norm: Any) -> diffrax.PIDController:
     shortest = 16 * float(jnp.finfo(dtype).eps)
-    return diffrax.PIDController(
-        solver.rtol, solver.atol, norm=norm, dtmin=shortest, force_dtmin=False
-    )
+    rtol, atol = solver.rtol, solver.atol
+    return diffrax.PIDController(rtol, atol, norm=norm, dtmin=shortest, force_dtmin=False)
 
 
 def _worst(error: State) -> Tensor:

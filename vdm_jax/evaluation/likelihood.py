@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import bounds, flow, loss, pixels, timestep
+from vdm_jax import bounds, flow, loss, ode, pixels, timestep
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Draws, Estimate
@@ -133,7 +133,7 @@ def of_ode(
     """The likelihood by the probability-flow ODE."""
     samples, tolerance = options["ode_samples"], options["tolerance"]
     trace = trace_of(options, trained.vdm)
-    solver = flow.Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance)
+    solver = ode.Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         vdm = trained.model.bind(params, batch["conditioning"])._replace(levels=images.levels)
