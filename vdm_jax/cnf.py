@@ -122,11 +122,7 @@ def log_prob(
 
 
 def sample(
-    z: Tensor,
-    field: Field,
-    start: ArrayLike,
-    end: ArrayLike,
-    solver: Solver = DEFAULT,
+    z: Tensor, field: Field, start: ArrayLike, end: ArrayLike, solver: Solver = DEFAULT
 ) -> Sample:
     """Returns the flow back, from z = z(end) to z(start): of a draw of the base it makes a sample.
 

@@ -59,12 +59,7 @@ def drift(vdm: VDM, z: Tensor, gamma: ArrayLike) -> Tensor:
     return 0.5 * alpha(gamma) * sigma(gamma) * v
 
 
-def log_prob(
-    vdm: VDM,
-    z_0: Tensor,
-    solver: Solver = DEFAULT,
-    key: Key | None = None,
-) -> LogProb:
+def log_prob(vdm: VDM, z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
 
     z_0 is [batch, *event], and its dtype that of the computation. Of the schedule the end points
@@ -75,11 +70,7 @@ def log_prob(
     return cnf.log_prob(z_0, _field(vdm), *ends, solver=solver, key=key)
 
 
-def sample(
-    vdm: VDM,
-    z_1: Tensor,
-    solver: Solver = DEFAULT,
-) -> Sample:
+def sample(vdm: VDM, z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
 
     The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs;
@@ -89,12 +80,7 @@ def sample(
     return cnf.sample(z_1, _field(vdm), *ends, solver)
 
 
-def data_log_prob(
-    vdm: VDM,
-    x: Tensor,
-    solver: Solver = DEFAULT,
-    key: Key | None = None,
-) -> LogProb:
+def data_log_prob(vdm: VDM, x: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
     x, (gamma_0, _) = _checked(vdm, x)
     scale = alpha(gamma_0)
