@@ -7,6 +7,8 @@ and 1 - r^2 = -expm1(gamma - gamma') is left of its variance: neither a small st
 sigma cancels anything.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -19,7 +21,9 @@ from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, transition, variance_log_ratio
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
-from vdm_jax.vdm import VDM
+
+if TYPE_CHECKING:
+    from vdm_jax.vdm import VDM
 
 __all__ = [
     "chain",
@@ -46,7 +50,7 @@ def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     return jnp.log(float(log_weights.shape[axis])) - logsumexp(log_weights, axis=axis)
 
 
-def chain(vdm: VDM, key: Key, images: Images | Tensor) -> PerExample:
+def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
     """Returns the log weight of one chain, log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x).
 
     It is [batch], in nats. The latents are drawn from q, from z_T down by the posterior; each step
@@ -84,7 +88,7 @@ def chain(vdm: VDM, key: Key, images: Images | Tensor) -> PerExample:
 
 
 def chains(
-    vdm: VDM, key: Key, images: Images | Tensor, num_chains: int
+    vdm: "VDM", key: Key, images: Images | Tensor, num_chains: int
 ) -> Float[Array, "chains batch"]:
     """Returns log weights [num_chains, batch] of independent chains, for `importance_weighted`.
 
@@ -105,7 +109,7 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
 # ---- the consistency form ----
 
 
-def consistency(vdm: VDM, key: Key, images: Images | Tensor) -> loss.ElboTerms:
+def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms:
     """Returns one sample of the bound of T steps in Luo's consistency form (eq. 44 and 45).
 
     The same number as `vdm.elbo` in expectation, at the same cost. Its variance is the same for a
@@ -135,7 +139,7 @@ def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerE
 
 
 def consistency_term(
-    vdm: VDM, x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
+    vdm: "VDM", x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
 ) -> PerExample:
     """Returns T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into.
 
@@ -185,7 +189,7 @@ def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
 
 
 def _predict(
-    vdm: VDM, x: Tensor, e_t: Tensor, gamma_t: PerExample
+    vdm: "VDM", x: Tensor, e_t: Tensor, gamma_t: PerExample
 ) -> tuple[Tensor, Tensor | float]:
     """Returns the noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the share."""
     z_t = marginal(x, gamma_t).at(e_t)
@@ -201,7 +205,7 @@ def _gammas(gamma: Gamma, t: Tensor) -> Tensor:
     return gammas
 
 
-def _num_steps(vdm: VDM) -> int:
+def _num_steps(vdm: "VDM") -> int:
     if vdm.num_steps is None:
         raise ValueError("num_steps must be an integer of at least 1, as a chain has, got None.")
     timestep.check_num_steps(vdm.num_steps)

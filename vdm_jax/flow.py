@@ -18,7 +18,7 @@ Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax 
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,9 @@ from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
-from vdm_jax.vdm import VDM
+
+if TYPE_CHECKING:
+    from vdm_jax.vdm import VDM
 
 __all__ = ["DequantizedNats", "data_log_prob", "dequantized_nats", "drift", "log_prob", "sample"]
 
@@ -47,7 +49,7 @@ class DequantizedNats(NamedTuple):
     """Evaluations of the drift, each one call of the denoiser, over all the draws."""
 
 
-def drift(vdm: VDM, z: Tensor, gamma: ArrayLike) -> Tensor:
+def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
     """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), the probability flow.
 
     z is [batch, *event], as is the drift, and gamma a scalar or [batch] (Song et al. 2021).
@@ -59,7 +61,7 @@ def drift(vdm: VDM, z: Tensor, gamma: ArrayLike) -> Tensor:
     return 0.5 * alpha(gamma) * sigma(gamma) * v
 
 
-def log_prob(vdm: VDM, z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
+def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
 
     z_0 is [batch, *event], and its dtype that of the computation. Of the schedule the end points
@@ -70,7 +72,7 @@ def log_prob(vdm: VDM, z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = 
     return cnf.log_prob(z_0, _field(vdm), *ends, solver=solver, key=key)
 
 
-def sample(vdm: VDM, z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
+def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
 
     The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs;
@@ -80,7 +82,9 @@ def sample(vdm: VDM, z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     return cnf.sample(z_1, _field(vdm), *ends, solver)
 
 
-def data_log_prob(vdm: VDM, x: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
+def data_log_prob(
+    vdm: "VDM", x: Tensor, solver: Solver = DEFAULT, key: Key | None = None
+) -> LogProb:
     """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
     x, (gamma_0, _) = _checked(vdm, x)
     scale = alpha(gamma_0)
@@ -89,7 +93,7 @@ def data_log_prob(vdm: VDM, x: Tensor, solver: Solver = DEFAULT, key: Key | None
 
 
 def dequantized_nats(
-    vdm: VDM,
+    vdm: "VDM",
     key: Key,
     images: Images,
     dequantization: pixels.Dequantization = "truncated_normal",
@@ -107,25 +111,27 @@ def dequantized_nats(
     others give NaN, as does any draw on which the solver gave up.
     """
     checks.count(num_samples, "num_samples")
-    gamma_0 = vdm.gamma(jnp.array([0.0, 1.0]))[0]
+    gammas = vdm.gamma(jnp.array([0.0, 1.0]))
+    # Its end points are computed once, and not again in the loop, where they round otherwise.
+    fixed = vdm._replace(gamma=lambda t: gammas.astype(t.dtype))
 
     def draw(key: Key) -> tuple[PerExample, Array]:
         key_z, key_probes = jax.random.split(key)
         levels = cast(int, vdm.levels)  # None is refused there
-        z_0, log_q = pixels.dequantize(key_z, images, levels, gamma_0, dequantization)
-        p = log_prob(vdm, z_0, solver, key_probes)
+        z_0, log_q = pixels.dequantize(key_z, images, levels, gammas[0], dequantization)
+        p = log_prob(fixed, z_0, solver, key_probes)
         return p.log_prob - log_q, p.steps.evaluations
 
     log_weights, num_evaluations = jax.lax.map(draw, jax.random.split(key, num_samples))
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
 
 
-def _field(vdm: VDM) -> cnf.Field:
+def _field(vdm: "VDM") -> cnf.Field:
     """Returns the drift as the field of a normalising flow whose time is gamma."""
     return lambda gamma, z: drift(vdm, z, gamma)
 
 
-def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _checked(vdm: "VDM", z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Returns `z` and gamma's ends. Raises ValueError where they are known and can't be meant."""
     z = cnf.as_batch(z, "latents")
     gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], z.dtype))

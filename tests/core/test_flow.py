@@ -202,7 +202,7 @@ def test_count_of_evaluations_is_the_number_of_calls_of_the_denoiser():
 
 
 def test_gradient_agrees_with_finite_differences(x64):
-    data, solver = mixture_data(2), ode.Solver(rtol=1e-10, atol=1e-10)
+    data, solver = mixture_data(2), ode.Solver(rtol=1e-9, atol=1e-9)
     z_0 = draws(data, -5.0, 3)
 
     def total(params):

@@ -157,7 +157,8 @@ def bound(denoise, keeps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         posterior = joint / joint.sum(1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(posterior) - np.log(reverse_kernel(denoise, s, t).T)
-        diffusion += np.sum(np.where(joint > 0, joint * log_ratio, 0.0), axis=(1, 2))
+            terms = np.where(joint > 0, joint * log_ratio, 0.0)
+        diffusion += np.sum(terms, axis=(1, 2))
     return np.sum(q_1 * np.log(q_1 * 4), axis=1), diffusion
 
 
@@ -221,7 +222,7 @@ def test_what_is_no_bit_makes_its_own_example_nan_and_the_event_shape_does_not_m
 
     images = jnp.array([[0, 1], [1, 1], [1, 1]], bool).reshape(3, 1, 2, 1)
     other = binomial.elbo(jax.random.key(0), images, shaped, power, 3).total
-    np.testing.assert_allclose(other[::2], flat[::2], rtol=1e-6)
+    np.testing.assert_allclose(other[::2], flat[::2], rtol=1e-5)
 
 
 # ---- gradients ----

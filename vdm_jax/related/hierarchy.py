@@ -15,7 +15,7 @@ Conditionals are callables z -> distribution; a distribution has `sample(key)` a
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,9 @@ from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import reverse, transition
 from vdm_jax.timestep import check_num_steps
 from vdm_jax.types import Key, PerExample, Tensor
-from vdm_jax.vdm import VDM
+
+if TYPE_CHECKING:
+    from vdm_jax.vdm import VDM
 
 __all__ = [
     "Conditional",
@@ -137,7 +139,7 @@ def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tens
 
 
 def of_diffusion(
-    vdm: VDM,
+    vdm: "VDM",
 ) -> tuple[Callable[[Any, Tensor], Gaussian], Callable[[Any, Tensor], Gaussian]]:
     """Returns encode(i, z) and decode(i, z) of a VDM of T = `vdm.num_steps` steps.
 
