@@ -299,21 +299,17 @@ def test_extreme_and_uneven_steps_give_finite_values_and_gradients():
     chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(value))(0.9))
 
 
-def test_gradients_agree_with_finite_differences(x64):
+def test_gradient_of_the_consistency_form_agrees_with_finite_differences(x64):
     # Of four steps the five antithetic times take each, the first too.
     images, key = np.random.default_rng(0).integers(0, LEVELS, (5, 3)), jax.random.key(0)
 
-    def values(params):
-        gamma = schedule.linear(params[0], params[1])
-        vdm = model(lambda z, g: params[2] * wavy(z, g), gamma, 4)
-        weights = bounds.chains(vdm, key, images, 3)
-        form = bounds.consistency(vdm, key, images)
-        return jnp.stack([bounds.importance_weighted(weights).mean(), form.total.mean()])
+    def value(p):
+        vdm = model(lambda z, g: p[2] * wavy(z, g), schedule.linear(p[0], p[1]), 4)
+        return bounds.consistency(vdm, key, images).total.mean()
 
-    params, h = jnp.array([-4.0, 3.0, 0.8]), 1e-5
-    run = jax.jit(lambda p: (values(p), jax.jacrev(values)(p)))
+    params, h, run = jnp.array([-4.0, 3.0, 0.8]), 1e-5, jax.jit(jax.value_and_grad(value))
     numeric = [(run(params + row)[0] - run(params - row)[0]) / (2 * h) for row in h * np.eye(3)]
-    np.testing.assert_allclose(run(params)[1], np.array(numeric).T, rtol=1e-7)
+    np.testing.assert_allclose(run(params)[1], numeric, rtol=1e-7)
     assert np.all(np.abs(np.array(numeric)) > 1e-4)
 
 

@@ -128,21 +128,6 @@ def test_latent_for_latent_it_is_the_weight_of_a_chain(x64, monkeypatch, reverse
     np.testing.assert_allclose(-terms.total, weight, rtol=1e-10)
 
 
-def test_gradients_of_the_bound_are_those_of_finite_differences(x64):
-    x, key = jnp.array([[-0.8, 0.4, 0.8]]), jax.random.key(6)
-
-    def total(c):
-        gamma = schedule.linear(-5.0 + c[0], 2.0 + c[1])
-        vdm = VDM(lambda z, g: c[2] * network(z, g), gamma, (3,), None, "v", 2)
-        of = lambda z: -jnp.sum(z**2, -1)  # noqa: E731
-        return hierarchy.elbo(key, x, *vdm_lists(vdm), of).total.sum()
-
-    at, h = jnp.array([0.1, -0.2, 0.9]), 1e-6
-    run = jax.jit(jax.value_and_grad(total))
-    numeric = [(run(at + s)[0] - run(at - s)[0]) / (2 * h) for s in np.eye(3) * h]
-    np.testing.assert_allclose(run(at)[1], numeric, rtol=1e-6)
-
-
 def test_mistakes_are_named():
     encode = lambda z: Gaussian(z, jnp.ones_like(z))  # noqa: E731
     zero = lambda z: jnp.zeros(len(z))  # noqa: E731

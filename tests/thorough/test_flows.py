@@ -13,34 +13,6 @@ from vdm_jax import VDM, bounds, cnf, loss, ode, schedule
 TIGHT = ode.Solver(rtol=1e-9, atol=1e-9)
 
 
-def network(params, t, z):
-    """A small field that is not linear in anything."""
-    keys = jax.random.split(jax.random.key(3), 2)
-    first, last = (jax.random.normal(k, s) for k, s in zip(keys, ((3, 16), (16, 2)), strict=True))
-    inputs = jnp.concatenate([z * params[2], jnp.full_like(z[:, :1], t + params[1])], axis=1)
-    return params[0] * jnp.tanh(inputs @ first / 2) @ last / 4
-
-
-PARAMS = jnp.array([1.1, 0.2, 0.9])
-
-
-def test_both_adjoints_have_the_gradient_of_finite_differences(x64):
-    x = np.random.default_rng(3).normal(size=(3, 2))
-
-    def value(params, adjoint):
-        solver = TIGHT._replace(trace="hutchinson", adjoint=adjoint)
-        field = functools.partial(network, params)
-        key = jax.random.key(1)
-        return cnf.log_prob(x, field, 0.0, 1.0, solver=solver, key=key).log_prob.sum()
-
-    forth, h = jax.jit(functools.partial(value, adjoint="checkpoint")), 1e-4
-    numeric = np.array([(forth(PARAMS + r) - forth(PARAMS - r)) / (2 * h) for r in h * np.eye(3)])
-    assert np.all(np.abs(numeric) > 1e-2)
-    for adjoint in ode.ADJOINTS:
-        got = jax.jit(jax.grad(functools.partial(value, adjoint=adjoint)))(PARAMS)
-        np.testing.assert_allclose(got, numeric, rtol=1e-6)
-
-
 def test_backsolve_under_vmap_and_with_integers_in_the_field(x64):
     # Labels aren't differentiated; a batch of parameters is one gradient each.
     x, table = np.random.default_rng(3).normal(size=(3, 1)), jnp.array([0.3, 0.8])
