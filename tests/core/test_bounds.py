@@ -345,4 +345,4 @@ def test_models_without_a_chain_and_arrays_that_do_not_fit_are_refused():
         (term(z, z[:, :1]), "t must be [2], one time per example, got shape (2, 1)."),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            call()
+            jax.eval_shape(call)

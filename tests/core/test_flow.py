@@ -144,7 +144,7 @@ def test_density_is_that_of_the_marginal_but_for_the_prior(x64):
 
 
 MEAN, VAR, LEVELS, ENDS = 0.2, 0.02, 4, (-4.0, 3.0)
-IMAGE, REPEATS = np.array([2, 3]), 2000
+IMAGE, REPEATS = np.array([2, 3]), 800
 
 
 def pixel_denoiser(z, gamma):
@@ -226,7 +226,7 @@ def test_more_draws_bring_the_bound_down_to_the_probability_of_the_image(method)
         jax.jit(lambda key, k=k: flow.dequantized_nats(PIXELS, key, images, method, k))(
             jax.random.key(k)
         )
-        for k in (1, 64)
+        for k in (1, 32)
     )
     samples = np.stack([one.nats, many.nats]).astype(np.float64)
     assert np.isnan(samples[:, REPEATS:]).all()
@@ -235,11 +235,11 @@ def test_more_draws_bring_the_bound_down_to_the_probability_of_the_image(method)
     exact = -np.log(np.diff(pixel_model().cdf(edges), axis=1)).sum()
     excess, errors = samples.mean(1) - exact, samples.std(1) / np.sqrt(REPEATS)
     assert np.all(excess > -4 * errors)
-    # About var(weight) / 2K: with 64 draws what is left is small beside log 64 = 4.2.
+    # About var(weight) / 2K: with 32 draws what is left is small beside log 32 = 3.5.
     assert excess[0] > 0.1
-    assert abs(excess[1]) < 0.1 * excess[0] < 1.0
+    assert abs(excess[1]) < 0.2 * excess[0] < 1.0
     # Every draw is counted, and has its own noise.
-    assert 48 < int(many.num_evaluations) / int(one.num_evaluations) < 80
+    assert 24 < int(many.num_evaluations) / int(one.num_evaluations) < 40
     assert np.unique(samples[0]).size > 0.95 * REPEATS
 
 

@@ -49,6 +49,12 @@ def test_the_hardest_example_decides_the_steps_however_many_are_easy(x64):
     np.testing.assert_allclose(alone, np.exp(9.0), rtol=1e-4)
 
 
+def test_an_error_is_the_worst_root_mean_square_of_any_example_and_array():
+    error = (jnp.array([[3.0, -4.0], [0.0, 0.0]]), jnp.array([1.0, -3.6]))
+    np.testing.assert_allclose(ode._worst(error), 3.6, rtol=1e-6)
+    np.testing.assert_allclose(ode._worst(error[:1]), 12.5**0.5, rtol=1e-6)
+
+
 def test_an_explosion_before_the_end_shows_for_the_whole_batch():
     # y' = y^2 from 1 is infinite at 1, from 0.1 only at 10.
     y = jnp.array([[1.0], [0.1]])
