@@ -155,19 +155,6 @@ def test_gradient_of_a_linear_flow_is_that_of_its_gaussian(x64, adjoint, toleran
 # ---- failure and errors ----
 
 
-def test_giving_up_shows_in_the_density_and_its_gradient():
-    def value(scale):
-        solver = ode.Solver(max_steps=3)
-        got = cnf.log_prob(
-            jnp.ones((2, 2)), lambda t, z: scale * jnp.sin(30.0 * z), 0.0, 9.0, solver=solver
-        )
-        return got.log_prob.sum(), got.steps
-
-    (total, steps), slope = jax.jit(jax.value_and_grad(value, has_aux=True))(1.0)
-    assert np.isnan(total) and np.isnan(slope)
-    assert int(steps.accepted + steps.rejected) == 3
-
-
 def test_what_cannot_be_computed_is_refused():
     def of(run=cnf.log_prob, z=POINTS, field=lambda t, z: z, start=0.0, end=1.0, **more):
         return lambda: run(z, field, start, end, **more)

@@ -35,6 +35,19 @@ def test_backsolve_under_vmap_and_with_integers_in_the_field(x64):
     assert abs(got["backsolve"][0] - got["backsolve"][1]) > 0.1
 
 
+def test_giving_up_shows_in_the_density_and_its_gradient():
+    def value(scale):
+        solver = ode.Solver(max_steps=3)
+        got = cnf.log_prob(
+            jnp.ones((2, 2)), lambda t, z: scale * jnp.sin(30.0 * z), 0.0, 9.0, solver=solver
+        )
+        return got.log_prob.sum(), got.steps
+
+    (total, steps), slope = jax.jit(jax.value_and_grad(value, has_aux=True))(1.0)
+    assert np.isnan(total) and np.isnan(slope)
+    assert int(steps.accepted + steps.rejected) == 3
+
+
 def test_backsolve_that_gives_up_raises_where_its_gradient_would_be_none():
     def value(scale):
         solver = ode.Solver(adjoint="backsolve", max_steps=3)
