@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import checks, loss, timestep
@@ -31,7 +30,6 @@ __all__ = [
     "Keep",
     "constant_erasure",
     "diffusion",
-    "draw",
     "elbo",
     "elbo_given",
     "marginal",
@@ -50,10 +48,9 @@ Denoise = Callable[[Tensor, PerExample], Tensor]
 
 
 def constant_erasure(t: Tensor) -> Tensor:
-    """keep(t) = 1 - t: each of T equal steps erases 1 / T of the signal of the data.
+    """Returns keep(t) = 1 - t: each of T equal steps erases 1 / T of the signal of the data.
 
-    That is beta_i = 1 / (T - i + 1), the paper's choice for bits (section "Setting the Diffusion
-    Rate").
+    That is beta_i = 1 / (T - i + 1), the choice for bits of section "Setting the Diffusion Rate".
     """
     return 1.0 - t
 
@@ -62,17 +59,17 @@ def constant_erasure(t: Tensor) -> Tensor:
 
 
 def marginal(x: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
-    """q(z_t|x) = B(x keep_t + (1 - keep_t) / 2)."""
+    """Returns q(z_t|x) = B(x keep_t + (1 - keep_t) / 2)."""
     return transition(x, 1.0, keep_t)
 
 
 def transition(z_s: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
-    """q(z_t|z_s) = B(z_s k + (1 - k) / 2) with k = keep_t / keep_s = prod (1 - beta)."""
+    """Returns q(z_t|z_s) = B(z_s k + (1 - k) / 2) with k = keep_t / keep_s = prod (1 - beta)."""
     return Bernoulli(_vote(z_s, keep_s, keep_t))
 
 
 def posterior(z_t: ArrayLike, x: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
-    """q(z_s|z_t, x) by Bayes' rule.
+    """Returns q(z_s|z_t, x), by Bayes' rule.
 
     The kernels are symmetric in their two bits, so that q(z_t|z_s) is as a function of z_s what
     `transition` from z_t would be; and probabilities multiply as logits add.
@@ -81,7 +78,7 @@ def posterior(z_t: ArrayLike, x: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike
 
 
 def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
-    """p(z_s|z_t) = sum_x p_hat(x|z_t) q(z_s|z_t, x), p_hat(x = 1|z_t) = sigmoid(x_hat).
+    """Returns p(z_s|z_t) = sum_x p_hat(x|z_t) q(z_s|z_t, x), p_hat(x = 1|z_t) = sigmoid(x_hat).
 
     A mixture, and not the posterior at a fractional x: the posterior isn't linear in x, but the
     mixture is what z_s given z_t is if p_hat is what x given z_t is. At keep_s = 1 it is p_hat.
@@ -104,7 +101,7 @@ def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike)
 
 
 def prior(x: ArrayLike, keep_1: ArrayLike) -> PerExample:
-    """KL(q(z_1|x) || B(1/2)): [batch] nats, for x [batch, *event]; zero at keep_1 = 0."""
+    """Returns KL(q(z_1|x) || B(1/2)), [batch] nats, for x [batch, *event]; zero at keep_1 = 0."""
     q = marginal(x, keep_1)
     return loss.sum_event(q.kl(Bernoulli(jnp.zeros_like(q.logits))))
 
@@ -112,11 +109,11 @@ def prior(x: ArrayLike, keep_1: ArrayLike) -> PerExample:
 def diffusion(
     images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
 ) -> PerExample:
-    """The loss of one of T = `num_steps` steps, the one into which `t` falls, times T.
+    """Returns T times the loss of one of T = `num_steps` steps, the one that `t` falls into.
 
-    Its expectation over t ~ U[0, 1] is sum_{i=1}^T E KL(q(z_{i-1}|z_i, x) || p(z_{i-1}|z_i)). The
-    first of these steps ends at z_0 = x, where q is certain: its term is -log p(x|z_1), the
-    reconstruction.
+    It is [batch], in nats. Its expectation over t ~ U[0, 1] is sum_{i=1}^T E KL(q(z_{i-1}|z_i, x)
+    || p(z_{i-1}|z_i)). The first of these steps ends at z_0 = x, where q is certain: its term is
+    -log p(x|z_1), the reconstruction.
 
     z_t is discrete, so that the derivative at given noise isn't that of the expectation with
     respect to the schedule: `keep` gets no gradient (a zero one).
@@ -128,9 +125,6 @@ def diffusion(
       denoise: (z_t, keep_t) -> logits of x, see the module.
       keep: t -> keep(t).
       num_steps: T.
-
-    Returns:
-      [batch], in nats.
 
     Raises:
       ValueError: for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on
@@ -159,35 +153,22 @@ def elbo(
     num_steps: int,
     timesteps: timestep.Method = "antithetic",
 ) -> ElboTerms:
-    """One unbiased sample of the bound on -log p(x), for each of a batch of images of bits.
+    """Returns one unbiased sample of the bound on -log p(x), for each of a batch of images.
 
     The bound is the paper's K with the sign changed. `reconstruction` is zero: z_0 is the data, and
-    what the Gaussian model's decoder does is done by the first step, part of `diffusion`.
-
-    Args:
-      key: gives the times and the noise.
-      images, denoise, keep, num_steps: as for `diffusion`.
-      timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
-
-    Returns:
-      `ElboTerms`, each [batch] in nats; `.total` is their sum.
+    what the Gaussian model's decoder does is done by the first step, part of `diffusion`, whose
+    arguments these are. `key` gives the times, by `timesteps`, and the noise.
     """
-    u, t = draw(key, jnp.shape(images), timesteps)
-    return elbo_given(images, u, t, denoise, keep, num_steps)
-
-
-def draw(
-    key: Key, shape: Sequence[int], timesteps: timestep.Method = "antithetic"
-) -> tuple[Tensor, PerExample]:
-    """What `elbo` draws for images of the given shape: u of that shape, t [batch]."""
     key_t, key_u = jax.random.split(key)
-    return jax.random.uniform(key_u, shape), timestep.draw(key_t, shape[0], timesteps)
+    u = jax.random.uniform(key_u, jnp.shape(images))
+    t = timestep.draw(key_t, len(images), timesteps)
+    return elbo_given(images, u, t, denoise, keep, num_steps)
 
 
 def elbo_given(
     images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
 ) -> ElboTerms:
-    """`elbo` at given uniform noise `u` [batch, *event] and times `t` [batch]."""
+    """Returns `elbo` at given uniform noise `u` [batch, *event] and times `t` [batch]."""
     at_t = diffusion(images, u, t, denoise, keep, num_steps)
     keep_1 = _values(keep, jnp.ones(1, jnp.result_type(t, float)))
     return ElboTerms(jnp.zeros_like(at_t), prior(images, keep_1), at_t)
@@ -197,16 +178,9 @@ def elbo_given(
 
 
 def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_steps: int) -> Images:
-    """Images of the generative model: z_1 ~ B(1/2), then `num_steps` draws of p(z_s|z_t).
+    """Returns samples in {0, 1} of `shape`: z_1 ~ B(1/2), then `num_steps` draws of p(z_s|z_t).
 
-    Args:
-      key: gives all the noise.
-      denoise, keep: as for `diffusion`.
-      shape: [batch, *event].
-      num_steps: T; times are equally spaced.
-
-    Returns:
-      Integers in {0, 1}, of the given shape.
+    The times are equally spaced. Arguments as for `diffusion`; shape is [batch, *event].
     """
     timestep.check_num_steps(num_steps)
     shape = checks.shape(shape)
@@ -229,14 +203,14 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
 
 
 def _signs(bits: ArrayLike, dtype: jnp.dtype | None = None) -> Tensor:
-    """{0, 1} -> {-1, +1} as floats, everything else -> NaN."""
+    """Returns {0, 1} as floats in {-1, +1}, and everything else as NaN."""
     bits = jnp.asarray(bits)
     signs = jnp.where(bits == 1, 1.0, jnp.where(bits == 0, -1.0, jnp.nan))
     return signs if dtype is None else signs.astype(dtype)
 
 
 def _vote(bits: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Tensor:
-    """Logits for the bit at one end of a step, given the bit at the other end: +-log odds.
+    """Returns logits for the bit at one end of a step, given the bit at the other: +-log odds.
 
     With k = keep_t / keep_s the odds of no change are (1 + k) / (1 - k) = 1 + 2k / (1 - k). Written
     in keep_s - keep_t: a ratio near 1 would be rounded before it is subtracted, and log1p keeps
@@ -248,7 +222,7 @@ def _vote(bits: ArrayLike, keep_s: ArrayLike, keep_t: ArrayLike) -> Tensor:
 
 
 def _values(keep: Keep, t: Tensor) -> Tensor:
-    """keep(t), of the shape of t, constant under differentiation."""
+    """Returns keep(t), of the shape of t, constant under differentiation."""
     values = jax.lax.stop_gradient(jnp.asarray(keep(t)))
     if values.shape != t.shape:
         raise ValueError(f"keep must map {t.shape} to {t.shape}, but returned {values.shape}.")
@@ -256,8 +230,8 @@ def _values(keep: Keep, t: Tensor) -> Tensor:
 
 
 def _check_start(keep: Keep) -> None:
-    """Raise ValueError if keep(0) is known and not 1: the bound would lack a term."""
+    """Raises ValueError if keep(0) is known and not 1: the bound would lack a term."""
     with jax.ensure_compile_time_eval():
-        start = keep(jnp.zeros(1))
-    if not isinstance(start, jax.core.Tracer) and not np.all(np.asarray(start) == 1.0):
+        start = checks.known(keep(jnp.zeros(1)))
+    if start is not None and not (start == 1.0).all():
         raise ValueError(f"keep(0) must be 1 (z_0 is the data), got {start}.")

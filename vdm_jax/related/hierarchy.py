@@ -15,7 +15,7 @@ Conditionals are callables z -> distribution; a distribution has `sample(key)` a
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,53 +26,41 @@ from vdm_jax.loss import sum_event
 from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import reverse, transition
 from vdm_jax.timestep import check_num_steps
-from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, ReverseVar, Tensor
+from vdm_jax.types import Key, PerExample, Tensor
+
+if TYPE_CHECKING:
+    from vdm_jax.vdm import VDM
 
 __all__ = [
     "Conditional",
-    "Distribution",
     "HierarchyTerms",
     "ancestral",
     "elbo",
     "elbo_given",
-    "elbo_scan",
     "of_diffusion",
     "sample_latents",
 ]
 
-
-class Distribution(Protocol):
-    """Independent variables, one per element."""
-
-    def sample(self, key: Key) -> Any:
-        """One draw."""
-        ...
-
-    def log_prob(self, x: Any) -> Tensor:
-        """Elementwise, in nats."""
-        ...
-
-
 Conditional = Callable[[Tensor], Any]
-"""A latent -> the `Distribution` of the next one."""
+"""A latent -> the distribution of the next one."""
 
 
 class HierarchyTerms(NamedTuple):
     """The terms of the negative bound, in nats."""
 
     reconstruction: PerExample
-    """-log p(x|z_1), [batch]."""
+    """Reconstruction term -log p(x|z_1), [batch]."""
     levels: Float[Array, "depth batch"]
-    """log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}) for i = 1, ..., L - 1, and that of p(z_L) behind."""
+    """Terms log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}) for i = 1, ..., L, the last with p(z_L)."""
 
     @property
     def total(self) -> PerExample:
-        """Their sum, [batch]; minus it is log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L|x)."""
+        """The sum, [batch]; minus it is log p(x, z_1, ..., z_L) - log q(z_1, ..., z_L|x)."""
         return self.reconstruction + jnp.sum(self.levels, axis=0)
 
 
 def sample_latents(key: Key, x: Tensor, encoders: Sequence[Conditional]) -> list[Tensor]:
-    """z_1, ..., z_L drawn one from the other by q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1})."""
+    """Returns draws z_1, ..., z_L of q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1})."""
     latents: list[Tensor] = []
     for key_i, encode in zip(jax.random.split(key, len(encoders)), encoders, strict=True):
         latents.append(encode(latents[-1] if latents else x).sample(key_i))
@@ -88,22 +76,18 @@ def elbo(
     prior: Any = None,
     closed_form: bool = True,
 ) -> HierarchyTerms:
-    """One unbiased sample of the bound's terms, for each of a batch of examples.
+    """Returns one unbiased sample of the bound's terms, for each of a batch of examples.
 
     Args:
-      key: gives the latents; those of `sample_latents`.
+      key: gives the latents, those of `sample_latents`.
       x: what the first encoder is given, [batch, ...].
       encoders: q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1}); shapes may change from level to level.
       decoders: p(z_1|z_2), ..., p(z_{L-1}|z_L), one fewer.
       log_likelihood: z_1 -> log p(x|z_1), [batch] nats, of the x that it closes over.
       prior: the distribution p(z_L); None is N(0, I).
       closed_form: take KL(q(z_L|z_{L-1}) || p(z_L)), by the distributions' `kl`, for the last term.
-        It has the same expectation as the difference of logarithms at z_L. It varies less, except
+        It has the same expectation as the difference of logarithms at z_L, and varies less, except
         near the true posterior, where all logarithms together hardly vary at all.
-
-    Raises:
-      ValueError: for no encoder, a number of decoders that doesn't go with it, or a log_likelihood
-        of another shape.
     """
     latents = sample_latents(key, x, encoders)
     return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
@@ -118,7 +102,7 @@ def elbo_given(
     prior: Any = None,
     closed_form: bool = False,
 ) -> HierarchyTerms:
-    """`elbo` at given latents z_1, ..., z_L; by default no term is averaged over.
+    """Returns `elbo` at given latents z_1, ..., z_L; by default no term is averaged over.
 
     Then minus `total` is the log weight of these latents, for `bounds.importance_weighted`.
     """
@@ -128,48 +112,26 @@ def elbo_given(
             "wanted L >= 1 encoders, L - 1 decoders and L latents, got "
             f"{depth}, {len(decoders)} and {len(latents)}."
         )
-    levels = []
-    for i, (encode, z) in enumerate(zip(encoders, latents, strict=True)):
-        q = encode(latents[i - 1] if i else x)
-        if i + 1 < depth:
-            levels.append(_log_ratio(q, decoders[i](latents[i + 1]), z))
-        else:
-            levels.append(_last(q, prior, z, closed_form))
-    return HierarchyTerms(_reconstruction(log_likelihood, latents[0]), jnp.stack(levels))
-
-
-def elbo_scan(
-    key: Key,
-    x: Tensor,
-    encode: Callable[[Any, Tensor], Any],
-    decode: Callable[[Any, Tensor], Any],
-    depth: int,
-    log_likelihood: Callable[[Tensor], PerExample],
-    prior: Any = None,
-    closed_form: bool = True,
-) -> HierarchyTerms:
-    """`elbo` for many levels of one shape: compiled once, as a loop (`jax.lax.scan`).
-
-    All latents have the shape and dtype of x. For i = 0, ..., depth - 1, an array in the loop,
-    encode(i, z) is q(z_{i+1}|z_i = z) with z_0 = x, and decode(i, z) is p(z_{i+1}|z_{i+2} = z).
-    """
-    check_num_steps(depth)
-    keys = jax.random.split(key, depth)
-    z_1 = encode(0, x).sample(keys[0])
-
-    def step(carry: tuple[Tensor, Tensor], at: tuple[Tensor, Key]) -> tuple[Any, PerExample]:
-        (before, z), (i, key_i) = carry, at
-        after = encode(i + 1, z).sample(key_i)
-        return (z, after), _log_ratio(encode(i, before), decode(i, after), z)
-
-    (before, last), levels = jax.lax.scan(step, (x, z_1), (jnp.arange(depth - 1), keys[1:]))
-    top = _last(encode(depth - 1, before), prior, last, closed_form)
-    levels = jnp.concatenate([levels, top[None]])
-    return HierarchyTerms(_reconstruction(log_likelihood, z_1), levels)
+    reconstruction = -log_likelihood(latents[0])
+    if jnp.shape(reconstruction) != latents[0].shape[:1]:
+        raise ValueError(
+            f"log_likelihood must return one number per example, [{len(latents[0])}], "
+            f"got shape {jnp.shape(reconstruction)}: sum over the elements of x."
+        )
+    last = latents[-1]
+    if prior is None:
+        prior = Gaussian(jnp.zeros_like(last), jnp.ones_like(last))
+    of_q = [encode(z) for encode, z in zip(encoders, (x, *latents[:-1]), strict=True)]
+    of_p = [decode(z) for decode, z in zip(decoders, latents[1:], strict=True)] + [prior]
+    each = zip(of_q, of_p, latents, strict=True)
+    levels = [sum_event(q.log_prob(z) - p.log_prob(z)) for q, p, z in each]
+    if closed_form:
+        levels[-1] = sum_event(jnp.broadcast_to(of_q[-1].kl(prior), last.shape))
+    return HierarchyTerms(reconstruction, jnp.stack(levels))
 
 
 def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tensor:
-    """z_1 of the generative model, from a draw z_L of the prior down through the decoders."""
+    """Returns z_1 of the generative model, from a draw z_L of the prior down the decoders."""
     keys = jax.random.split(key, len(decoders))
     for key_i, decode in zip(keys, reversed(decoders), strict=True):
         z_last = decode(z_last).sample(key_i)
@@ -177,53 +139,30 @@ def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tens
 
 
 def of_diffusion(
-    denoise: Denoise,
-    gamma: Gamma,
-    num_steps: int,
-    kind: Kind = "eps",
-    reverse_var: ReverseVar = "posterior",
+    vdm: "VDM",
 ) -> tuple[Callable[[Any, Tensor], Gaussian], Callable[[Any, Tensor], Gaussian]]:
-    """encode(i, z) and decode(i, z) of a VDM of T = `num_steps` steps, a hierarchy of T + 1 levels.
+    """Returns encode(i, z) and decode(i, z) of a VDM of T = `vdm.num_steps` steps.
 
-    For `elbo_scan`, or by `functools.partial` for the lists of `elbo`. The latents are z_0, ...,
-    z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
+    By `functools.partial` they make the T + 1 encoders and T decoders of `elbo`. The latents are
+    z_0, ..., z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
     q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and
     `loss.reconstruction` the last part: log p(x|z_0) is the sum of `pixels.log_prob` at z_0 /
-    alpha_0. The depth of `elbo_scan` is T + 1; the lists have T + 1 encoders and T decoders. In
-    expectation the total is that of `loss.elbo` with this T, for any network; a draw costs T calls
+    alpha_0. In expectation the total is that of `vdm.elbo`, for any network; a draw costs T calls
     of it and not one.
     """
+    num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)
     times = jnp.arange(num_steps + 1) / num_steps
     # Before z_0 stands the data, without noise: gamma = -inf.
-    gammas = jnp.concatenate([jnp.array([-jnp.inf]), gamma(times)])
+    gammas = jnp.concatenate([jnp.array([-jnp.inf]), vdm.gamma(times)])
 
     def encode(i: Any, z: Tensor) -> Gaussian:
         return transition(z, gammas[i], gammas[i + 1])
 
     def decode(i: Any, z: Tensor) -> Gaussian:
         gamma_t = jnp.broadcast_to(gammas[i + 2], z.shape[:1])
-        prediction, share = split(denoise(z, gamma_t), reverse_var)
-        x_hat = to_x(prediction, z, gamma_t, kind)
+        prediction, share = split(vdm.denoise(z, gamma_t), vdm.reverse_var)
+        x_hat = to_x(prediction, z, gamma_t, vdm.kind)
         return reverse(z, x_hat, gammas[i + 1], gamma_t, share)
 
     return encode, decode
-
-
-def _reconstruction(log_likelihood: Callable[[Tensor], PerExample], z_1: Tensor) -> PerExample:
-    found = log_likelihood(z_1)
-    if jnp.shape(found) != z_1.shape[:1]:
-        raise ValueError(
-            f"log_likelihood must return one number per example, [{z_1.shape[0]}], "
-            f"got shape {jnp.shape(found)}: sum over the elements of x."
-        )
-    return -found
-
-
-def _log_ratio(q: Any, p: Any, z: Tensor) -> PerExample:
-    return sum_event(q.log_prob(z) - p.log_prob(z))
-
-
-def _last(q: Any, prior: Any, z: Tensor, closed_form: bool) -> PerExample:
-    p = Gaussian(jnp.zeros_like(z), jnp.ones_like(z)) if prior is None else prior
-    return sum_event(jnp.broadcast_to(q.kl(p), z.shape)) if closed_form else _log_ratio(q, p, z)

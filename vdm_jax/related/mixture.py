@@ -2,7 +2,7 @@
 
 Each component N(m, v) stays a Gaussian under the process, so q(z_t), its score, the optimal
 denoiser E[x|z_t] and the true q(z_s|z_t) are mixtures, or averages over one. With v = 0 the
-components are points: the distribution of a finite data set.
+components are points: the distribution of a finite dataset.
 """
 
 import math
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.process import marginal_of_gaussian
 from vdm_jax.schedule import alpha, step_alpha, step_beta
@@ -23,20 +23,19 @@ __all__ = ["Mixture", "negentropy", "reverse_negentropy"]
 
 
 class Mixture(NamedTuple):
-    """The sum over k of softmax(logits)_k N(means_k, var_k I), or one such mixture per example.
-
-    logits [*batch, k], where `batch` is empty or one axis; means [*batch, k, *event]; var
-    broadcasts against means, and is positive or zero (then there is no `log_prob`, `score` or
-    `negentropy` until it is `noised`). `Mixture.of` makes one of weights, and checks it.
-    """
+    """The sum over k of softmax(logits)_k N(means_k, var_k I), or one such mixture per example."""
 
     logits: Tensor
+    """Logarithms of the weights, [*batch, k], where `batch` is empty or one axis."""
     means: Tensor
+    """Means of the components, [*batch, k, *event]."""
     var: Tensor
+    """Variances, which broadcast against means. Where they are zero there is no `log_prob`, `score`
+    or `negentropy` until the mixture is `noised`."""
 
     @classmethod
     def of(cls, weights: ArrayLike, means: ArrayLike, var: ArrayLike) -> "Mixture":
-        """The mixture of weights [k] (positive; their sum doesn't matter) and means [k, *event].
+        """Returns the mixture of weights [k] (positive, of any sum) and means [k, *event].
 
         `var` is a scalar, [k] (isotropic components) or [k, *event]. Raises ValueError for shapes
         that don't agree, and for concrete weights or variances out of range.
@@ -49,15 +48,13 @@ class Mixture(NamedTuple):
                 f"weights must be [k] and means [k, *event], got {weights.shape} and {means.shape}."
             )
         if var.shape not in ((), weights.shape, means.shape):
-            raise ValueError(
-                f"var must be a scalar, [k] or [k, *event] for means of shape {means.shape}, "
-                f"got shape {var.shape}."
-            )
-        for name, value, least in (("weights", weights, "positive"), ("var", var, "nonnegative")):
-            if not isinstance(value, jax.core.Tracer):
-                fine = np.asarray(value) > 0.0 if least == "positive" else np.asarray(value) >= 0.0
-                if not np.all(fine & np.isfinite(value)):
-                    raise ValueError(f"{name} must be {least} and finite, got {value}.")
+            wanted = f"a scalar, [k] or [k, *event] for means of shape {means.shape}"
+            raise ValueError(f"var must be {wanted}, got shape {var.shape}.")
+        for name, value, fine in (("weights", weights, weights > 0.0), ("var", var, var >= 0.0)):
+            known = checks.known(fine & jnp.isfinite(value))
+            if known is not None and not known.all():
+                least = "positive" if name == "weights" else "nonnegative"
+                raise ValueError(f"{name} must be {least} and finite, got {value}.")
         return cls(jnp.log(weights), means, var.reshape(var.shape + (1,) * (means.ndim - var.ndim)))
 
     @property
@@ -66,36 +63,33 @@ class Mixture(NamedTuple):
         return self.means.shape[self.logits.ndim :]
 
     def sample(self, key: Key, n: int) -> Tensor:
-        """Independent draws, [n, *batch, *event]."""
-        key_component, key_noise = jax.random.split(key)
-        index = jax.random.categorical(
-            key_component, self.logits, shape=(n, *self.logits.shape[:-1])
-        )
-        index = self._beside(index[..., None])
+        """Returns independent draws, [n, *batch, *event]."""
+        key_k, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_k, self.logits, shape=(n, *self.logits.shape[:-1]))
+        k, axis = self._beside(k[..., None]), self.logits.ndim
 
         def chosen(values: Tensor) -> Tensor:
             values = jnp.broadcast_to(values, self.means.shape)[None]
-            axis = self.logits.ndim
-            return jnp.squeeze(jnp.take_along_axis(values, index, axis), axis)
+            return jnp.squeeze(jnp.take_along_axis(values, k, axis), axis)
 
         return Gaussian(chosen(self.means), chosen(self.var)).sample(key_noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Joint log-density over the event: x [..., *event] -> [...], in nats.
+        """Returns the joint log-density over the event, x [..., *event] -> [...], in nats.
 
         The leading axes of x broadcast against `batch`, here and in `score`.
         """
         return logsumexp(self._log_joint(x), axis=-1)
 
     def score(self, x: Tensor) -> Tensor:
-        """The gradient of `log_prob` at x [..., *event], of that shape.
+        """Returns the gradient of `log_prob` at x [..., *event], of that shape.
 
         The components' scores -(x - m) / v, weighted by the odds that x came from them.
         """
         return self._average(self._log_joint(x), (self.means - self._against(x)) / self.var)
 
     def moment_matched(self) -> Gaussian:
-        """The Gaussian of the same mean and the same variance of each element, [*batch, *event].
+        """Returns the Gaussian of the same mean and variance of each element, [*batch, *event].
 
         Of all diagonal Gaussians p it has the smallest KL(self || p): E[-log p], which is all that
         depends on p, is (log 2 pi v + (Var + (E - m)^2) / v) / 2 for each element, least at m = E
@@ -106,9 +100,9 @@ class Mixture(NamedTuple):
         return Gaussian(mean, self._average(self.logits, self.var + square))
 
     def noised(self, gamma_t: ArrayLike) -> "Mixture":
-        """q(z_t) = int q(z_t|x) p(x) dx, for data of this mixture; `gamma_t` a scalar or [batch].
+        """Returns q(z_t) = int q(z_t|x) p(x) dx, for data of this mixture.
 
-        With [batch] it is one mixture per example.
+        `gamma_t` is a scalar, or [batch], which gives one mixture per example.
         """
         gamma_t = jnp.asarray(gamma_t)
         batch = jnp.broadcast_shapes(gamma_t.shape, self.logits.shape[:-1])
@@ -117,7 +111,7 @@ class Mixture(NamedTuple):
         return Mixture(jnp.broadcast_to(self.logits, (*batch, self.logits.shape[-1])), *q)
 
     def posterior_mean(self, z_t: Tensor, gamma_t: ArrayLike) -> Tensor:
-        """E[x|z_t], the optimal denoiser: z_t [batch, *event] -> a prediction of kind "x".
+        """Returns E[x|z_t] at z_t [batch, *event], the optimal denoiser, of kind "x".
 
         The components' posterior means m + alpha v / (alpha^2 v + sigma^2) (z_t - alpha m), each
         weighted by its odds given z_t. `gamma_t` is a scalar or [batch], as for
@@ -128,7 +122,7 @@ class Mixture(NamedTuple):
         return q._average(q._log_joint(z_t), self.means + gain * (q._against(z_t) - q.means))
 
     def reverse(self, z_t: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> "Mixture":
-        """The true q(z_s|z_t) of this data, s < t: one mixture per example of z_t [batch, *event].
+        """Returns the true q(z_s|z_t) of this data, s < t: a mixture for each z_t [batch, *event].
 
         By Bayes' rule in each component, where q(z_s) = N(m_s, v_s) and q(z_t) = N(m_t, v_t):
         the mean m_s + r v_s / v_t (z_t - m_t) and the variance v_s b / v_t, with the factor r and
@@ -142,22 +136,22 @@ class Mixture(NamedTuple):
         return Mixture(q_t._log_joint(z_t), means, q_s.var * step_beta(gamma_s, gamma_t) / q_t.var)
 
     def _log_joint(self, x: Tensor) -> Tensor:
-        """log of weight times density for each component, [..., k]."""
+        """Returns the log of weight times density for each component, [..., k]."""
         elementwise = Gaussian(self.means, self.var).log_prob(self._against(x))
         axes = tuple(range(-len(self.event_shape), 0))
         return jax.nn.log_softmax(self.logits) + jnp.sum(elementwise, axis=axes)
 
     def _average(self, log_odds: Tensor, values: Tensor) -> Tensor:
-        """The mean over components of values [..., k, *event]; log_odds [..., k], unnormalised."""
+        """Returns the mean over components of values [..., k, *event], by log_odds [..., k]."""
         odds = self._beside(jax.nn.softmax(log_odds))
         return jnp.sum(odds * values, axis=-1 - len(self.event_shape))
 
     def _against(self, x: Tensor) -> Tensor:
-        """x [..., *event] with an axis for the components, [..., 1, *event]."""
+        """Returns x [..., *event] with an axis for the components, [..., 1, *event]."""
         return jnp.expand_dims(x, -1 - len(self.event_shape))
 
     def _beside(self, values: Tensor) -> Tensor:
-        """Values [..., k] or [..., 1] with axes for the event, [..., k, 1, ...]."""
+        """Returns values [..., k] or [..., 1] with axes for the event, [..., k, 1, ...]."""
         return values.reshape(values.shape + (1,) * len(self.event_shape))
 
 
@@ -165,13 +159,13 @@ class Mixture(NamedTuple):
 
 
 def negentropy(mixture: Mixture, num_points: int = 2001) -> Tensor:
-    """KL of a one-dimensional mixture to its best Gaussian, `moment_matched`: [*batch] nats.
+    """Returns the KL of a one-dimensional mixture to its best Gaussian, `moment_matched`.
 
-    By the trapezium rule on `num_points`, whose error vanishes faster than any power once two of
-    them lie within the narrowest component's standard deviation. Meant for float64: the KL is
-    quadratic in how much the densities differ. Raises ValueError for more than one dimension.
+    It is [*batch], in nats, by the trapezium rule on `num_points`, whose error vanishes faster than
+    any power once two of them lie within the narrowest component's standard deviation. Meant for
+    float64: the KL is quadratic in how much the densities differ. Raises ValueError for more than
+    one dimension.
     """
-    _check_one_dimensional(mixture)
     best = mixture.moment_matched()
     x, spacing = _grid(mixture, num_points)
     axes = tuple(range(x.ndim - len(mixture.event_shape), x.ndim))
@@ -191,7 +185,7 @@ def reverse_negentropy(
     num_latents: int = 201,
     num_points: int = 2001,
 ) -> Tensor:
-    """E KL(q(z_s|z_t) || its best Gaussian) over z_t ~ q(z_t), in nats, in one dimension.
+    """Returns E KL(q(z_s|z_t) || its best Gaussian) over z_t ~ q(z_t), in nats, in one dimension.
 
     What a step of the generative model loses that no network can make good, as its p(z_s|z_t) is
     Gaussian. It vanishes with the step (Feller 1949, as cited by Sohl-Dickstein et al. 2015), as
@@ -200,7 +194,6 @@ def reverse_negentropy(
 
     gamma_s and gamma_t are scalars; both integrals are by the trapezium rule, see `negentropy`.
     """
-    _check_one_dimensional(data)
     q_t = data.noised(gamma_t)
     z_t, spacing = _grid(q_t, num_latents)
     at_z = negentropy(data.reverse(z_t, gamma_s, gamma_t), num_points)
@@ -208,7 +201,10 @@ def reverse_negentropy(
 
 
 def _grid(mixture: Mixture, num_points: int) -> tuple[Tensor, Tensor]:
-    """Points [num_points, *batch, *event] over all of the mixture, and their distance [*batch]."""
+    """Returns points [num_points, *batch, *event] over all the mixture, and their distance."""
+    if math.prod(mixture.event_shape) != 1:
+        got = mixture.event_shape
+        raise ValueError(f"quadrature wants one-dimensional events, got events of shape {got}.")
     axis = mixture.logits.ndim - 1
     best = mixture.moment_matched()
     # Beyond nine standard deviations lies a mass below 1e-18.
@@ -217,11 +213,3 @@ def _grid(mixture: Mixture, num_points: int) -> tuple[Tensor, Tensor]:
     high = jnp.maximum(jnp.max(mixture.means + reach, axis), best.mean + of_best)
     spacing = (high - low).reshape(mixture.logits.shape[:-1]) / (num_points - 1)
     return jnp.linspace(low, high, num_points), spacing
-
-
-def _check_one_dimensional(mixture: Mixture) -> None:
-    if math.prod(mixture.event_shape) != 1:
-        raise ValueError(
-            f"the mixture must be one-dimensional for quadrature, got events of shape "
-            f"{mixture.event_shape}."
-        )

@@ -1,5 +1,6 @@
 """Records of the models beside the VDM that can be trained: they have its methods."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from vdm_jax import loss, pixels, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.loss import ElboTerms
 from vdm_jax.related import binomial, hierarchy
+from vdm_jax.related.binomial import constant_erasure
 from vdm_jax.related.hierarchy import Conditional
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
@@ -27,7 +29,7 @@ class HierarchicalVAE(NamedTuple):
     """Conditionals q(z_1|x), ..., q(z_L|z_{L-1})."""
     decoders: Sequence[Conditional]
     """Conditionals p(z_1|z_2), ..., p(z_{L-1}|z_L)."""
-    likelihood: "Conditional"
+    likelihood: Conditional
     """Map from z_1 to the Gaussian that p(x|z_1) is the density of, or discretises."""
     event_shape: tuple[int, ...]
     """Shape of one example."""
@@ -49,22 +51,21 @@ class HierarchicalVAE(NamedTuple):
     def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
         """Returns one sample of the bound: reconstruction, last latent's KL, the rest."""
         x = loss.to_data(images, self.levels)
-        return self._terms(images, hierarchy.sample_latents(key, x, self.encoders))
+        return self._terms(images, x, hierarchy.sample_latents(key, x, self.encoders))
 
     def elbo_by_keys(self, images: Images | Tensor, t: PerExample, keys: Key) -> ElboTerms:
         """Returns the same with the noise of one key per example, [batch]; it has no times."""
         depth = len(self.encoders)
         keys = jax.vmap(lambda key: jax.random.split(jax.random.split(key)[0], depth))(keys)
-        z, latents = loss.to_data(images, self.levels), []
-        for i, encode in enumerate(self.encoders):
-            q = encode(z)
-            z = q.at(jax.vmap(lambda key, q=q: _noise(key, q))(keys[:, i]))
-            latents.append(z)
-        return self._terms(images, latents)
-
-    def _terms(self, images: Images | Tensor, latents: Sequence[Tensor]) -> ElboTerms:
         x = loss.to_data(images, self.levels)
+        latents = [x]
+        for i, encode in enumerate(self.encoders):
+            q = encode(latents[-1])
+            normal = functools.partial(jax.random.normal, shape=q.mean.shape[1:])
+            latents.append(q.at(jax.vmap(normal)(keys[:, i])))
+        return self._terms(images, x, latents[1:])
 
+    def _terms(self, images: Images | Tensor, x: Tensor, latents: Sequence[Tensor]) -> ElboTerms:
         def log_likelihood(z_1: Tensor) -> PerExample:
             p = self.likelihood(z_1)
             if self.levels is None:
@@ -84,11 +85,6 @@ class HierarchicalVAE(NamedTuple):
         if self.levels is None:
             return p.mean
         return pixels.decode(p.mean, jnp.log(jnp.broadcast_to(p.var, p.mean.shape)), self.levels)
-
-
-def _noise(key: Key, q: Gaussian) -> Tensor:
-    """Returns the noise of one example's latent, as `Gaussian.sample` of one draws it."""
-    return jax.random.normal(key, (1, *q.mean.shape[1:]))[0]
 
 
 class BinomialDiffusion(NamedTuple):
@@ -117,16 +113,16 @@ class BinomialDiffusion(NamedTuple):
 
     def elbo(self, key: Key, images: Images) -> ElboTerms:
         """Returns one sample of the bound, whose reconstruction is one of the steps."""
-        keep = binomial.constant_erasure
-        return binomial.elbo(key, images, self.denoise, keep, self.num_steps, self.timesteps)
+        return binomial.elbo(
+            key, images, self.denoise, constant_erasure, self.num_steps, self.timesteps
+        )
 
     def elbo_by_keys(self, images: Images, t: PerExample, keys: Key) -> ElboTerms:
         """Returns the same at given times, with the noise of one key per example, [batch]."""
-        noise = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
-        keep = binomial.constant_erasure
-        return binomial.elbo_given(images, noise, t, self.denoise, keep, self.num_steps)
+        u = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
+        return binomial.elbo_given(images, u, t, self.denoise, constant_erasure, self.num_steps)
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
         """Returns `n` ancestral samples, integers in {0, 1}."""
         shape, steps = (n, *self.event_shape), num_steps or self.num_steps
-        return binomial.sample(key, self.denoise, binomial.constant_erasure, shape, steps)
+        return binomial.sample(key, self.denoise, constant_erasure, shape, steps)
