@@ -29,6 +29,7 @@ from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.train.model import Batch
 from vdm_jax.types import Gamma, Key
+from vdm_jax.vdm import VDM
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)
 FORMS = (4, 16, 64, 256, 1024)
@@ -159,7 +160,7 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
     rows = []
     for num_steps in FORMS:
         row: dict[str, Any] = {"num_steps": num_steps}
-        for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
+        for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
 
             def nats(
                 params: Any,
@@ -169,9 +170,7 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
                 function: Callable[..., loss.ElboTerms] = function,
             ) -> tuple[jax.Array, jax.Array]:
                 vdm = trained.model.bind(params, batch["conditioning"])
-                terms = function(
-                    key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
-                )
+                terms = function(vdm._replace(num_steps=num_steps), key, batch["images"])
                 return terms.total, jax.numpy.zeros(())
 
             bits, _ = measure.per_image(
