@@ -140,8 +140,7 @@ def ancestral_step(
     z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
     """
     z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
-    if z_t.shape != eps.shape:
-        raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
+    checks.same_shape(z_t, eps, "z_t", "eps")
     prediction, share = _predict(denoise, z_t, gamma_t, reverse_var)
     x_hat = to_x(prediction, z_t, gamma_t, kind)
     return reverse(z_t, x_hat, gamma_s, gamma_t, share).at(eps)

@@ -11,7 +11,7 @@ __all__ = ["VDM"]
 
 
 class VDM(NamedTuple):
-    """A network and a noise schedule as plain callables, and what they are to be taken for.
+    """A network and a noise schedule as plain callables, and what they mean.
 
     Parameters, conditioning and dropout are closed over by `denoise` and `gamma`.
     """
@@ -41,7 +41,7 @@ class VDM(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Nothing: its terms need no explanation in reports."""
+        """The explanation of its terms for reports: none is needed."""
         return ""
 
     def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
