@@ -32,6 +32,7 @@ __all__ = [
     "ddpm_betas",
     "from_alpha_bar",
     "from_betas",
+    "gamma_from_alpha_bar",
     "linear",
     "sigma",
     "snr",
@@ -67,6 +68,11 @@ def sigma(gamma: Tensor) -> Tensor:
 def snr(gamma: Tensor) -> Tensor:
     """Returns the signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 5)."""
     return jnp.exp(-gamma)
+
+
+def gamma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """Returns gamma, the inverse of `alpha_bar`, for values in (0, 1)."""
+    return jnp.log1p(-alpha_bar) - jnp.log(alpha_bar)
 
 
 # ---- single steps: from z_s to z_t, s < t ----
