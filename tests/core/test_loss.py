@@ -102,7 +102,7 @@ def test_more_steps_lower_the_loss_and_its_excess_halves_as_they_double(x64):
     assert np.all(np.diff(excess) < 0) and np.all(excess > 0)
     distances = np.abs(excess[:-1] / excess[1:] - 2.0)
     # The rate 2 itself is approached at rate 1: its distance halves as the steps double.
-    assert distances[-1] < 0.04
+    assert distances[-1] < 0.06
     np.testing.assert_allclose(distances[:-1] / distances[1:], 2.0, rtol=0.3)
 
 

@@ -127,7 +127,7 @@ PAIR = (Z, Z)
         # A share per example would be one per column of a square batch.
         (
             lambda: split((Z, Z[:, 0]), "learned"),
-            r"share .* prediction's shape, got .* of \(2, 3\)",
+            r"share .* prediction's shape, got .* \(2, 3\)",
         ),
     ],
 )

@@ -219,11 +219,8 @@ def test_truncated_noise_keeps_its_digits_in_float32():
     # tau runs from 86, where all of the normal is within the bin, to 1e-7, where it's uniform.
     images = np.full((4000, 1), 200)
 
-    slope = jax.jit(
-        jax.grad(
-            lambda g: dequantize(jax.random.key(0), images, 256, g, "truncated_normal")[1].sum()
-        )
-    )
+    args = jax.random.key(0), images, 256
+    slope = jax.jit(jax.grad(lambda g: dequantize(*args, g, "truncated_normal")[1].sum()))
     for gamma_0 in (-20.0, -11.0, 0.0, 20.0):
         z, log_q = dequantize(jax.random.key(0), images, 256, gamma_0, "truncated_normal")
         assert z.dtype == jnp.float32
