@@ -25,23 +25,10 @@ from vdm_jax.timestep import NoiseLevel, check_gamma, noise_level
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = [
-    "ElboTerms",
-    "NoiseLevel",
-    "bits_per_dim",
-    "diffusion",
-    "diffusion_at",
-    "draw",
-    "elbo",
-    "expected_reconstruction",
-    "nats_per_dim",
-    "noise",
-    "noise_level",
-    "prior",
-    "reconstruction",
-    "sum_event",
-    "terms",
-    "to_data",
-]
+    "ElboTerms", "NoiseLevel", "bits_per_dim", "diffusion", "diffusion_at", "draw", "elbo",
+    "expected_reconstruction", "nats_per_dim", "noise", "noise_level", "prior",
+    "reconstruction", "sum_event", "terms", "to_data",
+]  # fmt: skip
 
 
 class ElboTerms(NamedTuple):
@@ -60,18 +47,11 @@ class ElboTerms(NamedTuple):
 def reconstruction(
     images: Images | Tensor, eps_0: Tensor, gamma_0: ArrayLike, levels: int | None
 ) -> PerExample:
-    """Returns -log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0 (VDM eq. 11, second term).
+    """Returns -log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0, [batch] nats (VDM eq. 11).
 
-    Args:
-      images: integers in [0, levels), [batch, *event] (others give NaN); without levels x itself,
-        floats [batch, *event].
-      eps_0: standard-normal noise of the same shape.
-      gamma_0: a scalar or [batch].
-      levels: p(x|z_0) is `pixels.log_prob`, the discretised decoder; with None the Gaussian
-        density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2).
-
-    Returns:
-      [batch], in nats.
+    p(x|z_0) of integers in [0, `levels`) is `pixels.log_prob` (others give NaN); without levels
+    `images` are x itself, and it is the density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2).
+    `eps_0` is standard-normal noise of the shape of images; `gamma_0` a scalar or [batch].
     """
     checks.same_shape(images, eps_0, "images", "eps_0")
     eps_0 = jnp.asarray(eps_0)
@@ -89,10 +69,9 @@ def reconstruction(
 def expected_reconstruction(
     images: Images | Tensor, gamma_0: ArrayLike, levels: int | None
 ) -> PerExample:
-    """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), `reconstruction` without its noise.
+    """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding; `gamma_0` is a scalar.
 
-    `pixels.expected_log_prob`, exact up to rounding; without levels the entropy of
-    N(0, sigma_0^2 / alpha_0^2). `gamma_0` is a scalar.
+    Without levels it is the entropy of N(0, sigma_0^2 / alpha_0^2).
     """
     if levels is not None:
         return -sum_event(pixels.expected_log_prob(images, gamma_0, levels))
@@ -101,10 +80,7 @@ def expected_reconstruction(
 
 
 def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
-    """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself.
-
-    Raises ValueError for integers without levels, and for what has no batch axis.
-    """
+    """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself."""
     if not np.shape(images):
         raise ValueError(f"images must be [batch, *event], got one number, {images}.")
     if levels is not None:
@@ -132,7 +108,7 @@ def diffusion(
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
 ) -> PerExample:
-    """Returns the diffusion loss at times `t`; its mean over t ~ U[0, 1] is the bound's term.
+    """Returns the diffusion loss at times `t`, [batch] nats; E over t ~ U[0, 1] is the term.
 
     In continuous time (`num_steps=None`) gamma'(t) / 2 ||eps - eps_hat||^2 (VDM eq. 17);
     with T = `num_steps` the time is rounded up to the grid i / T and the loss is
@@ -153,9 +129,6 @@ def diffusion(
       kind: what `denoise` predicts: "eps", "x", "v" or "score".
       reverse_var: the variance of p(z_s|z_t): "posterior" (the paper's), "transition", or "learned"
         by a `denoise` that returns (prediction, share), elementwise shares in [0, 1].
-
-    Returns:
-      [batch], in nats.
     """
     checks.times(t)
     x, eps, t = jnp.asarray(x), jnp.asarray(eps), checks.as_float(t)

@@ -16,16 +16,9 @@ from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
 __all__ = [
-    "DEQUANTIZATIONS",
-    "Dequantization",
-    "decode",
-    "decode_log_probs",
-    "dequantize",
-    "encode",
-    "expected_log_prob",
-    "level_values",
-    "log_prob",
-]
+    "DEQUANTIZATIONS", "Dequantization", "decode", "decode_log_probs", "dequantize", "encode",
+    "expected_log_prob", "level_values", "log_prob",
+]  # fmt: skip
 
 Dequantization = Literal["uniform", "truncated_normal"]
 MOST_LEVELS = 2**16
@@ -189,15 +182,8 @@ def dequantize(
       tau = alpha_0 / (sigma_0 levels): the noise the network knows, cut off at the bin's edges
       (Zheng et al. 2023).
 
-    Args:
-      key: gives the noise.
-      images: integers in [0, levels), [batch, *event] (others give NaN).
-      levels: the number of values a pixel can take.
-      gamma_0: a scalar or [batch].
-      method: one of the two above.
-
-    Returns:
-      z_0 [batch, *event], and log q [batch], in nats.
+    `images` are integers in [0, levels), [batch, *event] (others give NaN), and so is z_0; log q is
+    [batch], in nats; `gamma_0` is a scalar or [batch].
     """
     checks.choice(method, "method", DEQUANTIZATIONS)
     x, valid = encode(images, levels), _valid(images, levels)

@@ -15,15 +15,9 @@ from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Key, Tensor
 
 __all__ = [
-    "expand",
-    "marginal",
-    "marginal_of_gaussian",
-    "posterior",
-    "reverse",
-    "simulate",
-    "transition",
-    "variance_log_ratio",
-]
+    "expand", "marginal", "marginal_of_gaussian", "posterior", "reverse", "simulate",
+    "transition", "variance_log_ratio",
+]  # fmt: skip
 
 
 def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:

@@ -35,20 +35,9 @@ if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Rule",
-    "State",
-    "ancestral",
-    "ancestral_step",
-    "bridge",
-    "default_steps",
-    "initial",
-    "noise",
-    "sample",
-    "solve",
-    "start",
-    "step",
-    "to_images",
-]
+    "Rule", "State", "ancestral", "ancestral_step", "bridge", "default_steps", "initial",
+    "noise", "sample", "solve", "start", "step", "to_images",
+]  # fmt: skip
 
 
 class State(NamedTuple):

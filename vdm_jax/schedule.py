@@ -24,22 +24,10 @@ from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
 __all__ = [
-    "alpha",
-    "alpha_bar",
-    "beta_linear",
-    "cosine",
-    "cosine_betas",
-    "ddpm_betas",
-    "from_alpha_bar",
-    "from_betas",
-    "gamma_from_alpha_bar",
-    "linear",
-    "sigma",
-    "snr",
-    "step_alpha",
-    "step_beta",
-    "variance",
-]
+    "alpha", "alpha_bar", "beta_linear", "cosine", "cosine_betas", "ddpm_betas",
+    "from_alpha_bar", "from_betas", "gamma_from_alpha_bar", "linear", "sigma", "snr",
+    "step_alpha", "step_beta", "variance",
+]  # fmt: skip
 
 # ---- a value of gamma, as the other quantities of the field ----
 

@@ -20,23 +20,10 @@ from vdm_jax import checks
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
 __all__ = [
-    "METHODS",
-    "Method",
-    "NoiseLevel",
-    "Profile",
-    "Proposal",
-    "antithetic",
-    "check_gamma",
-    "check_num_steps",
-    "draw",
-    "grid",
-    "most_steps",
-    "noise_level",
-    "profile",
-    "proposal",
-    "spread",
-    "uniform",
-]
+    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_gamma",
+    "check_num_steps", "draw", "grid", "most_steps", "noise_level", "profile", "proposal",
+    "spread", "uniform",
+]  # fmt: skip
 
 Method = Literal["uniform", "antithetic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -203,11 +190,9 @@ class Profile(NamedTuple):
 def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     """Returns the density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
 
-    Args:
-      profile: [n], nonnegative, concrete (not traced): how large the loss is in each bin. The
-        variance is least for the root mean square, `Profile.rms`.
-      floor: the share of uniform times, in (0, 1]. It bounds the weights by 1 / floor, hence the
-        harm that a profile measured badly, or long ago, can do.
+    `profile` [n] is how large the loss is in each bin; the variance is least for `Profile.rms`.
+    `floor` in (0, 1] is the share of uniform times: it bounds the weights by 1 / floor, hence the
+    harm that a profile measured badly, or long ago, can do.
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1 or not values.size:
@@ -240,17 +225,9 @@ def profile(
 ) -> Profile:
     """Returns root mean square and mean of the diffusion loss in `num_bins` equal bins of t.
 
-    Args:
-      t: times in [0, 1] at which the loss was measured, of any shape.
-      losses: the loss of each of these draws, of the same shape, in nats: as `loss.diffusion`
-        returns it, without the weight of the proposal that t may come from.
-      num_bins: n.
-      weights: if t came from a `Proposal`, its weights: within a bin the averages are then those
-        of uniform times (which matters if the two have different bins).
-
-    Returns:
-      `Profile`, in float64. A bin without draws gets the linear interpolation between
-      the nearest bins that have some; beyond the outermost of these, their value.
+    `losses` are those of `loss.diffusion` at times `t`, of any one shape; if the times came from a
+    `Proposal` of other bins, its `weights` make the averages within a bin those of uniform times. A
+    bin without draws gets the linear interpolation between the nearest bins that have some.
     """
     checks.count(num_bins, "num_bins", most=10**6)
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)

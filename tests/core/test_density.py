@@ -23,7 +23,7 @@ def test_reconstruction_is_the_density_of_the_gaussian_decoder(dtype):
     alpha, sigma = (v[:, None, None] for v in alpha_sigma(gamma_0))
     z_0 = alpha * x + sigma * eps
     expected = -stats.norm(z_0 / alpha, sigma / alpha).logpdf(x).sum((1, 2))
-    found = loss.reconstruction(x, eps, gamma_0, None)
+    found = jax.jit(loss.reconstruction, static_argnums=3)(x, eps, gamma_0, None)
     assert found.dtype == dtype
     np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
 
@@ -38,11 +38,12 @@ def test_reconstruction_keeps_its_digits_for_data_far_from_zero():
 def test_fine_levels_have_the_density_times_the_width_of_a_bin(x64):
     """-log p(x|z_0) - log(levels / 2) per element, bins being 2 / levels wide."""
     eps = jax.random.normal(jax.random.key(0), (50, 3))
-    density = loss.reconstruction(jnp.full(eps.shape, 0.2), eps, -6.0, None)
+    reconstruction = jax.jit(loss.reconstruction, static_argnums=3)
+    density = reconstruction(jnp.full(eps.shape, 0.2), eps, -6.0, None)
     errors = []
-    for levels in (16, 32, 64):
+    for levels in (16, 64):
         images = np.broadcast_to(np.array([1, 2, 3]) * levels // 4, eps.shape)
-        nats = loss.reconstruction(images, eps, -6.0, levels)
+        nats = reconstruction(images, eps, -6.0, levels)
         errors.append(np.max(np.abs(nats - 3 * math.log(levels / 2) - density)))
     assert np.all(np.diff(errors) < 0)
     assert errors[0] > 0.1 and errors[-1] < 1e-8  # faster than any power of the width

@@ -25,11 +25,8 @@ def test_lists_are_taken_for_arrays():
         return [
             process.marginal(x, t),
             process.transition(x, -1.0, 1.0),
-            process.posterior(x, x, -1.0, 1.0),
-            loss.prior(x, 5.0),
             loss.reconstruction(n, x, -5.0, 4),
             loss.diffusion(x, x, t, twice, LINE),
-            pixels.decode(x, -5.0, 4),
             timestep.grid(t, 4),
             timestep.proposal([1.0, 2.0]).at(t),
             schedule.cosine()(t),

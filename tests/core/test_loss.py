@@ -143,7 +143,7 @@ def test_float32_diffusion_loss_agrees_with_float64(num_steps):
 
 def test_a_step_of_the_grid_gives_one_loss_wherever_in_it_the_time_is_drawn(x64):
     x, eps = jnp.ones((4, 2)), jnp.full((4, 2), 0.7)
-    losses = loss.diffusion(x, eps, jnp.array([0.0, 0.01, 0.1, 0.2]), OPTIMAL, LINEAR, 5)
+    losses = compiled_diffusion(OPTIMAL, LINEAR, 5)(x, eps, jnp.array([0.0, 0.01, 0.1, 0.2]))
     np.testing.assert_allclose(losses, losses[0], rtol=1e-12)
 
 
@@ -293,7 +293,7 @@ def test_elbo_is_unbiased_in_each_term(num_steps, method):
     np.testing.assert_allclose(terms.total, sum(terms), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "levels", "num_steps"), [((4, 3, 1), 256, None), ((5, 2), 2, 1)])
+@pytest.mark.parametrize(("shape", "levels", "num_steps"), [((4, 3, 1), 256, None)])
 def test_elbo_of_an_event_of_any_shape_is_that_of_its_flat_vector(shape, levels, num_steps):
     images = np.random.default_rng(0).integers(0, levels, (3, *shape))
     gamma, key = schedule.cosine(-8.0, 4.0), jax.random.key(1)

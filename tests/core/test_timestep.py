@@ -10,6 +10,9 @@ from scipy import stats
 from vdm_jax import loss, process, schedule, timestep
 from vdm_jax.timestep import Proposal
 
+at = jax.jit(Proposal.at)
+grid = jax.jit(timestep.grid, static_argnums=1)
+
 # ---- draws ----
 
 
@@ -65,7 +68,7 @@ def test_spread_times_are_the_golden_rotation_and_uniform_with_u():
 @pytest.mark.parametrize("num_steps", [1, 7, 1000])
 def test_grid_rounds_up_to_a_step_of_length_one_over_num_steps(x64, num_steps):
     draws = np.random.default_rng(0).uniform(size=500)
-    s, t = timestep.grid(jnp.asarray(draws), num_steps)
+    s, t = grid(jnp.asarray(draws), num_steps)
     i = np.asarray(t) * num_steps
     np.testing.assert_allclose(i, np.rint(i), atol=1e-9)
     np.testing.assert_allclose(t - s, 1.0 / num_steps, rtol=1e-12)
@@ -75,14 +78,13 @@ def test_grid_rounds_up_to_a_step_of_length_one_over_num_steps(x64, num_steps):
 def test_a_time_on_the_grid_stays_where_it_is_and_neighbours_share_theirs(dtype):
     for num_steps in (10, 1000):
         i = np.arange(1, num_steps + 1).astype(dtype)
-        grid = jax.jit(lambda t, n=num_steps: timestep.grid(t, n))
-        for at in (i / num_steps, np.linspace(0.0, 1.0, num_steps + 1, dtype=dtype)[1:]):
-            s, t = grid(at)
+        for given in (i / num_steps, np.linspace(0.0, 1.0, num_steps + 1, dtype=dtype)[1:]):
+            s, t = grid(given, num_steps)
             assert s.dtype == t.dtype == dtype
             np.testing.assert_array_equal(np.rint(np.asarray(t) * num_steps), i)
             np.testing.assert_array_equal(np.rint(np.asarray(s) * num_steps), i - 1)
         # s of one step and t of the one before are the same number: the bound telescopes.
-        s, t = grid((i - 0.5) / num_steps)
+        s, t = grid((i - 0.5) / num_steps, num_steps)
         np.testing.assert_array_equal(s[1:], t[:-1])
         np.testing.assert_array_equal(np.rint(np.asarray(t) * num_steps), i)
     # A draw of exactly 0 belongs to the first step.
@@ -115,7 +117,7 @@ def integral(q: Proposal, f, order: int = 5) -> float:
     """int_0^1 weight(u) f(t(u)) du, by Gauss-Legendre quadrature between the edges of the bins."""
     nodes, weights = gauss_legendre(1, order)
     width = np.diff(q.cdf)
-    t, w = q.at(q.cdf[:-1, None] + width[:, None] * nodes)
+    t, w = at(q, q.cdf[:-1, None] + width[:, None] * nodes)
     return float(np.sum(width[:, None] * weights * np.asarray(w) * f(np.asarray(t))))
 
 
@@ -127,7 +129,7 @@ def test_density_is_the_profile_mixed_with_a_floor_and_integrates_to_one(x64, va
         np.testing.assert_allclose(q.density, expected, rtol=1e-11)
         np.testing.assert_allclose(np.mean(q.density), 1.0, rtol=1e-14)
         u = jnp.linspace(0.0, 1.0, 999)
-        t, weight = q.at(u)
+        t, weight = at(q, u)
         assert weight.max() <= (1 + 1e-9) / floor
         if floor == 1.0:
             np.testing.assert_allclose(t, u, atol=1e-15)
@@ -140,9 +142,9 @@ def test_weighted_integrals_are_those_of_uniform_times_for_any_function(x64, val
     for power in range(6):
         np.testing.assert_allclose(integral(q, lambda t, p=power: t**p), 1 / (power + 1), rtol=1e-9)
     # A jump, on no edge of a bin, by the midpoint rule in u; and the steps of a grid.
-    t, weight = q.at((jnp.arange(400_000) + 0.5) / 400_000)
+    t, weight = at(q, (jnp.arange(400_000) + 0.5) / 400_000)
     np.testing.assert_allclose(np.mean(weight * (t < 0.3)), 0.3, atol=5e-5)
-    step = np.rint(np.asarray(timestep.grid(t, 10)[1]) * 10).astype(int)
+    step = np.rint(np.asarray(grid(t, 10)[1]) * 10).astype(int)
     share = np.bincount(step, weight / len(t), 11)[1:]
     np.testing.assert_allclose(share, 0.1, atol=5e-5)
 
@@ -151,7 +153,7 @@ def test_weighted_integrals_are_those_of_uniform_times_for_any_function(x64, val
 def test_map_is_the_inverse_of_the_distribution_function(values):
     q = timestep.proposal(values)
     u = jnp.linspace(0.0, 1.0, 1000, endpoint=False).reshape(10, 100)
-    t, weight = jax.jit(Proposal.at)(q, u)
+    t, weight = at(q, u)
     assert t.shape == weight.shape == u.shape and t.dtype == weight.dtype == jnp.float32
     back = np.interp(np.asarray(t, np.float64), np.linspace(0, 1, len(q.cdf)), np.asarray(q.cdf))
     # A rounding of t is magnified by the density.
@@ -161,7 +163,7 @@ def test_map_is_the_inverse_of_the_distribution_function(values):
     bins = np.minimum((np.asarray(t) * len(q.density)).astype(int), len(q.density) - 1)
     assert np.mean(np.isclose(weight, 1 / q.density[bins], rtol=1e-4)) > 0.98  # but for edges
     last = jnp.nextafter(jnp.asarray(1.0), jnp.asarray(0.0))
-    t, weight = q.at(jnp.array([0.0, last, 1.0]))
+    t, weight = at(q, jnp.array([0.0, last, 1.0]))
     assert t[0] == 0.0 and t[1] <= t[2] == 1.0
     np.testing.assert_allclose(weight, 1 / q.density[jnp.array([0, -1, -1])], rtol=1e-5)
 
@@ -169,9 +171,9 @@ def test_map_is_the_inverse_of_the_distribution_function(values):
 def test_float32_of_a_thousand_bins_agrees_with_float64():
     values = 0.01 + np.random.default_rng(0).gamma(0.5, size=1000)
     u = np.random.default_rng(1).uniform(size=2000)
-    single = np.asarray(timestep.proposal(values).at(jnp.asarray(u, jnp.float32)))
+    single = np.asarray(at(timestep.proposal(values), jnp.asarray(u, jnp.float32)))
     with jax.enable_x64(True):
-        double = np.asarray(timestep.proposal(values).at(jnp.asarray(u)))
+        double = np.asarray(at(timestep.proposal(values), jnp.asarray(u)))
     np.testing.assert_allclose(single[0], double[0], atol=2e-6)
     same_bin = (single[0] * np.float32(1000)).astype(int) == (double[0] * 1000).astype(int)
     assert same_bin.mean() > 0.99
@@ -227,7 +229,7 @@ def test_profile_is_the_moments_of_each_bin_and_interpolated_where_there_are_non
 
 def test_weights_undo_a_proposal_of_other_bins(x64):
     q = timestep.proposal([1.0, 9.0, 2.0])
-    t, weight = q.at((jnp.arange(100_000) + 0.5) / 100_000)
+    t, weight = at(q, (jnp.arange(100_000) + 0.5) / 100_000)
     measured = timestep.profile(t, t**2, 2, weight)
     np.testing.assert_allclose(measured.mean, [1 / 12, 7 / 12], rtol=1e-4)
     np.testing.assert_allclose(measured.rms**2, [1 / 80, 31 / 80], rtol=1e-4)
@@ -249,10 +251,10 @@ def test_a_measured_proposal_leaves_the_loss_unbiased_and_varies_less(x64):
     plain = run(eps, u)
     q = timestep.proposal(timestep.profile(u, plain, 20).rms)
     # Antithetic times keep their strata in the mass of the proposal.
-    strata, _ = q.at(timestep.antithetic(jax.random.key(0), 16))
+    strata, _ = at(q, timestep.antithetic(jax.random.key(0), 16))
     mass = np.interp(np.asarray(strata), np.linspace(0, 1, 21), np.asarray(q.cdf))
     np.testing.assert_array_equal(np.bincount(np.floor(16 * mass).astype(int), minlength=16), 1)
-    t, weight = q.at(u)
+    t, weight = at(q, u)
     tempered = weight * run(eps, t)
     nodes, shares = gauss_legendre(n // 16, 8)
     ends = np.tile([[1.0], [-1.0]], (len(nodes), 1))  # E f(eps) of a quadratic f

@@ -80,7 +80,7 @@ def test_sample_is_the_ancestral_chain_and_reaches_every_sampler():
 
 
 def test_density_and_samples_of_gaussian_data_have_their_closed_form():
-    """Of x ~ N(0.3, 0.5) and the optimal denoiser: the density is that of x + N(0, exp(gamma_0))."""
+    """Of x ~ N(0.3, 0.5) and its optimal denoiser: the density of x + N(0, exp(gamma_0))."""
 
     def optimal(z, gamma_t):
         g = process.expand(gamma_t, z)

@@ -1,4 +1,4 @@
-"""Arguments drawn at random, at the edge of sense too: the right numbers by the paper's formulas."""
+"""Arguments drawn at random, at the edge of sense too, against the paper's formulas."""
 
 import jax
 import jax.numpy as jnp
