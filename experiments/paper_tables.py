@@ -1,38 +1,39 @@
-"""The offline part of the paper's results, at small scale: docs/results.md and its plots.
+"""The paper's tables that need no download, at small scale: those and the plots of docs/results.md.
 
-    python -m experiments.reproduce --workdir=DIR [--out=docs] [--scale=1.0]
+    python -m experiments.paper_tables --workdir=DIR [--out=docs] [--scale=1.0]
 
 Trains eight small models on digits, below DIR, and measures on them what the paper's tables and
-figures show on CIFAR-10. A run that is there already is not trained again. --scale shortens or
-lengthens every training; docs/results.md is made with 1.
+figures show on CIFAR-10. A run that is there already is not trained again. Leaves all numbers in
+DIR/results.json. --scale shortens or lengthens every training, for a copy of the page in another
+--out.
 """
 
 import json
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from experiments import series, study
+from experiments import paper_report, trainings
 from experiments.configs import digits
-from experiments.evaluate import everything
+from experiments.evaluate import evaluate
 from vdm_jax import bounds, loss, schedule
-from vdm_jax.evaluation import likelihood as measure
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run.cli import UserError
+from vdm_jax.evaluation import likelihood
+from vdm_jax.run import build, cli
 from vdm_jax.run.restore import Restored
 from vdm_jax.train.model import Batch
 from vdm_jax.types import Gamma, Key
 
-SWEEP = (10, 100, 250, 500, 1000, 10000, None)
-FORMS = (4, 16, 64, 256, 1024)
-GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the paper's end points, for the table of variances
+Row = dict[str, Any]
+
+SWEEP = (10, 100, 250, 500, 1000, 10000, None)  # numbers of steps T that a model is evaluated with
+FORMS = (4, 16, 64, 256, 1024)  # T of the two forms of the bound
+ENDS = (-13.3, 5.0)  # the paper's end points of gamma, for the table of variances
 
 # What differs from configs/digits.py.
 RUNS: dict[str, dict[str, Any]] = {
@@ -46,8 +47,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "model.gamma": "monotone",
         "model.gamma_objective": "variance",
         "model.learn_end_points": False,
-        "model.gamma_min": GAMMA_MIN,
-        "model.gamma_max": GAMMA_MAX,
+        "model.gamma_min": ENDS[0],
+        "model.gamma_max": ENDS[1],
     },
     "eps": {"train.steps": 3_000, "model.head": "eps"},
     "eps, Fourier features": {
@@ -61,120 +62,91 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
-    """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
-    workdir, out, scale = series.parse(argv, __doc__, "results.md and results/")
-    mesh = setup.make_mesh()
+    """Parses `argv`, trains, measures, and puts the numbers, which are returned, into the page."""
+    workdir, page, scale = trainings.parse(argv, __doc__, "results.md", paper_report.TABLES)
+    mesh = build.make_mesh()
     models, minutes = {}, 0.0
     for name, changes in RUNS.items():
-        folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        models[name], took = series.train(make_config(changes, scale), folder, mesh)
+        config = trainings.make_config(digits.get_config(), changes, scale)
+        models[name], took = trainings.train(config, _folder(workdir, name), mesh)
         minutes += took
-    began = time.monotonic()
     print("\n== measuring", flush=True)
-    found = _measure(models, mesh)
-    found["minutes"] = minutes + (time.monotonic() - began) / 60
-    found["scale"] = scale
+    found = {
+        "scale": scale,
+        "minutes": minutes,
+        "steps": {name: model.step for name, model in models.items()},
+        "sweep": _sweep(models, mesh),
+        "variance": _variance(models["learned"], mesh),
+        "networks": _networks(models, mesh),
+        "forms": _forms(models["main"], mesh),
+        "likelihoods": _likelihoods(_folder(workdir, "main")),
+    }
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    study.write(out, found)
-    print(f"{found['minutes']:.1f} minutes; written to {out / 'results.md'}")
+    paper_report.write(page, found)
+    print(f"{minutes:.1f} minutes of training; written to {page}")
     return found
 
 
-def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:
-    """The configuration of digits with `changes`, and `scale` times the steps."""
-    return series.make_config(digits.get_config(), changes, scale)
+def _folder(workdir: Path, name: str) -> Path:
+    return workdir / name.replace(" ", "-").replace(",", "")
 
 
-def _measure(models: dict[str, Restored], mesh: Mesh) -> dict[str, Any]:
-    def say(name: str, part: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        result = part()
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        return result
-
-    main = models["main"]
-    return {
-        "images": len(main.images.test),
-        "steps": {name: model.step for name, model in models.items()},
-        "sweep": say("T sweep", lambda: _sweep(models, mesh)),
-        "variance": say("variance", lambda: _variance(models["learned"], mesh)),
-        "networks": say("networks", lambda: _networks(models, mesh)),
-        "forms": say("two forms", lambda: _forms(main, mesh)),
-        "likelihoods": say("likelihoods", lambda: _likelihoods(main, mesh)),
-    }
-
-
-def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
-    """The paper's table 2: trained with one T, evaluated with another."""
+def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
+    """Returns the paper's table 2: trained with one T, evaluated with another."""
     rows = []
     for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
         trained = models[name]
         for num_steps in evaluated:
             model = trained.model.with_fields(num_steps=num_steps)
-            draws = series.bound(trained, model, mesh)
-            row = measure.of_draws(draws, model.bind(trained.params))
+            draws = trainings.bound(trained, model, mesh)
+            row = likelihood.of_draws(draws, model.bind(trained.params))
             rows.append(row | {"trained": trained.vdm.num_steps})
     return rows
 
 
-def _variance(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
-    """The paper's figure 4b: four schedules between the same end points, one network."""
-    ends = (GAMMA_MIN, GAMMA_MAX)
+def _variance(trained: Restored, mesh: Mesh) -> list[Row]:
+    """Returns the paper's figure 4b: four schedules between the same end points, one network."""
     fixed: dict[str, Gamma | None] = {
         "learned": None,
-        "linear log-SNR": schedule.linear(*ends),
-        "cosine": schedule.cosine(*ends),
-        "beta-linear": schedule.beta_linear(*ends),
+        "linear log-SNR": schedule.linear(*ENDS),
+        "cosine": schedule.cosine(*ENDS),
+        "beta-linear": schedule.beta_linear(*ENDS),
     }
     rows = []
     for name, gamma in fixed.items():
         model = trained.model if gamma is None else trained.model.with_fields(gamma=gamma)
-        draws = series.bound(trained, model, mesh, 4 * series.REPEATS)
-        of_it = trained._replace(model=model)
-        row = measure.of_draws(draws, of_it.vdm)
+        draws = trainings.bound(trained, model, mesh, 4 * trainings.REPEATS)
+        of = trained._replace(model=model)
         rows.append(
-            row
+            likelihood.of_draws(draws, of.vdm)
             | {
                 "schedule": name,
-                "variance": measure.variance(draws, of_it.vdm.event_shape),
-                "profile": measure.profile(draws, of_it),
+                "variance": likelihood.variance(draws, of.vdm.event_shape),
+                "profile": likelihood.profile(draws, of),
             }
         )
     return rows
 
 
-def _networks(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
-    """What the network predicts, and Fourier features: the bound in continuous time."""
+def _networks(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
+    """Returns the bound in continuous time by what the network predicts, and Fourier features."""
     rows = []
     for name in ("eps", "eps, Fourier features", "x", "v"):
         trained = models[name]
-        draws = series.bound(trained, trained.model, mesh)
-        rows.append(measure.of_draws(draws, trained.vdm) | {"network": name})
+        draws = trainings.bound(trained, trained.model, mesh)
+        rows.append(likelihood.of_draws(draws, trained.vdm) | {"network": name})
     return rows
 
 
-def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
-    """Luo's two forms of one bound: mean and variance of a draw, for several T."""
+def _forms(trained: Restored, mesh: Mesh) -> list[Row]:
+    """Returns mean and variance of a draw of Luo's two forms of one bound, for several T."""
     rows = []
     for num_steps in FORMS:
-        row: dict[str, Any] = {"num_steps": num_steps}
+        row: Row = {"num_steps": num_steps}
         for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
-
-            def nats(
-                params: Any,
-                batch: Batch,
-                key: Key,
-                num_steps: int = num_steps,
-                function: Callable[..., loss.ElboTerms] = function,
-            ) -> tuple[jax.Array, jax.Array]:
-                vdm = trained.model.bind(params, batch["conditioning"])
-                terms = function(
-                    key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
-                )
-                return terms.total, jax.numpy.zeros(())
-
-            bits, _ = measure.per_image(
+            nats = _nats(trained, function, num_steps)
+            bits, _ = likelihood.per_image(
                 nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(0), 32
             )
             error = bits.std(ddof=1) / np.sqrt(bits.size)
@@ -183,19 +155,28 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
     return rows
 
 
-def _likelihoods(trained: Restored, mesh: Mesh) -> dict[str, Any]:
-    """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
-    options = {
-        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf,20", "importance": False, "control_variates": False,
-        "monte_carlo_error": None, "chains": 32, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1,
-        "trace": "hutchinson", "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
-    }  # fmt: skip
-    found = everything(trained, options, mesh)
-    if found["failed"]:
-        raise UserError(found["failed"])
-    return found
+def _nats(trained: Restored, function: Callable[..., loss.ElboTerms], num_steps: int) -> Callable:
+    """Returns (params, batch, key) -> (a draw of the bound [batch] in nats, 0)."""
+
+    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+        vdm = trained.model.bind(params, batch["conditioning"])
+        terms = function(
+            key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
+        )
+        return terms.total, jnp.zeros(())
+
+    return nats
+
+
+def _likelihoods(folder: Path) -> list[Row]:
+    """Returns bound, importance-weighted bound and ODE on the same images."""
+    found = evaluate([
+        "evaluate", f"--workdir={folder}", "--images=64", "--batch_size=64",
+        f"--repeats={2 * trainings.REPEATS}", "--num_steps=inf,20", "--chains=32",
+        "--chain_steps=20", "--ode_images=64", "--dequantization=both", "--trace=hutchinson",
+        "--tolerance=1e-3",
+    ])  # fmt: skip
+    return list(found["rows"])
 
 
 if __name__ == "__main__":
