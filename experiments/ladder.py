@@ -38,6 +38,7 @@ from vdm_jax.train.model import unit
 Row = dict[str, Any]
 
 _SHORT = {"train.steps": 1_500}
+_CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
 _CHAIN = _SHORT | {"hierarchy.depth": 4, "hierarchy.data_size": True}
 _FIXED = _CHAIN | {"hierarchy.fixed_encoder": True}
 FOUR, LAST = "hierarchical VAE, 4 latents", "VDM, continuous time"
@@ -79,7 +80,7 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
         for kind in ("posterior", "learned")
     },
     "objective": {
-        head: (digits.get_config, _SHORT | {"eval.every": 150, "eval.repeats": 8, "model.head": head})
+        head: (digits.get_config, _CURVE | {"model.head": head})
         for head in ("x", "eps", "score", "v")
     },
     "density": {
@@ -201,7 +202,9 @@ def _objective(at: _Ladder, name: str) -> Row:
     """Returns a parameterization's row, with its test bound during training."""
     row = at.row("objective", name)
     lines = report.read_metrics(at.folder("objective", name) / "metrics.jsonl")
-    return row | {"curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]}
+    return row | {
+        "curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
+    }
 
 
 def _flow(at: _Ladder) -> list[Row]:
@@ -221,9 +224,7 @@ def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
         steps = max(round(STEPS_2D[kind] * at.scale), 20)
-        found[kind] = toy2d(
-            ["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"]
-        )
+        found[kind] = toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
         shutil.copy(folder / f"swirl-{kind}.png", pictures)
     return found
 

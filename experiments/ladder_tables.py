@@ -76,14 +76,16 @@ def _vdm(found: Found) -> str:
 
 
 def _variances(found: Found) -> str:
-    head = ("T", "variance of p(z_s given z_t)", "test bits per dim", "lower than the posterior's by")
+    head = (
+        "T",
+        "variance of p(z_s given z_t)",
+        "test bits per dim",
+        "lower than the posterior's by",
+    )
     rows = found["variances"]
     return table(
         head,
-        [
-            (str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r["gain"]))
-            for r in rows
-        ],
+        [(str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r["gain"])) for r in rows],
     )
 
 

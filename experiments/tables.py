@@ -53,7 +53,9 @@ def estimate(row: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def figure(path: Path, size: tuple[float, float] = (6.5, 4.0), rows: int = 1) -> Iterator[list[Axes]]:
+def figure(
+    path: Path, size: tuple[float, float] = (6.5, 4.0), rows: int = 1
+) -> Iterator[list[Axes]]:
     """Gives the axes of a figure, one above the other, and saves it with grids and legends."""
     drawn = Figure(figsize=size, layout="constrained")
     axes = list(drawn.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])

@@ -39,7 +39,7 @@ def draw(path: Path, fitted: Fitted, found: Mapping[str, Any]) -> None:
     centres = 0.5 * (edges[1:] + edges[:-1])
     x = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
     known = np.exp(points.log_prob(name, x))
-    learned = np.asarray(fitted.log_prob(jnp.asarray(x, jnp.float32), 1e-3).log_prob, np.float64)
+    learned = np.asarray(fitted.log_prob(jnp.asarray(x, jnp.float32), 1e-3), np.float64)
     top = float(known.max())
     _density(truth, edges, known, top, "density of the data")
     _density(density, edges, np.exp(learned), top, "density of the model, by the ODE")
