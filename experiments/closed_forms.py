@@ -44,7 +44,8 @@ def prior_nats_per_dim(
 
 def forgetting() -> list[dict[str, float]]:
     """Returns KL(q(z_t) || N(0, 1)) in nats of data N(0.7, 0.3^2) along a linear schedule."""
-    data, standard = Gaussian(jnp.array([0.7]), jnp.array([0.09])), Gaussian(0.0, 1.0)
+    data = Gaussian(jnp.array([0.7]), jnp.array([0.09]))
+    standard = Gaussian(jnp.zeros(1), jnp.ones(1))
     times = jnp.linspace(0.0, 1.0, 5)
     rows = []
     for t, gamma in zip(times, schedule.linear(-8.0, 5.0)(times), strict=True):

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from vdm_jax import divergence, ode, pixels
+from vdm_jax import ode, pixels
 from vdm_jax.data import DataError
 from vdm_jax.evaluation import likelihood as measure
 from vdm_jax.evaluation import report as results
@@ -76,8 +76,8 @@ def _flags() -> flags.FlagValues:
     number("ode_images", "how many images the ODE is solved for; 0: none", 0, 0)
     choice("dequantization", "of the ODE", (*pixels.DEQUANTIZATIONS, "both"), "truncated_normal")
     number("ode_samples", "draws of the dequantisation that one bound is made of", 1)
-    choice("trace", "of the ODE", (*divergence.TRACES, "auto"), "auto")
-    choice("probes", "of --trace=hutchinson", divergence.PROBES, "rademacher")
+    choice("trace", "of the ODE", (*ode.TRACES, "auto"), "auto")
+    choice("probes", "of --trace=hutchinson", ode.PROBES, "rademacher")
     number("num_probes", "of --trace=hutchinson", 1)
     flags.DEFINE_float("tolerance", 1e-5, "of the ODE, relative and absolute", flag_values=values)
     return values
@@ -235,7 +235,7 @@ def _check_error(error: float | None, repeats: int | None) -> None:
 
 def _check_tolerance(tolerance: float) -> None:
     try:
-        ode.check(jnp.zeros(()).dtype, tolerance, tolerance, 1)
+        ode.Solver(rtol=tolerance, atol=tolerance).check(jnp.zeros(()).dtype)
     except ValueError as error:
         raise UserError(f"--tolerance={tolerance}: {error}") from error
     if not tolerance <= 0.1:

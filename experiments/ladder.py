@@ -185,17 +185,12 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
     fixed, about = at.train("variance", f"posterior, T = {steps}")
     learned, learned_about = at.train("variance", f"learned, T = {steps}")
     wider = fixed._replace(model=fixed.model.with_fields(reverse_var="transition"))
-    rows, base = [], None
-    for kind, model, its in (
-        ("posterior", fixed, about),
-        ("transition", wider, about),
-        ("learned", learned, learned_about),
-    ):
+    row, base = at.bound(fixed)
+    rows = [row | about | {"kind": "posterior", "gain": None}]
+    for kind, model, its in (("transition", wider, about), ("learned", learned, learned_about)):
         row, bits = at.bound(model)
-        gain = None if base is None else difference(base, bits)
-        base = bits if base is None else base
-        rows.append(row | its | {"num_steps": steps, "kind": kind, "gain": gain})
-    return rows
+        rows.append(row | its | {"kind": kind, "gain": difference(base, bits)})
+    return [row | {"num_steps": steps} for row in rows]
 
 
 def _objective(at: _Ladder, name: str) -> Row:

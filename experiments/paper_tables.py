@@ -28,6 +28,7 @@ from vdm_jax.run import build, cli
 from vdm_jax.run.restore import Restored
 from vdm_jax.train.model import Batch
 from vdm_jax.types import Gamma, Key
+from vdm_jax.vdm import VDM
 
 Row = dict[str, Any]
 
@@ -144,7 +145,7 @@ def _forms(trained: Restored, mesh: Mesh) -> list[Row]:
     rows = []
     for num_steps in FORMS:
         row: Row = {"num_steps": num_steps}
-        for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
+        for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
             nats = _nats(trained, function, num_steps)
             bits, _ = likelihood.per_image(
                 nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(0), 32
@@ -159,11 +160,8 @@ def _nats(trained: Restored, function: Callable[..., loss.ElboTerms], num_steps:
     """Returns (params, batch, key) -> (a draw of the bound [batch] in nats, 0)."""
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])
-        terms = function(
-            key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
-        )
-        return terms.total, jnp.zeros(())
+        vdm = trained.model.bind(params, batch["conditioning"])._replace(num_steps=num_steps)
+        return function(vdm, key, batch["images"]).total, jnp.zeros(())
 
     return nats
 

@@ -24,11 +24,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from vdm_jax import solvers, spacing
 from vdm_jax.data import DataError
 from vdm_jax.evaluation import report as results
 from vdm_jax.evaluation import sample_quality as sampling
-from vdm_jax.evaluation.sample_quality import Rule
+from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
@@ -36,8 +35,6 @@ from vdm_jax.run import restore as trained
 from vdm_jax.run.bar import Bar
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.solvers import SAMPLERS, Sampler
-from vdm_jax.spacing import Spacing
 from vdm_jax.train import memory, report
 from vdm_jax.train.checkpoint import CheckpointError
 
@@ -50,9 +47,7 @@ def _flags() -> flags.FlagValues:
     trained.define_flags(values, "samples", "compare with")
     choice("sampler", "how", SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
-    choice(
-        "spacing", "of the steps (default time for ancestral, else karras)", spacing.SPACINGS, None
-    )
+    choice("spacing", "of the steps (default time for ancestral, else karras)", SPACINGS, None)
     flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1", flag_values=values)
     number("n", "how many samples", 64)
     number("batch_size", "samples at once, over all devices; default that of an evaluation")
@@ -110,13 +105,10 @@ def sample(argv: list[str]) -> dict[str, Any]:
 
 def _rule(options: Mapping[str, Any]) -> Rule:
     """How to sample. Raises UserError for an eta that can't be."""
-    name = options["sampler"]
     try:
-        solvers.needs_noise(name, options["eta"])
+        return Rule(options["sampler"], options["num_steps"], options["spacing"], options["eta"])
     except ValueError as error:
         raise UserError(f"--eta={options['eta']}: {error}") from error
-    spaced = options["spacing"] or solvers.default_spacing(name)
-    return Rule(name, options["num_steps"], spaced, options["eta"])
 
 
 def _check_quality(options: Mapping[str, Any]) -> None:
@@ -148,11 +140,11 @@ def _rules() -> list[Rule]:
         ("ddim", ("karras", "angle")),
     )
     fast = [
-        Rule(name, calls // solvers.network_calls(name, 1), spaced)
+        Rule(name, calls // Rule(name, 1).network_calls, spaced)
         for name, spacings in compared
         for spaced in spacings
         for calls in CALLS
-        if calls % solvers.network_calls(name, 1) == 0
+        if calls % Rule(name, 1).network_calls == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 

@@ -38,7 +38,8 @@ def replace(page: Path, tables: Mapping[str, str]) -> None:
     check(page, tables)
     text = page.read_text()
     for name, table in tables.items():
-        text = _place(name).sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        before, start, end, after = _place(name).split(text)
+        text = f"{before}{start}{table}\n{end}{after}"
     files.write_whole(page, text)
 
 

@@ -24,6 +24,7 @@ __all__ = ["CHUNK", "GAMMA_0", "STEPS", "Fitted", "Say", "bound", "train_cnf", "
 
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
+PIECES = 60  # of a trajectory
 
 # The end points stay as they are: of continuous data the bound has no best gamma_0. The nearer
 # z_0 is to the data, the better, as far as the network follows. Noise of exp(-6) = 0.0025 is a
@@ -70,15 +71,15 @@ def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
     state, losses = _run(one, step.init_state(model, tx, key_init), steps, say)
     vdm: VDM = model.bind(state.ema_params)
 
-    def back(z: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
-        gamma_s, gamma_t = vdm.gamma(jnp.stack([earlier, later]))
-        return flow.sample(z, vdm.denoise, gamma_s, gamma_t, vdm.kind, rtol=1e-3, atol=1e-3).z_0
+    def paths(key: Key, n: int) -> Tensor:
+        z_1, gammas = jax.random.normal(key, (n, 2)), vdm.gamma(jnp.linspace(1.0, 0.0, PIECES + 1))
+        return _paths(lambda gamma, z: flow.drift(vdm, z, gamma), gammas, z_1)
 
     return Fitted(
         losses,
         jax.jit(lambda x, tol: vdm.log_prob(x, rtol=tol, atol=tol), static_argnums=1),
         jax.jit(lambda key, n: vdm.sample(key, n, 200), static_argnums=1),
-        lambda key, n: _paths(back, jax.random.normal(key, (n, 2))),
+        paths,
         jax.jit(lambda key, x: bound(key, x, vdm)),
         vdm.gamma,
     )
@@ -93,8 +94,8 @@ def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
     data = jnp.asarray(points)
 
     def log_prob(params: Params, x: Tensor, tolerance: float) -> PerExample:
-        p = cnf.log_prob(x, _field(network, params), 0.0, 1.0, rtol=tolerance, atol=tolerance)
-        return p.log_prob
+        solver = cnf.Solver(rtol=tolerance, atol=tolerance)
+        return cnf.log_prob(x, _field(network, params), 0.0, 1.0, solver=solver).log_prob
 
     def one(state: Any) -> tuple[Any, jax.Array]:
         i, params, moments = state
@@ -108,17 +109,17 @@ def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
     (_, params, _), losses = _run(one, state, steps, say)
     field = _field(network, params)
 
-    def back(z: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
-        return cnf.sample(z, field, earlier, later, rtol=1e-3, atol=1e-3).x
-
     def sample(key: Key, n: int) -> Tensor:
-        return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).x
+        return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).z
+
+    def paths(key: Key, n: int) -> Tensor:
+        return _paths(field, jnp.linspace(1.0, 0.0, PIECES + 1), jax.random.normal(key, (n, 2)))
 
     return Fitted(
         losses,
         jax.jit(lambda x, tolerance: log_prob(params, x, tolerance), static_argnums=1),
         jax.jit(sample, static_argnums=1),
-        lambda key, n: _paths(back, jax.random.normal(key, (n, 2))),
+        paths,
     )
 
 
@@ -199,12 +200,12 @@ def bound(key: Key, x: Tensor, vdm: VDM) -> PerExample:
     return terms.total - excess(eps_0) - share * slope * excess(eps)
 
 
-def _paths(back: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, pieces: int = 60) -> Tensor:
-    """Returns the way of z from t = 1 to t = 0, [pieces + 1, *z.shape]."""
-    times = jnp.linspace(1.0, 0.0, pieces + 1)
+def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
+    """Returns the way of z from the first of the times to the last, [times, *z.shape]."""
 
     def body(z: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        z = back(z, *ends)
+        later, earlier = ends
+        z = cnf.sample(z, field, earlier, later, cnf.Solver(rtol=1e-3, atol=1e-3)).z
         return z, z
 
     run = jax.jit(lambda z: jax.lax.scan(body, z, (times[:-1], times[1:]))[1])

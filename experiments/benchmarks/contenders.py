@@ -111,7 +111,9 @@ def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
     }
     training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
     function = step.make_step(training, mesh)
-    return _timed(lambda: function.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile())
+    return _timed(
+        lambda: function.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile()
+    )
 
 
 def published(code: PublishedCode, batch: int) -> Contender:

@@ -4,8 +4,7 @@
 
 Measures the CIFAR-10 network: compiling, a training step, its memory, a step of sampling; and, on
 a model of digits trained in DIR first, how many calls of the network good samples and a precise
-bound take. Contenders do the same work and take turns, round after round; figures are medians. On a
-GPU the batch is 128, and the largest batch that fits and the augmented model are measured too.
+bound take. Contenders do the same work and take turns, round after round; figures are medians.
 Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
@@ -30,11 +29,10 @@ from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10, digits
 from vdm_jax import data
 from vdm_jax.evaluation import sample_quality, variance_reduction
-from vdm_jax.evaluation.sample_quality import Rule
+from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli
 from vdm_jax.run import compilation_cache as cache
 from vdm_jax.run.cli import UserError
-from vdm_jax.train import memory
 
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
@@ -73,14 +71,12 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     page = Path(options["out"]) / "benchmarks.md"
     tables.check(page, speed_tables.TABLES)
     workdir = build.make_workdir(Path(options["workdir"]))
-    on_gpu = jax.default_backend() == "gpu"
-    batch = options["batch_size"] or (128 if on_gpu else 4)
+    batch = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {
         "options": {**options, "batch_size": batch},
         "machine": speed_tables.machine(),
         "steps": _steps(options, batch),
         "loader": _loader(),
-        "largest": _largest() if on_gpu else [],
     }
     if options["quality"]:
         found |= _quality(workdir)
@@ -114,46 +110,11 @@ def _steps(options: Mapping[str, Any], batch: int) -> list[Row]:
     return [contender.row(flops, options["peak_tflops"]) for contender in made]
 
 
-def _config(batch: int, changes: Mapping[str, Any], variant: str = "") -> ConfigDict:
-    config = cifar10.get_config(variant)
+def _config(batch: int, changes: Mapping[str, Any]) -> ConfigDict:
+    config = cifar10.get_config()
     config.train.batch_size = batch
     config.model.update(**changes)
     return config
-
-
-# ---- what fits ----
-
-
-def _largest() -> list[Row]:
-    """Returns the largest batch of the plain and of the augmented model, by mode."""
-    room = memory.room(jax.devices()[0])
-    if room is None:
-        return []
-    return [
-        {"name": name, "model": variant or "plain"}
-        | largest(functools.partial(_config, changes=changes, variant=variant), room.free)
-        for name, changes in MODES.items()
-        for variant in ("", "aug")
-    ]
-
-
-def largest(
-    config: Callable[[int], ConfigDict],
-    limit: int,
-    compile_step: Callable[[ConfigDict], Any] = lambda config: contenders.compile_step(config)[0],
-) -> Row:
-    """Returns the largest batch, by powers of two, whose step needs at most `limit` bytes, or 0."""
-    best, need, size = 0, 0, 8
-    while size <= 2**16:
-        try:
-            with memory.exhausted(MemoryError):
-                of = memory.need(compile_step(config(size)))
-        except MemoryError:  # of the compiler, which measures candidates on the device
-            break
-        if of is None or of > limit:
-            break
-        best, need, size = size, of, 2 * size
-    return {"batch": best, "need": need}
 
 
 # ---- the loader ----

@@ -1,16 +1,15 @@
 """The tables of docs/benchmarks.md."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from vdm_jax.evaluation.report import table
-from vdm_jax.train import memory
 
-__all__ = ["TABLES", "equal_quality", "machine"]
+__all__ = ["TABLES", "machine"]
 
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -67,11 +66,6 @@ def _steps(found: Found) -> str:
     return table(head, cells)
 
 
-def _largest(found: Found) -> str:
-    rows = [(r["name"], r["model"], str(r["batch"]), memory.words(r["need"])) for r in found["largest"]]
-    return table(("", "model", "batch", "needs"), rows)
-
-
 def _samples(found: Found) -> str:
     if "quality" not in found:
         return ""
@@ -100,23 +94,5 @@ def _evaluation(found: Found) -> str:
 
 DISTANCES = ("mmd", "sliced_wasserstein")
 TABLES: dict[str, Callable[[Found], str]] = {
-    make.__name__.strip("_"): make for make in (_run, _steps, _largest, _samples, _evaluation)
+    make.__name__.strip("_"): make for make in (_run, _steps, _samples, _evaluation)
 }
-
-
-def equal_quality(rows: Sequence[Row]) -> Row | None:
-    """Returns the fewest calls that are as good as the most ancestral steps, by both distances.
-
-    As good: no farther from the test images by more than two standard errors of the difference.
-    """
-    best = max((r for r in rows if r["sampler"] == "ancestral"), key=lambda row: row["calls"])
-
-    def as_good(row: Row) -> bool:
-        return all(
-            row[name] - best[name]
-            <= 2.0 * (row[f"{name}_error"] ** 2 + best[f"{name}_error"] ** 2) ** 0.5
-            for name in DISTANCES
-        )
-
-    fast = [row for row in rows if row["calls"] and row["sampler"] != "ancestral" and as_good(row)]
-    return min(fast, key=lambda row: row["calls"]) if fast else None

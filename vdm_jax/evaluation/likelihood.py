@@ -14,14 +14,13 @@ from vdm_jax import bounds, flow, loss, pixels, timestep
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Draws, Estimate
-from vdm_jax.parameterization import split
 from vdm_jax.run import build as setup
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import sharding
 from vdm_jax.train.model import BITS, Batch, Bound, Unit
 from vdm_jax.train.model import unit as unit_of_bound
-from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.types import Key
 from vdm_jax.vdm import VDM
 
 __all__ = [
@@ -109,10 +108,8 @@ def chains(
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
         vdm = trained.model.bind(params, batch["conditioning"])
-        log_weights = bounds.chains(
-            key, batch["images"], vdm.denoise, vdm.gamma, count, images.levels, num_steps,
-            vdm.kind, vdm.reverse_var,
-        )  # fmt: skip
+        vdm = vdm._replace(levels=images.levels, num_steps=num_steps)
+        log_weights = bounds.chains(vdm, key, batch["images"], count)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     some = first(images, options["chain_images"])
@@ -136,18 +133,11 @@ def of_ode(
     """The likelihood by the probability-flow ODE."""
     samples, tolerance = options["ode_samples"], options["tolerance"]
     trace = trace_of(options, trained.vdm)
+    solver = flow.Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance)
 
     def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])
-
-        def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-            return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
-
-        found = flow.dequantized_nats(
-            key, batch["images"], denoise, vdm.gamma, images.levels, method, samples, vdm.kind,
-            trace,
-            options["probes"], options["num_probes"], tolerance, tolerance,
-        )  # fmt: skip
+        vdm = trained.model.bind(params, batch["conditioning"])._replace(levels=images.levels)
+        found = flow.dequantized_nats(vdm, key, batch["images"], method, samples, solver)
         return found.nats, found.num_evaluations / samples
 
     some = first(images, options["ode_images"])

@@ -11,34 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import sampler, solvers, spacing, twosample
+from vdm_jax import sampling, twosample
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.solvers import Sampler, State
-from vdm_jax.spacing import Spacing
+from vdm_jax.sampling import Rule, State
 from vdm_jax.train import sharding
 from vdm_jax.types import Key
 
-__all__ = ["Rule", "Stepper", "distances", "draw", "quality"]
+__all__ = ["Stepper", "distances", "draw", "quality"]
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How to sample: see `vdm_jax.solvers.step` and `vdm_jax.spacing.table`."""
-
-    sampler: Sampler
-    num_steps: int
-    spacing: Spacing
-    eta: float = 0.0
-
-    @property
-    def network_calls(self) -> int:
-        """For each sample."""
-        return solvers.network_calls(self.sampler, self.num_steps)
 
 
 class Stepper(NamedTuple):
@@ -55,18 +39,17 @@ class Stepper(NamedTuple):
     """(state, gamma_0) -> integers in [0, levels), [batch, *event], on all devices."""
 
     @classmethod
-    def of(cls, trained: Restored, name: Sampler, eta: float, mesh: Mesh) -> "Stepper":
-        """For batches that are split over the devices."""
-        model, levels = trained.vdm, trained.images.levels
-        noisy = solvers.needs_noise(name, eta)
+    def of(cls, trained: Restored, rule: Rule, mesh: Mesh) -> "Stepper":
+        """Returns the sampler of a rule, whatever its steps, for batches split over the devices."""
+        event_shape, levels = trained.vdm.event_shape, trained.images.levels
         whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
 
         def keys(key: Key, index: jax.Array) -> Key:
             return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
         def begin(key: Key, index: jax.Array, gamma_1: jax.Array) -> State:
-            z_1 = solvers.initial(keys(key, index), model.event_shape)
-            return solvers.start(z_1, gamma_1)
+            z_1 = sampling.initial(keys(key, index), event_shape)
+            return sampling.start(z_1, gamma_1)
 
         def move(
             params: Any,
@@ -79,15 +62,12 @@ class Stepper(NamedTuple):
             gamma_t: jax.Array,
             last: jax.Array,
         ) -> State:
-            denoise = trained.model.bind(params, conditioning).denoise
-            eps = solvers.noise(keys(key, index), i, model.event_shape) if noisy else None
-            return solvers.step(
-                state, eps, denoise, gamma_s, gamma_t, name, model.kind, model.reverse_var, eta,
-                last,
-            )  # fmt: skip
+            vdm = trained.model.bind(params, conditioning)
+            eps = sampling.noise(keys(key, index), i, event_shape) if rule.noisy else None
+            return sampling.step(state, eps, vdm, gamma_s, gamma_t, rule, last)
 
         def finish(state: State, gamma_0: jax.Array) -> jax.Array:
-            return sampler.to_images(state.z, gamma_0, levels)
+            return sampling.to_images(state.z, gamma_0, levels)
 
         states = State._make((split, split, whole))
         one = (whole,) * 4
@@ -117,15 +97,15 @@ def draw(
       trained: a VDM, else UserError.
       rule: how.
       n: need not be a multiple of `batch_size`, which the devices must share evenly.
-      seed: settles all noise; sample number i is that of `vdm_jax.solvers.sample` with this key.
+      seed: settles all noise; sample number i takes its noise from fold_in(key, i).
       label: the class of all of them, for a model given the class; None: each class in turn.
       advance: called with the network calls just made, of one batch.
       stepper: that of the rule's sampler, if there is one already.
     """
-    stepper = stepper or Stepper.of(trained, rule.sampler, rule.eta, mesh)
+    stepper = stepper or Stepper.of(trained, rule, mesh)
     size = min(batch_size, mesh.size * math.ceil(n / mesh.size))
     key = jax.random.key(seed)
-    gammas = _gammas(trained, rule)
+    gammas = np.asarray(rule.gammas(trained.vdm.gamma))
     split = sharding.split_over(mesh)
     per_step = rule.network_calls // rule.num_steps
     found = []
@@ -144,10 +124,6 @@ def draw(
             advance(per_step)
         found.append(np.asarray(stepper.finish(state, gammas[-1])))
     return np.concatenate(found)[:n]
-
-
-def _gammas(trained: Restored, rule: Rule) -> np.ndarray:
-    return np.asarray(spacing.table(trained.vdm.gamma, rule.num_steps, rule.spacing))
 
 
 def _conditioning(trained: Restored, index: np.ndarray, label: int | None) -> np.ndarray:
@@ -213,11 +189,11 @@ def quality(
     rows = [{"sampler": "training images", "spacing": "-", "calls": 0, "seconds": 0.0}]
     rows[0] |= measure.of_sets(chosen, data.levels)
     say(rows[0])
-    steppers: dict[tuple[Sampler, float], Stepper] = {}
+    steppers: dict[tuple[str, float], Stepper] = {}
     for rule in rules:
         which = rule.sampler, rule.eta
         if which not in steppers:
-            steppers[which] = Stepper.of(trained, *which, mesh)
+            steppers[which] = Stepper.of(trained, rule, mesh)
             once = dataclasses.replace(rule, num_steps=1)
             draw(trained, once, count, size, 0, mesh, stepper=steppers[which])  # compiles
         began = time.monotonic()
