@@ -62,7 +62,6 @@ def _flags() -> flags.FlagValues:
 
 def bench(argv: list[str]) -> Mapping[str, Any]:
     """Parses `argv`, measures, and puts the numbers, which are returned, into the page."""
-    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
@@ -70,6 +69,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder for the model of digits")
     page = Path(options["out"]) / "benchmarks.md"
     tables.check(page, speed_tables.TABLES)
+    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     workdir = build.make_workdir(Path(options["workdir"]))
     batch = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {
