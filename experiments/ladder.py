@@ -29,7 +29,6 @@ from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
 from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation import likelihood
 from vdm_jax.run import build, cli
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import report
@@ -37,10 +36,12 @@ from vdm_jax.train.model import unit
 
 Row = dict[str, Any]
 
-_SHORT = {"train.steps": 1_500}
+_SHORT, _LONG = {"train.steps": 1_500}, {"train.steps": 3_000}
 _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
+_WIDE = {"hierarchy.data_size": True, "model.channels": 116}
 _CHAIN = _SHORT | {"hierarchy.depth": 4, "hierarchy.data_size": True}
 _FIXED = _CHAIN | {"hierarchy.fixed_encoder": True}
+_ENDS = {"hierarchy.ends_at_normal": True}
 FOUR, LAST = "hierarchical VAE, 4 latents", "VDM, continuous time"
 STEPS = (10, 50, 1000)  # numbers of steps T that the reverse variances are compared at
 
@@ -51,33 +52,24 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
         "hierarchical VAE, 2 latents": (lambda: mhvae.get_config("2"), {}),
         FOUR: (lambda: mhvae.get_config("4"), {}),
         "hierarchical VAE, 8 latents": (lambda: mhvae.get_config("8"), {}),
-        "VDM, T = 10": (digits.get_config, {"train.steps": 3_000, "model.num_steps": 10}),
-        "VDM, T = 100": (digits.get_config, {"train.steps": 3_000, "model.num_steps": 100}),
-        LAST: (digits.get_config, {"train.steps": 3_000}),
+        "VDM, T = 10": (digits.get_config, _LONG | {"model.num_steps": 10}),
+        "VDM, T = 100": (digits.get_config, _LONG | {"model.num_steps": 100}),
+        LAST: (digits.get_config, _LONG),
     },
     # From the hierarchical VAE of 4 latents to the VDM of T = 3, one restriction after the other.
     "restriction": {
-        "latents of data size": (
-            lambda: mhvae.get_config("4"),
-            {"hierarchy.data_size": True, "model.channels": 116},
-        ),
+        "latents of data size": (lambda: mhvae.get_config("4"), _WIDE),
         "and a fixed linear-Gaussian encoder": (digits.get_config, _FIXED),
-        "and a schedule that ends at N(0, I)": (
-            digits.get_config,
-            _FIXED | {"hierarchy.ends_at_normal": True},
-        ),
+        "and a schedule that ends at N(0, I)": (digits.get_config, _FIXED | _ENDS),
         "the same as a VDM, a random step at a time": (
-            digits.get_config,
-            {"train.steps": 3_000, "model.num_steps": 3},
+            digits.get_config, _LONG | {"model.num_steps": 3},
         ),
     },
     "variance": {
         f"{kind}, T = {steps}": (
-            digits.get_config,
-            _SHORT | {"model.num_steps": steps, "model.reverse_var": kind},
+            digits.get_config, _SHORT | {"model.num_steps": steps, "model.reverse_var": kind},
         )
-        for steps in STEPS
-        for kind in ("posterior", "learned")
+        for steps in STEPS for kind in ("posterior", "learned")
     },
     "objective": {
         head: (digits.get_config, _CURVE | {"model.head": head})
@@ -155,11 +147,11 @@ class _Ladder:
         about = {"parameters": parameters, "steps": model.step, "minutes": minutes}
         return model, {"name": name} | about
 
-    def bound(self, model: Restored) -> tuple[Row, np.ndarray]:
+    def bound(self, model: Restored, **fields: Any) -> tuple[Row, np.ndarray]:
         """Returns the bound's row, and its total by draw and image, in the model's unit."""
-        draws = trainings.bound(model, model.model, self.mesh)
+        row, draws, model = trainings.bound(model, self.mesh, **fields)
         total = unit(model.bound).of(draws.terms.total, model.bound.event_shape)
-        return likelihood.of_draws(draws, model.bound), np.asarray(total)
+        return row, np.asarray(total)
 
     def row(self, group: str, name: str) -> Row:
         """Returns the row of one run: its bound, parameters, steps and minutes."""
@@ -184,12 +176,12 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
     """Returns the bounds of three reverse variances, and their gains over the posterior's."""
     fixed, about = at.train("variance", f"posterior, T = {steps}")
     learned, learned_about = at.train("variance", f"learned, T = {steps}")
-    wider = fixed._replace(model=fixed.model.with_fields(reverse_var="transition"))
     row, base = at.bound(fixed)
     rows = [row | about | {"kind": "posterior", "gain": None}]
-    for kind, model, its in (("transition", wider, about), ("learned", learned, learned_about)):
-        row, bits = at.bound(model)
-        rows.append(row | its | {"kind": kind, "gain": difference(base, bits)})
+    row, bits = at.bound(fixed, reverse_var="transition")
+    rows.append(row | about | {"kind": "transition", "gain": difference(base, bits)})
+    row, bits = at.bound(learned)
+    rows.append(row | learned_about | {"kind": "learned", "gain": difference(base, bits)})
     return [row | {"num_steps": steps} for row in rows]
 
 

@@ -95,49 +95,36 @@ def _folder(workdir: Path, name: str) -> Path:
 
 def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
     """Returns the paper's table 2: trained with one T, evaluated with another."""
-    rows = []
-    for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
-        trained = models[name]
-        for num_steps in evaluated:
-            model = trained.model.with_fields(num_steps=num_steps)
-            draws = trainings.bound(trained, model, mesh)
-            row = likelihood.of_draws(draws, model.bind(trained.params))
-            rows.append(row | {"trained": trained.vdm.num_steps})
-    return rows
+    evaluated = {"T=10": (10,), "T=100": (100,), "main": SWEEP}
+    return [
+        trainings.bound(models[name], mesh, num_steps=num_steps)[0]
+        | {"trained": models[name].vdm.num_steps}
+        for name in evaluated
+        for num_steps in evaluated[name]
+    ]
 
 
 def _variance(trained: Restored, mesh: Mesh) -> list[Row]:
     """Returns the paper's figure 4b: four schedules between the same end points, one network."""
-    fixed: dict[str, Gamma | None] = {
-        "learned": None,
-        "linear log-SNR": schedule.linear(*ENDS),
-        "cosine": schedule.cosine(*ENDS),
-        "beta-linear": schedule.beta_linear(*ENDS),
+    schedules: dict[str, dict[str, Gamma]] = {
+        "learned": {},
+        "linear log-SNR": {"gamma": schedule.linear(*ENDS)},
+        "cosine": {"gamma": schedule.cosine(*ENDS)},
+        "beta-linear": {"gamma": schedule.beta_linear(*ENDS)},
     }
     rows = []
-    for name, gamma in fixed.items():
-        model = trained.model if gamma is None else trained.model.with_fields(gamma=gamma)
-        draws = trainings.bound(trained, model, mesh, 4 * trainings.REPEATS)
-        of = trained._replace(model=model)
-        rows.append(
-            likelihood.of_draws(draws, of.vdm)
-            | {
-                "schedule": name,
-                "variance": likelihood.variance(draws, of.vdm.event_shape),
-                "profile": likelihood.profile(draws, of),
-            }
-        )
+    for name, gamma in schedules.items():
+        row, draws, of = trainings.bound(trained, mesh, 4 * trainings.REPEATS, **gamma)
+        variance = likelihood.variance(draws, of.vdm.event_shape)
+        profile = likelihood.profile(draws, of)
+        rows.append(row | {"schedule": name, "variance": variance, "profile": profile})
     return rows
 
 
 def _networks(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
     """Returns the bound in continuous time by what the network predicts, and Fourier features."""
-    rows = []
-    for name in ("eps", "eps, Fourier features", "x", "v"):
-        trained = models[name]
-        draws = trainings.bound(trained, trained.model, mesh)
-        rows.append(likelihood.of_draws(draws, trained.vdm) | {"network": name})
-    return rows
+    names = ("eps", "eps, Fourier features", "x", "v")
+    return [trainings.bound(models[name], mesh)[0] | {"network": name} for name in names]
 
 
 def _forms(trained: Restored, mesh: Mesh) -> list[Row]:

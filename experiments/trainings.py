@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from experiments import tables
 from vdm_jax import files
 from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.evaluation import likelihood
+from vdm_jax.evaluation.bound import Draws
 from vdm_jax.run import build, cli, restore, training
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.train.model import Model
 
 __all__ = ["REPEATS", "bound", "make_config", "parse", "train"]
 
@@ -76,8 +77,14 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Restored, float
     return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
 
 
-def bound(trained: Restored, model: Model, mesh: Mesh, repeats: int = REPEATS) -> evaluation.Draws:
-    """Returns draws of every test image's bound, of `model` with the parameters of `trained`."""
-    step = evaluation.make_eval_step(model, mesh)
+def bound(
+    trained: Restored, mesh: Mesh, repeats: int = REPEATS, **fields: Any
+) -> tuple[likelihood.Row, Draws, Restored]:
+    """Returns the row of the bound on the test images, its draws, and the model with `fields`."""
+    if fields:
+        trained = trained._replace(model=trained.model.with_fields(**fields))
+    step = evaluation.make_eval_step(trained.model, mesh)
     batches = build.batches(trained.images, trained.batch_size)
-    return evaluation.collect(step, trained.params, batches, mesh, jax.random.key(0), repeats)
+    key = jax.random.key(0)
+    draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
+    return likelihood.of_draws(draws, trained.bound), draws, trained

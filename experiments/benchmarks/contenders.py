@@ -15,11 +15,10 @@ from vdm_jax import sampler
 from vdm_jax.run.models import make_model
 from vdm_jax.train import memory, optimizer, sharding, step
 
-__all__ = ["PUBLISHED", "SHAPE", "Contender", "Row", "compile_step", "forward_flops"]
+__all__ = ["SHAPE", "Contender", "Row", "forward_flops", "ours", "published"]
 
 Row = dict[str, Any]
 
-PUBLISHED = "published"
 SHAPE = (32, 32, 3)
 
 
@@ -28,9 +27,9 @@ class Contender:
     """One way to do the work, compiled."""
 
     name: str
-    compile_init: float
+    init_seconds: float
     """Seconds that compiling the first state takes."""
-    compile_step: float
+    step_seconds: float
     """Seconds that compiling the training step takes."""
     step: jax.stages.Compiled
     """Training step."""
@@ -38,36 +37,23 @@ class Contender:
     """Function that takes one training step, and waits for it."""
     sample: Callable[[], None]
     """Function that takes one step of sampling, and waits for it."""
-    seconds: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    turns: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     """Seconds of training and of sampling, by round."""
-
-    def __post_init__(self) -> None:
-        print(
-            f"{self.name}: compiled in {self.compile_init:.1f} + {self.compile_step:.1f} s, "
-            f"temporaries {memory.words(self.temporaries)}",
-            flush=True,
-        )
-
-    @property
-    def temporaries(self) -> int:
-        """Bytes that a training step needs beside state and batch."""
-        found = self.step.memory_analysis()
-        return 0 if found is None else int(found.temp_size_in_bytes)
 
     def take_turn(self) -> None:
         """Takes one step of training and one of sampling, and notes their seconds."""
-        self.seconds.append((_timed(self.train)[1], _timed(self.sample)[1]))
+        self.turns.append((_timed(self.train)[1], _timed(self.sample)[1]))
 
     def row(self, flops: float, peak: float | None) -> Row:
         """Returns the numbers: medians of the seconds, and operations of a step a second."""
-        train, sample = map(statistics.median, zip(*self.seconds, strict=True))
-        tflops = flops / train / 1e12
+        train, sample = map(statistics.median, zip(*self.turns, strict=True))
+        found, tflops = self.step.memory_analysis(), flops / train / 1e12
         return {
             "name": self.name,
-            "compile": self.compile_init + self.compile_step,
-            "compile_step": self.compile_step,
+            "compile": self.init_seconds + self.step_seconds,
+            "compile_step": self.step_seconds,
             "step": train,
-            "temporaries": self.temporaries,
+            "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
             "need": memory.need(self.step) or 0,
             "tflops": tflops,
             "share": None if peak is None else tflops / peak,
@@ -76,13 +62,20 @@ class Contender:
 
 
 def ours(name: str, config: ConfigDict) -> Contender:
-    """Returns this code, in the mode of the configuration."""
-    model, adamw = make_model(config, SHAPE, 256), _adamw()
-    init = jax.jit(lambda key: step.init_state(model, adamw, key))
-    init, compile_init = _timed(init.lower(jax.random.key(0)).compile)
-    chunk = {"images": _images(config.train.batch_size)[None]}
-    chunk["conditioning"] = jnp.zeros(chunk["images"].shape[:2])
-    compiled, seconds = compile_step(config)
+    """Returns this code in the mode of the configuration, on one device."""
+    model = make_model(config, SHAPE, 256)
+    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
+    batch = config.train.batch_size
+    chunk = {"images": _images(batch)[None], "conditioning": jnp.zeros((1, batch))}
+    init, init_seconds = _timed(
+        jax.jit(lambda key: step.init_state(model, adamw, key)).lower(jax.random.key(0)).compile
+    )
+    template = step.abstract_state(model, adamw, mesh)
+    compiled, seconds = _timed(
+        lambda: step.make_step(training, mesh).lower(template, chunk, 0, 1).compile()
+    )
     state = init(jax.random.key(0))
 
     def train() -> None:
@@ -96,29 +89,13 @@ def ours(name: str, config: ConfigDict) -> Contender:
         eps = jax.random.normal(jax.random.fold_in(key, i), z_t.shape)
         return sampler.ancestral_step(z_t, eps, vdm.denoise, gamma_s, gamma_t)
 
-    sample = _sampling(jax.jit(one), lambda: state.params, config.train.batch_size)
-    return Contender(name, compile_init, seconds, compiled, train, sample)
-
-
-def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
-    """Returns the training step on one device, compiled from shapes, and the seconds it took."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model, adamw = make_model(config, SHAPE, 256), _adamw()
-    batch = config.train.batch_size
-    chunk = {
-        "images": jax.ShapeDtypeStruct((1, batch, *SHAPE), jnp.uint8),
-        "conditioning": jax.ShapeDtypeStruct((1, batch), jnp.float32),
-    }
-    training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
-    function = step.make_step(training, mesh)
-    return _timed(
-        lambda: function.lower(step.abstract_state(model, adamw, mesh), chunk, 0, 1).compile()
-    )
+    sample = _sampling(one, lambda: state.params, batch)
+    return Contender(name, init_seconds, seconds, compiled, train, sample)
 
 
 def published(code: PublishedCode, batch: int) -> Contender:
     """Returns the published code."""
-    init, compile_init = _timed(jax.jit(code.init).lower(jax.random.key(0)).compile)
+    init, init_seconds = _timed(jax.jit(code.init).lower(jax.random.key(0)).compile)
     state, images, key = init(jax.random.key(0)), _images(batch), jax.random.key(1)
     # Not donated, as there.
     compiled, seconds = _timed(jax.jit(code.train_step).lower(state, images, key).compile)
@@ -128,17 +105,14 @@ def published(code: PublishedCode, batch: int) -> Contender:
         state, value = compiled(state, images, key)
         jax.block_until_ready((state, value))
 
-    sample = _sampling(jax.jit(code.sample_step), lambda: state[0], batch)
-    return Contender(PUBLISHED, compile_init, seconds, compiled, train, sample)
-
-
-def _adamw() -> Any:
-    return optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
+    sample = _sampling(code.sample_step, lambda: state[0], batch)
+    return Contender("published", init_seconds, seconds, compiled, train, sample)
 
 
 def _sampling(one: Callable, params: Callable[[], Any], batch: int) -> Callable[[], None]:
     z_t, key = jax.random.normal(jax.random.key(2), (batch, *SHAPE)), jax.random.key(3)
-    return lambda: jax.block_until_ready(one(params(), z_t, jnp.float32(500), key))
+    compiled = jax.jit(one)
+    return lambda: jax.block_until_ready(compiled(params(), z_t, jnp.float32(500), key))
 
 
 def _images(batch: int) -> jax.Array:

@@ -69,35 +69,36 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder for the model of digits")
     page = Path(options["out"]) / "benchmarks.md"
     tables.check(page, speed_tables.TABLES)
-    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     workdir = build.make_workdir(Path(options["workdir"]))
-    batch = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
+    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
+    options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {
-        "options": {**options, "batch_size": batch},
+        "options": options,
         "machine": speed_tables.machine(),
-        "steps": _steps(options, batch),
+        "steps": _steps(options),
         "loader": _loader(),
     }
     if options["quality"]:
         found |= _quality(workdir)
     (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
     made = {name: make(found) for name, make in speed_tables.TABLES.items()}
-    print("\n\n".join(filter(None, made.values())))
-    tables.replace(page, {name: table for name, table in made.items() if table})
+    made = {name: table for name, table in made.items() if table}
+    print("\n\n".join(made.values()))
+    tables.replace(page, made)
     return found
 
 
-def _steps(options: Mapping[str, Any], batch: int) -> list[Row]:
+def _steps(options: Mapping[str, Any]) -> list[Row]:
     """Returns a row for each contender."""
-    size = {"channels": options["channels"], "num_blocks": options["num_blocks"]}
     makers: list[Callable[[], Contender]] = [
-        functools.partial(contenders.ours, name, _config(batch, size | changes))
+        functools.partial(contenders.ours, name, _config(options, changes))
         for name, changes in MODES.items()
     ]
     makers[0]()  # what a process compiles first takes longer: nothing of that is counted
     if options["official-code"]:
-        code = PublishedCode(Path(options["official-code"]), **size)
-        makers.insert(0, functools.partial(contenders.published, code, batch))
+        size = options["channels"], options["num_blocks"]
+        code = PublishedCode(Path(options["official-code"]), *size)
+        makers.insert(0, functools.partial(contenders.published, code, options["batch_size"]))
     made = [make() for make in makers]
     for contender in made:  # what is done once only, at the first call, isn't measured
         contender.train()
@@ -106,18 +107,15 @@ def _steps(options: Mapping[str, Any], batch: int) -> list[Row]:
         for contender in made:
             contender.take_turn()
         print(f"round {number + 1} of {options['rounds']}", flush=True)
-    flops = 3 * contenders.forward_flops(_config(batch, size)) * batch
+    flops = 3 * contenders.forward_flops(_config(options, {})) * options["batch_size"]
     return [contender.row(flops, options["peak_tflops"]) for contender in made]
 
 
-def _config(batch: int, changes: Mapping[str, Any]) -> ConfigDict:
+def _config(options: Mapping[str, Any], changes: Mapping[str, Any]) -> ConfigDict:
     config = cifar10.get_config()
-    config.train.batch_size = batch
-    config.model.update(**changes)
+    config.train.batch_size = options["batch_size"]
+    config.model.update(channels=options["channels"], num_blocks=options["num_blocks"], **changes)
     return config
-
-
-# ---- the loader ----
 
 
 def _loader(count: int = 20_000, batch: int = 128) -> float:
@@ -132,23 +130,16 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     return (count // batch) * batch / (time.perf_counter() - began)
 
 
-# ---- what a call of the network buys ----
-
-
 def _quality(workdir: Path) -> dict[str, Any]:
-    """Returns rows of samplers and of evaluations, of a model of digits."""
+    """Returns what calls of the network buy: rows of samplers and of evaluations, on digits."""
     mesh = build.make_mesh()
     model, _ = trainings.train(digits.get_config(), workdir / "digits", mesh)
-    rules = [Rule("dpm_solver", steps, "karras") for steps in (10, 15, 20, 25)]
-    rules += [Rule("ancestral", steps, "time") for steps in (25, 250, 1000)]
+    rules = [Rule("dpm_solver", steps) for steps in (10, 15, 20, 25)]
+    rules += [Rule("ancestral", steps) for steps in (25, 250, 1000)]
     return {
-        "quality": sample_quality.quality(model, rules, mesh, say=_say_sampler),
+        "quality": sample_quality.quality(model, rules, mesh, say=print),
         "evaluation": variance_reduction.evaluation_cost(model, mesh, model.batch_size),
     }
-
-
-def _say_sampler(row: Mapping[str, Any]) -> None:
-    print(f"{row['sampler']}, {row['calls']} calls: MMD² {row['mmd']:.5f}", flush=True)
 
 
 if __name__ == "__main__":
