@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 
 from vdm_jax import loss, timestep
 from vdm_jax.evaluation import control_variates
@@ -66,11 +65,11 @@ class Draws(NamedTuple):
 
     terms: loss.ElboTerms
     """Terms of the bound, in nats."""
-    t: ArrayLike
+    t: PerExample
     """Times; those given, where nothing depends on them."""
-    weight: ArrayLike
+    weight: PerExample
     """Factor by which the diffusion term was multiplied, as t came from a proposal; 1 without."""
-    controls: ArrayLike | None = None
+    controls: Tensor | None = None
     """Control variates of the diffusion term without that factor, [*shape, k], of mean zero at each
     t; None without a linear denoiser."""
 
@@ -80,9 +79,9 @@ class Draws(NamedTuple):
         `coefficients` [bins, k] are `control_variates.fit`'s, of draws other than these: the
         expectation of each draw stays.
         """
-        plain = self.terms.diffusion / self.weight
-        rest = control_variates.subtracted(self.t, plain, self.controls, coefficients)
-        terms = self.terms._replace(diffusion=self.weight * rest)
+        plain, controls = self.terms.diffusion / self.weight, cast(Tensor, self.controls)
+        rest = control_variates.subtracted(self.t, plain, controls, coefficients)
+        terms = self.terms._replace(diffusion=self.weight * cast(PerExample, rest))
         return self._replace(terms=terms, controls=None)
 
 

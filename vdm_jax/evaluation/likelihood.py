@@ -3,24 +3,23 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import bounds, flow, loss, timestep
-from vdm_jax.divergence import Probes, Trace
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.evaluation.variance_reduction import Evaluator, plan
-from vdm_jax.parameterization import split
+from vdm_jax.ode import Solver
 from vdm_jax.pixels import Dequantization
 from vdm_jax.train import sharding
 from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
-from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
 ]
 
 BINS = 50  # of a profile over t
-EXACT_UP_TO = 64  # elements of an image, for the trace "auto"
 
 Row = dict[str, Any]
 
@@ -46,7 +44,7 @@ Row = dict[str, Any]
 class Chains(NamedTuple):
     """Settings of the importance-weighted bound."""
 
-    count: int
+    number: int
     """Number of chains, K."""
     num_steps: int = 100
     """Number of steps of each."""
@@ -63,26 +61,8 @@ class Ode(NamedTuple):
     """Dequantisations, a row for each."""
     samples: int = 1
     """Draws of the dequantisation that one bound is made of."""
-    trace: Trace | Literal["auto"] = "auto"
-    """Method of the trace: "exact", "hutchinson", or the first of the two for small images."""
-    probes: Probes = "rademacher"
-    """Probes of the trace "hutchinson"."""
-    num_probes: int = 1
-    """Number of them."""
-    tolerance: float = 1e-5
-    """Relative and absolute tolerance of the solver."""
-
-    def of_shape(self, event_shape: tuple[int, ...]) -> "Ode":
-        """Returns it with its trace chosen; UserError where several samples can't go with it."""
-        trace = self.trace
-        if trace == "auto":
-            trace = "exact" if math.prod(event_shape) <= EXACT_UP_TO else "hutchinson"
-        if trace == "hutchinson" and self.samples > 1:
-            raise UserError(
-                "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would "
-                "bias the mean of exp(log p)"
-            )
-        return self._replace(trace=trace)
+    solver: Solver = Solver()
+    """Settings of its solver."""
 
 
 class Settings(NamedTuple):
@@ -109,7 +89,6 @@ class Settings(NamedTuple):
 def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
     """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
     is_vdm = isinstance(subject.bound, VDM)
-    ode = asked.ode and asked.ode.of_shape(subject.bound.event_shape)  # refuses, before all else
     key = jax.random.key(asked.seed)
     by = plan(subject, asked.importance, asked.control_variates)
     evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
@@ -144,11 +123,11 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
     if asked.chains:
         some = compared(subject.first(asked.chains.images), asked.chains.num_steps)
         add(chains(some, asked.chains, key_chain))
-    if ode:
-        some = compared(subject.first(ode.images), None)
+    if asked.ode:
+        some = compared(subject.first(asked.ode.images), None)
         try:
-            for method in ode.dequantizations:
-                add(of_ode(some, ode, method, key_ode))
+            for method in asked.ode.dequantizations:
+                add(of_ode(some, asked.ode, method, key_ode))
         except UserError as error:  # what was found before is reported nevertheless
             found["failed"] = str(error)
     return found | {"pilot_calls": evaluator.pilot_calls}
@@ -217,41 +196,36 @@ def chains(subject: Subject, asked: Chains, key: Key) -> Row:
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
-        log_weights = bounds.chains(
-            key, batch["images"], vdm.denoise, vdm.gamma, asked.count, subject.images.levels,
-            asked.num_steps, vdm.kind, vdm.reverse_var,
-        )  # fmt: skip
+        vdm = vdm._replace(levels=subject.images.levels, num_steps=asked.num_steps)
+        log_weights = bounds.chains(vdm, key, batch["images"], asked.number)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     bits, _ = per_image(nats, subject, key)
     words = (
-        f"bound of {asked.count} chain(s), T = {asked.num_steps}",
-        f"importance-weighted bound, K = {asked.count}",
+        f"bound of {asked.number} chain(s), T = {asked.num_steps}",
+        f"importance-weighted bound, K = {asked.number}",
     )
     found = estimate(bits, subject.groups)
-    row = _row(words, found, bits.shape, asked.count * asked.num_steps)
-    return row | {"chains": asked.count, "num_steps": asked.num_steps}
+    row = _row(words, found, bits.shape, asked.number * asked.num_steps)
+    return row | {"chains": asked.number, "num_steps": asked.num_steps}
 
 
 def of_ode(subject: Subject, asked: Ode, method: Dequantization, key: Key) -> Row:
-    """Returns a row of the likelihood by the probability-flow ODE, its trace chosen."""
+    """Returns a row of the likelihood by the probability-flow ODE."""
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
-
-        def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-            return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
-
+        vdm = vdm._replace(levels=subject.images.levels)
         found = flow.dequantized_nats(
-            key, batch["images"], denoise, vdm.gamma, subject.images.levels, method, asked.samples,
-            vdm.kind, asked.trace, asked.probes, asked.num_probes, asked.tolerance, asked.tolerance,
-        )  # fmt: skip
+            vdm, key, batch["images"], method, asked.samples, asked.solver
+        )
         return found.nats, found.num_evaluations / asked.samples
 
+    solver = asked.solver
     bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
-            f"the ODE's solver gave up at --tolerance={asked.tolerance}: choose a larger one, up "
+            f"the ODE's solver gave up at --tolerance={solver.rtol}: choose a larger one, up "
             "to 1e-3"
         )
     words = (
@@ -260,9 +234,9 @@ def of_ode(subject: Subject, asked: Ode, method: Dequantization, key: Key) -> Ro
     )
     found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
     return _row(words, found, bits.shape, asked.samples * mean) | {
-        "trace": asked.trace,
-        "probes": None if asked.trace == "exact" else f"{asked.num_probes} {asked.probes}",
-        "tolerance": asked.tolerance,
+        "trace": solver.trace,
+        "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
+        "tolerance": solver.rtol,
         "function_evaluations": mean,
         "ode_samples": asked.samples,
     }

@@ -13,6 +13,7 @@ import numpy as np
 from vdm_jax import sampler, solvers, spacing
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import sample_distances
+from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.solvers import Sampler, State
 from vdm_jax.spacing import Spacing
@@ -25,7 +26,6 @@ __all__ = ["Rule", "Stepper", "distances", "draw", "quality"]
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50
-DISTANCES = ("mmd", "sliced_wasserstein")
 
 Row = dict[str, Any]
 

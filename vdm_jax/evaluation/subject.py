@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -61,14 +61,14 @@ class Subject(NamedTuple):
     def first(self, count: int | None, part: str = "test") -> "Subject":
         """Returns it with no more than the first `count` images of a part; None leaves all."""
 
-        def cut(by_part: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+        def cut(by_part: Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:
             return by_part and {k: v[:count] if k == part else v for k, v in by_part.items()}
 
-        few = cut({"train": self.images.train, "test": self.images.test}) or {}
-        source, labels = cut(self.images.source), cut(self.images.labels)
-        return self._replace(
-            images=dataclasses.replace(self.images, **few, source=source, labels=labels)
-        )
+        changes: dict[str, Any] = {
+            name: cut(getattr(self.images, name)) for name in ("source", "labels")
+        }
+        changes[part] = getattr(self.images, part)[:count]
+        return self._replace(images=dataclasses.replace(self.images, **changes))
 
     def at(self, num_steps: int | None) -> "Subject":
         """Returns it with another number of steps of a VDM."""

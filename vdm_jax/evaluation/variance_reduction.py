@@ -185,14 +185,17 @@ def evaluation_cost(
             )
             if not rows:
                 bits = np.asarray(unit(bound).of(draws.terms.total, bound.event_shape), np.float64)
-                once = {"method": "independent uniform times", "plan_calls": 0}
-                rows.append(once | {"variance": float(np.mean(np.var(bits, axis=0)))})
+                variance = float(np.mean(np.var(bits, axis=0)))
+                rows = [_cost("independent uniform times", 0, variance)]
             found.append(evaluation.summarise(made.controlled(draws), bound).total)
         claimed = calls * float(np.mean([one.monte_carlo**2 for one in found]))
         shown = calls * float(np.var([one.mean for one in found], ddof=1))
-        row = {"method": name, "variance": claimed, "plan_calls": made.calls}
-        rows.append(row | {"variance_over_seeds": shown})
+        rows.append(_cost(name, made.calls, claimed) | {"variance_over_seeds": shown})
     for row in rows:
         row["calls"] = math.ceil(row["variance"] / wanted**2)
         row["times_fewer"] = rows[0]["variance"] / row["variance"]
     return rows
+
+
+def _cost(method: str, plan_calls: int, variance: float) -> dict[str, Any]:
+    return {"method": method, "variance": variance, "plan_calls": plan_calls}
