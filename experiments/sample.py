@@ -23,11 +23,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from vdm_jax import solvers, spacing
 from vdm_jax.evaluation import report as results
 from vdm_jax.evaluation import sample_quality as sampling
-from vdm_jax.evaluation.sample_quality import Rule
 from vdm_jax.evaluation.subject import Subject
+from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
@@ -35,8 +34,6 @@ from vdm_jax.run import restore as trained
 from vdm_jax.run.bar import Bar
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.solvers import Sampler
-from vdm_jax.spacing import Spacing
 from vdm_jax.train import memory, report
 
 CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
@@ -49,11 +46,9 @@ def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     _, number, choice = cli.definers(values)
     trained.define_flags(values, "samples", "compare with")
-    choice("sampler", "how", solvers.SAMPLERS, "dpm_solver")
+    choice("sampler", "how", SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
-    choice(
-        "spacing", "of the steps (default time for ancestral, else karras)", spacing.SPACINGS, None
-    )
+    choice("spacing", "of the steps (default time for ancestral, else karras)", SPACINGS, None)
     flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1", flag_values=values)
     number("n", "how many samples", 64)
     number("batch_size", "samples at once, over all devices; default that of an evaluation")
@@ -106,8 +101,7 @@ def _rule(options: Mapping[str, Any]) -> Rule:
     name, eta = options["sampler"], options["eta"]
     if not 0.0 <= eta <= (name == "ddim"):
         raise UserError(f"--eta={eta}: wanted a number from 0 to 1, of --sampler=ddim alone")
-    spaced = options["spacing"] or solvers.default_spacing(name)
-    return Rule(name, options["num_steps"], spaced, eta)
+    return Rule(name, options["num_steps"], options["spacing"], eta)
 
 
 def _rules() -> list[Rule]:
@@ -117,7 +111,7 @@ def _rules() -> list[Rule]:
         for name, spacings in COMPARED.items()
         for spaced in spacings
         for calls in CALLS
-        if calls % (each := solvers.network_calls(name, 1)) == 0
+        if calls % (each := Rule(name, 1).network_calls) == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 

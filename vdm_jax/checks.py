@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from vdm_jax.types import Tensor
 
-__all__ = ["as_float", "count", "known", "order", "shape", "times"]
+__all__ = ["as_float", "choice", "count", "known", "order", "shape", "times"]
 
 
 def known(value: ArrayLike) -> np.ndarray | None:
@@ -54,6 +54,12 @@ def count(value: object, name: str, least: int = 1, most: int | None = None) -> 
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
     if most is not None and value > most:  # type: ignore[operator]
         raise ValueError(f"{name} must be at most {most}, got {value!r}.")
+
+
+def choice(value: object, name: str, names: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `names`."""
+    if value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}.")
 
 
 def shape(sizes: Sequence[int], name: str = "shape") -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import checks, pixels, timestep
-from vdm_jax.gaussian import Gaussian, excess
+from vdm_jax.distributions import Gaussian, excess
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import checks
-from vdm_jax.gaussian import Gaussian
+from vdm_jax.distributions import Gaussian
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vdm_jax import checks
-from vdm_jax.gaussian import Gaussian
+from vdm_jax.distributions import Gaussian
 from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Key, Tensor
 

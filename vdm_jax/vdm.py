@@ -2,11 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
-from vdm_jax import loss, sampler, timestep
+from vdm_jax import loss, sampling, timestep
 from vdm_jax.loss import ElboTerms
-from vdm_jax.schedule import alpha
+from vdm_jax.rule import Rule, Sampler, Spacing
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = ["VDM"]
@@ -70,20 +68,21 @@ class VDM(NamedTuple):
         """Returns `elbo_given` with the noise of one key per example, [batch]."""
         return self.elbo_given(images, loss.noise(keys, self.event_shape), t)
 
-    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
-        """Returns `n` ancestral samples: integers in [0, levels), or x without levels.
+    def sample(
+        self,
+        key: Key,
+        n: int,
+        num_steps: int | None = None,
+        sampler: Sampler = "ancestral",
+        spacing: Spacing | None = None,
+        eta: float = 0.0,
+    ) -> Images | Tensor:
+        """Returns `n` samples: integers in [0, levels), or x without levels (`sampling.sample`).
 
-        `num_steps` is the number of steps, by default that of the model, or 1000.
+        `num_steps` is by default the model's, or 1000; the rest is as for `sampling.Rule`.
         """
-        steps = num_steps or self.num_steps or 1000
-        z_0 = sampler.ancestral(
-            key, self.denoise, self.gamma, (n, *self.event_shape), steps, self.kind,
-            self.reverse_var,
-        )  # fmt: skip
-        gamma_0 = self.gamma(jnp.zeros(1))[0]
-        if self.levels is None:
-            return z_0 / alpha(gamma_0)
-        return sampler.to_images(z_0, gamma_0, self.levels)
+        steps = sampling.default_steps(self) if num_steps is None else num_steps
+        return sampling.sample(key, self, n, Rule(sampler, steps, spacing, eta))
 
     def log_prob(self, x: Tensor, key: Key | None = None, **solver: Any) -> PerExample:
         """Returns log p(x) [batch] in nats, by the probability-flow ODE (`vdm_jax.flow`).

@@ -34,13 +34,13 @@ from experiments.configs import cifar10, digits
 from vdm_jax import data, sampler
 from vdm_jax.evaluation import sample_quality as sampling
 from vdm_jax.evaluation import variance_reduction as pilot
-from vdm_jax.evaluation.sample_quality import Rule
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import compilation_cache as cache
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.models import make_model
 from vdm_jax.run.restore import Restored
+from vdm_jax.sampling import Rule
 from vdm_jax.train import memory, optimizer, sharding, step
 
 PUBLISHED = "published"

@@ -10,39 +10,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vdm_jax import sampler, solvers, spacing
+from vdm_jax import sampling
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.evaluation.subject import Subject
-from vdm_jax.solvers import Sampler, State
-from vdm_jax.spacing import Spacing
+from vdm_jax.rule import Rule
+from vdm_jax.sampling import State
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.types import Key
 
-__all__ = ["Rule", "Stepper", "distances", "draw", "quality"]
+__all__ = ["Stepper", "distances", "draw", "quality"]
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50
 
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How to sample: see `vdm_jax.solvers.step` and `vdm_jax.spacing.table`."""
-
-    sampler: Sampler
-    num_steps: int
-    spacing: Spacing
-    eta: float = 0.0
-
-    @property
-    def network_calls(self) -> int:
-        """The number of calls of the network for each sample."""
-        return solvers.network_calls(self.sampler, self.num_steps)
 
 
 class Stepper(NamedTuple):
@@ -59,38 +44,37 @@ class Stepper(NamedTuple):
     """(state, gamma_0) -> integers in [0, levels), [batch, *event], on all devices."""
 
     @classmethod
-    def of(cls, subject: Subject, name: Sampler, eta: float) -> "Stepper":
-        """Returns it for batches that are split over the devices."""
-        vdm, levels = subject.vdm, subject.images.levels
-        noisy = solvers.needs_noise(name, eta)
+    def of(cls, subject: Subject, rule: Rule) -> "Stepper":
+        """Returns the sampler of a rule, whatever its steps, for batches split over the devices."""
+        event_shape, levels = subject.vdm.event_shape, subject.images.levels
         whole, split = sharding.replicated(subject.mesh), sharding.split_over(subject.mesh)
+        states = State._make((split, split, whole))
 
         def keys(key: Key, index: jax.Array) -> Key:
             return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
         def begin(index: jax.Array, key: Key, gamma_1: jax.Array) -> State:
-            return solvers.start(solvers.initial(keys(key, index), vdm.event_shape), gamma_1)
+            return sampling.start(sampling.initial(keys(key, index), event_shape), gamma_1)
 
         def move(
             params: Params, state: State, index: jax.Array, conditioning: jax.Array, key: Key,
             at: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
         ) -> State:  # fmt: skip
             i, gamma_s, gamma_t, last = at
-            denoise = subject.model.bind(params, conditioning).denoise
-            eps = solvers.noise(keys(key, index), i, vdm.event_shape) if noisy else None
-            return solvers.step(
-                state, eps, denoise, gamma_s, gamma_t, name, vdm.kind, vdm.reverse_var, eta, last
-            )
+            vdm = subject.model.bind(params, conditioning)
+            eps = sampling.noise(keys(key, index), i, event_shape) if rule.noisy else None
+            return sampling.step(state, eps, vdm, gamma_s, gamma_t, rule, last)
 
         def finish(state: State, gamma_0: jax.Array) -> jax.Array:
-            return sampler.to_images(state.z, gamma_0, levels)
+            return sampling.to_images(state.z, gamma_0, levels)
 
-        states = State._make((split, split, whole))
-        given = (whole, states, split, split, whole, whole)
+        def compiled(function: Callable, *given: Any, to: Any) -> Callable:
+            return jax.jit(function, in_shardings=given, out_shardings=to)
+
         return cls(
-            jax.jit(begin, in_shardings=(split, whole, whole), out_shardings=states),
-            jax.jit(move, in_shardings=given, out_shardings=states),
-            jax.jit(finish, in_shardings=(states, whole), out_shardings=whole),
+            compiled(begin, split, whole, whole, to=states),
+            compiled(move, whole, states, split, split, whole, whole, to=states),
+            compiled(finish, states, whole, to=whole),
         )
 
 
@@ -109,15 +93,15 @@ def draw(
       subject: a VDM. Its batch size, which the devices must share evenly, need not divide `n`.
       rule: how.
       n: how many.
-      seed: settles all noise; sample number i is that of `vdm_jax.solvers.sample` with this key.
+      seed: settles all noise; sample number i is that of `vdm_jax.sampling.solve` with this key.
       label: the class of all of them, for a model given the class; None: each class in turn.
       advance: called with the network calls just made, of one batch.
       stepper: that of the rule's sampler, if there is one already.
     """
-    stepper = stepper or Stepper.of(subject, rule.sampler, rule.eta)
+    stepper = stepper or Stepper.of(subject, rule)
     size = min(subject.batch_size, subject.mesh.size * math.ceil(n / subject.mesh.size))
     key = jax.random.key(seed)
-    gammas = np.asarray(spacing.table(subject.vdm.gamma, rule.num_steps, rule.spacing))
+    gammas = np.asarray(rule.gammas(subject.vdm.gamma))
     split = sharding.split_over(subject.mesh)
     found = []
     for first in range(0, n, size):
@@ -229,16 +213,16 @@ def quality(
         say(rows[-1])
 
     add("training images", "-", 0, 0.0, chosen)
-    steppers: dict[tuple[Sampler, float], Stepper] = {}
+    steppers: dict[tuple[str, float], Stepper] = {}
     for rule in rules:
         which = rule.sampler, rule.eta
         if which not in steppers:
-            steppers[which] = Stepper.of(subject, *which)
+            steppers[which] = Stepper.of(subject, rule)
             once = dataclasses.replace(rule, num_steps=1)
             draw(subject, once, count, 0, stepper=steppers[which])  # compiles
         began = time.monotonic()
         drawn = [draw(subject, rule, count, seed, stepper=steppers[which]) for seed in range(sets)]
         seconds = (time.monotonic() - began) / sets
         name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
-        add(name, rule.spacing, rule.network_calls, seconds, drawn)
+        add(name, str(rule.spacing), rule.network_calls, seconds, drawn)
     return rows

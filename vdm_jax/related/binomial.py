@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import checks, loss, timestep
-from vdm_jax.bernoulli import Bernoulli
+from vdm_jax.distributions import Bernoulli
 from vdm_jax.loss import ElboTerms
 from vdm_jax.process import expand
 from vdm_jax.types import Images, Key, PerExample, Tensor
