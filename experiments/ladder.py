@@ -24,17 +24,15 @@ from ml_collections import ConfigDict
 
 from experiments import closed_forms, ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
-from experiments.evaluate import evaluate
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
-from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.evaluation.estimate import estimate
+from vdm_jax.evaluation.likelihood import Ode, Row, Settings
+from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
-from vdm_jax.run.restore import Restored
 from vdm_jax.train import report
 from vdm_jax.train.model import unit
-
-Row = dict[str, Any]
 
 _SHORT, _LONG = {"train.steps": 1_500}, {"train.steps": 3_000}
 _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
@@ -135,7 +133,7 @@ class _Ladder:
         """Returns the folder of a run."""
         return self.workdir / "-".join(re.sub("[(),=]", "", f"{group} {name}").split())
 
-    def train(self, group: str, name: str) -> tuple[Restored, Row]:
+    def train(self, group: str, name: str) -> tuple[Subject, Row]:
         """Returns the trained model, and its number of parameters, steps and minutes."""
         print(f"\n== {group}: {name}", flush=True)
         base, changes = RUNS[group][name]
@@ -144,19 +142,19 @@ class _Ladder:
         model, minutes = trainings.train(config, self.folder(group, name), self.mesh)
         self.minutes += minutes
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        about = {"parameters": parameters, "steps": model.step, "minutes": minutes}
+        about = {"parameters": parameters, "steps": config.train.steps, "minutes": minutes}
         return model, {"name": name} | about
-
-    def bound(self, model: Restored, **fields: Any) -> tuple[Row, np.ndarray]:
-        """Returns the bound's row, and its total by draw and image, in the model's unit."""
-        row, draws, model = trainings.bound(model, self.mesh, **fields)
-        total = unit(model.bound).of(draws.terms.total, model.bound.event_shape)
-        return row, np.asarray(total)
 
     def row(self, group: str, name: str) -> Row:
         """Returns the row of one run: its bound, parameters, steps and minutes."""
         model, about = self.train(group, name)
-        return self.bound(model)[0] | about
+        return _bound(model)[0] | about
+
+
+def _bound(model: Subject, **fields: Any) -> tuple[Row, np.ndarray]:
+    """Returns the bound's row, and its total by draw and image, in the model's unit."""
+    row, draws, model = trainings.bound(model, **fields)
+    return row, np.asarray(unit(model.bound).of(draws.terms.total, model.bound.event_shape))
 
 
 def _rungs(at: _Ladder) -> list[Row]:
@@ -165,7 +163,7 @@ def _rungs(at: _Ladder) -> list[Row]:
     before = None
     for name in RUNS["rung"]:
         model, about = at.train("rung", name)
-        row, bits = at.bound(model)
+        row, bits = _bound(model)
         gain = None if before is None else difference(before, bits)
         rows.append(row | about | {"gain": gain})
         before = bits
@@ -176,11 +174,11 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
     """Returns the bounds of three reverse variances, and their gains over the posterior's."""
     fixed, about = at.train("variance", f"posterior, T = {steps}")
     learned, learned_about = at.train("variance", f"learned, T = {steps}")
-    row, base = at.bound(fixed)
+    row, base = _bound(fixed)
     rows = [row | about | {"kind": "posterior", "gain": None}]
-    row, bits = at.bound(fixed, reverse_var="transition")
+    row, bits = _bound(fixed, reverse_var="transition")
     rows.append(row | about | {"kind": "transition", "gain": difference(base, bits)})
-    row, bits = at.bound(learned)
+    row, bits = _bound(learned)
     rows.append(row | learned_about | {"kind": "learned", "gain": difference(base, bits)})
     return [row | {"num_steps": steps} for row in rows]
 
@@ -196,13 +194,9 @@ def _objective(at: _Ladder, name: str) -> Row:
 
 def _flow(at: _Ladder) -> list[Row]:
     """Returns the ODE's likelihood of the last rung's VDM beside its bound, same images."""
-    at.train("rung", LAST)
-    found = evaluate([
-        "evaluate", f"--workdir={at.folder('rung', LAST)}", "--images=64", "--batch_size=64",
-        f"--repeats={2 * trainings.REPEATS}", "--num_steps=inf", "--ode_images=64",
-        "--trace=hutchinson", "--tolerance=1e-3",
-    ])  # fmt: skip
-    return list(found["rows"])
+    model, _ = at.train("rung", LAST)
+    ode = Ode(64, solver=trainings.SOLVER)
+    return trainings.likelihoods(model, Settings(2 * trainings.REPEATS, ode=ode))
 
 
 def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
@@ -229,7 +223,7 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _histogram_row(train: np.ndarray, test: np.ndarray, levels: int) -> Row:
-    of = evaluation.estimate(histogram(train, test, levels)[None])
+    of = estimate(histogram(train, test, levels)[None])
     return {"bpd": of.mean, "standard_error": of.standard_error}
 
 

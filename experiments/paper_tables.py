@@ -11,26 +11,22 @@ DIR/results.json. --scale shortens or lengthens every training, for a copy of th
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from experiments import paper_report, trainings
 from experiments.configs import digits
-from experiments.evaluate import evaluate
-from vdm_jax import bounds, loss, schedule
+from vdm_jax import bounds, loss, pixels, schedule
 from vdm_jax.evaluation import likelihood
+from vdm_jax.evaluation.likelihood import Chains, Ode, Row, Settings
+from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
-from vdm_jax.run.restore import Restored
-from vdm_jax.train.model import Batch
+from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Gamma, Key
 from vdm_jax.vdm import VDM
-
-Row = dict[str, Any]
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)  # numbers of steps T that a model is evaluated with
 FORMS = (4, 16, 64, 256, 1024)  # T of the two forms of the bound
@@ -70,18 +66,18 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     for name, changes in RUNS.items():
         print(f"\n== {name}", flush=True)
         config = trainings.make_config(digits.get_config(), changes, scale)
-        models[name], took = trainings.train(config, _folder(workdir, name), mesh)
+        folder = workdir / name.replace(" ", "-").replace(",", "")
+        models[name], took = trainings.train(config, folder, mesh)
         minutes += took
     print("\n== measuring", flush=True)
     found = {
         "scale": scale,
         "minutes": minutes,
-        "steps": {name: model.step for name, model in models.items()},
-        "sweep": _sweep(models, mesh),
-        "variance": _variance(models["learned"], mesh),
-        "networks": _networks(models, mesh),
-        "forms": _forms(models["main"], mesh),
-        "likelihoods": _likelihoods(_folder(workdir, "main")),
+        "sweep": _sweep(models),
+        "variance": _variance(models["learned"]),
+        "networks": _networks(models),
+        "forms": _forms(models["main"]),
+        "likelihoods": _likelihoods(models["main"]),
     }
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     paper_report.write(page, found)
@@ -89,22 +85,18 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     return found
 
 
-def _folder(workdir: Path, name: str) -> Path:
-    return workdir / name.replace(" ", "-").replace(",", "")
-
-
-def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
+def _sweep(models: dict[str, Subject]) -> list[Row]:
     """Returns the paper's table 2: trained with one T, evaluated with another."""
     evaluated = {"T=10": (10,), "T=100": (100,), "main": SWEEP}
     return [
-        trainings.bound(models[name], mesh, num_steps=num_steps)[0]
+        trainings.bound(models[name], num_steps=num_steps)[0]
         | {"trained": models[name].vdm.num_steps}
         for name in evaluated
         for num_steps in evaluated[name]
     ]
 
 
-def _variance(trained: Restored, mesh: Mesh) -> list[Row]:
+def _variance(trained: Subject) -> list[Row]:
     """Returns the paper's figure 4b: four schedules between the same end points, one network."""
     schedules: dict[str, dict[str, Gamma]] = {
         "learned": {},
@@ -114,54 +106,48 @@ def _variance(trained: Restored, mesh: Mesh) -> list[Row]:
     }
     rows = []
     for name, gamma in schedules.items():
-        row, draws, of = trainings.bound(trained, mesh, 4 * trainings.REPEATS, **gamma)
+        row, draws, of = trainings.bound(trained, 4 * trainings.REPEATS, **gamma)
         variance = likelihood.variance(draws, of.vdm.event_shape)
-        profile = likelihood.profile(draws, of)
+        profile = likelihood.profile(draws, of.vdm)
         rows.append(row | {"schedule": name, "variance": variance, "profile": profile})
     return rows
 
 
-def _networks(models: dict[str, Restored], mesh: Mesh) -> list[Row]:
+def _networks(models: dict[str, Subject]) -> list[Row]:
     """Returns the bound in continuous time by what the network predicts, and Fourier features."""
     names = ("eps", "eps, Fourier features", "x", "v")
-    return [trainings.bound(models[name], mesh)[0] | {"network": name} for name in names]
+    return [trainings.bound(models[name])[0] | {"network": name} for name in names]
 
 
-def _forms(trained: Restored, mesh: Mesh) -> list[Row]:
+def _forms(trained: Subject) -> list[Row]:
     """Returns mean and variance of a draw of Luo's two forms of one bound, for several T."""
     rows = []
     for num_steps in FORMS:
         row: Row = {"num_steps": num_steps}
         for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
-            nats = _nats(trained, function, num_steps)
-            bits, _ = likelihood.per_image(
-                nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(0), 32
-            )
+            nats = _nats(trained.at(num_steps).model, function)
+            bits, _ = likelihood.per_image(nats, trained, jax.random.key(0), 32)
             error = bits.std(ddof=1) / np.sqrt(bits.size)
             row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
         rows.append(row)
     return rows
 
 
-def _nats(trained: Restored, function: Callable[..., loss.ElboTerms], num_steps: int) -> Callable:
+def _nats(model: Model, function: Callable[..., loss.ElboTerms]) -> Callable:
     """Returns (params, batch, key) -> (a draw of the bound [batch] in nats, 0)."""
 
-    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])._replace(num_steps=num_steps)
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+        vdm = model.bind(params, batch["conditioning"])
         return function(vdm, key, batch["images"]).total, jnp.zeros(())
 
     return nats
 
 
-def _likelihoods(folder: Path) -> list[Row]:
+def _likelihoods(trained: Subject) -> list[Row]:
     """Returns bound, importance-weighted bound and ODE on the same images."""
-    found = evaluate([
-        "evaluate", f"--workdir={folder}", "--images=64", "--batch_size=64",
-        f"--repeats={2 * trainings.REPEATS}", "--num_steps=inf,20", "--chains=32",
-        "--chain_steps=20", "--ode_images=64", "--dequantization=both", "--trace=hutchinson",
-        "--tolerance=1e-3",
-    ])  # fmt: skip
-    return list(found["rows"])
+    ode = Ode(64, pixels.DEQUANTIZATIONS, solver=trainings.SOLVER)
+    asked = Settings(2 * trainings.REPEATS, (None, 20), chains=Chains(32, 20), ode=ode)
+    return trainings.likelihoods(trained, asked)
 
 
 if __name__ == "__main__":

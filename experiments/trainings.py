@@ -13,16 +13,19 @@ from ml_collections import ConfigDict
 
 from experiments import tables
 from vdm_jax import files
-from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation import likelihood
-from vdm_jax.evaluation.bound import Draws
+from vdm_jax.evaluation.bound import Draws, collect, make_eval_step
+from vdm_jax.evaluation.likelihood import Row, Settings
+from vdm_jax.evaluation.report import line
+from vdm_jax.evaluation.subject import Subject
+from vdm_jax.ode import Solver
 from vdm_jax.run import build, cli, restore, training
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Restored
 
-__all__ = ["REPEATS", "bound", "make_config", "parse", "train"]
+__all__ = ["REPEATS", "SOLVER", "bound", "likelihoods", "make_config", "parse", "train"]
 
 REPEATS = 32  # draws of each image
+SOLVER = Solver("hutchinson", rtol=1e-3, atol=1e-3)  # of the ODE's likelihood
 
 
 def parse(
@@ -59,7 +62,7 @@ def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0
     return base
 
 
-def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Restored, float]:
+def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]:
     """Returns the trained model and the minutes it took; a finished run isn't trained again."""
     note, wanted = folder / "minutes.json", json.loads(config.to_json())
     done: dict[str, Any] = {"minutes": 0.0, "config": None}
@@ -74,17 +77,22 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Restored, float
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
                 files.write_whole(note, json.dumps(done) + "\n")
-    return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
+    return restore.from_workdir(folder, None, {}, mesh).on(mesh), float(done["minutes"])
 
 
-def bound(
-    trained: Restored, mesh: Mesh, repeats: int = REPEATS, **fields: Any
-) -> tuple[likelihood.Row, Draws, Restored]:
+def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row, Draws, Subject]:
     """Returns the row of the bound on the test images, its draws, and the model with `fields`."""
     if fields:
-        trained = trained._replace(model=trained.model.with_fields(**fields))
-    step = evaluation.make_eval_step(trained.model, mesh)
-    batches = build.batches(trained.images, trained.batch_size)
-    key = jax.random.key(0)
-    draws = evaluation.collect(step, trained.params, batches, mesh, key, repeats)
-    return likelihood.of_draws(draws, trained.bound), draws, trained
+        subject = subject._replace(model=subject.model.with_fields(**fields))
+    step, key = make_eval_step(subject.model, subject.mesh), jax.random.key(0)
+    draws = collect(step, subject.params, subject.batches(), subject.mesh, key, repeats)
+    return likelihood.of_draws(draws, subject.bound), draws, subject
+
+
+def likelihoods(subject: Subject, asked: Settings) -> list[Row]:
+    """Returns the rows of an evaluation on the first 64 test images."""
+    first = subject._replace(batch_size=64).first(64)
+    found = likelihood.measure(first, asked, lambda row: print(line(row), flush=True))
+    if found["failed"]:
+        raise UserError(found["failed"])
+    return list(found["rows"])

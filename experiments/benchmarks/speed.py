@@ -132,13 +132,12 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
 
 def _quality(workdir: Path) -> dict[str, Any]:
     """Returns what calls of the network buy: rows of samplers and of evaluations, on digits."""
-    mesh = build.make_mesh()
-    model, _ = trainings.train(digits.get_config(), workdir / "digits", mesh)
+    model, _ = trainings.train(digits.get_config(), workdir / "digits", build.make_mesh())
     rules = [Rule("dpm_solver", steps) for steps in (10, 15, 20, 25)]
     rules += [Rule("ancestral", steps) for steps in (25, 250, 1000)]
     return {
-        "quality": sample_quality.quality(model, rules, mesh, say=print),
-        "evaluation": variance_reduction.evaluation_cost(model, mesh, model.batch_size),
+        "quality": sample_quality.quality(model, rules, say=print),
+        "evaluation": variance_reduction.evaluation_cost(model),
     }
 
 
