@@ -37,16 +37,15 @@ def write(page: Path, found: Found) -> None:
 
 def _rungs(found: Found) -> str:
     first = ("no latents: each pixel by its own frequencies", estimate(found["histogram"]))
-    rows = [(r["name"], estimate(r), _gain(r["gain"]), *_costs(r)) for r in found["rungs"]]
+    rows = [(r["name"], estimate(r), _gain(r), *_costs(r)) for r in found["rungs"]]
     head = ("model", "test bits per dim", "lower than the row above by", *COSTS)
     return table(head, [(*first, *[""] * 4), *rows])
 
 
 def _restrictions(found: Found) -> str:
-    """A VDM groups its terms otherwise than a chain: only its total compares."""
     rows = []
     for row in found["restrictions"]:
-        terms = "---" if "VDM" in row["name"] else _terms(row)
+        terms = "---" if "VDM" in row["name"] else _terms(row)  # it groups them otherwise
         parameters, _, minutes = _costs(row)
         rows.append((row["name"], estimate(row), *terms, parameters, minutes))
     head = ("restriction", "test bits per dim", "reconstruction", "last level", "between")
@@ -59,9 +58,9 @@ def _forgetting(found: Found) -> str:
 
 
 def _priors(found: Found) -> str:
-    bits = {name: float(loss.bits_per_dim(nats, (1,))) for name, nats in found["priors"].items()}
     head = ("schedule", "KL(q(z_T given x), N(0, I)), bits per dim")
-    return table(head, [(name, f"{value:.3g}") for name, value in bits.items()])
+    bits = {name: loss.bits_per_dim(nats, (1,)) for name, nats in found["priors"].items()}
+    return table(head, [(name, f"{float(value):.3g}") for name, value in bits.items()])
 
 
 def _reverse(found: Found) -> str:
@@ -70,59 +69,51 @@ def _reverse(found: Found) -> str:
 
 
 def _vdm(found: Found) -> str:
-    rows = [row for row in found["rungs"] if "VDM" in row["name"]]
-    head = ("model", "test bits per dim", *TERMS)
-    return table(head, [(row["name"], estimate(row), *_terms(row)) for row in rows])
+    rows = [(r["name"], estimate(r), *_terms(r)) for r in found["rungs"] if "VDM" in r["name"]]
+    return table(("model", "test bits per dim", *TERMS), rows)
 
 
 def _variances(found: Found) -> str:
-    head = (
-        "T",
-        "variance of p(z_s given z_t)",
-        "test bits per dim",
-        "lower than the posterior's by",
-    )
-    rows = found["variances"]
-    return table(
-        head,
-        [(str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r["gain"])) for r in rows],
-    )
+    rows = [
+        (str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r))
+        for r in found["variances"]
+    ]
+    head = ("T", "variance of p(z_s given z_t)", "test bits per dim")
+    return table((*head, "lower than the posterior's by"), rows)
 
 
 def _objectives(found: Found) -> str:
-    rows = found["objectives"]
-    head = ("the network predicts", f"test bits per dim after {rows[0]['steps']:,} steps")
-    return table(head, [(PREDICTIONS[row["name"]], estimate(row)) for row in rows])
+    rows = [(PREDICTIONS[row["name"]], estimate(row)) for row in found["objectives"]]
+    steps = f"{found['objectives'][0]['steps']:,}"
+    return table(("the network predicts", f"test bits per dim after {steps} steps"), rows)
 
 
 def _densities(found: Found) -> str:
-    head = ("model", "nats per dim of a density", *TERMS)
-    return table(head, [(r["name"], estimate(r), *_terms(r)) for r in found["densities"]])
+    rows = [(row["name"], estimate(row), *_terms(row)) for row in found["densities"]]
+    return table(("model", "nats per dim of a density", *TERMS), rows)
 
 
 def _bits(found: Found) -> str:
-    rows = found["bits"]
-    costs = [_costs(row) if "steps" in row else ("", "", "") for row in rows]
-    cells = [(row["name"], estimate(row), *its) for row, its in zip(rows, costs, strict=True)]
-    return table(("model", "test bits per dim", *COSTS), cells)
+    rows = [(row["name"], estimate(row), *_costs(row)) for row in found["bits"]]
+    return table(("model", "test bits per dim", *COSTS), rows)
 
 
 def _flow(found: Found) -> str:
-    head = ("the same VDM, first 64 test images", "kind", "bits per dim")
-    return table(head, [(r["quantity"], r["kind"], estimate(r)) for r in found["flow"]])
+    rows = [(row["quantity"], row["kind"], estimate(row)) for row in found["flow"]]
+    return table(("the same VDM, first 64 test images", "kind", "bits per dim"), rows)
 
 
 def _swirl(found: Found) -> str:
-    points, rows = found["points"], []
+    points = found["points"]
+    rows = [("the data's own density", _pair(points["vdm"]["truth"], "nats"), "", "")]
     for kind, name in (("vdm", "VDM"), ("cnf", "flow trained by maximum likelihood")):
         for key, quantity in (("bound", "variational bound"), ("ode", "density by the ODE")):
             if row := points[kind][key]:
                 seconds = f"{points[kind]['training_seconds']:.0f}"
                 excess = _pair(row["excess"], "nats", "+")
                 rows.append((f"{name}, {quantity}", _pair(row, "nats"), excess, seconds))
-    own = ("the data's own density", _pair(points["vdm"]["truth"], "nats"), "", "")
     head = ("a swirl in the plane", "nats per point (of a density)", "above the data's own")
-    return table((*head, "seconds of training"), [own, *rows])
+    return table((*head, "seconds of training"), rows)
 
 
 TABLES: dict[str, Callable[[Found], str]] = {
@@ -138,8 +129,8 @@ def _pair(row: Row, key: str, sign: str = "") -> str:
     return f"{row[key]:{sign}.4f} ± {row['standard_error']:.4f}"
 
 
-def _gain(gain: Row | None) -> str:
-    return "" if gain is None else _pair(gain, "mean", "+")
+def _gain(row: Row) -> str:
+    return "" if row["gain"] is None else _pair(row["gain"], "mean", "+")
 
 
 def _terms(row: Row) -> list[str]:
@@ -147,6 +138,9 @@ def _terms(row: Row) -> list[str]:
 
 
 def _costs(row: Row) -> tuple[str, str, str]:
+    """Nothing for a row that wasn't trained."""
+    if "steps" not in row:
+        return "", "", ""
     return f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"
 
 

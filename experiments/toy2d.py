@@ -132,15 +132,13 @@ def _print(found: dict[str, Any]) -> None:
     )
     names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
     for key, name in names.items():
-        row = found[key]
-        if row is not None:
-            over = row.get("excess")
-            excess = (
-                ""
-                if over is None
-                else (f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's")
-            )
-            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}{excess}")
+        if row := found[key]:
+            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}", end="")
+            if over := row.get("excess"):
+                print(
+                    f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's", end=""
+                )
+            print()
 
 
 if __name__ == "__main__":

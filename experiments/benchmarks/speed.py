@@ -11,6 +11,7 @@ Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/ben
 import functools
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +24,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import tables, trainings
-from experiments.benchmarks import contenders, speed_tables
+from experiments.benchmarks import contenders
 from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10, digits
 from vdm_jax import data
 from vdm_jax.evaluation import sample_quality, variance_reduction
+from vdm_jax.evaluation.report import table
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli
 from vdm_jax.run import compilation_cache as cache
@@ -68,27 +70,26 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder for the model of digits")
     page = Path(options["out"]) / "benchmarks.md"
-    tables.check(page, speed_tables.TABLES)
+    tables.check(page, TABLES)
     workdir = build.make_workdir(Path(options["workdir"]))
     jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {
         "options": options,
-        "machine": speed_tables.machine(),
-        "steps": _steps(options),
+        "machine": _machine(),
+        "steps": _contend(options),
         "loader": _loader(),
     }
     if options["quality"]:
         found |= _quality(workdir)
     (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
-    made = {name: make(found) for name, make in speed_tables.TABLES.items()}
-    made = {name: table for name, table in made.items() if table}
+    made = {name: text for name, make in TABLES.items() if (text := make(found))}
     print("\n\n".join(made.values()))
     tables.replace(page, made)
     return found
 
 
-def _steps(options: Mapping[str, Any]) -> list[Row]:
+def _contend(options: Mapping[str, Any]) -> list[Row]:
     """Returns a row for each contender."""
     makers: list[Callable[[], Contender]] = [
         functools.partial(contenders.ours, name, _config(options, changes))
@@ -139,6 +140,84 @@ def _quality(workdir: Path) -> dict[str, Any]:
         "quality": sample_quality.quality(model, rules, say=print),
         "evaluation": variance_reduction.evaluation_cost(model),
     }
+
+
+# ---- the tables ----
+
+
+def _machine() -> str:
+    """Returns the device in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind}, jax {jax.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{len(models) or '?'} cores of {name}, no accelerator, jax {jax.__version__}"
+
+
+def _run(found: Mapping[str, Any]) -> str:
+    options = found["options"]
+    command = "python -m experiments.benchmarks.speed --workdir=DIR"
+    if options["official-code"]:
+        command += " --official-code=PATH"
+    for name in ("batch_size", "channels", "num_blocks", "rounds"):
+        command += f" --{name}={options[name]}"
+    loader = f"{found['loader']:,.0f}"
+    head = ("machine", "command", "images a second of the loader")
+    return table(head, [(found["machine"], f"`{command}`", loader)])
+
+
+def _steps(found: Mapping[str, Any]) -> str:
+    """In brackets is the ratio to the first row."""
+    base = found["steps"][0]
+
+    def cell(row: Row, name: str, spec: str, unit: int = 1) -> str:
+        text = f"{row[name] / unit:{spec}}"
+        return f"{text} ({row[name] / base[name]:.2f})" if row is not base and base[name] else text
+
+    head = ["", "compiling, s", "of which the step", "step, s", "temporaries, MiB", "in all, MiB"]
+    head += ["TFLOP/s", "share of peak", "a step of sampling, s"]
+    cells = [
+        [
+            row["name"],
+            cell(row, "compile", ".1f"),
+            cell(row, "compile_step", ".1f"),
+            cell(row, "step", ".3g"),
+            cell(row, "temporaries", ",.0f", 2**20),
+            cell(row, "need", ",.0f", 2**20),
+            f"{row['tflops']:.2f}",
+            "-" if row["share"] is None else f"{row['share']:.0%}",
+            cell(row, "sample", ".3g"),
+        ]
+        for row in found["steps"]
+    ]
+    return table(head, cells)
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    rows = []
+    for row in found.get("quality", ()):
+        pairs = [(row[name], row[f"{name}_error"]) for name in ("mmd", "sliced_wasserstein")]
+        cells = [f"{1e3 * value:.3f} ± {1e3 * error:.3f}" for value, error in pairs]
+        rows.append((row["sampler"], str(row["calls"] or "-"), *cells))
+    head = ("sampler", "network calls", "MMD² x1000", "sliced W2² x1000")
+    return table(head, rows) if rows else ""
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    rows = [
+        (r["method"], f"{r['variance']:.3f}", f"{r['calls']:,}", f"{r['times_fewer']:.1f}")
+        for r in found.get("evaluation", ())
+    ]
+    head = ("method", "variance of a call", "calls for ±0.001", "times fewer")
+    return table(head, rows) if rows else ""
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    make.__name__.strip("_"): make for make in (_run, _steps, _samples, _evaluation)
+}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import contenders, speed, speed_tables
+from experiments.benchmarks import contenders, speed
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
 from vdm_jax.run.cli import UserError
@@ -50,7 +50,7 @@ def test_each_number_stands_in_its_row_with_its_ratio_to_the_first():
         ],
         "evaluation": [{"method": "m", "variance": 0.5, "calls": 500000, "times_fewer": 2.0}],
     }  # fmt: skip
-    text = "\n".join(make(found) for make in speed_tables.TABLES.values())
+    text = "\n".join(make(found) for make in speed.TABLES.values())
     for line in (
         "| published | 10.0 | 8.0 | 4 | 1,024 | 2,048 | 0.10 | 50% | 2 |",
         "| ours | 10.0 (1.00) | 8.0 (1.00) | 3 (0.75) | 1,024 (1.00) | 2,048 (1.00) "

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from experiments import ladder_tables, paper_report, tables, trainings
-from experiments.benchmarks import speed_tables
+from experiments.benchmarks import speed
 from vdm_jax.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     "ladder.md": ladder_tables.TABLES,
     "results.md": paper_report.TABLES,
-    "benchmarks.md": speed_tables.TABLES,
+    "benchmarks.md": speed.TABLES,
 }
 
 

@@ -36,9 +36,9 @@ def model():
     return Model(init, bind)
 
 
-def program(shard_params, accumulate):
-    """The compiled step on four simulated devices, as text."""
-    mesh = sharding.make_mesh(jax.devices()[:4], shard_params)
+def program(devices, shard_params, accumulate):
+    """The compiled step on simulated devices, as text."""
+    mesh = sharding.make_mesh(jax.devices()[:devices], shard_params)
     training = step.Training(
         model(), optimizer.make(1e-2), 0.9, jax.random.key(0), accumulate=accumulate
     )
@@ -51,7 +51,7 @@ def program(shard_params, accumulate):
 
 
 def collectives(text):
-    """{kind: (operations on arrays, bytes of all results)} of a program without such loops."""
+    """{kind: (arrays, bytes of all results)} of the collective operations; none is in a loop."""
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     found = {kind: [0, 0] for kind in kinds.split("|")}
     for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text):
@@ -62,14 +62,17 @@ def collectives(text):
     return {kind: tuple(of) for kind, of in found.items()}
 
 
-@pytest.mark.parametrize(("s", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2)])
-def test_parameters_are_gathered_once_and_gradients_summed_once_a_step(s, accumulate):
-    found = collectives(program(s, accumulate))
-    arrays, size = found.pop("all-gather")
-    assert (arrays, size) == ((0, 0) if s == 1 else (2, SPLIT))
+CASES = [(2, 1, 1), (2, 2, 1), (2, 2, 2), (4, 2, 1)]
+
+
+@pytest.mark.parametrize(("n", "s", "a"), [c for c in CASES if c[0] <= jax.device_count()])
+def test_parameters_are_gathered_once_and_gradients_summed_once_a_step(n, s, a):
+    """On n devices, s of which share the split parameters, with a micro-batches."""
+    found = collectives(program(n, s, a))
+    assert found.pop("all-gather") == ((0, 0) if s == 1 else (2, SPLIT))
     # A CPU has no reduce-scatter: the sum of which a device keeps its share is an all-reduce too.
-    sums = SPLIT + COPIED + (SPLIT // s if 1 < s < 4 else 0)
+    copies = 1 < s < n
     arrays, size = found.pop("all-reduce")
-    assert arrays == accumulate * (5 if 1 < s < 4 else 3)
-    assert 0 <= size - accumulate * sums <= NUMBERS
+    assert arrays == a * (5 if copies else 3)
+    assert 0 <= size - a * (SPLIT + COPIED + copies * SPLIT // s) <= NUMBERS
     assert set(found.values()) == {(0, 0)}
