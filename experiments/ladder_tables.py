@@ -138,7 +138,7 @@ def _terms(row: Row) -> list[str]:
 
 
 def _costs(row: Row) -> tuple[str, str, str]:
-    """Nothing for a row that wasn't trained."""
+    """Returns the cells of what a training cost, empty for a row that wasn't trained."""
     if "steps" not in row:
         return "", "", ""
     return f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"

@@ -1,4 +1,4 @@
-"""The paper's tables that need no download, at small scale: those and the plots of docs/results.md.
+"""The paper's results at small scale, on digits: the tables and plots of docs/results.md.
 
     python -m experiments.paper_tables --workdir=DIR [--out=docs] [--scale=1.0]
 

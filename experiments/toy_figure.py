@@ -68,7 +68,7 @@ def _scatter(axes: Axes, x: np.ndarray, title: str) -> None:
 
 
 def _curve(axes: Axes, fitted: Fitted, entropy: float) -> None:
-    """The learned schedule, or of a model without one the loss."""
+    """Draws the learned schedule, or the loss of a model without one."""
     if fitted.gamma is not None:
         t = np.linspace(0.0, 1.0, 200)
         gamma = np.asarray(fitted.gamma(jnp.asarray(t, jnp.float32)))

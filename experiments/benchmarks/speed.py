@@ -170,7 +170,7 @@ def _run(found: Mapping[str, Any]) -> str:
 
 
 def _steps(found: Mapping[str, Any]) -> str:
-    """In brackets is the ratio to the first row."""
+    """Returns the table of the contenders, with the ratio to the first row in brackets."""
     base = found["steps"][0]
 
     def cell(row: Row, name: str, spec: str, unit: int = 1) -> str:
