@@ -204,9 +204,12 @@ def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
     found, folder = {}, at.workdir / f"points-{at.scale:g}"
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
-        steps = max(round(STEPS_2D[kind] * at.scale), 20)
-        found[kind] = toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
-        shutil.copy(folder / f"swirl-{kind}.png", pictures)
+        result = folder / f"swirl-{kind}.json"
+        if not result.exists():
+            steps = max(round(STEPS_2D[kind] * at.scale), 20)
+            toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
+        found[kind] = json.loads(result.read_text())
+        shutil.copy(result.with_suffix(".png"), pictures)
     return found
 
 
