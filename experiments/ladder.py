@@ -1,294 +1,220 @@
-"""The whole ladder, from the VAE to the flow, on digits: docs/ladder.md and its plots.
+"""The ladder from the VAE to the flow, on digits: the tables and plots of docs/ladder.md.
 
     python -m experiments.ladder --workdir=DIR [--out=docs] [--scale=1.0]
 
 Trains a VAE, hierarchical VAEs, VDMs and what lies between them, below DIR, each with about as many
-parameters and for about as long, and measures them on the same test images. A run that is there
-already is not trained again. --scale shortens or lengthens every training; docs/ladder.md is made
-with 1.
+parameters and for about as long, and evaluates them on the same test images. A run that is there
+already is not trained again. Leaves all numbers in DIR/ladder.json. --scale shortens or lengthens
+every training, for a copy of the page in another --out.
 """
 
 import dataclasses
 import json
+import re
+import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import priors, rungs, series
+from experiments import closed_forms, ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
-from experiments.evaluate import everything
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from vdm_jax import loss, process, schedule
-from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation import likelihood as measure
-from vdm_jax.gaussian import Gaussian
-from vdm_jax.related import mixture
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Restored
+from vdm_jax import loss
+from vdm_jax.evaluation.estimate import estimate
+from vdm_jax.evaluation.likelihood import Ode, Row, Settings
+from vdm_jax.evaluation.subject import Subject
+from vdm_jax.run import build, cli
 from vdm_jax.train import report
-from vdm_jax.train.model import BITS, Unit, unit
+from vdm_jax.train.model import unit
 
-Base = Callable[[], ConfigDict]
-Run = tuple[Base, dict[str, Any]]
-
-_VDM = {"train.steps": 3_000}
-_SHORT = {"train.steps": 1_500}
+_SHORT, _LONG = {"train.steps": 1_500}, {"train.steps": 3_000}
 _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
-_CHAIN = {"hierarchy.depth": 4, "train.steps": 1_500, "hierarchy.data_size": True}
-HEADS = ("x", "eps", "score", "v")
-STEPS = (10, 50, 1000)  # T of the reverse variances
+_WIDE = {"hierarchy.data_size": True, "model.channels": 116}
+_CHAIN = _SHORT | {"hierarchy.depth": 4, "hierarchy.data_size": True}
+_FIXED = _CHAIN | {"hierarchy.fixed_encoder": True}
+_ENDS = {"hierarchy.ends_at_normal": True}
+FOUR, LAST = "hierarchical VAE, 4 latents", "VDM, continuous time"
+STEPS = (10, 50, 1000)  # numbers of steps T that the reverse variances are compared at
 
-# The ladder itself.
-RUNGS: dict[str, Run] = {
-    "VAE": (vae.get_config, {}),
-    "hierarchical VAE, 2 latents": (lambda: mhvae.get_config("2"), {}),
-    "hierarchical VAE, 4 latents": (lambda: mhvae.get_config("4"), {}),
-    "hierarchical VAE, 8 latents": (lambda: mhvae.get_config("8"), {}),
-    "VDM, T = 10": (digits.get_config, _VDM | {"model.num_steps": 10}),
-    "VDM, T = 100": (digits.get_config, _VDM | {"model.num_steps": 100}),
-    "VDM, continuous time": (digits.get_config, _VDM),
-}
-# From the rung of 4 latents to the VDM of T = 3, one restriction after the other.
-RESTRICTIONS: dict[str, Run] = {
-    "latents of data size": (
-        lambda: mhvae.get_config("4"),
-        {"hierarchy.data_size": True, "model.channels": 116},
-    ),
-    "and a fixed linear-Gaussian encoder": (
-        digits.get_config,
-        _CHAIN | {"hierarchy.fixed_encoder": True},
-    ),
-    "and a schedule that ends at N(0, I)": (
-        digits.get_config,
-        _CHAIN | {"hierarchy.fixed_encoder": True, "hierarchy.ends_at_normal": True},
-    ),
-    "the same as a VDM, a random step at a time": (
-        digits.get_config,
-        {"train.steps": 3_000, "model.num_steps": 3},
-    ),
-}
-VARIANCES: dict[str, Run] = {
-    f"{kind}, T = {steps}": (
-        digits.get_config,
-        _SHORT | {"model.num_steps": steps, "model.reverse_var": kind},
-    )
-    for steps in STEPS
-    for kind in ("posterior", "learned")
-}
-OBJECTIVES: dict[str, Run] = {
-    head: (digits.get_config, _CURVE | {"model.head": head}) for head in HEADS
-}
-DENSITIES: dict[str, Run] = {
-    "VAE": (vae.get_config, {"model.decoder": "density"}),
-    "VDM, continuous time": (digits.get_config, _SHORT | {"model.decoder": "density"}),
-}
-BITS_RUNS: dict[str, Run] = {
-    "Bernoulli VAE": (
-        vae.get_config,
-        {"data.name": "digits_binary", "train.steps": 2_500},
-    ),
-    "binomial diffusion, T = 10": (binomial.get_config, _SHORT | {"model.num_steps": 10}),
-    "binomial diffusion, T = 1000": (binomial.get_config, _SHORT),
-}
+# group -> name -> (configuration, what differs from it). A group is a table of the page.
+RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
+    "rung": {
+        "VAE": (vae.get_config, {}),
+        "hierarchical VAE, 2 latents": (lambda: mhvae.get_config("2"), {}),
+        FOUR: (lambda: mhvae.get_config("4"), {}),
+        "hierarchical VAE, 8 latents": (lambda: mhvae.get_config("8"), {}),
+        "VDM, T = 10": (digits.get_config, _LONG | {"model.num_steps": 10}),
+        "VDM, T = 100": (digits.get_config, _LONG | {"model.num_steps": 100}),
+        LAST: (digits.get_config, _LONG),
+    },
+    # From the hierarchical VAE of 4 latents to the VDM of T = 3, one restriction after the other.
+    "restriction": {
+        "latents of data size": (lambda: mhvae.get_config("4"), _WIDE),
+        "and a fixed linear-Gaussian encoder": (digits.get_config, _FIXED),
+        "and a schedule that ends at N(0, I)": (digits.get_config, _FIXED | _ENDS),
+        "the same as a VDM, a random step at a time": (
+            digits.get_config, _LONG | {"model.num_steps": 3},
+        ),
+    },
+    "variance": {
+        f"{kind}, T = {steps}": (
+            digits.get_config, _SHORT | {"model.num_steps": steps, "model.reverse_var": kind},
+        )
+        for steps in STEPS for kind in ("posterior", "learned")
+    },
+    "objective": {
+        head: (digits.get_config, _CURVE | {"model.head": head})
+        for head in ("x", "eps", "score", "v")
+    },
+    "density": {
+        "VAE": (vae.get_config, {"model.decoder": "density"}),
+        LAST: (digits.get_config, _SHORT | {"model.decoder": "density"}),
+    },
+    "bits": {
+        "Bernoulli VAE": (vae.get_config, {"data.name": "digits_binary", "train.steps": 2_500}),
+        "binomial diffusion, T = 10": (binomial.get_config, _SHORT | {"model.num_steps": 10}),
+        "binomial diffusion, T = 1000": (binomial.get_config, _SHORT),
+    },
+}  # fmt: skip
 
 
 def ladder(argv: list[str]) -> dict[str, Any]:
-    """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
-    workdir, out, scale = series.parse(argv, __doc__, "ladder.md and ladder/")
-    at = _Workshop(workdir, setup.make_mesh(), scale)
-    images = setup.load(digits.get_config())
-    climbed = _rungs(at)
-    (free,) = (row for row in climbed if row["name"] == "hierarchical VAE, 4 latents")
+    """Parses `argv`, trains, evaluates, and puts the numbers, which are returned, into the page."""
+    workdir, page, scale = trainings.parse(argv, __doc__, "ladder.md", ladder_tables.TABLES)
+    at = _Ladder(workdir, build.make_mesh(), scale)
+    grey, binary = build.load(digits.get_config()), build.load(binomial.get_config())
+    rungs = _rungs(at)
     found: dict[str, Any] = {
         "scale": scale,
-        "train": len(images.train),
-        "test": len(images.test),
-        "histogram": _estimate(histogram(images.train, images.test, images.levels)),
-        "rungs": climbed,
-        "restrictions": [free | {"name": "none"}, *_group(at, "restriction", RESTRICTIONS)],
-        "variances": _variances(at),
-        "objectives": _objectives(at),
-        "densities": _group(at, "density", DENSITIES),
-        "bits": _bits(at),
+        "histogram": _histogram_row(grey.train, grey.test, grey.levels),
+        "rungs": rungs,
+        "restrictions": [
+            *(row | {"name": "none"} for row in rungs if row["name"] == FOUR),
+            *(at.row("restriction", name) for name in RUNS["restriction"]),
+        ],
+        "variances": [row for steps in STEPS for row in _variances(at, steps)],
+        "objectives": [_objective(at, name) for name in RUNS["objective"]],
+        "densities": [at.row("density", name) for name in RUNS["density"]],
+        "bits": [
+            _histogram_row(binary.train, binary.test, binary.levels)
+            | {"name": "Bernoulli histogram"},
+            *(at.row("bits", name) for name in RUNS["bits"]),
+        ],
         "flow": _flow(at),
-        "forward": forward(),
-        "priors": priors.nats_per_dim(images.test, images.levels),
-        "feller": feller(),
-        "points": _points(at),
+        "forward": closed_forms.forgetting(),
+        "priors": closed_forms.prior_nats_per_dim(grey.test, grey.levels),
+        "reverse": closed_forms.reverse_step(),
+        "points": _points(at, page.with_suffix("")),
+        "minutes": at.minutes,
     }
-    found["minutes"] = at.minutes
-    (at.workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n")
-    rungs.write(out, found)
-    print(f"{at.minutes:.1f} minutes; written to {out / 'ladder.md'}")
+    (workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n")
+    ladder_tables.write(page, found)
+    print(f"{at.minutes:.1f} minutes of training; written to {page}")
     return found
 
 
 @dataclasses.dataclass
-class _Workshop:
-    """Where the runs are, and what they took."""
+class _Ladder:
+    """The folder of the runs, and what their trainings took."""
 
     workdir: Path
     mesh: Mesh
     scale: float
     minutes: float = 0.0
 
-    def train(self, group: str, name: str, run: Run) -> tuple[Restored, dict[str, Any]]:
-        """The trained model, and its number of parameters, steps and minutes."""
-        base, changes = run
+    def folder(self, group: str, name: str) -> Path:
+        """Returns the folder of a run."""
+        return self.workdir / "-".join(re.sub("[(),=]", "", f"{group} {name}").split())
+
+    def train(self, group: str, name: str) -> tuple[Subject, Row]:
+        """Returns the trained model, and its number of parameters, steps and minutes."""
         print(f"\n== {group}: {name}", flush=True)
-        words = f"{group} {name}".replace(",", "").replace("=", "").replace("(", "").split()
-        folder = self.workdir / "-".join(word.strip(")") for word in words)
-        once = {"eval.final_repeats": 1}  # what is reported is measured afterwards
-        config = series.make_config(base(), changes | once, self.scale)
-        model, minutes = series.train(config, folder, self.mesh)
+        base, changes = RUNS[group][name]
+        once = {"eval.final_repeats": 1}  # the bound that is reported is evaluated afterwards
+        config = trainings.make_config(base(), changes | once, self.scale)
+        model, minutes = trainings.train(config, self.folder(group, name), self.mesh)
         self.minutes += minutes
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        about = {"name": name, "parameters": parameters, "steps": model.step, "minutes": minutes}
-        return model, about | {"folder": str(folder)}
+        about = {"parameters": parameters, "steps": config.train.steps, "minutes": minutes}
+        return model, {"name": name} | about
 
-    def measure(self, model: Restored) -> tuple[dict[str, Any], np.ndarray]:
-        """The bound's row, and its total by draw and image, in the model's unit."""
-        began = time.monotonic()
-        draws = series.bound(model, model.model, self.mesh)
-        self.minutes += (time.monotonic() - began) / 60
-        bits = np.asarray(unit(model.bound).of(draws.terms.total, model.bound.event_shape))
-        return measure.of_draws(draws, model.bound), bits
+    def row(self, group: str, name: str) -> Row:
+        """Returns the row of one run: its bound, parameters, steps and minutes."""
+        model, about = self.train(group, name)
+        return _bound(model)[0] | about
 
 
-def _group(at: _Workshop, group: str, runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Each run with its bound."""
-    rows = []
-    for name, run in runs.items():
-        model, about = at.train(group, name, run)
-        row, _ = at.measure(model)
-        rows.append(row | about)
-    return rows
+def _bound(model: Subject, **fields: Any) -> tuple[Row, np.ndarray]:
+    """Returns the bound's row, and its total by draw and image, in the model's unit."""
+    row, draws, model = trainings.bound(model, **fields)
+    return row, np.asarray(unit(model.bound).of(draws.terms.total, model.bound.event_shape))
 
 
-def _rungs(at: _Workshop) -> list[dict[str, Any]]:
-    """The ladder, each rung with its gain over the one before, image by image."""
-    rows: list[dict[str, Any]] = []
+def _rungs(at: _Ladder) -> list[Row]:
+    """Returns the ladder's rows, each with its gain over the one before, image by image."""
+    rows: list[Row] = []
     before = None
-    for name, run in RUNGS.items():
-        model, about = at.train("rung", name, run)
-        row, bits = at.measure(model)
-        gain = None if before is None else _difference(before, bits)
+    for name in RUNS["rung"]:
+        model, about = at.train("rung", name)
+        row, bits = _bound(model)
+        gain = None if before is None else difference(before, bits)
         rows.append(row | about | {"gain": gain})
         before = bits
     return rows
 
 
-def _variances(at: _Workshop) -> list[dict[str, Any]]:
-    """The bound for each reverse variance and T, and its excess over the posterior's variance."""
-    rows = []
-    for steps in STEPS:
-        fixed, about = at.train("variance", *_named(VARIANCES, f"posterior, T = {steps}"))
-        row, bits = at.measure(fixed)
-        rows.append(row | about | {"num_steps": steps, "kind": "posterior", "gain": None})
-        wider = fixed.model.with_fields(reverse_var="transition")
-        learned, learned_about = at.train("variance", *_named(VARIANCES, f"learned, T = {steps}"))
-        for kind, model, its in (
-            ("transition", fixed._replace(model=wider), about),
-            ("learned", learned, learned_about),
-        ):
-            row, other = at.measure(model)
-            gain = _difference(bits, other)
-            rows.append(row | its | {"num_steps": steps, "kind": kind, "gain": gain})
-    return rows
+def _variances(at: _Ladder, steps: int) -> list[Row]:
+    """Returns the bounds of three reverse variances, and their gains over the posterior's."""
+    fixed, about = at.train("variance", f"posterior, T = {steps}")
+    learned, learned_about = at.train("variance", f"learned, T = {steps}")
+    row, base = _bound(fixed)
+    rows = [row | about | {"kind": "posterior", "gain": None}]
+    row, bits = _bound(fixed, reverse_var="transition")
+    rows.append(row | about | {"kind": "transition", "gain": difference(base, bits)})
+    row, bits = _bound(learned)
+    rows.append(row | learned_about | {"kind": "learned", "gain": difference(base, bits)})
+    return [row | {"num_steps": steps} for row in rows]
 
 
-def _objectives(at: _Workshop) -> list[dict[str, Any]]:
-    """Four parametrisations of one network with equal seeds: the test bound during training."""
-    rows = []
-    for head, run in OBJECTIVES.items():
-        model, about = at.train("objective", head, run)
-        row, _ = at.measure(model)
-        lines = report.read_metrics(Path(about["folder"]) / "metrics.jsonl")
-        curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
-        rows.append(row | about | {"curve": curve})
-    return rows
+def _objective(at: _Ladder, name: str) -> Row:
+    """Returns a parameterization's row, with its test bound during training."""
+    row = at.row("objective", name)
+    lines = report.read_metrics(at.folder("objective", name) / "metrics.jsonl")
+    return row | {
+        "curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
+    }
 
 
-def _bits(at: _Workshop) -> list[dict[str, Any]]:
-    """Black-and-white digits: a Bernoulli histogram, a VAE, binomial diffusion."""
-    images = setup.load(binomial.get_config())
-    counted = _estimate(histogram(images.train, images.test, images.levels))
-    return [counted | {"name": "Bernoulli histogram"}, *_group(at, "bits", BITS_RUNS)]
+def _flow(at: _Ladder) -> list[Row]:
+    """Returns the ODE's likelihood of the last rung's VDM beside its bound, same images."""
+    model, _ = at.train("rung", LAST)
+    ode = Ode(64, solver=trainings.SOLVER)
+    return trainings.likelihoods(model, Settings(2 * trainings.REPEATS, ode=ode))
 
 
-def _flow(at: _Workshop) -> list[dict[str, Any]]:
-    """The last rung's VDM as a flow: the ODE's likelihood beside the bound, same images."""
-    model, _ = at.train("rung", *_named(RUNGS, "VDM, continuous time"))
-    options = {
-        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf", "importance": False, "control_variates": False,
-        "monte_carlo_error": None, "chains": 0, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "truncated_normal",
-        "ode_samples": 1, "trace": "hutchinson", "probes": "rademacher", "num_probes": 1,
-        "tolerance": 1e-3,
-    }  # fmt: skip
-    began = time.monotonic()
-    found = everything(model, options, at.mesh)
-    at.minutes += (time.monotonic() - began) / 60
-    if found["failed"]:
-        raise UserError(found["failed"])
-    return list(found["rows"])
-
-
-def _points(at: _Workshop) -> dict[str, Any]:
-    """The swirl by a VDM, and by a normalising flow trained for likelihood."""
-    began, found = time.monotonic(), {}
+def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
+    """Returns the densities of a swirl, by a VDM and by a flow trained by maximum likelihood."""
+    found, folder = {}, at.workdir / f"points-{at.scale:g}"
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
-        steps = max(round(STEPS_2D[kind] * at.scale), 20)
-        folder = at.workdir / f"points-{at.scale:g}"
-        found[kind] = toy2d(
-            ["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"]
-        ) | {"picture": str(folder / f"swirl-{kind}.png")}
-    at.minutes += (time.monotonic() - began) / 60
+        result = folder / f"swirl-{kind}.json"
+        if not result.exists():
+            steps = max(round(STEPS_2D[kind] * at.scale), 20)
+            toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
+        found[kind] = json.loads(result.read_text())
+        shutil.copy(result.with_suffix(".png"), pictures)
     return found
 
 
-# ---- numbers that need no training ----
-
-
-def forward() -> list[dict[str, float]]:
-    """KL(q(z_t) || N(0, 1)) in nats for Gaussian data N(0.7, 0.3^2), along the linear schedule."""
-    data = Gaussian(jnp.array([0.7]), jnp.array([0.09]))
-    times = jnp.linspace(0.0, 1.0, 5)
-    gammas = schedule.linear(-8.0, 5.0)(times)
-    rows = []
-    for t, gamma in zip(times, gammas, strict=True):
-        q = process.marginal_of_gaussian(data, gamma)
-        kl = q.kl(Gaussian(jnp.zeros(1), jnp.ones(1)))
-        rows.append({"t": float(t), "gamma": float(gamma), "kl": float(kl[0])})
-    return rows
-
-
-def feller() -> list[dict[str, float]]:
-    """Mean KL in nats of the true q(z_s|z_t) of a mixture to its best Gaussian, by step size."""
-    rows = []
-    with jax.enable_x64(True):
-        data = mixture.Mixture.of(jnp.array([0.3, 0.5, 0.2]), jnp.array([-1.0, 0.1, 0.9]), 0.01)
-        for h in (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
-            kl = mixture.reverse_negentropy(data, -h, 0.0)
-            rows.append({"step": h, "kl": float(kl)})
-    return rows
-
-
 def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
-    """Bits per dim of each test image, each pixel by its own frequencies among training images.
+    """Returns bits per dim of each test image, each pixel by its frequencies in training images.
 
     Half an observation is added to each value (Jeffreys' prior): no probability is zero.
     """
@@ -299,21 +225,16 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
     return np.asarray(loss.bits_per_dim(nats, test.shape[1:]), np.float64)
 
 
-def _estimate(bits: np.ndarray, unit: Unit = BITS) -> dict[str, Any]:
-    """The mean over images [images], and its standard error."""
-    of = evaluation.estimate(bits[None])
-    return {unit.key: of.mean, "unit": unit.name, "standard_error": of.standard_error}
+def _histogram_row(train: np.ndarray, test: np.ndarray, levels: int) -> Row:
+    of = estimate(histogram(train, test, levels)[None])
+    return {"bpd": of.mean, "standard_error": of.standard_error}
 
 
-def _difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """Mean of `before` - `after`, [draws, images], and its standard error between images."""
+def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
     per_image = before.mean(axis=0) - after.mean(axis=0)
     error = per_image.std(ddof=1) / np.sqrt(len(per_image))
     return {"mean": float(per_image.mean()), "standard_error": float(error)}
-
-
-def _named(runs: Mapping[str, Run], name: str) -> tuple[str, Run]:
-    return name, runs[name]
 
 
 if __name__ == "__main__":

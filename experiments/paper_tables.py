@@ -1,39 +1,36 @@
-"""The offline part of the paper's results, at small scale: docs/results.md and its plots.
+"""The paper's results at small scale, on digits: the tables and plots of docs/results.md.
 
-    python -m experiments.reproduce --workdir=DIR [--out=docs] [--scale=1.0]
+    python -m experiments.paper_tables --workdir=DIR [--out=docs] [--scale=1.0]
 
 Trains eight small models on digits, below DIR, and measures on them what the paper's tables and
-figures show on CIFAR-10. A run that is there already is not trained again. --scale shortens or
-lengthens every training; docs/results.md is made with 1.
+figures show on CIFAR-10. A run that is there already is not trained again. Leaves all numbers in
+DIR/results.json. --scale shortens or lengthens every training, for a copy of the page in another
+--out.
 """
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from experiments import series, study
+from experiments import paper_report, trainings
 from experiments.configs import digits
-from experiments.evaluate import everything
-from vdm_jax import bounds, loss, schedule
-from vdm_jax.evaluation import likelihood as measure
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Restored
-from vdm_jax.train.model import Batch
+from vdm_jax import bounds, loss, pixels, schedule
+from vdm_jax.evaluation import likelihood
+from vdm_jax.evaluation.likelihood import Chains, Ode, Row, Settings
+from vdm_jax.evaluation.subject import Subject
+from vdm_jax.run import build, cli
+from vdm_jax.train.model import Batch, Model, Params
 from vdm_jax.types import Gamma, Key
 from vdm_jax.vdm import VDM
 
-SWEEP = (10, 100, 250, 500, 1000, 10000, None)
-FORMS = (4, 16, 64, 256, 1024)
-GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the paper's end points, for the table of variances
+SWEEP = (10, 100, 250, 500, 1000, 10000, None)  # numbers of steps T that a model is evaluated with
+FORMS = (4, 16, 64, 256, 1024)  # T of the two forms of the bound
+ENDS = (-13.3, 5.0)  # the paper's end points of gamma, for the table of variances
 
 # What differs from configs/digits.py.
 RUNS: dict[str, dict[str, Any]] = {
@@ -47,8 +44,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "model.gamma": "monotone",
         "model.gamma_objective": "variance",
         "model.learn_end_points": False,
-        "model.gamma_min": GAMMA_MIN,
-        "model.gamma_max": GAMMA_MAX,
+        "model.gamma_min": ENDS[0],
+        "model.gamma_max": ENDS[1],
     },
     "eps": {"train.steps": 3_000, "model.head": "eps"},
     "eps, Fourier features": {
@@ -62,139 +59,95 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
-    """Parse `argv`, train, measure, write the report; the numbers in it are returned."""
-    workdir, out, scale = series.parse(argv, __doc__, "results.md and results/")
-    mesh = setup.make_mesh()
+    """Parses `argv`, trains, measures, and puts the numbers, which are returned, into the page."""
+    workdir, page, scale = trainings.parse(argv, __doc__, "results.md", paper_report.TABLES)
+    mesh = build.make_mesh()
     models, minutes = {}, 0.0
     for name, changes in RUNS.items():
-        folder = workdir / name.replace(" ", "-").replace(",", "")
         print(f"\n== {name}", flush=True)
-        models[name], took = series.train(make_config(changes, scale), folder, mesh)
+        config = trainings.make_config(digits.get_config(), changes, scale)
+        folder = workdir / name.replace(" ", "-").replace(",", "")
+        models[name], took = trainings.train(config, folder, mesh)
         minutes += took
-    began = time.monotonic()
     print("\n== measuring", flush=True)
-    found = _measure(models, mesh)
-    found["minutes"] = minutes + (time.monotonic() - began) / 60
-    found["scale"] = scale
+    found = {
+        "scale": scale,
+        "minutes": minutes,
+        "sweep": _sweep(models),
+        "variance": _variance(models["learned"]),
+        "networks": _networks(models),
+        "forms": _forms(models["main"]),
+        "likelihoods": _likelihoods(models["main"]),
+    }
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    study.write(out, found)
-    print(f"{found['minutes']:.1f} minutes; written to {out / 'results.md'}")
+    paper_report.write(page, found)
+    print(f"{minutes:.1f} minutes of training; written to {page}")
     return found
 
 
-def make_config(changes: dict[str, Any], scale: float = 1.0) -> ConfigDict:
-    """The configuration of digits with `changes`, and `scale` times the steps."""
-    return series.make_config(digits.get_config(), changes, scale)
+def _sweep(models: dict[str, Subject]) -> list[Row]:
+    """Returns the paper's table 2: trained with one T, evaluated with another."""
+    evaluated = {"T=10": (10,), "T=100": (100,), "main": SWEEP}
+    return [
+        trainings.bound(models[name], num_steps=num_steps)[0]
+        | {"trained": models[name].vdm.num_steps}
+        for name in evaluated
+        for num_steps in evaluated[name]
+    ]
 
 
-def _measure(models: dict[str, Restored], mesh: Mesh) -> dict[str, Any]:
-    def say(name: str, part: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        result = part()
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        return result
-
-    main = models["main"]
-    return {
-        "images": len(main.images.test),
-        "steps": {name: model.step for name, model in models.items()},
-        "sweep": say("T sweep", lambda: _sweep(models, mesh)),
-        "variance": say("variance", lambda: _variance(models["learned"], mesh)),
-        "networks": say("networks", lambda: _networks(models, mesh)),
-        "forms": say("two forms", lambda: _forms(main, mesh)),
-        "likelihoods": say("likelihoods", lambda: _likelihoods(main, mesh)),
-    }
-
-
-def _sweep(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
-    """The paper's table 2: trained with one T, evaluated with another."""
-    rows = []
-    for name, evaluated in (("T=10", (10,)), ("T=100", (100,)), ("main", SWEEP)):
-        trained = models[name]
-        for num_steps in evaluated:
-            model = trained.model.with_fields(num_steps=num_steps)
-            draws = series.bound(trained, model, mesh)
-            row = measure.of_draws(draws, model.bind(trained.params))
-            rows.append(row | {"trained": trained.vdm.num_steps})
-    return rows
-
-
-def _variance(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
-    """The paper's figure 4b: four schedules between the same end points, one network."""
-    ends = (GAMMA_MIN, GAMMA_MAX)
-    fixed: dict[str, Gamma | None] = {
-        "learned": None,
-        "linear log-SNR": schedule.linear(*ends),
-        "cosine": schedule.cosine(*ends),
-        "beta-linear": schedule.beta_linear(*ends),
+def _variance(trained: Subject) -> list[Row]:
+    """Returns the paper's figure 4b: four schedules between the same end points, one network."""
+    schedules: dict[str, dict[str, Gamma]] = {
+        "learned": {},
+        "linear log-SNR": {"gamma": schedule.linear(*ENDS)},
+        "cosine": {"gamma": schedule.cosine(*ENDS)},
+        "beta-linear": {"gamma": schedule.beta_linear(*ENDS)},
     }
     rows = []
-    for name, gamma in fixed.items():
-        model = trained.model if gamma is None else trained.model.with_fields(gamma=gamma)
-        draws = series.bound(trained, model, mesh, 4 * series.REPEATS)
-        of_it = trained._replace(model=model)
-        row = measure.of_draws(draws, of_it.vdm)
-        rows.append(
-            row
-            | {
-                "schedule": name,
-                "variance": measure.variance(draws, of_it.vdm.event_shape),
-                "profile": measure.profile(draws, of_it),
-            }
-        )
+    for name, gamma in schedules.items():
+        row, draws, of = trainings.bound(trained, 4 * trainings.REPEATS, **gamma)
+        variance = likelihood.variance(draws, of.vdm.event_shape)
+        profile = likelihood.profile(draws, of.vdm)
+        rows.append(row | {"schedule": name, "variance": variance, "profile": profile})
     return rows
 
 
-def _networks(models: dict[str, Restored], mesh: Mesh) -> list[dict[str, Any]]:
-    """What the network predicts, and Fourier features: the bound in continuous time."""
-    rows = []
-    for name in ("eps", "eps, Fourier features", "x", "v"):
-        trained = models[name]
-        draws = series.bound(trained, trained.model, mesh)
-        rows.append(measure.of_draws(draws, trained.vdm) | {"network": name})
-    return rows
+def _networks(models: dict[str, Subject]) -> list[Row]:
+    """Returns the bound in continuous time by what the network predicts, and Fourier features."""
+    names = ("eps", "eps, Fourier features", "x", "v")
+    return [trainings.bound(models[name])[0] | {"network": name} for name in names]
 
 
-def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
-    """Luo's two forms of one bound: mean and variance of a draw, for several T."""
+def _forms(trained: Subject) -> list[Row]:
+    """Returns mean and variance of a draw of Luo's two forms of one bound, for several T."""
     rows = []
     for num_steps in FORMS:
-        row: dict[str, Any] = {"num_steps": num_steps}
+        row: Row = {"num_steps": num_steps}
         for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
-
-            def nats(
-                params: Any,
-                batch: Batch,
-                key: Key,
-                num_steps: int = num_steps,
-                function: Callable[..., loss.ElboTerms] = function,
-            ) -> tuple[jax.Array, jax.Array]:
-                vdm = trained.model.bind(params, batch["conditioning"])
-                terms = function(vdm._replace(num_steps=num_steps), key, batch["images"])
-                return terms.total, jax.numpy.zeros(())
-
-            bits, _ = measure.per_image(
-                nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(0), 32
-            )
+            nats = _nats(trained.at(num_steps).model, function)
+            bits, _ = likelihood.per_image(nats, trained, jax.random.key(0), 32)
             error = bits.std(ddof=1) / np.sqrt(bits.size)
             row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
         rows.append(row)
     return rows
 
 
-def _likelihoods(trained: Restored, mesh: Mesh) -> dict[str, Any]:
-    """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
-    options = {
-        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf,20", "importance": False, "control_variates": False,
-        "monte_carlo_error": None, "chains": 32, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1,
-        "trace": "hutchinson", "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
-    }  # fmt: skip
-    found = everything(trained, options, mesh)
-    if found["failed"]:
-        raise UserError(found["failed"])
-    return found
+def _nats(model: Model, function: Callable[..., loss.ElboTerms]) -> Callable:
+    """Returns (params, batch, key) -> (a draw of the bound [batch] in nats, 0)."""
+
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+        vdm = model.bind(params, batch["conditioning"])
+        return function(vdm, key, batch["images"]).total, jnp.zeros(())
+
+    return nats
+
+
+def _likelihoods(trained: Subject) -> list[Row]:
+    """Returns bound, importance-weighted bound and ODE on the same images."""
+    ode = Ode(64, pixels.DEQUANTIZATIONS, solver=trainings.SOLVER)
+    asked = Settings(2 * trainings.REPEATS, (None, 20), chains=Chains(32, 20), ode=ode)
+    return trainings.likelihoods(trained, asked)
 
 
 if __name__ == "__main__":

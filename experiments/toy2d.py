@@ -1,11 +1,11 @@
-"""Train a model of points in the plane, and draw it.
+"""Trains a model of points in the plane, and draws it.
 
     python -m experiments.toy2d [--data=swirl] [--model=vdm] [--workdir=workdirs/toy2d]
 
 --model=vdm is a variational diffusion model; --model=cnf a continuous normalising flow trained by
 maximum likelihood, the same object as the VDM's probability-flow ODE but for its training. Leaves
 two files in the folder, DATA-MODEL.png (data, samples, learned gamma or else the loss, densities,
-the ODE's way from noise to data) and DATA-MODEL.json. Those of other settings aren't overwritten.
+the ODE's trajectories from noise to data) and DATA-MODEL.json. Those of other settings are kept.
 
 All numbers are in nats per point of a continuous variable: a density has no bits per dim. The
 density of the data is known, and so is how far above its entropy a model is.
@@ -24,24 +24,24 @@ import numpy as np
 from absl import flags
 
 from experiments import toy_figure
-from experiments.toy_models import CHUNK, STEPS, TOLERANCE, Fitted, train_cnf, train_vdm
+from experiments.toy_models import CHUNK, STEPS, Fitted, Say, train_cnf, train_vdm
 from vdm_jax.data import points
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
+from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
 
 TRAIN, TEST = 100_000, 2_000
 TEST_SEED = 2**32  # of no run's training points
 DRAWS = 64  # of the bound for each test point
+TOLERANCE = 1e-5  # of the densities that are reported
 MODELS = {"vdm": train_vdm, "cnf": train_cnf}
 
 
 def toy2d(argv: list[str]) -> dict[str, Any]:
-    """Parse `argv`, train, measure, write the files; what was found is returned."""
+    """Parses `argv`, trains, measures, writes the files, and returns the numbers."""
     settings, workdir = _parse(argv)
     name = f"{settings['data']}-{settings['model']}"
     _refuse_other(workdir / f"{name}.json", settings)
-    setup.make_mesh()
+    build.make_mesh()
     began = time.monotonic()
     data = points.draw(settings["data"], TRAIN, settings["seed"])
     fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"], _say(settings))
@@ -58,41 +58,32 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
 
 def _parse(argv: list[str]) -> tuple[dict[str, Any], Path]:
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "workdirs/toy2d", "folder for the files", flag_values=values)
-    flags.DEFINE_string("data", "swirl", ", ".join(points.NAMES), flag_values=values)
-    flags.DEFINE_string("model", "vdm", ", ".join(MODELS), flag_values=values)
-    flags.DEFINE_integer(
-        "steps", None, f"of training; {STEPS['vdm']} of vdm, {STEPS['cnf']} of cnf if not given",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_integer("seed", 0, "of the training points and all else", flag_values=values)
+    text, number, choice = cli.definers(values)
+    text("workdir", "folder for the files", "workdirs/toy2d")
+    choice("data", "points", points.NAMES, "swirl")
+    choice("model", "model", tuple(MODELS), "vdm")
+    number("steps", f"training steps; default {STEPS['vdm']} of vdm, {STEPS['cnf']} of cnf")
+    number("seed", "settles the training points and all else", 0, 0, TEST_SEED - 1)
     cli.parse_flags(values, argv, __doc__)
-    for name, known in (("data", points.NAMES), ("model", tuple(MODELS))):
-        if values[name].value not in known:
-            raise UserError(f"--{name}={values[name].value}: known are {', '.join(known)}")
     steps = STEPS[values.model] if values.steps is None else values.steps
-    if not 1 <= steps < 2**31:
-        raise UserError(f"--steps must be at least 1, got {steps}")
-    if not 0 <= values.seed < TEST_SEED:
-        raise UserError(f"--seed must lie in [0, 2^32), got {values.seed}")
     settings = {"data": values.data, "model": values.model, "steps": steps, "seed": values.seed}
-    return settings, setup.make_workdir(Path(values.workdir))
+    return settings, build.make_workdir(Path(values.workdir))
 
 
 def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError if the file is there and of other settings."""
+    """Raises UserError if the file is there and of other settings."""
     try:
         old = json.loads(file.read_text())
         differ = [f"{k}={old[k]}" for k, v in settings.items() if old[k] != v]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no result of this command; name another --workdir") from error
     if differ:
         raise UserError(f"{file} is of {', '.join(differ)}; name another --workdir or remove it")
 
 
-def _say(settings: dict[str, Any]) -> Any:
+def _say(settings: dict[str, Any]) -> Say:
     every = max(CHUNK, settings["steps"] // 10 // CHUNK * CHUNK)
 
     def say(step: int, nats: float) -> None:
@@ -103,29 +94,28 @@ def _say(settings: dict[str, Any]) -> Any:
 
 
 def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
-    """The densities of the test points: the data's own, the model's, and its bound."""
+    """Returns the densities of the test points: the data's own, the model's, and its bound."""
     x = points.draw(name, TEST, TEST_SEED)
     truth = -points.log_prob(name, x)
-    p = fitted.log_prob(jnp.asarray(x), TOLERANCE)
-    found: dict[str, Any] = {
-        "test_points": TEST,
-        "entropy": points.entropy(name),
-        "truth": _mean(truth),
-        "ode": _row(-np.asarray(p.log_prob, np.float64), truth),
-        "ode_evaluations": int(p.steps.evaluations),
-        "bound": None,
-    }
-    if not math.isfinite(found["ode"]["nats"]):
+    ode = -np.asarray(fitted.log_prob(jnp.asarray(x), TOLERANCE), np.float64)
+    if not np.isfinite(ode).all():
         raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
+    bound = None
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]
-        found["bound"] = _row(np.mean(draws, axis=0), truth)
-    return found
+        bound = _row(np.mean(draws, axis=0), truth)
+    return {
+        "test_points": TEST,
+        "entropy": points.entropy(name),
+        "truth": _mean(truth),
+        "ode": _row(ode, truth),
+        "bound": bound,
+    }
 
 
 def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Its mean, and that of what it exceeds the data's own by, point by point."""
+    """Returns the mean, and that of the excess over the data's own, point by point."""
     return _mean(nats) | {"excess": _mean(nats - truth)}
 
 
@@ -142,13 +132,13 @@ def _print(found: dict[str, Any]) -> None:
     )
     names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
     for key, name in names.items():
-        row = found[key]
-        if row is not None:
-            excess = ""
-            if "excess" in row:
-                over = row["excess"]
-                excess = f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's"
-            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}{excess}")
+        if row := found[key]:
+            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}", end="")
+            if over := row.get("excess"):
+                print(
+                    f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's", end=""
+                )
+            print()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The two models of `experiments.toy2d`: how each is trained, and what it says of points.
+"""The two models of `experiments.toy2d`: how each is trained, and the functions it gives.
 
-A VDM of continuous data (`loss.elbo` with levels=None), trained on its variational bound, whose
-probability-flow ODE is a normalising flow; and a normalising flow trained by maximum likelihood.
+A VDM of continuous data (levels=None), trained on its variational bound, whose probability-flow ODE
+is a normalising flow; and a normalising flow trained by maximum likelihood.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,17 @@ import optax
 
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
-from vdm_jax.nn.small import SmoothMLP
-from vdm_jax.schedule import alpha
+from vdm_jax.nn.smooth import SmoothMLP
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import NATS, Model, Params
-from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, Tensor
+from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["CHUNK", "STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
+__all__ = ["CHUNK", "GAMMA_0", "STEPS", "Fitted", "Say", "bound", "train_cnf", "train_vdm"]
 
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
-TOLERANCE = 1e-5  # of the densities that are reported
+PIECES = 60  # of a trajectory
 
 # The end points stay as they are: of continuous data the bound has no best gamma_0. The nearer
 # z_0 is to the data, the better, as far as the network follows. Noise of exp(-6) = 0.0025 is a
@@ -34,28 +33,28 @@ TOLERANCE = 1e-5  # of the densities that are reported
 GAMMA_0, GAMMA_1 = -12.0, 6.0
 
 Losses = list[tuple[int, float]]
+Say = Callable[[int, float], None]
 
 
 class Fitted(NamedTuple):
     """A trained model, as functions of points x [n, 2]."""
 
     losses: Losses
-    """(step, mean of the training loss since the last, in nats)."""
-    log_prob: Callable[[Tensor, float], cnf.LogProb]
-    """(x, tolerance) -> log-densities by the ODE, in nats."""
+    """Pairs (step, mean of the training loss since the last, in nats)."""
+    log_prob: Callable[[Tensor, float], PerExample]
+    """Function (x, tolerance) -> log-densities by the ODE, in nats."""
     sample: Callable[[Key, int], Tensor]
-    """(key, n) -> samples [n, 2]."""
+    """Function (key, n) -> samples [n, 2]."""
     paths: Callable[[Key, int], Tensor]
-    """(key, n) -> where the ODE leads n draws of the base, [times, n, 2]."""
-    bound: Callable[[Key, Tensor], PerExample] | None
-    """(key, x) -> an unbiased sample of the bound on -log p(x), in nats; None without one."""
-    gamma: Gamma | None
+    """Function (key, n) -> the ODE's trajectories from n noises to data, [times, n, 2]."""
+    bound: Callable[[Key, Tensor], PerExample] | None = None
+    """Function (key, x) -> an unbiased sample of the bound on -log p(x), in nats; None without."""
+    gamma: Gamma | None = None
+    """Learned schedule; None without."""
 
 
-def train_vdm(
-    points: np.ndarray, steps: int, seed: int, say: Callable[[int, float], None]
-) -> Fitted:
-    """A VDM in continuous time, its schedule's shape learned for a low variance of the loss."""
+def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+    """Trains a VDM in continuous time, its schedule's shape for a low variance of the loss."""
     model = _vdm()
     rate = optimizer.learning_rate(3e-3, min(100, steps // 10), "cosine", steps)
     tx = optimizer.make(rate, decay_gamma=False)
@@ -70,80 +69,65 @@ def train_vdm(
         return state, 2 * metrics[NATS.key]
 
     state, losses = _run(one, step.init_state(model, tx, key_init), steps, say)
-    params = state.ema_params
-    vdm: VDM = model.bind(params)
-    denoise, gamma = vdm.denoise, vdm.gamma
-
-    def log_prob(x: Tensor, tolerance: float) -> cnf.LogProb:
-        # Of x = z_0 / alpha_0, z_0 having the flow's density.
-        scale = alpha(jnp.asarray(GAMMA_0))
-        p = flow.log_prob(
-            scale * x, denoise, GAMMA_0, GAMMA_1, vdm.kind, rtol=tolerance, atol=tolerance
-        )
-        return cnf.LogProb(p.log_prob + x.shape[1] * jnp.log(scale), *p[1:])
+    vdm: VDM = model.bind(state.ema_params)
 
     def paths(key: Key, n: int) -> Tensor:
-        def field(t: Tensor, z: Tensor) -> Tensor:
-            gamma_t, slope = jax.jvp(gamma, (t[None],), (jnp.ones(1),))
-            return slope[0] * flow.drift(z, gamma_t[0], denoise, vdm.kind)
-
-        return _paths(field, jax.random.normal(key, (n, 2)))
+        z_1, gammas = jax.random.normal(key, (n, 2)), vdm.gamma(jnp.linspace(1.0, 0.0, PIECES + 1))
+        return _paths(lambda gamma, z: flow.drift(vdm, z, gamma), gammas, z_1)
 
     return Fitted(
         losses,
-        jax.jit(log_prob, static_argnums=1),
-        jax.jit(lambda key, n: model.sample(params, key, jnp.zeros(n), 200), static_argnums=1),
+        jax.jit(lambda x, tol: vdm.log_prob(x, rtol=tol, atol=tol), static_argnums=1),
+        jax.jit(lambda key, n: vdm.sample(key, n, 200), static_argnums=1),
         paths,
-        jax.jit(lambda key, x: bound(key, x, denoise, gamma, vdm.kind)),
-        gamma,
+        jax.jit(lambda key, x: bound(key, x, vdm)),
+        vdm.gamma,
     )
 
 
-def train_cnf(
-    points: np.ndarray, steps: int, seed: int, say: Callable[[int, float], None]
-) -> Fitted:
-    """A continuous normalising flow from N(0, I) at t = 1 to the data at t = 0."""
+def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+    """Trains a continuous normalising flow from N(0, I) at t = 1 to the data at t = 0."""
     network = SmoothMLP(width=64, num_blocks=2, frequencies=2)
     rate = optimizer.learning_rate(5e-3, min(20, steps // 10), "cosine", steps)
     tx = optimizer.make(rate, weight_decay=0.0, clip_norm=1.0)
     key_init, key_data = jax.random.split(jax.random.key(seed))
     data = jnp.asarray(points)
 
-    def field(params: Params) -> cnf.Field:
-        def velocity(t: Tensor, z: Tensor) -> Tensor:
-            return cast(Tensor, network.apply({"params": params}, z, jnp.full(z.shape[:1], t)))
-
-        return velocity
-
-    def nats(params: Params, x: Tensor) -> jax.Array:
-        return -cnf.log_prob(x, field(params), 0.0, 1.0, rtol=1e-3, atol=1e-3).log_prob.mean()
+    def log_prob(params: Params, x: Tensor, tolerance: float) -> PerExample:
+        solver = cnf.Solver(rtol=tolerance, atol=tolerance)
+        return cnf.log_prob(x, _field(network, params), 0.0, 1.0, solver=solver).log_prob
 
     def one(state: Any) -> tuple[Any, jax.Array]:
         i, params, moments = state
-        value, grads = jax.value_and_grad(nats)(params, _batch(data, key_data, i, 256))
+        x = _batch(data, key_data, i, 256)
+        value, grads = jax.value_and_grad(lambda params: -log_prob(params, x, 1e-3).mean())(params)
         updates, moments = tx.update(grads, moments, params)
         return (i + 1, optax.apply_updates(params, updates), moments), value
 
     params = network.init(key_init, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
-    (_, params, _), losses = _run(
-        one, (jnp.zeros((), jnp.int32), params, tx.init(params)), steps, say
-    )
-    trained = field(params)
-
-    def log_prob(x: Tensor, tolerance: float) -> cnf.LogProb:
-        return cnf.log_prob(x, trained, 0.0, 1.0, rtol=tolerance, atol=tolerance)
+    state = jnp.zeros((), jnp.int32), params, tx.init(params)
+    (_, params, _), losses = _run(one, state, steps, say)
+    field = _field(network, params)
 
     def sample(key: Key, n: int) -> Tensor:
-        return cnf.sample(jax.random.normal(key, (n, 2)), trained, 0.0, 1.0).x
+        return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).z
+
+    def paths(key: Key, n: int) -> Tensor:
+        return _paths(field, jnp.linspace(1.0, 0.0, PIECES + 1), jax.random.normal(key, (n, 2)))
 
     return Fitted(
         losses,
-        jax.jit(log_prob, static_argnums=1),
+        jax.jit(lambda x, tolerance: log_prob(params, x, tolerance), static_argnums=1),
         jax.jit(sample, static_argnums=1),
-        lambda key, n: _paths(trained, jax.random.normal(key, (n, 2))),
-        None,
-        None,
+        paths,
     )
+
+
+def _field(network: SmoothMLP, params: Params) -> cnf.Field:
+    def velocity(t: Tensor, z: Tensor) -> Tensor:
+        return cast(Tensor, network.apply({"params": params}, z, jnp.full(z.shape[:1], t)))
+
+    return velocity
 
 
 def _vdm() -> Model:
@@ -152,10 +136,8 @@ def _vdm() -> Model:
 
     def init(key: Key) -> Params:
         variables = network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))
-        return {
-            "gamma": schedule.init(key, jnp.zeros(1))["params"],
-            "score_model": variables["params"],
-        }
+        gamma = schedule.init(key, jnp.zeros(1))["params"]
+        return {"gamma": gamma, "score_model": variables["params"]}
 
     def bind(params: Params, conditioning: Tensor | None = None, dropout: Key | None = None) -> VDM:
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
@@ -171,25 +153,22 @@ def _vdm() -> Model:
 
 
 def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
-    """Random rows for step `i`."""
+    """Returns random rows for step `i`."""
     rows = jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))
     return data[rows]
 
 
 def _run(
-    one: Callable[[Any], tuple[Any, jax.Array]],
-    state: Any,
-    steps: int,
-    say: Callable[[int, float], None],
+    one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int, say: Say
 ) -> tuple[Any, Losses]:
-    """`steps` steps state -> (state, loss), compiled CHUNK at a time."""
+    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time."""
+
+    def body(_: jax.Array, carry: Any) -> Any:
+        state, total = carry
+        state, value = one(state)
+        return state, total + value
 
     def many(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:
-        def body(_: jax.Array, carry: Any) -> Any:
-            state, total = carry
-            state, value = one(state)
-            return state, total + value
-
         state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
         return state, total / count
 
@@ -203,18 +182,16 @@ def _run(
     return state, losses
 
 
-def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> PerExample:
-    """One sample of the bound, with most of its noise taken out.
+def bound(key: Key, x: Tensor, vdm: VDM) -> PerExample:
+    """Returns one sample of the bound [n] in nats, with most of its noise taken out; x is [n, 2].
 
     Where there is little noise a denoiser can't tell it, and the loss is that of eps itself,
     gamma'(t) / 2 ||eps||^2, whose mean is known: what it exceeds its mean by is subtracted, in
     the share that fits there. That has mean zero, whatever the share is as a function of t.
-    x is [n, 2], the result [n], in nats.
     """
     eps_0, eps, t = loss.draw(key, x.shape)
-    vdm = VDM(denoise, gamma, x.shape[1:], None, kind)
     terms = vdm.elbo_given(x, eps, t, eps_0)
-    gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+    gamma_t, slope = jax.jvp(vdm.gamma, (t,), (jnp.ones_like(t),))
     share = jax.nn.sigmoid(-4.0 - gamma_t)
 
     def excess(noise: Tensor) -> PerExample:
@@ -223,13 +200,12 @@ def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> Pe
     return terms.total - excess(eps_0) - share * slope * excess(eps)
 
 
-def _paths(field: cnf.Field, z: Tensor, pieces: int = 60) -> Tensor:
-    """The way of z from t = 1 to t = 0, [pieces + 1, *z.shape]."""
-    times = jnp.linspace(1.0, 0.0, pieces + 1)
+def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
+    """Returns the way of z from the first of the times to the last, [times, *z.shape]."""
 
     def body(z: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         later, earlier = ends
-        z = cnf.sample(z, field, earlier, later, rtol=1e-3, atol=1e-3).x
+        z = cnf.sample(z, field, earlier, later, cnf.Solver(rtol=1e-3, atol=1e-3)).z
         return z, z
 
     run = jax.jit(lambda z: jax.lax.scan(body, z, (times[:-1], times[1:]))[1])

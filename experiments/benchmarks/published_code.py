@@ -7,7 +7,6 @@ compiled by `jax.jit` in place of `pmap` around a scan, which on a CPU would be 
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +24,7 @@ __all__ = ["PublishedCode"]
 
 
 class PublishedCode:
-    """Its model for 32x32 RGB images, with the given width and depth."""
+    """The published model for 32x32 RGB images, with the given width and depth."""
 
     def __init__(self, folder: Path, channels: int, num_blocks: int) -> None:
         module = _load(folder)
@@ -34,24 +33,21 @@ class PublishedCode:
         self._adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
 
     def init(self, key: jax.Array) -> Any:
-        """Parameters, their average, and the optimiser's state."""
+        """Returns parameters, their average, and the optimiser's state."""
         images, conditioning = jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros((2,))
         params = self._model.init({"params": key, "sample": key}, images, conditioning)["params"]
         return params, jax.tree.map(jnp.copy, params), self._adamw.init(params)
 
     def train_step(self, state: Any, images: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-        """One step on the mean bound of [batch, 32, 32, 3] -> the next state, bits per dim."""
+        """Returns the state after a step on images [batch, 32, 32, 3], and their bits per dim."""
         params, average, opt_state = state
         key_sample, key_dropout = jax.random.split(key)
 
         def bound(params: Any) -> jax.Array:
             found = self._model.apply(
-                {"params": params},
-                images=images,
-                conditioning=jnp.zeros(len(images)),
-                deterministic=False,
-                rngs={"sample": key_sample, "dropout": key_dropout},
-            )
+                {"params": params}, images=images, conditioning=jnp.zeros(len(images)),
+                deterministic=False, rngs={"sample": key_sample, "dropout": key_dropout},
+            )  # fmt: skip
             nats = found.loss_recon + found.loss_klz + found.loss_diff
             return loss.bits_per_dim(nats.mean(), images.shape[1:])
 
@@ -61,12 +57,10 @@ class PublishedCode:
         return (params, step.ema_update(average, params, 0.9999), opt_state), value
 
     def sample_step(self, params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
-        """Step number `i` of 1000 ancestral ones."""
-        method: Callable = self._model.sample
-        conditioning = jnp.zeros(len(z_t))
+        """Returns z_s after step number `i` of 1000 ancestral ones."""
         return self._model.apply(
-            {"params": params}, i=i, T=1000, z_t=z_t, conditioning=conditioning, rng=key,
-            method=method,
+            {"params": params}, i=i, T=1000, z_t=z_t, conditioning=jnp.zeros(len(z_t)), rng=key,
+            method=self._model.sample,
         )  # fmt: skip
 
 
@@ -77,12 +71,11 @@ def _load(folder: Path) -> ModuleType:
             f"--official-code={folder}: there is no {file}; wanted a copy of the published "
             "repository, google-research/vdm"
         )
-    name = "published_model_vdm"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location("published_model_vdm", file)
     assert spec is not None  # of a file that is there
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look themselves up
+    sys.modules[spec.name] = module  # where its dataclasses look themselves up
     try:
         spec.loader.exec_module(module)
     except Exception as error:

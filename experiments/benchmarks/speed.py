@@ -1,19 +1,17 @@
 """Speed and memory of this code and, given a copy, of the published one, in one run.
 
-    python -m experiments.bench --workdir=DIR [--official-code=PATH] [--out=docs]
+    python -m experiments.benchmarks.speed --workdir=DIR [--official-code=PATH] [--out=docs]
 
 Measures the CIFAR-10 network: compiling, a training step, its memory, a step of sampling; and, on
 a model of digits trained in DIR first, how many calls of the network good samples and a precise
-bound take. Contenders do the same work and take turns, round after round; figures are medians. On a
-GPU the batch is 128, and the largest batch that fits and the augmented model are measured too.
-Writes benchmarks.md into --out, and what it was made of as bench.json into DIR.
+bound take. Contenders do the same work and take turns, round after round; figures are medians.
+Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
-import dataclasses
 import functools
 import json
 import os
-import statistics
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,69 +19,38 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import series
-from experiments.benchmarks import speed_report as bench_report
+from experiments import tables, trainings
+from experiments.benchmarks import contenders
+from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
-from experiments.benchmarks.speed_report import Row
 from experiments.configs import cifar10, digits
-from vdm_jax import data, sampler
-from vdm_jax.evaluation import sample_quality as sampling
-from vdm_jax.evaluation import variance_reduction as pilot
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
+from vdm_jax import data
+from vdm_jax.evaluation import sample_quality, variance_reduction
+from vdm_jax.evaluation.report import table
+from vdm_jax.rule import Rule
+from vdm_jax.run import build, cli
 from vdm_jax.run import compilation_cache as cache
 from vdm_jax.run.cli import UserError
-from vdm_jax.run.models import make_model
-from vdm_jax.run.restore import Restored
-from vdm_jax.sampling import Rule
-from vdm_jax.train import memory, optimizer, sharding, step
 
-PUBLISHED = "published"
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
     "ours, remat blocks": {"remat": "blocks"},
     "ours, remat matmuls, bfloat16": {"dtype": "bfloat16"},
     "ours, remat blocks, bfloat16": {"remat": "blocks", "dtype": "bfloat16"},
 }
-SHAPE = (32, 32, 3)
-
-
-@dataclasses.dataclass
-class Contender:
-    """One way to do the work, compiled."""
-
-    name: str
-    compile_init: float
-    """Seconds to compile what makes the first state."""
-    compile_step: float
-    temporaries: int
-    """Bytes of a training step."""
-    need: int
-    """Bytes of a training step, with state and batch."""
-    train: Callable[[], None]
-    """One step; waits for it."""
-    sample: Callable[[], None]
-    train_seconds: list[float] = dataclasses.field(default_factory=list)
-    sample_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-
-    def number(name: str, about: str, default: int | None) -> None:
-        flags.DEFINE_integer(name, default, about, lower_bound=1, flag_values=values)
-
-    flags.DEFINE_string("workdir", None, "folder for the model of digits", flag_values=values)
-    flags.DEFINE_string("out", "docs", "folder for benchmarks.md", flag_values=values)
-    flags.DEFINE_string(
-        "official-code", None, "a copy of the published repository", flag_values=values
-    )
-    number("batch_size", "images of a step; default 4, on a GPU 128", None)
+    text, number, _ = cli.definers(values)
+    text("workdir", "folder for the model of digits")
+    text("out", "folder that holds benchmarks.md", "docs")
+    text("official-code", "a copy of the published repository")
+    number("batch_size", "images of a step; default 4, on a GPU 128")
     number("channels", "of the network", 128)
     number("num_blocks", "of the network", 32)
     number("rounds", "in which contenders take turns", 5)
@@ -96,240 +63,64 @@ def _flags() -> flags.FlagValues:
 
 
 def bench(argv: list[str]) -> Mapping[str, Any]:
-    """Parse `argv`, measure, print and write the tables; what they were made of is returned."""
-    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
+    """Parses `argv`, measures, and puts the numbers, which are returned, into the page."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder for the model of digits")
-    workdir = setup.make_workdir(Path(options["workdir"]))
-    out = setup.make_workdir(Path(options["out"]), "out")
-    on_gpu = jax.default_backend() == "gpu"
-    batch = options["batch_size"] or (128 if on_gpu else 4)
+    page = Path(options["out"]) / "benchmarks.md"
+    tables.check(page, TABLES)
+    workdir = build.make_workdir(Path(options["workdir"]))
+    jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
+    options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {
-        "options": {**options, "batch_size": batch},
-        "machine": bench_report.machine(),
-        "steps": _steps(options, batch),
+        "options": options,
+        "machine": _machine(),
+        "steps": _contend(options),
         "loader": _loader(),
-        "largest": _largest() if on_gpu else [],
     }
     if options["quality"]:
         found |= _quality(workdir)
-    text = bench_report.page(found)
-    print(text)
-    (out / "benchmarks.md").write_text(text)
     (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    made = {name: text for name, make in TABLES.items() if (text := make(found))}
+    print("\n\n".join(made.values()))
+    tables.replace(page, made)
     return found
 
 
-# ---- the network of CIFAR-10 ----
-
-
-def _steps(options: Mapping[str, Any], batch: int) -> list[Row]:
-    """A row for each contender."""
+def _contend(options: Mapping[str, Any]) -> list[Row]:
+    """Returns a row for each contender."""
     makers: list[Callable[[], Contender]] = [
-        functools.partial(_ours, name, _config(options, batch, changes))
+        functools.partial(contenders.ours, name, _config(options, changes))
         for name, changes in MODES.items()
     ]
     makers[0]()  # what a process compiles first takes longer: nothing of that is counted
     if options["official-code"]:
-        code = PublishedCode(
-            Path(options["official-code"]), options["channels"], options["num_blocks"]
-        )
-        makers.insert(0, functools.partial(_published, code, batch))
-    contenders = [_say(make()) for make in makers]
-    for contender in contenders:  # what is done once only, at the first call, isn't measured
+        size = options["channels"], options["num_blocks"]
+        code = PublishedCode(Path(options["official-code"]), *size)
+        makers.insert(0, functools.partial(contenders.published, code, options["batch_size"]))
+    made = [make() for make in makers]
+    for contender in made:  # what is done once only, at the first call, isn't measured
         contender.train()
         contender.sample()
     for number in range(options["rounds"]):
-        for of in contenders:
-            of.train_seconds.append(_seconds(of.train))
-            of.sample_seconds.append(_seconds(of.sample))
+        for contender in made:
+            contender.take_turn()
         print(f"round {number + 1} of {options['rounds']}", flush=True)
-    flops = 3 * forward_flops(_config(options, batch, {})) * batch
-    return [_row(contender, flops, options["peak_tflops"]) for contender in contenders]
+    flops = 3 * contenders.forward_flops(_config(options, {})) * options["batch_size"]
+    return [contender.row(flops, options["peak_tflops"]) for contender in made]
 
 
-def _config(options: Mapping[str, Any], batch: int, changes: Mapping[str, Any]) -> ConfigDict:
+def _config(options: Mapping[str, Any], changes: Mapping[str, Any]) -> ConfigDict:
     config = cifar10.get_config()
-    config.train.batch_size = batch
+    config.train.batch_size = options["batch_size"]
     config.model.update(channels=options["channels"], num_blocks=options["num_blocks"], **changes)
     return config
 
 
-def _row(of: Contender, flops: float, peak: float | None) -> Row:
-    seconds = statistics.median(of.train_seconds)
-    return {
-        "name": of.name,
-        "compile": of.compile_init + of.compile_step,
-        "compile_step": of.compile_step,
-        "step": seconds,
-        "temporaries": of.temporaries,
-        "need": of.need,
-        "tflops": flops / seconds / 1e12,
-        "share": None if peak is None else flops / seconds / 1e12 / peak,
-        "sample": statistics.median(of.sample_seconds),
-    }
-
-
-def _say(of: Contender) -> Contender:
-    print(
-        f"{of.name}: compiled in {of.compile_init:.1f} + {of.compile_step:.1f} s, temporaries "
-        f"{memory.words(of.temporaries)}",
-        flush=True,
-    )
-    return of
-
-
-def _ours(name: str, config: ConfigDict) -> Contender:
-    model = make_model(config, SHAPE, 256)
-    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
-    init, compile_init = _compiled(
-        jax.jit(lambda key: step.init_state(model, adamw, key)), jax.random.key(0)
-    )
-    chunk = {"images": _images(config.train.batch_size)[None]}
-    chunk["conditioning"] = jnp.zeros(chunk["images"].shape[:2])
-    compiled, compile_step = compile_training(config)
-    state = init(jax.random.key(0))
-
-    def train() -> None:
-        nonlocal state
-        state, metrics = compiled(state, chunk, 0, 1)
-        jax.block_until_ready((state, metrics))
-
-    def one(params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
-        vdm = model.bind(params)
-        gamma_t, gamma_s = vdm.gamma(1.0 - jnp.stack([i, i + 1]) / 1000)
-        eps = jax.random.normal(jax.random.fold_in(key, i), z_t.shape)
-        return sampler.ancestral_step(z_t, eps, vdm.denoise, gamma_s, gamma_t)
-
-    sample = _sampling(jax.jit(one), lambda: state.params, config.train.batch_size)
-    return Contender(name, compile_init, compile_step, *_memory(compiled), train, sample)
-
-
-def compile_training(config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
-    """The training step on one device, compiled from shapes, and the seconds that took."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model = make_model(config, SHAPE, 256)
-    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
-    batch = config.train.batch_size
-    chunk = {
-        "images": jax.ShapeDtypeStruct((1, batch, *SHAPE), jnp.uint8),
-        "conditioning": jax.ShapeDtypeStruct((1, batch), jnp.float32),
-    }
-    training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
-    step_fn = step.make_step(training, mesh)
-    return _compiled(step_fn, step.abstract_state(model, adamw, mesh), chunk, 0, 1)
-
-
-def _published(code: PublishedCode, batch: int) -> Contender:
-    init, compile_init = _compiled(jax.jit(code.init), jax.random.key(0))
-    state, images = init(jax.random.key(0)), _images(batch)
-    # Not donated, as there.
-    compiled, compile_step = _compiled(jax.jit(code.train_step), state, images, jax.random.key(1))
-
-    def train() -> None:
-        nonlocal state
-        state, value = compiled(state, images, jax.random.key(1))
-        jax.block_until_ready((state, value))
-
-    sample = _sampling(jax.jit(code.sample_step), lambda: state[0], batch)
-    return Contender(PUBLISHED, compile_init, compile_step, *_memory(compiled), train, sample)
-
-
-def _memory(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes of temporaries, and of all."""
-    found = compiled.memory_analysis()
-    return (0 if found is None else found.temp_size_in_bytes), memory.need(compiled) or 0
-
-
-def _sampling(one: Callable, params: Callable[[], Any], batch: int) -> Callable[[], None]:
-    z_t, key = jax.random.normal(jax.random.key(2), (batch, *SHAPE)), jax.random.key(3)
-    return lambda: jax.block_until_ready(one(params(), z_t, jnp.float32(500), key))
-
-
-def _images(batch: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(4), (batch, *SHAPE), 0, 256).astype(jnp.uint8)
-
-
-def _compiled(function: Any, *args: Any) -> tuple[jax.stages.Compiled, float]:
-    began = time.perf_counter()
-    compiled = function.lower(*args).compile()
-    return compiled, time.perf_counter() - began
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def forward_flops(config: ConfigDict) -> float:
-    """Multiplications and additions of the U-Net for one 32x32 image, forward.
-
-    Of convolutions, matrix products and attention; the rest is a few per cent. A training step has
-    three times as many, whatever is computed once more.
-    """
-    model = make_model(config, SHAPE, 256)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
-    pixels = SHAPE[0] * SHAPE[1]
-    total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        names = [part.key for part in path]
-        if names[-1] != "kernel":
-            continue
-        once = names[-2] in ("dense0", "dense1", "cond_proj")  # for an image, not for each pixel
-        total += 2.0 * leaf.size * (1 if once else pixels)
-        if names[-2] == "proj_out":  # an attention, or a stack of them: its two products
-            count = leaf.size / config.model.channels**2
-            total += 4.0 * count * config.model.channels * pixels**2
-    return total
-
-
-# ---- what fits ----
-
-
-def _largest() -> list[Row]:
-    """The largest batch of the plain and of the augmented model on this device, by mode."""
-    room = memory.room(jax.devices()[0])
-    if room is None:
-        return []
-    rows = []
-    for name, changes in MODES.items():
-        for variant in ("", "aug"):
-            config = cifar10.get_config(variant)
-            config.model.update(**changes)
-            rows.append({"name": name, "model": variant or "plain"} | largest(config, room.free))
-    return rows
-
-
-def largest(
-    config: ConfigDict,
-    limit: int,
-    compile_step: Callable[[ConfigDict], Any] = lambda config: compile_training(config)[0],
-) -> Row:
-    """The largest batch, by powers of two, whose step needs at most `limit` bytes; 0 if none."""
-    best, need, size = 0, 0, 8
-    while size <= 2**16:
-        try:
-            with memory.exhausted(MemoryError):
-                changed = ConfigDict(config.to_dict())
-                changed.train.batch_size = size
-                of = memory.need(compile_step(changed))
-        except MemoryError:  # of the compiler, which measures candidates on the device
-            break
-        if of is None or of > limit:
-            break
-        best, need, size = size, of, 2 * size
-    return {"batch": best, "need": need}
-
-
-# ---- the loader ----
-
-
 def _loader(count: int = 20_000, batch: int = 128) -> float:
-    """Images a second of the training batches, shuffled and augmented."""
+    """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
     stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
     with data.iterate(stream, start=0) as batches:
@@ -340,27 +131,93 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     return (count // batch) * batch / (time.perf_counter() - began)
 
 
-# ---- what a call of the network buys ----
-
-
 def _quality(workdir: Path) -> dict[str, Any]:
-    """Samplers and evaluations of a model of digits."""
-    mesh = setup.make_mesh()
-    model, _ = series.train(digits.get_config(), workdir / "digits", mesh)
-    rules = [Rule("dpm_solver", steps, "karras") for steps in (10, 15, 20, 25)]
-    rules += [Rule("ancestral", steps, "time") for steps in (25, 250, 1000)]
+    """Returns what calls of the network buy: rows of samplers and of evaluations, on digits."""
+    model, _ = trainings.train(digits.get_config(), workdir / "digits", build.make_mesh())
+    rules = [Rule("dpm_solver", steps) for steps in (10, 15, 20, 25)]
+    rules += [Rule("ancestral", steps) for steps in (25, 250, 1000)]
     return {
-        "quality": sampling.quality(model, rules, mesh, say=_say_sampler),
-        "evaluation": _evaluation(model, mesh),
+        "quality": sample_quality.quality(model, rules, say=print),
+        "evaluation": variance_reduction.evaluation_cost(model),
     }
 
 
-def _say_sampler(row: Mapping[str, Any]) -> None:
-    print(f"{row['sampler']}, {row['calls']} calls: MMD² {row['mmd']:.5f}", flush=True)
+# ---- the tables ----
 
 
-def _evaluation(model: Restored, mesh: jax.sharding.Mesh) -> list[Row]:
-    return pilot.evaluation_cost(model, mesh, model.batch_size)
+def _machine() -> str:
+    """Returns the device in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind}, jax {jax.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{len(models) or '?'} cores of {name}, no accelerator, jax {jax.__version__}"
+
+
+def _run(found: Mapping[str, Any]) -> str:
+    options = found["options"]
+    command = "python -m experiments.benchmarks.speed --workdir=DIR"
+    if options["official-code"]:
+        command += " --official-code=PATH"
+    for name in ("batch_size", "channels", "num_blocks", "rounds"):
+        command += f" --{name}={options[name]}"
+    loader = f"{found['loader']:,.0f}"
+    head = ("machine", "command", "images a second of the loader")
+    return table(head, [(found["machine"], f"`{command}`", loader)])
+
+
+def _steps(found: Mapping[str, Any]) -> str:
+    """Returns the table of the contenders, with the ratio to the first row in brackets."""
+    base = found["steps"][0]
+
+    def cell(row: Row, name: str, spec: str, unit: int = 1) -> str:
+        text = f"{row[name] / unit:{spec}}"
+        return f"{text} ({row[name] / base[name]:.2f})" if row is not base and base[name] else text
+
+    head = ["", "compiling, s", "of which the step", "step, s", "temporaries, MiB", "in all, MiB"]
+    head += ["TFLOP/s", "share of peak", "a step of sampling, s"]
+    cells = [
+        [
+            row["name"],
+            cell(row, "compile", ".1f"),
+            cell(row, "compile_step", ".1f"),
+            cell(row, "step", ".3g"),
+            cell(row, "temporaries", ",.0f", 2**20),
+            cell(row, "need", ",.0f", 2**20),
+            f"{row['tflops']:.2f}",
+            "-" if row["share"] is None else f"{row['share']:.0%}",
+            cell(row, "sample", ".3g"),
+        ]
+        for row in found["steps"]
+    ]
+    return table(head, cells)
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    rows = []
+    for row in found.get("quality", ()):
+        pairs = [(row[name], row[f"{name}_error"]) for name in ("mmd", "sliced_wasserstein")]
+        cells = [f"{1e3 * value:.3f} ± {1e3 * error:.3f}" for value, error in pairs]
+        rows.append((row["sampler"], str(row["calls"] or "-"), *cells))
+    head = ("sampler", "network calls", "MMD² x1000", "sliced W2² x1000")
+    return table(head, rows) if rows else ""
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    rows = [
+        (r["method"], f"{r['variance']:.3f}", f"{r['calls']:,}", f"{r['times_fewer']:.1f}")
+        for r in found.get("evaluation", ())
+    ]
+    head = ("method", "variance of a call", "calls for ±0.001", "times fewer")
+    return table(head, rows) if rows else ""
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    make.__name__.strip("_"): make for make in (_run, _steps, _samples, _evaluation)
+}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from experiments import series
 from experiments.configs import binomial, cifar10, digits, mhvae, vae
 from vdm_jax.nn import published as official
 from vdm_jax.run import build as setup
@@ -298,17 +297,6 @@ def test_any_bytes_as_the_metrics_of_a_run(tmp_path, content):
     log.close()
     steps = [line["step"] for line in report.read_metrics(file)]
     assert steps[-3:] == [10, 20, 30]
-
-
-@quick(100)
-@given(content=st.binary(max_size=40) | JSON)
-@example(content=DEEP)
-@example(content=b'{"minutes": 1}')
-def test_any_bytes_as_the_note_of_how_long_a_training_took(tmp_path, content):
-    note = tmp_path / "minutes.json"
-    note.write_bytes(content)
-    with taken_or_refused():
-        assert set(series._read(note)) == {"minutes", "config"}
 
 
 def test_the_papers_own_configurations_are_accepted():

@@ -1,8 +1,8 @@
-"""The prior term at the end of each published schedule."""
+"""The numbers of the ladder that no network is trained for."""
 
 import numpy as np
 
-from experiments import priors
+from experiments import closed_forms
 from vdm_jax import schedule
 
 
@@ -27,15 +27,28 @@ ENDS = {
 def test_the_prior_of_each_published_schedule_is_its_closed_form():
     images = np.random.default_rng(0).integers(0, 17, (50, 4, 4, 1)) ** 2 // 17
     x = (2 * images + 1) / 17 - 1
-    got = priors.nats_per_dim(images, 17)
+    got = closed_forms.prior_nats_per_dim(images, 17)
     assert got.keys() == ENDS.keys()
     for name, alpha_bar in ENDS.items():
         expected = 0.5 * (alpha_bar * np.mean(x**2) - alpha_bar - np.log1p(-alpha_bar))
         # The ends of the tables are differences of cumulated logarithms, in float32 at the end.
         np.testing.assert_allclose(got[name], expected, rtol=5e-5, err_msg=name)
-
-
-def test_a_schedule_of_one_s_own_can_be_asked_about():
-    got = priors.nats_per_dim(np.full((2, 3), 1), 3, {"mine": schedule.linear(-2.0, 0.0)})
     # x = 0 at the middle level: KL(N(0, 1/2) || N(0, 1)) = (log 2 - 1/2) / 2.
+    mine = {"mine": schedule.linear(-2.0, 0.0)}
+    got = closed_forms.prior_nats_per_dim(np.full((2, 3), 1), 3, mine)
     np.testing.assert_allclose(got["mine"], 0.5 * (np.log(2) - 0.5), rtol=1e-5)
+
+
+def test_the_distance_to_the_prior_along_the_chain_is_its_closed_form():
+    rows = closed_forms.forgetting()
+    assert [row["t"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for row in rows:
+        keep = 1 / (1 + np.exp(row["gamma"]))
+        var, square = 0.09 * keep + 1 - keep, 0.49 * keep
+        expected = 0.5 * (var + square - 1 - np.log(var))
+        np.testing.assert_allclose(row["kl"], expected, rtol=1e-4)
+
+
+def test_the_reverse_step_is_a_gaussian_but_for_the_cube_of_the_step():
+    large, small = (row["kl"] for row in closed_forms.reverse_step((0.02, 0.01)))
+    assert abs(np.log(large / small) / np.log(2.0) - 3.0) < 0.02

@@ -1,0 +1,147 @@
+"""The contenders of `experiments.benchmarks.speed`: this code's modes, and the published code."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments.benchmarks.published_code import PublishedCode
+from vdm_jax import sampler
+from vdm_jax.run.models import make_model
+from vdm_jax.train import memory, optimizer, sharding, step
+
+__all__ = ["SHAPE", "Contender", "Row", "forward_flops", "ours", "published"]
+
+Row = dict[str, Any]
+
+SHAPE = (32, 32, 3)
+
+
+@dataclasses.dataclass
+class Contender:
+    """One way to do the work, compiled."""
+
+    name: str
+    init_seconds: float
+    """Seconds that compiling the first state takes."""
+    step_seconds: float
+    """Seconds that compiling the training step takes."""
+    step: jax.stages.Compiled
+    """Training step."""
+    train: Callable[[], None]
+    """Function that takes one training step, and waits for it."""
+    sample: Callable[[], None]
+    """Function that takes one step of sampling, and waits for it."""
+    turns: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    """Seconds of training and of sampling, by round."""
+
+    def take_turn(self) -> None:
+        """Takes one step of training and one of sampling, and notes their seconds."""
+        self.turns.append((_timed(self.train)[1], _timed(self.sample)[1]))
+
+    def row(self, flops: float, peak: float | None) -> Row:
+        """Returns the numbers: medians of the seconds, and operations of a step a second."""
+        train, sample = map(statistics.median, zip(*self.turns, strict=True))
+        found, tflops = self.step.memory_analysis(), flops / train / 1e12
+        return {
+            "name": self.name,
+            "compile": self.init_seconds + self.step_seconds,
+            "compile_step": self.step_seconds,
+            "step": train,
+            "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
+            "need": memory.need(self.step) or 0,
+            "tflops": tflops,
+            "share": None if peak is None else tflops / peak,
+            "sample": sample,
+        }
+
+
+def ours(name: str, config: ConfigDict) -> Contender:
+    """Returns this code in the mode of the configuration, on one device."""
+    model = make_model(config, SHAPE, 256)
+    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
+    batch = config.train.batch_size
+    chunk = {"images": _images(batch)[None], "conditioning": jnp.zeros((1, batch))}
+    init, init_seconds = _timed(
+        jax.jit(lambda key: step.init_state(model, adamw, key)).lower(jax.random.key(0)).compile
+    )
+    template = step.abstract_state(model, adamw, mesh)
+    compiled, seconds = _timed(
+        lambda: step.make_step(training, mesh).lower(template, chunk, 0, 1).compile()
+    )
+    state = init(jax.random.key(0))
+
+    def train() -> None:
+        nonlocal state
+        state, metrics = compiled(state, chunk, 0, 1)
+        jax.block_until_ready((state, metrics))
+
+    def one(params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
+        vdm = model.bind(params)
+        gamma_t, gamma_s = vdm.gamma(1.0 - jnp.stack([i, i + 1]) / 1000)
+        eps = jax.random.normal(jax.random.fold_in(key, i), z_t.shape)
+        return sampler.ancestral_step(z_t, eps, vdm.denoise, gamma_s, gamma_t)
+
+    sample = _sampling(one, lambda: state.params, batch)
+    return Contender(name, init_seconds, seconds, compiled, train, sample)
+
+
+def published(code: PublishedCode, batch: int) -> Contender:
+    """Returns the published code."""
+    init, init_seconds = _timed(jax.jit(code.init).lower(jax.random.key(0)).compile)
+    state, images, key = init(jax.random.key(0)), _images(batch), jax.random.key(1)
+    # Not donated, as there.
+    compiled, seconds = _timed(jax.jit(code.train_step).lower(state, images, key).compile)
+
+    def train() -> None:
+        nonlocal state
+        state, value = compiled(state, images, key)
+        jax.block_until_ready((state, value))
+
+    sample = _sampling(code.sample_step, lambda: state[0], batch)
+    return Contender("published", init_seconds, seconds, compiled, train, sample)
+
+
+def _sampling(one: Callable, params: Callable[[], Any], batch: int) -> Callable[[], None]:
+    z_t, key = jax.random.normal(jax.random.key(2), (batch, *SHAPE)), jax.random.key(3)
+    compiled = jax.jit(one)
+    return lambda: jax.block_until_ready(compiled(params(), z_t, jnp.float32(500), key))
+
+
+def _images(batch: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(4), (batch, *SHAPE), 0, 256).astype(jnp.uint8)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - began
+
+
+def forward_flops(config: ConfigDict) -> float:
+    """Returns the multiplications and additions of the U-Net for one 32x32 image, forward.
+
+    They are those of convolutions, matrix products and attention; the rest is a few per cent. A
+    training step has three times as many, whatever is computed once more.
+    """
+    model = make_model(config, SHAPE, 256)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
+    pixels = SHAPE[0] * SHAPE[1]
+    total = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        names = [part.key for part in path]
+        if names[-1] != "kernel":
+            continue
+        once = names[-2] in ("dense0", "dense1", "cond_proj")  # for an image, not for each pixel
+        total += 2.0 * leaf.size * (1 if once else pixels)
+        if names[-2] == "proj_out":  # an attention, or a stack of them: its two products
+            count = leaf.size / config.model.channels**2
+            total += 4.0 * count * config.model.channels * pixels**2
+    return total

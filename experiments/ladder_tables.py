@@ -1,0 +1,175 @@
+"""The tables and plots of docs/ladder.md, from the numbers of `experiments.ladder`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import tables
+from experiments.tables import estimate
+from vdm_jax import loss
+from vdm_jax.evaluation.report import table
+
+__all__ = ["TABLES", "write"]
+
+Found = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+VARIANCES = {
+    "posterior": "the posterior's (w = 0)",
+    "transition": "the forward step's (w = 1)",
+    "learned": "learned w",
+}
+PREDICTIONS = {"x": "the data x", "eps": "the noise eps", "score": "the score", "v": "v"}
+TERMS = ("reconstruction", "prior", "diffusion")
+COSTS = ("parameters", "steps", "minutes")
+
+
+def write(page: Path, found: Found) -> None:
+    """Replaces the tables of the page, and draws its plots into the folder of its name."""
+    plots = page.with_suffix("")
+    _plot_rungs(plots / "rungs.png", found)
+    _plot_objectives(plots / "objectives.png", found["objectives"])
+    _plot_reverse(plots / "feller.png", found["reverse"])
+    tables.replace(page, {name: make(found) for name, make in TABLES.items()})
+
+
+def _rungs(found: Found) -> str:
+    first = ("no latents: each pixel by its own frequencies", estimate(found["histogram"]))
+    rows = [(r["name"], estimate(r), _gain(r), *_costs(r)) for r in found["rungs"]]
+    head = ("model", "test bits per dim", "lower than the row above by", *COSTS)
+    return table(head, [(*first, *[""] * 4), *rows])
+
+
+def _restrictions(found: Found) -> str:
+    rows = []
+    for row in found["restrictions"]:
+        terms = "---" if "VDM" in row["name"] else _terms(row)  # it groups them otherwise
+        parameters, _, minutes = _costs(row)
+        rows.append((row["name"], estimate(row), *terms, parameters, minutes))
+    head = ("restriction", "test bits per dim", "reconstruction", "last level", "between")
+    return table((*head, "parameters", "minutes"), rows)
+
+
+def _forgetting(found: Found) -> str:
+    rows = [(f"{r['t']:.2f}", f"{r['gamma']:.2f}", f"{r['kl']:.3g}") for r in found["forward"]]
+    return table(("t", "gamma(t)", "KL(q(z_t), N(0, 1)), nats"), rows)
+
+
+def _priors(found: Found) -> str:
+    head = ("schedule", "KL(q(z_T given x), N(0, I)), bits per dim")
+    bits = {name: loss.bits_per_dim(nats, (1,)) for name, nats in found["priors"].items()}
+    return table(head, [(name, f"{float(value):.3g}") for name, value in bits.items()])
+
+
+def _reverse(found: Found) -> str:
+    rows = [(f"{row['step']:g}", f"{row['kl']:.3g}") for row in found["reverse"]]
+    return table(("step in gamma", "KL to the best Gaussian, nats"), rows)
+
+
+def _vdm(found: Found) -> str:
+    rows = [(r["name"], estimate(r), *_terms(r)) for r in found["rungs"] if "VDM" in r["name"]]
+    return table(("model", "test bits per dim", *TERMS), rows)
+
+
+def _variances(found: Found) -> str:
+    rows = [
+        (str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r))
+        for r in found["variances"]
+    ]
+    head = ("T", "variance of p(z_s given z_t)", "test bits per dim")
+    return table((*head, "lower than the posterior's by"), rows)
+
+
+def _objectives(found: Found) -> str:
+    rows = [(PREDICTIONS[row["name"]], estimate(row)) for row in found["objectives"]]
+    steps = f"{found['objectives'][0]['steps']:,}"
+    return table(("the network predicts", f"test bits per dim after {steps} steps"), rows)
+
+
+def _densities(found: Found) -> str:
+    rows = [(row["name"], estimate(row), *_terms(row)) for row in found["densities"]]
+    return table(("model", "nats per dim of a density", *TERMS), rows)
+
+
+def _bits(found: Found) -> str:
+    rows = [(row["name"], estimate(row), *_costs(row)) for row in found["bits"]]
+    return table(("model", "test bits per dim", *COSTS), rows)
+
+
+def _flow(found: Found) -> str:
+    rows = [(row["quantity"], row["kind"], estimate(row)) for row in found["flow"]]
+    return table(("the same VDM, first 64 test images", "kind", "bits per dim"), rows)
+
+
+def _swirl(found: Found) -> str:
+    points = found["points"]
+    rows = [("the data's own density", _pair(points["vdm"]["truth"], "nats"), "", "")]
+    for kind, name in (("vdm", "VDM"), ("cnf", "flow trained by maximum likelihood")):
+        for key, quantity in (("bound", "variational bound"), ("ode", "density by the ODE")):
+            if row := points[kind][key]:
+                seconds = f"{points[kind]['training_seconds']:.0f}"
+                excess = _pair(row["excess"], "nats", "+")
+                rows.append((f"{name}, {quantity}", _pair(row, "nats"), excess, seconds))
+    head = ("a swirl in the plane", "nats per point (of a density)", "above the data's own")
+    return table((*head, "seconds of training"), rows)
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    make.__name__.strip("_"): make
+    for make in (
+        _rungs, _restrictions, _forgetting, _priors, _reverse, _vdm, _variances, _objectives,
+        _densities, _bits, _flow, _swirl,
+    )
+}  # fmt: skip
+
+
+def _pair(row: Row, key: str, sign: str = "") -> str:
+    return f"{row[key]:{sign}.4f} ± {row['standard_error']:.4f}"
+
+
+def _gain(row: Row) -> str:
+    return "" if row["gain"] is None else _pair(row["gain"], "mean", "+")
+
+
+def _terms(row: Row) -> list[str]:
+    return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
+
+
+def _costs(row: Row) -> tuple[str, str, str]:
+    """Returns the cells of what a training cost, empty for a row that wasn't trained."""
+    if "steps" not in row:
+        return "", "", ""
+    return f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"
+
+
+def _plot_rungs(path: Path, found: Found) -> None:
+    rows = found["rungs"]
+    at, bpd = range(len(rows)), [row["bpd"] for row in rows]
+    with tables.figure(path, (8, 4)) as (axes,):
+        axes.errorbar(at, bpd, [row["standard_error"] for row in rows], fmt="o", capsize=4)
+        axes.axhline(found["histogram"]["bpd"], color="black", linestyle=":", label="no latents")
+        axes.set_xticks(at, [row["name"] for row in rows], rotation=25, ha="right")
+        axes.set_ylabel("test bits per dim")
+
+
+def _plot_objectives(path: Path, rows: list[Row]) -> None:
+    with tables.figure(path, (7, 4)) as (axes,):
+        for row in rows:
+            steps, bpd = zip(*row["curve"], strict=True)
+            axes.plot(steps, bpd, "o-", markersize=3, label=PREDICTIONS[row["name"]])
+        low = min(bpd for row in rows for _, bpd in row["curve"])
+        axes.set_ylim(low - 0.1, low + 3.0)
+        axes.set_title("by what the network predicts")
+        axes.set_xlabel("step (values more than 3 above the best are cut off)")
+        axes.set_ylabel("test bits per dim")
+
+
+def _plot_reverse(path: Path, rows: list[Row]) -> None:
+    steps, kl = np.array([(row["step"], row["kl"]) for row in rows]).T
+    with tables.figure(path, (6, 4)) as (axes,):
+        axes.loglog(steps, kl, "o-", label="mean over z_t")
+        axes.loglog(steps, kl[-1] * (steps / steps[-1]) ** 3, ":", label="the cube of the step")
+        axes.set_xlabel("step in gamma")
+        axes.set_ylabel("KL to the best Gaussian, nats")
