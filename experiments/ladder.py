@@ -231,7 +231,7 @@ def _flow(at: _Workshop) -> list[dict[str, Any]]:
     """The last rung's VDM as a flow: the ODE's likelihood beside the bound, same images."""
     model, _ = at.train("rung", *_named(RUNGS, "VDM, continuous time"))
     solver = ode.Solver("hutchinson", rtol=1e-3, atol=1e-3)
-    asked = measure.Settings(2 * series.REPEATS, ode=measure.Ode(64, solver=solver))
+    asked = measure.Settings(2 * series.REPEATS, ode_images=64, solver=solver)
     began = time.monotonic()
     found = everything(model, model.on(at.mesh, 64).first(64), asked)
     at.minutes += (time.monotonic() - began) / 60

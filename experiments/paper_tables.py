@@ -184,8 +184,8 @@ def _likelihoods(trained: Restored, mesh: Mesh) -> dict[str, Any]:
     """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
     solver = ode.Solver("hutchinson", rtol=1e-3, atol=1e-3)
     asked = measure.Settings(
-        2 * series.REPEATS, (None, 20), chains=measure.Chains(32, 20),
-        ode=measure.Ode(64, pixels.DEQUANTIZATIONS, solver=solver),
+        2 * series.REPEATS, (None, 20), chains=32, chain_steps=20, ode_images=64,
+        dequantizations=pixels.DEQUANTIZATIONS, solver=solver,
     )  # fmt: skip
     found = everything(trained, trained.on(mesh, 64).first(64), asked)
     if found["failed"]:

@@ -11,6 +11,7 @@ measures these distances for every sampler at several numbers of network calls, 
 quality.json and quality.md there.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report as results
 from vdm_jax.evaluation import sample_quality as sampling
 from vdm_jax.evaluation.subject import Subject
@@ -32,14 +34,14 @@ from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
 from vdm_jax.run.bar import Bar
-from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory, report
 
-CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
-COMPARED: dict[Sampler, tuple[Spacing, ...]] = {  # the rules of --quality: spacings of each sampler
-    "dpm_solver": ("karras", "gamma"), "heun": ("karras",), "ddim": ("karras", "angle")
-}  # fmt: skip
+COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many network calls
+    ("dpm_solver", "karras"), ("dpm_solver", "gamma"), ("heun", "karras"), ("ddim", "karras"),
+    ("ddim", "angle"),
+)  # fmt: skip
+CALLS = (5, 8, 10, 15, 20, 25, 50)
 
 
 def _flags() -> flags.FlagValues:
@@ -106,12 +108,12 @@ def _rule(options: Mapping[str, Any]) -> Rule:
 
 def _rules() -> list[Rule]:
     """Returns those that --quality compares."""
+    once = [Rule(sampler, 1, spacing) for sampler, spacing in COMPARED]
     fast = [
-        Rule(name, calls // each, spaced)
-        for name, spacings in COMPARED.items()
-        for spaced in spacings
+        dataclasses.replace(rule, num_steps=calls // rule.network_calls)
+        for rule in once
         for calls in CALLS
-        if calls % (each := Rule(name, 1).network_calls) == 0
+        if calls % rule.network_calls == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 
@@ -122,21 +124,14 @@ def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> Non
     setup.check_batch_size(subject.batch_size, subject.mesh)
     data, label = model.images, options["class"]
     if label is not None and not label < data.num_classes:
-        raise UserError(
-            f"--class={label}: "
-            + (
-                f"the classes are 0 to {data.num_classes - 1}"
-                if data.num_classes
-                else f"{model.name} is not conditioned on the class"
-            )
-        )
+        known = f"the classes are 0 to {data.num_classes - 1}"
+        raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
     drawn = len(data.test) if options["quality"] else options["n"]
-    if (options["distances"] or options["quality"]) and (
-        min(drawn, len(data.test), len(data.train)) < 3
-    ):
+    counts = drawn, len(data.test), len(data.train)
+    if (options["distances"] or options["quality"]) and min(counts) < 3:
         raise UserError(
-            f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
-            f"{len(data.test)} and {len(data.train)}"
+            "distances need at least 3 samples (--n), 3 test and 3 training images; got "
+            f"{counts[0]}, {counts[1]} and {counts[2]}"
         )
 
 
@@ -153,7 +148,8 @@ def _draw(
     )
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
-        images = sampling.draw(subject, rule, n, options["seed"], options["class"], bar.advance)
+        drawer = sampling.Drawer(subject, rule)
+        images = drawer.draw(rule, n, options["seed"], options["class"], bar.advance)
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)

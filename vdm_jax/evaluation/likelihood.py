@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +24,6 @@ from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Chains",
-    "Ode",
     "Row",
     "Settings",
     "chains",
@@ -41,96 +40,83 @@ BINS = 50  # of a profile over t
 Row = dict[str, Any]
 
 
-class Chains(NamedTuple):
-    """Settings of the importance-weighted bound."""
-
-    number: int
-    """Number of chains, K."""
-    num_steps: int = 100
-    """Number of steps of each."""
-    images: int = 64
-    """Number of images that it is computed for."""
-
-
-class Ode(NamedTuple):
-    """Settings of the likelihood by the probability-flow ODE."""
-
-    images: int
-    """Number of images that it is computed for."""
-    dequantizations: tuple[Dequantization, ...] = ("truncated_normal",)
-    """Dequantisations, a row for each."""
-    samples: int = 1
-    """Draws of the dequantisation that one bound is made of."""
-    solver: Solver = Solver()
-    """Settings of its solver."""
-
-
 class Settings(NamedTuple):
-    """What an evaluation is asked for."""
+    """What an evaluation is asked for; names and meanings are those of the command's flags.
+
+    `dequantizations` and the `solver` are of the ODE. With an error asked for there are as many
+    draws of an image as it takes, in place of `repeats`.
+    """
 
     repeats: int
-    """Draws of each image."""
     num_steps: tuple[int | None, ...] = (None,)
-    """Numbers of steps of a VDM, a row for each."""
     seed: int = 0
-    """Seed of all draws."""
     monte_carlo_error: float | None = None
-    """Error that takes the place of `repeats`: as many draws as bring it below."""
     importance: bool = False
-    """Whether times are drawn by importance."""
     control_variates: bool = False
-    """Whether control variates are subtracted."""
-    chains: Chains | None = None
-    """Importance-weighted bound, if any."""
-    ode: Ode | None = None
-    """Likelihood by the ODE, if any."""
+    chains: int = 0
+    chain_steps: int = 100
+    chain_images: int = 64
+    ode_images: int = 0
+    ode_samples: int = 1
+    dequantizations: tuple[Dequantization, ...] = ("truncated_normal",)
+    solver: Solver = Solver()
 
 
 def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
     """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
-    is_vdm = isinstance(subject.bound, VDM)
+    is_vdm, groups = isinstance(subject.bound, VDM), subject.groups
     key = jax.random.key(asked.seed)
     by = plan(subject, asked.importance, asked.control_variates)
     evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
-    found: dict[str, Any] = {"groups": None, "rows": [], "pilot_calls": 0, "failed": None}
-    found |= {"note": subject.bound.note, "profile": {}}
-    if subject.groups is not None:
-        found["groups"] = len(np.unique(subject.groups))
+    rows: list[Row] = []
+    shape: dict[str, Any] = {}
+    failed = None
 
     def add(row: Row) -> None:
-        found["rows"].append(row)
+        rows.append(row)
         say(row)
 
-    def drawn(some: Subject, num_steps: int | None, words: str = "") -> Draws:
-        """Adds a row of the bound, and returns its draws without control variates."""
+    def add_bound(some: Subject, num_steps: int | None, words: str = "") -> Draws:
         of = some.at(num_steps) if is_vdm else some
         draws, controlled = evaluator.draw(of)
         row = of_draws(controlled, of.bound, of.groups)
         add(row | {"quantity": row["quantity"] + words})
         return draws
 
-    def compared(some: Subject, num_steps: int | None) -> Subject:
-        """Adds the bound on the very images that another one is computed for."""
-        if len(some.images.test) < len(subject.images.test) or num_steps not in asked.num_steps:
-            drawn(some, num_steps, f", first {len(some.images.test)} images")
-        return some
-
     for num_steps in asked.num_steps:
-        draws = drawn(subject, num_steps)
-        if is_vdm and (num_steps is None or not found["profile"]):
-            found["profile"] = profile(draws, subject.vdm)
-    key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
+        draws = add_bound(subject, num_steps)
+        if is_vdm and (num_steps is None or not shape):
+            shape = profile(draws, subject.vdm)
+    try:
+        for some, steps, others in _others(subject, asked, jax.random.fold_in(key, 1)):
+            count = len(some.images.test)  # the bound on the very images that others are of
+            if count < len(subject.images.test) or steps not in asked.num_steps:
+                add_bound(some, steps, f", first {count} images")
+            for other in others:
+                add(other())
+    except UserError as error:  # what was found before is reported nevertheless
+        failed = str(error)
+    return {
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rows": rows,
+        "pilot_calls": evaluator.pilot_calls,
+        "failed": failed,
+        "note": subject.bound.note,
+        "profile": shape,
+    }
+
+
+def _others(
+    subject: Subject, asked: Settings, key: Key
+) -> Iterator[tuple[Subject, int | None, list[Callable[[], Row]]]]:
+    """Yields images, a number of steps for the bound on them, and other bounds on them."""
+    key_chain, key_ode = jax.random.split(key)
     if asked.chains:
-        some = compared(subject.first(asked.chains.images), asked.chains.num_steps)
-        add(chains(some, asked.chains, key_chain))
-    if asked.ode:
-        some = compared(subject.first(asked.ode.images), None)
-        try:
-            for method in asked.ode.dequantizations:
-                add(of_ode(some, asked.ode, method, key_ode))
-        except UserError as error:  # what was found before is reported nevertheless
-            found["failed"] = str(error)
-    return found | {"pilot_calls": evaluator.pilot_calls}
+        some, steps = subject.first(asked.chain_images), asked.chain_steps
+        yield some, steps, [partial(chains, some, asked.chains, steps, key_chain)]
+    if asked.ode_images:
+        some, settings = subject.first(asked.ode_images), (asked.ode_samples, asked.solver, key_ode)
+        yield some, None, [partial(of_ode, some, one, *settings) for one in asked.dequantizations]
 
 
 def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
@@ -146,13 +132,9 @@ def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Ro
 
 
 def _row(
-    words: tuple[str, str],
-    of: Estimate,
-    shape: tuple[int, ...],
-    calls: float,
-    unit: Unit = BITS,
+    words: tuple[str, str], of: Estimate, shape: tuple[int, ...], calls: float, unit: Unit = BITS
 ) -> Row:
-    """`words` are quantity and kind, `shape` [draws, images], `calls` those of one draw's."""
+    """Returns a row; `words` are quantity and kind, `shape` [draws, images], `calls` of a draw."""
     draws, images = shape
     return {
         "quantity": words[0],
@@ -191,37 +173,33 @@ def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
 # ---- other bounds on the same likelihood ----
 
 
-def chains(subject: Subject, asked: Chains, key: Key) -> Row:
+def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
     """Returns a row of the importance-weighted bound."""
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
-        vdm = vdm._replace(levels=subject.images.levels, num_steps=asked.num_steps)
-        log_weights = bounds.chains(vdm, key, batch["images"], asked.number)
+        vdm = vdm._replace(levels=subject.images.levels, num_steps=num_steps)
+        log_weights = bounds.chains(vdm, key, batch["images"], number)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     bits, _ = per_image(nats, subject, key)
     words = (
-        f"bound of {asked.number} chain(s), T = {asked.num_steps}",
-        f"importance-weighted bound, K = {asked.number}",
+        f"bound of {number} chain(s), T = {num_steps}",
+        f"importance-weighted bound, K = {number}",
     )
-    found = estimate(bits, subject.groups)
-    row = _row(words, found, bits.shape, asked.number * asked.num_steps)
-    return row | {"chains": asked.number, "num_steps": asked.num_steps}
+    row = _row(words, estimate(bits, subject.groups), bits.shape, number * num_steps)
+    return row | {"chains": number, "num_steps": num_steps}
 
 
-def of_ode(subject: Subject, asked: Ode, method: Dequantization, key: Key) -> Row:
+def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solver, key: Key) -> Row:
     """Returns a row of the likelihood by the probability-flow ODE."""
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
         vdm = vdm._replace(levels=subject.images.levels)
-        found = flow.dequantized_nats(
-            vdm, key, batch["images"], method, asked.samples, asked.solver
-        )
-        return found.nats, found.num_evaluations / asked.samples
+        found = flow.dequantized_nats(vdm, key, batch["images"], method, samples, solver)
+        return found.nats, found.num_evaluations / samples
 
-    solver = asked.solver
     bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
@@ -230,15 +208,15 @@ def of_ode(subject: Subject, asked: Ode, method: Dequantization, key: Key) -> Ro
         )
     words = (
         f"ODE, {method.replace('_', '-')} dequantisation",
-        "density of the ODE" + (f", K = {asked.samples}" if asked.samples > 1 else ""),
+        "density of the ODE" + (f", K = {samples}" if samples > 1 else ""),
     )
     found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
-    return _row(words, found, bits.shape, asked.samples * mean) | {
+    return _row(words, found, bits.shape, samples * mean) | {
         "trace": solver.trace,
         "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
         "tolerance": solver.rtol,
         "function_evaluations": mean,
-        "ode_samples": asked.samples,
+        "ode_samples": samples,
     }
 
 
