@@ -5,12 +5,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import sampling
+from vdm_jax import parameterization, pixels, sampling
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.sample_distances import DISTANCES
@@ -19,13 +21,14 @@ from vdm_jax.rule import Rule
 from vdm_jax.sampling import State
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
-from vdm_jax.types import Key
+from vdm_jax.types import Images, Key, Tensor
 
 __all__ = ["Drawer", "distances", "quality"]
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50
+COLUMNS = 10  # of a path
 
 Row = dict[str, Any]
 
@@ -61,7 +64,7 @@ class Drawer:
         self._begin = jax.jit(begin, in_shardings=(split, whole, whole), out_shardings=states)
         self._move = jax.jit(move, in_shardings=given, out_shardings=states)
         self._finish = jax.jit(finish, in_shardings=(states, whole), out_shardings=whole)
-        self._subject = subject
+        self._subject, self._whole = subject, whole
 
     def draw(
         self,
@@ -69,13 +72,13 @@ class Drawer:
         n: int,
         seed: int,
         label: int | None = None,
-        advance: Callable[[int], None] = lambda calls: None,
+        each: Callable[[int, State, tuple], None] = lambda *_: None,
     ) -> np.ndarray:
         """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
         Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `label` is
-        the class of all, for a model given the class; by default each class in turn. `advance` is
-        called with the network calls just made, of one batch.
+        the class of all, for a model given the class; by default each class in turn. `each` is
+        called at each step of a batch: its number, the state before it, (index, conditioning).
         """
         subject, mesh = self._subject, self._subject.mesh
         size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
@@ -91,9 +94,33 @@ class Drawer:
                 before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
                 state = self._move(before, given, subject.params, key, at)
                 before.z.block_until_ready()  # one step in flight, never a long queue
-                advance(rule.network_calls // rule.num_steps)
+                each(i, before, given)
             found.append(np.asarray(self._finish(state, gammas[-1])))
         return np.concatenate(found)[:n]
+
+    def path(self, rule: Rule, n: int, seed: int, label: int | None = None) -> np.ndarray:
+        """Returns [n, COLUMNS, *event]: what the network takes samples for on the way, and these.
+
+        Its x_hat as pixels, at steps spread evenly from z_1 on; `n` at most the batch size.
+        """
+        subject, seen = self._subject, {}
+        gammas = np.asarray(rule.gammas(subject.vdm.gamma))
+        steps = np.linspace(0, rule.num_steps - 1, COLUMNS - 1).round().astype(int)
+
+        @partial(jax.jit, out_shardings=self._whole)
+        def guess(z: Tensor, conditioning: jax.Array, params: Params, gamma_t: jax.Array) -> Images:
+            vdm = subject.model.bind(params, conditioning)
+            per_example = jnp.full(len(z), gamma_t)
+            prediction, _ = parameterization.split(vdm.denoise(z, per_example), vdm.reverse_var)
+            x_hat = parameterization.to_x(prediction, z, per_example, vdm.kind)
+            return pixels.decode(x_hat, gammas[-1], subject.images.levels)
+
+        def look(i: int, state: State, given: tuple) -> None:
+            if i in steps:
+                seen[i] = np.asarray(guess(state.z, given[1], subject.params, gammas[i]))
+
+        samples = self.draw(rule, n, seed, label, look)
+        return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 
 def _conditioning(index: np.ndarray, label: int | None, classes: int) -> np.ndarray:

@@ -21,11 +21,11 @@ from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import config as check
 from vdm_jax.run import restore as trained
-from vdm_jax.run.bar import Bar
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Model, Params
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import PerExample, Tensor
 from vdm_jax.vdm import VDM
 
