@@ -95,7 +95,7 @@ def test_means_of_the_terms_and_their_unit_against_numpy():
 def test_the_error_is_the_spread_between_keys_and_the_mean_that_of_many_draws(by, repeats):
     """Also with times by importance, and control variates with any coefficients."""
     coefficients = np.random.default_rng(2).normal(0.0, 0.2, (4, 3))
-    subject = toy_vdm.subject()
+    subject = toy_vdm.subject(batch_size=96, test=np.concatenate([IMAGES.test, IMAGES.test[:36]]))
 
     def found(repeats, key):
         draws = draws_of(subject, toy_vdm.steep, by, repeats, key)

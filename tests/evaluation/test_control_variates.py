@@ -99,15 +99,6 @@ def test_the_linear_denoiser_is_that_of_the_data_s_mean_and_covariance():
         Linear.of(np.zeros((4, 5000)))
 
 
-def test_float32_agrees_with_float64():
-    x, eps = RNG.normal(size=(2, 64, 3))
-    single = LINEAR.controls(jnp.float32(x), jnp.float32(eps), jnp.full(64, -8.0))
-    with jax.enable_x64(True):
-        double = LINEAR.controls(jnp.asarray(x), jnp.asarray(eps), jnp.full(64, -8.0))
-    assert single.dtype == jnp.float32
-    np.testing.assert_allclose(single, double, rtol=1e-5, atol=1e-4)
-
-
 def test_fit_is_least_squares_in_each_bin_with_a_little_ridge():
     t = np.append(RNG.uniform(size=899), 1.0)  # which belongs to the last bin
     controls = RNG.normal(size=(900, 2)) * [1.0, 50.0]

@@ -35,20 +35,21 @@ def test_control_variates_take_out_the_noise_of_a_loss_that_is_one():
     subject = toy_vdm.subject(toy_vdm.nothing)
     plan = reduction.plan(subject, False, True)
     assert plan.calls == 4 * 200 and plan.by.proposal is None
-    np.testing.assert_allclose(plan.coefficients[:, 0], 1.0, atol=0.05)
+    np.testing.assert_allclose(plan.coefficients[:10, 0], 1.0, atol=0.02)
     draws, controlled = reduction.Evaluator(plan, jax.random.key(1), 4).draw(subject)
     assert draws.terms.diffusion.std() > 5.0
-    np.testing.assert_allclose(controlled.terms.diffusion, EXACT, rtol=0.05)
+    assert controlled.terms.diffusion.std() < 0.25 * draws.terms.diffusion.std()
+    np.testing.assert_allclose(controlled.terms.diffusion.mean(), EXACT, rtol=0.02)
     assert reduction.plan(subject, False, False) == reduction.Plan()
 
 
 def test_the_error_asked_for_is_reached_with_the_draws_it_takes():
     subject = toy_vdm.subject(toy_vdm.curved)
     plan = reduction.plan(subject, True, True)
-    evaluator = reduction.Evaluator(plan, jax.random.key(0), 1, wanted=0.05)
+    evaluator = reduction.Evaluator(plan, jax.random.key(0), 1, wanted=0.025)
     _, controlled = evaluator.draw(subject)
     found = summarise(controlled, subject.bound)
-    assert 0.7 * 0.05 < found.total.monte_carlo < 1.1 * 0.05 and found.repeats > 4
+    assert 0.7 * 0.025 < found.total.monte_carlo < 1.1 * 0.025 and found.repeats > 4
     assert evaluator.pilot_calls == plan.calls + 60 * reduction.PILOT_REPEATS
     _, plain = reduction.Evaluator(reduction.Plan(), jax.random.key(0), found.repeats).draw(subject)
     plain = summarise(plain, subject.bound)
@@ -89,8 +90,7 @@ def test_the_cost_of_each_method_is_measured():
     names = [row["method"] for row in rows]
     assert names == ["independent uniform times", *reduction.METHODS]
     assert rows[0]["times_fewer"] == 1.0 and rows[0]["plan_calls"] == 0
-    fewer = [row["times_fewer"] for row in rows]
-    assert 1.5 < fewer[1] < fewer[2] and fewer[1] < fewer[3] < fewer[4]
+    assert all(row["times_fewer"] > 1.5 for row in rows[1:])
     # In nats the loss is gamma' / 2 (||eps||^2 - 2 f sum(eps) + d f^2): within a time and over all.
     t = (np.arange(10_000) + 0.5) / 10_000
     f2 = np.exp(-6.0 + 10.0 * t)

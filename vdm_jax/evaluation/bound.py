@@ -106,7 +106,7 @@ def draw(
     if by.linear is None:
         return Draws(terms, t, weight)
     vdm = cast(VDM, bound)
-    level = loss.noise_level(t, vdm.gamma, vdm.num_steps)
+    level = timestep.noise_level(t, vdm.gamma, vdm.num_steps)
     x, eps = loss.to_data(images, vdm.levels), loss.noise(keys, vdm.event_shape)
     controls = by.linear.controls(x, eps, level.gamma_t)
     return Draws(terms, t, weight, 0.5 * level.weight[:, None] * controls)
