@@ -24,21 +24,7 @@ from vdm_jax.sampling import sample
 from vdm_jax.vdm import VDM
 
 __all__ = [
-    "VDM",
-    "ElboTerms",
-    "Gaussian",
-    "bounds",
-    "distributions",
-    "elbo",
-    "gaussian",
-    "loss",
-    "parameterization",
-    "pixels",
-    "process",
-    "sample",
-    "sampler",
-    "sampling",
-    "schedule",
-    "timestep",
-    "types",
-]
+    "VDM", "ElboTerms", "Gaussian", "bounds", "distributions", "elbo", "gaussian", "loss",
+    "parameterization", "pixels", "process", "sample", "sampler", "sampling", "schedule",
+    "timestep", "types",
+]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Refusals of arguments that would give a wrong number, by name, where their values are known.
+"""Checks of arguments that would give a wrong number, where their values are known.
 
-Inside jit, vmap or grad they are not known, and nothing is checked.
+Inside jit, vmap or grad values are not known, and nothing is checked.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from jax.typing import ArrayLike
 
 from vdm_jax.types import Tensor
 
-__all__ = ["as_float", "choice", "count", "known", "order", "shape", "times"]
+__all__ = ["as_float", "choice", "count", "known", "order", "same_shape", "shape", "times"]
 
 
 def known(value: ArrayLike) -> np.ndarray | None:
-    """The value as a NumPy array, or None inside jit, vmap or grad."""
+    """Returns the value as a NumPy array, or None inside jit, vmap or grad."""
     return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
 def as_float(values: ArrayLike) -> Tensor:
-    """The array as floats: of its own type if that is one, else of the default."""
+    """Returns the array as floats: of its own type if that is one, else of the default."""
     values = jnp.asarray(values)
     return values.astype(jnp.result_type(values, float))
 
 
 def times(t: ArrayLike) -> None:
-    """Raise ValueError for times out of [0, 1]."""
+    """Raises ValueError for times out of [0, 1]."""
     values = known(t)
     if values is None:
         return
@@ -38,7 +38,7 @@ def times(t: ArrayLike) -> None:
 
 
 def order(gamma_s: ArrayLike, gamma_t: ArrayLike) -> None:
-    """Raise ValueError where gamma_s is above gamma_t."""
+    """Raises ValueError where gamma_s is above gamma_t."""
     s, t = known(gamma_s), known(gamma_t)
     if s is not None and t is not None and not np.all(s <= t):
         raise ValueError(
@@ -47,11 +47,13 @@ def order(gamma_s: ArrayLike, gamma_t: ArrayLike) -> None:
         )
 
 
-def count(value: object, name: str, least: int = 1, most: int | None = None) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`, and at most `most`."""
+def count(
+    value: object, name: str, least: int = 1, most: int | None = None, hint: str = ""
+) -> None:
+    """Raises ValueError unless `value` is an integer of at least `least`, and at most `most`."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}{hint}.")
     if most is not None and value > most:  # type: ignore[operator]
         raise ValueError(f"{name} must be at most {most}, got {value!r}.")
 
@@ -62,10 +64,18 @@ def choice(value: object, name: str, names: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}.")
 
 
-def shape(sizes: Sequence[int], name: str = "shape") -> tuple[int, ...]:
-    """The shape as a tuple. Raises ValueError unless it is [batch, *event] in integers."""
+def same_shape(one: ArrayLike, other: ArrayLike, name: str, other_name: str) -> None:
+    """Raises ValueError where two arrays differ in shape."""
+    if np.shape(one) != np.shape(other):
+        raise ValueError(
+            f"{name} {np.shape(one)} and {other_name} {np.shape(other)} differ in shape."
+        )
+
+
+def shape(sizes: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:
+    """Returns the shape as a tuple. Raises ValueError unless it is one of sizes from `least` on."""
     if not isinstance(sizes, Sequence) or not len(sizes):
-        raise ValueError(f"{name} must be [batch, *event], got {sizes!r}.")
+        raise ValueError(f"{name} must be a tuple of at least one size, got {sizes!r}.")
     for size in sizes:
-        count(size, f"each size of {name}", least=0)
+        count(size, f"each size of {name}", least=least)
     return tuple(sizes)

@@ -23,21 +23,21 @@ class Gaussian(NamedTuple):
     var: Tensor
 
     def at(self, eps: Tensor) -> Tensor:
-        """The reparameterisation mean + sqrt(var) eps of standard-normal noise `eps`."""
+        """Returns the reparameterisation mean + sqrt(var) eps of standard-normal noise `eps`."""
         return self.mean + jnp.sqrt(self.var) * eps
 
     def sample(self, key: Key) -> Tensor:
-        """One draw, of the shape to which mean and var broadcast."""
+        """Returns one draw, of the shape to which mean and var broadcast."""
         shape = jnp.broadcast_shapes(jnp.shape(self.mean), jnp.shape(self.var))
         return self.at(jax.random.normal(key, shape, jnp.result_type(self.mean, self.var, float)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Elementwise log-density at `x`, in nats."""
+        """Returns the elementwise log-density at `x`, in nats."""
         square = jnp.square(x - self.mean) / self.var
         return -0.5 * (square + jnp.log(self.var) + jnp.log(2 * jnp.pi))
 
     def kl(self, p: "Gaussian") -> Tensor:
-        """Elementwise KL(self || p), in nats.
+        """Returns the elementwise KL(self || p), in nats.
 
         KL = ((var_q/var_p - 1 - log(var_q/var_p)) + (mean_q - mean_p)^2/var_p) / 2. The first
         bracket is a difference of nearly equal numbers when the variances are nearly equal, so
@@ -48,7 +48,7 @@ class Gaussian(NamedTuple):
 
 
 def excess(r: Tensor, ratio: Tensor) -> Tensor:
-    """r - log(1 + r) >= 0 without cancellation; `ratio` is 1 + r, exact where r is near -1.
+    """Returns r - log(1 + r) >= 0 without cancellation; `ratio` is 1 + r, exact where r is near -1.
 
     Near zero, with s = r / (2 + r), log(1 + r) = 2 atanh(s) and
     r - log(1 + r) = r s - 2 s^3 (1/3 + s^2/5 + s^4/7 + ...). At |r| = 1/4 twelve terms leave a
@@ -78,22 +78,22 @@ class Bernoulli(NamedTuple):
     logits: Tensor
 
     def at(self, u: Tensor) -> Int[Array, "..."]:
-        """The draw u < P(1) made of uniform noise `u` in [0, 1): integers. NaN logits give 0."""
+        """Returns the draw u < P(1), integers, made of uniform noise `u` in [0, 1); 0 for NaN."""
         return (u < jax.nn.sigmoid(self.logits)).astype(int)
 
     def sample(self, key: Key) -> Int[Array, "..."]:
-        """One draw, integers in {0, 1} of the shape of the logits."""
+        """Returns one draw, integers in {0, 1} of the shape of the logits."""
         dtype = jnp.result_type(self.logits, float)
         return self.at(jax.random.uniform(key, jnp.shape(self.logits), dtype))
 
     def log_prob(self, x: ArrayLike) -> Tensor:
-        """Elementwise log P(x), in nats, of integers or floats in {0, 1}; others give NaN."""
+        """Returns elementwise log P(x), in nats, of x in {0, 1}; other values give NaN."""
         x = jnp.asarray(x)
         log_p1, log_p0 = jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)
         return jnp.where(x == 1, log_p1, jnp.where(x == 0, log_p0, jnp.nan))
 
     def kl(self, p: "Bernoulli") -> Tensor:
-        """Elementwise KL(self || p), in nats; inf where p excludes what self allows.
+        """Returns the elementwise KL(self || p), in nats; inf where p excludes what self allows.
 
         With q = sigmoid(a) the smaller probability of self, a <= 0, b the logit of p for the same
         value and d = b - a, KL = log(1 + q (exp(d) - 1)) - q d. For nearly equal logits this is a

@@ -15,13 +15,13 @@ from typing import BinaryIO
 from vdm_jax.errors import UserError, reaching, reason
 from vdm_jax.signals import deferred, handler
 
-__all__ = ["durable", "full", "number", "sync", "write_whole", "writing"]
+__all__ = ["check_free", "durable", "full", "number", "sync", "write_whole", "writing"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def number(error: BaseException) -> int | None:
-    """The errno of an OSError, or of TensorStore, which raises a ValueError and names it there."""
+    """Returns the errno of an OSError, or of TensorStore, which names it in a ValueError."""
     if isinstance(error, OSError):
         return error.errno
     named = re.search(r"os_error_code='(\d+)'", str(error))
@@ -29,10 +29,7 @@ def number(error: BaseException) -> int | None:
 
 
 def full(error: BaseException, folder: Path) -> str | None:
-    """What to say if `error` means that nothing more can be written to `folder`, else None.
-
-    That is no space, a quota, or a limit on a file's size.
-    """
+    """Returns a message if `error` is a full disk, quota or limit on a file's size, else None."""
     code = number(error)
     if code not in _FULL:
         return None
@@ -44,7 +41,7 @@ def full(error: BaseException, folder: Path) -> str | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one go: after a crash or on a full disk the old one is there, whole."""
+    """Writes a file in one go: after a crash or on a full disk the old one is still there."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
@@ -52,23 +49,18 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[Path]:
-    """A path beside `out` to write a file or folder to; it becomes `out` when the block ends.
+    """Yields a path beside `out` to write a file or folder to; it becomes `out` at the end.
 
-    Of a block that fails, or that Ctrl-C or SIGTERM ends, nothing is left.
-
-    Raises:
-      UserError: `out` is there already, or by then, or it can't be written.
+    A block that fails, or that Ctrl-C or SIGTERM ends, leaves nothing. Raises UserError where `out`
+    is there already, or by then, or can't be written.
     """
-    with reaching(out):
-        _check_free(out)
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    check_free(out)
     partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
     with handler(signal.SIGTERM, _end):
         try:
             yield partial
             with deferred():
-                _check_free(out)  # it may have been made meanwhile
+                check_free(out)  # it may have been made meanwhile
                 partial.rename(out)
         except OSError as error:
             why = error.strerror or reason(error)
@@ -83,7 +75,7 @@ def writing(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def durable(path: Path) -> Iterator[BinaryIO]:
-    """A new file; on the disk when the block ends."""
+    """Yields a new file, which is on the disk when the block ends."""
     with path.open("xb") as file:
         yield file
         file.flush()
@@ -91,7 +83,7 @@ def durable(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync(folder: Path) -> None:
-    """Which names are in a folder, on the disk."""
+    """Brings the names that are in a folder onto the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -105,9 +97,15 @@ def _end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _check_free(out: Path) -> None:
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already and is left alone; name another, or move it away")
+def check_free(out: Path) -> None:
+    """Raises UserError unless `out` can be made: it isn't there, but its folder is."""
+    with reaching(out):
+        if os.path.lexists(out):
+            raise UserError(
+                f"{out} is there already and is left alone; name another, or move it away"
+            )
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
 
 
 def _remove(partial: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a network predicts, and each prediction in terms of the others.
+"""The four quantities that a network may predict, each in terms of the others.
 
 z_t = alpha x + sigma eps ties four unknowns together; given z_t and gamma_t, knowing one is
 knowing all:
@@ -12,6 +12,7 @@ knowing all:
 
 Shapes: prediction and z_t [batch, *event]; gamma_t a scalar or [batch]. Each target is written
 from each source on its own, by the form that divides by neither alpha nor sigma where it can.
+Other kinds and shapes raise ValueError.
 """
 
 from typing import Any, get_args
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vdm_jax import checks
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha as alpha_of
 from vdm_jax.schedule import sigma as sigma_of
@@ -32,15 +34,12 @@ REVERSE_VARS: tuple[ReverseVar, ...] = get_args(ReverseVar)
 
 
 def split(output: Any, reverse_var: ReverseVar) -> tuple[Tensor, Tensor | float]:
-    """What a denoiser returned -> its prediction, and the `share` of `vdm_jax.process.reverse`.
+    """Returns a denoiser's prediction and the `share` of `vdm_jax.process.reverse`.
 
     The share is 0 for "posterior" and 1 for "transition"; for "learned" the denoiser must return a
-    pair (prediction, share), both of the shape of z_t. Raises ValueError if it doesn't, and for
-    other names.
+    pair (prediction, share), both of the shape of z_t. Raises ValueError otherwise.
     """
-    if reverse_var not in REVERSE_VARS:
-        known = ", ".join(REVERSE_VARS)
-        raise ValueError(f"reverse_var must be one of {known}, got {reverse_var!r}.")
+    checks.choice(reverse_var, "reverse_var", REVERSE_VARS)
     pair = isinstance(output, tuple) and len(output) == 2
     if pair != (reverse_var == "learned"):
         raise ValueError(
@@ -48,20 +47,18 @@ def split(output: Any, reverse_var: ReverseVar) -> tuple[Tensor, Tensor | float]
             + ("its prediction alone" if pair else "a pair (prediction, share)")
             + f", got {type(output).__name__}."
         )
-    if pair:
-        prediction, share = output
-        if jnp.shape(share) != jnp.shape(prediction):
-            got = f"{jnp.shape(share)} for a prediction of {jnp.shape(prediction)}"
-            raise ValueError(
-                f"the share of the variance must have the prediction's shape, got {got}."
-            )
-        return output
-    return output, float(reverse_var == "transition")
+    if not pair:
+        return output, float(reverse_var == "transition")
+    prediction, share = output
+    if jnp.shape(share) != jnp.shape(prediction):
+        got = f"{jnp.shape(share)} for a prediction of {jnp.shape(prediction)}"
+        raise ValueError(f"the share of the variance must have the prediction's shape, got {got}.")
+    return output
 
 
 def to_x(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
-    """The data that `prediction`, of the given kind, stands for. Raises ValueError for others."""
-    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    """Returns the data that `prediction`, of the given kind, stands for."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t, kind)
     match kind:
         case "x":
             return prediction
@@ -71,12 +68,11 @@ def to_x(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Ten
             return alpha * z_t - sigma * prediction
         case "score":
             return (z_t + sigma**2 * prediction) / alpha
-    raise _unknown(kind)
 
 
 def to_eps(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
-    """The noise that `prediction`, of the given kind, stands for. Raises ValueError for others."""
-    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    """Returns the noise that `prediction`, of the given kind, stands for."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t, kind)
     match kind:
         case "x":
             return (z_t - alpha * prediction) / sigma
@@ -86,12 +82,11 @@ def to_eps(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> T
             return sigma * z_t + alpha * prediction
         case "score":
             return -sigma * prediction
-    raise _unknown(kind)
 
 
 def to_v(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
-    """v = alpha eps - sigma x, from a prediction of any kind. Raises ValueError for others."""
-    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    """Returns v = alpha eps - sigma x, from a prediction of any kind."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t, kind)
     match kind:
         case "x":
             return (alpha * z_t - prediction) / sigma
@@ -101,12 +96,11 @@ def to_v(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Ten
             return prediction
         case "score":
             return -sigma * (prediction + z_t) / alpha
-    raise _unknown(kind)
 
 
 def to_score(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) -> Tensor:
-    """The score of q(z_t), from a prediction of any kind. Raises ValueError for others."""
-    alpha, sigma = _coefficients(prediction, z_t, gamma_t)
+    """Returns the score of q(z_t), from a prediction of any kind."""
+    alpha, sigma = _coefficients(prediction, z_t, gamma_t, kind)
     match kind:
         case "x":
             return (alpha * prediction - z_t) / sigma**2
@@ -116,10 +110,12 @@ def to_score(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind) ->
             return -z_t - alpha * prediction / sigma
         case "score":
             return prediction
-    raise _unknown(kind)
 
 
-def _coefficients(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike) -> tuple[Tensor, Tensor]:
+def _coefficients(
+    prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike, kind: Kind
+) -> tuple[Tensor, Tensor]:
+    checks.choice(kind, "kind", KINDS)
     got = getattr(prediction, "shape", type(prediction).__name__)
     if got != np.shape(z_t):
         raise ValueError(
@@ -128,7 +124,3 @@ def _coefficients(prediction: Tensor, z_t: Tensor, gamma_t: ArrayLike) -> tuple[
         )
     gamma_t = expand(gamma_t, z_t)
     return alpha_of(gamma_t), sigma_of(gamma_t)
-
-
-def _unknown(kind: object) -> ValueError:
-    return ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")

@@ -16,16 +16,9 @@ from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
 __all__ = [
-    "DEQUANTIZATIONS",
-    "Dequantization",
-    "decode",
-    "decode_log_probs",
-    "dequantize",
-    "encode",
-    "expected_log_prob",
-    "level_values",
-    "log_prob",
-]
+    "DEQUANTIZATIONS", "Dequantization", "decode", "decode_log_probs", "dequantize", "encode",
+    "expected_log_prob", "level_values", "log_prob",
+]  # fmt: skip
 
 Dequantization = Literal["uniform", "truncated_normal"]
 MOST_LEVELS = 2**16
@@ -33,9 +26,9 @@ DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
 
 
 def encode(images: ArrayLike, levels: int) -> Tensor:
-    """Integers in [0, levels) -> the centres 2 (image + 1/2) / levels - 1 of equal bins of [-1, 1].
+    """Returns the centres 2 (image + 1/2) / levels - 1 of equal bins of [-1, 1], of any shape.
 
-    Any shape; returns the default float dtype.
+    `images` are integers in [0, levels); the result has the default float dtype.
     """
     _check_levels(levels)
     if jnp.iscomplexobj(images):
@@ -44,47 +37,44 @@ def encode(images: ArrayLike, levels: int) -> Tensor:
 
 
 def level_values(levels: int) -> Tensor:
-    """`encode` of 0, 1, ..., levels - 1."""
+    """Returns `encode` of 0, 1, ..., levels - 1."""
     _check_levels(levels)
     return encode(jnp.arange(levels), levels)
 
 
-def _logits(z_0_rescaled: Tensor, values: Tensor, gamma_0: ArrayLike) -> Tensor:
-    """log N(z_0 / alpha_0; value, sigma_0^2 / alpha_0^2), up to a constant (VDM eq. 8)."""
-    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
-    return -0.5 * precision * jnp.square(z_0_rescaled - values)
+def _logit(error: Tensor, precision: Tensor) -> Tensor:
+    """Returns log N(z_0 / alpha_0; value, 1 / precision), up to a constant (VDM eq. 8)."""
+    return -0.5 * precision * jnp.square(error)
 
 
 def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
-    """log p(x = k|z_0) for every level k: [*shape, levels], in nats (VDM eq. 8).
+    """Returns log p(x = k|z_0) for every level k: [*shape, levels], in nats (VDM eq. 8).
 
     `z_0_rescaled` is z_0 / alpha_0 = x + exp(gamma_0 / 2) eps_0. The decoder is the posterior of x
     under q(z_0|x) and equally likely levels, independent between elements.
     """
     z_0_rescaled = jnp.asarray(z_0_rescaled)
-    gamma_0 = expand(gamma_0, z_0_rescaled)[..., None]
-    logits = _logits(z_0_rescaled[..., None], level_values(levels), gamma_0)
+    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))[..., None]
+    logits = _logit(z_0_rescaled[..., None] - level_values(levels), precision)
     return jax.nn.log_softmax(logits, axis=-1)
 
 
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
-    """Elementwise log p(x|z_0) of the given integers, in nats: `decode_log_probs` picked at them.
+    """Returns elementwise log p(x|z_0), in nats: `decode_log_probs` picked at the given integers.
 
-    What is no integer in [0, levels) has no probability: the result is NaN there.
+    It is NaN for what is no integer in [0, levels).
     """
-    if np.shape(images) != np.shape(z_0_rescaled):
-        got = np.shape(z_0_rescaled)
-        raise ValueError(f"images {np.shape(images)} and z_0_rescaled {got} differ in shape.")
+    checks.same_shape(images, z_0_rescaled, "images", "z_0_rescaled")
     z_0_rescaled = jnp.asarray(z_0_rescaled)
     precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
-    picked = -0.5 * precision * jnp.square(z_0_rescaled - encode(images, levels))
+    picked = _logit(z_0_rescaled - encode(images, levels), precision)
     log_sum = _log_sum(z_0_rescaled, jnp.broadcast_to(precision, z_0_rescaled.shape), levels)
     return jnp.where(_valid(images, levels), picked - log_sum, jnp.nan)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _log_sum(z: Tensor, precision: Tensor, levels: int) -> Tensor:
-    """log sum_k exp(-precision (z - v_k)^2 / 2) over the level values v, elementwise.
+    """Returns log sum_k exp(-precision (z - v_k)^2 / 2) over the level values v, elementwise.
 
     Its derivatives are averages of z - v and (z - v)^2 under the summands' weights: compiled, no
     array over all levels is stored, neither here nor in the gradient.
@@ -105,7 +95,7 @@ def _log_sum_jvp(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Averages of z - v and its square under weights exp(-precision (z - v)^2 / 2), elementwise."""
+    """Returns averages of z - v and its square under weights exp(-precision (z - v)^2 / 2)."""
     _, weights, error = _weights(z, precision, levels)
     moments = (weights, weights * error, weights * jnp.square(error))
     zero = jnp.zeros((), weights.dtype)
@@ -120,7 +110,7 @@ def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor
 def _averages_jvp(
     levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """For second derivatives, of which a reduction of several arrays has none."""
+    """Returns the derivatives, which a reduction of several arrays does not have."""
 
     def plain(z: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
         _, weights, error = _weights(z, precision, levels)
@@ -132,23 +122,18 @@ def _averages_jvp(
 
 
 def _weights(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest exponent, exp(exponent - largest) and z - v, these [*z.shape, levels].
+    """Returns the largest exponent, exp(exponent - largest) and z - v, these [*z.shape, levels].
 
     The largest is that of the nearest level, known without looking at the others.
     """
     nearest = jnp.clip(jnp.round((z + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
-    nearest_value = jax.lax.stop_gradient(encode(nearest, levels))
-    largest = -0.5 * precision * jnp.square(z - nearest_value)
+    largest = _logit(z - jax.lax.stop_gradient(encode(nearest, levels)), precision)
     error = z[..., None] - level_values(levels)
-    return (
-        largest,
-        jnp.exp(-0.5 * precision[..., None] * jnp.square(error) - largest[..., None]),
-        error,
-    )
+    return largest, jnp.exp(_logit(error, precision[..., None]) - largest[..., None]), error
 
 
 def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor:
-    """Elementwise E log p(x|z_0) over z_0 ~ q(z_0|x), in nats: `log_prob` without its noise.
+    """Returns elementwise E log p(x|z_0) over z_0 ~ q(z_0|x), in nats: `log_prob` without noise.
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
     number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0: with
@@ -156,8 +141,6 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
     where r is small its bends, at eps_0 = +-1 / (2 r) and beyond, have next to no probability.
     What is left is the rounding of the dtype. `gamma_0` is a scalar; what is no integer in
     [0, levels) gives NaN.
-
-    Raises ValueError for a gamma_0 of another shape.
     """
     if jnp.shape(gamma_0) != ():
         raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
@@ -174,7 +157,7 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
-    """Integers in [0, levels): the most likely ones, or with a `key` a draw from p(x|z_0)."""
+    """Returns integers in [0, levels): the most likely ones, or with a `key` a draw of p(x|z_0)."""
     log_probs = decode_log_probs(z_0_rescaled, gamma_0, levels)
     if key is None:
         return jnp.argmax(log_probs, axis=-1)
@@ -188,7 +171,7 @@ def dequantize(
     gamma_0: ArrayLike,
     method: Dequantization = "uniform",
 ) -> tuple[Tensor, PerExample]:
-    """A latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
+    """Returns a latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
 
     The bin is |z_0 / alpha_0 - x| < 1 / levels in each element, x = `encode`(image). If a model
     with density p(z_0) gives an image the probability of its bin, then by Jensen's inequality
@@ -199,21 +182,10 @@ def dequantize(
       tau = alpha_0 / (sigma_0 levels): the noise the network knows, cut off at the bin's edges
       (Zheng et al. 2023).
 
-    Args:
-      key: gives the noise.
-      images: integers in [0, levels), [batch, *event] (others give NaN).
-      levels: the number of values a pixel can take.
-      gamma_0: a scalar or [batch].
-      method: one of the two above.
-
-    Returns:
-      z_0 [batch, *event], and log q [batch], in nats.
-
-    Raises:
-      ValueError: for an unknown method, or levels below 1.
+    `images` are integers in [0, levels), [batch, *event] (others give NaN), and so is z_0; log q is
+    [batch], in nats; `gamma_0` is a scalar or [batch].
     """
-    if method not in DEQUANTIZATIONS:
-        raise ValueError(f"method must be one of {', '.join(DEQUANTIZATIONS)}, got {method!r}.")
+    checks.choice(method, "method", DEQUANTIZATIONS)
     x, valid = encode(images, levels), _valid(images, levels)
     gamma_0 = expand(jnp.asarray(gamma_0, x.dtype), x)
     if method == "uniform":
@@ -233,7 +205,7 @@ def dequantize(
 
 
 def _log_mass(tau: Tensor) -> Tensor:
-    """log P(|eps| < tau) of a standard normal eps, tau > 0, to full relative accuracy."""
+    """Returns log P(|eps| < tau) of a standard normal eps, tau > 0, to full relative accuracy."""
     scaled = tau * 0.5**0.5
     near = scaled < 0.5
     # As erf approaches 1 the digits of its logarithm are those of erfc.
@@ -242,7 +214,7 @@ def _log_mass(tau: Tensor) -> Tensor:
 
 
 def _valid(images: ArrayLike, levels: int) -> Tensor:
-    """Whether each element is an integer in [0, levels)."""
+    """Returns where each element is an integer in [0, levels)."""
     images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
     return (images >= 0) & (images < levels) & (images == jnp.round(images))
 

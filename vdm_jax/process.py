@@ -15,22 +15,15 @@ from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Key, Tensor
 
 __all__ = [
-    "expand",
-    "marginal",
-    "marginal_of_gaussian",
-    "posterior",
-    "reverse",
-    "simulate",
-    "transition",
-    "variance_log_ratio",
-]
+    "expand", "marginal", "marginal_of_gaussian", "posterior", "reverse", "simulate",
+    "transition", "variance_log_ratio",
+]  # fmt: skip
 
 
 def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
-    """`gamma` with trailing axes of size one, so that its axes line up with the first of `like`.
+    """Returns `gamma` with trailing axes of size one, which line it up with the first of `like`.
 
-    Raises ValueError if gamma has more axes than `like`, or a size that fits neither 1 nor its;
-    the message calls it by `name`.
+    Raises ValueError, by `name`, for a gamma that doesn't broadcast to `like` then.
     """
     gamma, like = jnp.asarray(gamma), jnp.asarray(like)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
@@ -45,13 +38,13 @@ def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
 
 
 def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_t|x) = N(alpha_t x, sigma_t^2 I) (VDM eq. 1)."""
+    """Returns q(z_t|x) = N(alpha_t x, sigma_t^2 I) (VDM eq. 1)."""
     x, gamma_t = jnp.asarray(x), expand(gamma_t, x)
     return Gaussian(alpha(gamma_t) * x, variance(gamma_t))
 
 
 def marginal_of_gaussian(data: Gaussian, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_t) of data x ~ N(m, s^2 I): N(alpha_t m, (alpha_t^2 s^2 + sigma_t^2) I).
+    """Returns q(z_t) of data x ~ N(m, s^2 I): N(alpha_t m, (alpha_t^2 s^2 + sigma_t^2) I).
 
     `marginal` averaged over x. Its `kl` to Gaussian(0, 1) is how far the chain still is from the
     standard normal, and vanishes as gamma_t grows. The mean has the shape [batch, *event].
@@ -62,14 +55,14 @@ def marginal_of_gaussian(data: Gaussian, gamma_t: ArrayLike) -> Gaussian:
 
 
 def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 20 to 22)."""
+    """Returns q(z_t|z_s) = N(alpha_{t|s} z_s, sigma_{t|s}^2 I), s < t (VDM eq. 20 to 22)."""
     checks.order(gamma_s, gamma_t)
     z_s, gamma_s, gamma_t = jnp.asarray(z_s), expand(gamma_s, z_s), expand(gamma_t, z_s)
     return Gaussian(jnp.sqrt(step_alpha(gamma_s, gamma_t)) * z_s, step_beta(gamma_s, gamma_t))
 
 
 def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
-    """The forward chain: z_0 ~ q(z_0|x), then one `transition` after another (VDM eq. 20).
+    """Returns the forward chain: z_0 ~ q(z_0|x), then one `transition` after another.
 
     x is [batch, *event], gammas [num] never decrease (else NaN); returns z at each of them,
     [num, batch, *event], all of one trajectory. Each by itself is a draw of `marginal`, which needs
@@ -91,7 +84,7 @@ def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
 
 
 def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
-    """q(z_s|z_t, x), s < t (VDM eq. 23 to 25; Luo eq. 84).
+    """Returns q(z_s|z_t, x), s < t (VDM eq. 23 to 25; Luo eq. 84).
 
     With c = sigma_{t|s}^2 / sigma_t^2 = 1 - exp(gamma_s - gamma_t) the variance is sigma_s^2 c and
     the mean (alpha_s / alpha_t) (1 - c) z_t + alpha_s c x.
@@ -113,7 +106,7 @@ def reverse(
     gamma_t: ArrayLike,
     share: ArrayLike = 0.0,
 ) -> Gaussian:
-    """p(z_s|z_t), the generative step: q(z_s|z_t, x = x_hat) (VDM eq. 9), or wider.
+    """Returns p(z_s|z_t), the generative step: q(z_s|z_t, x = x_hat) (VDM eq. 9), or wider.
 
     `share`, a scalar or of the shape of z_t, is how far the logarithm of the variance has gone from
     that of the posterior's variance (0) to that of the transition's, sigma_{t|s}^2 (1): the first
@@ -128,7 +121,7 @@ def reverse(
 
 
 def variance_log_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """log of the transition's variance over the posterior's: log(sigma_t^2 / sigma_s^2) >= 0."""
+    """Returns log(sigma_t^2 / sigma_s^2) >= 0: the transition's variance over the posterior's."""
     # sigma_s^2 / sigma_t^2 - 1: for a small step the difference of the logarithms would cancel.
     fall = alpha_bar(gamma_s) * jnp.expm1(gamma_s - gamma_t)
     near = fall > -0.5

@@ -35,20 +35,9 @@ if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Rule",
-    "State",
-    "ancestral",
-    "ancestral_step",
-    "bridge",
-    "default_steps",
-    "initial",
-    "noise",
-    "sample",
-    "solve",
-    "start",
-    "step",
-    "to_images",
-]
+    "Rule", "State", "ancestral", "ancestral_step", "bridge", "default_steps", "initial",
+    "noise", "sample", "solve", "start", "step", "to_images",
+]  # fmt: skip
 
 
 class State(NamedTuple):
@@ -140,8 +129,7 @@ def ancestral_step(
     z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
     """
     z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
-    if z_t.shape != eps.shape:
-        raise ValueError(f"z_t {z_t.shape} and eps {eps.shape} differ in shape.")
+    checks.same_shape(z_t, eps, "z_t", "eps")
     prediction, share = _predict(denoise, z_t, gamma_t, reverse_var)
     x_hat = to_x(prediction, z_t, gamma_t, kind)
     return reverse(z_t, x_hat, gamma_s, gamma_t, share).at(eps)

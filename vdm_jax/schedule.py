@@ -24,110 +24,66 @@ from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
 __all__ = [
-    "alpha",
-    "alpha_bar",
-    "beta_linear",
-    "cosine",
-    "cosine_betas",
-    "ddpm_betas",
-    "from_alpha_bar",
-    "from_betas",
-    "gamma_from_alpha",
-    "gamma_from_alpha_bar",
-    "gamma_from_sigma",
-    "gamma_from_snr",
-    "linear",
-    "sigma",
-    "snr",
-    "step_alpha",
-    "step_beta",
-    "to_betas",
-    "variance",
-]
+    "alpha", "alpha_bar", "beta_linear", "cosine", "cosine_betas", "ddpm_betas",
+    "from_alpha_bar", "from_betas", "gamma_from_alpha_bar", "linear", "sigma", "snr",
+    "step_alpha", "step_beta", "variance",
+]  # fmt: skip
 
-# ---- a value of gamma, as the other quantities of the field, and back ----
+# ---- a value of gamma, as the other quantities of the field ----
 
 
 def alpha_bar(gamma: Tensor) -> Tensor:
-    """alpha_t^2 = sigmoid(-gamma), the share of the signal in the variance of z_t (VDM eq. 4)."""
+    """Returns alpha_t^2 = sigmoid(-gamma), the signal's share of the variance (VDM eq. 4)."""
     # Never 1 - sigmoid(gamma): near gamma = -13 that loses several bits in float32.
     return jax.nn.sigmoid(-gamma)
 
 
 def variance(gamma: Tensor) -> Tensor:
-    """sigma_t^2 = sigmoid(gamma), the variance of q(z_t|x) (VDM eq. 3)."""
+    """Returns sigma_t^2 = sigmoid(gamma), the variance of q(z_t|x) (VDM eq. 3)."""
     return jax.nn.sigmoid(gamma)
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """alpha_t = sqrt(sigmoid(-gamma)), the factor of x in z_t: the VDM paper's alpha."""
+    """Returns alpha_t = sqrt(sigmoid(-gamma)), the factor of x in z_t: the VDM paper's alpha."""
     return jnp.sqrt(alpha_bar(gamma))
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """sigma_t = sqrt(sigmoid(gamma)), the factor of the noise in z_t."""
+    """Returns sigma_t = sqrt(sigmoid(gamma)), the factor of the noise in z_t."""
     return jnp.sqrt(variance(gamma))
 
 
 def snr(gamma: Tensor) -> Tensor:
-    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 5)."""
+    """Returns the signal-to-noise ratio alpha_t^2 / sigma_t^2 = exp(-gamma) (VDM eq. 2 and 5)."""
     return jnp.exp(-gamma)
 
 
 def gamma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
-    """Inverse of `alpha_bar`, for values in (0, 1)."""
+    """Returns gamma, the inverse of `alpha_bar`, for values in (0, 1)."""
     return jnp.log1p(-alpha_bar) - jnp.log(alpha_bar)
-
-
-def gamma_from_alpha(alpha: Tensor) -> Tensor:
-    """Inverse of `alpha`, for values in (0, 1)."""
-    # log(1 - a^2) = log(1 - a) + log(1 + a), which stays exact as a approaches 1.
-    return jnp.log1p(-alpha) + jnp.log1p(alpha) - 2.0 * jnp.log(alpha)
-
-
-def gamma_from_sigma(sigma: Tensor) -> Tensor:
-    """Inverse of `sigma`, for values in (0, 1)."""
-    return -gamma_from_alpha(sigma)
-
-
-def gamma_from_snr(snr: Tensor) -> Tensor:
-    """Inverse of `snr`, for positive values."""
-    return -jnp.log(snr)
 
 
 # ---- single steps: from z_s to z_t, s < t ----
 
 
 def step_alpha(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """Luo's (and DDPM's) alpha of the step s -> t: alpha_bar_t / alpha_bar_s."""
+    """Returns Luo's (and DDPM's) alpha of the step s -> t: alpha_bar_t / alpha_bar_s."""
     return jnp.exp(jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s))
 
 
 def step_beta(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """DDPM's beta of the step s -> t, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 22)."""
+    """Returns DDPM's beta, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 22)."""
     # 1 - alpha_bar_t/alpha_bar_s = sigmoid(gamma_t) (1 - exp(gamma_s - gamma_t)), no cancellation.
     return -variance(gamma_t) * jnp.expm1(gamma_s - gamma_t)
-
-
-def to_betas(gamma: Gamma, num_latents: int) -> Tensor:
-    """The table of betas [num_latents] of which `from_betas` makes a schedule equal to `gamma`.
-
-    The first beta leads from the data to z_0, the i-th from one latent to the next, at
-    t = i / (num_latents - 1).
-    """
-    checks.count(num_latents, "num_latents", least=2)  # z_0 and z_1
-    gammas = gamma(jnp.linspace(0.0, 1.0, num_latents))
-    return jnp.concatenate([variance(gammas[:1]), step_beta(gammas[:-1], gammas[1:])])
 
 
 # ---- fixed schedules ----
 
 
 def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
-    """gamma(t) = gamma_min + (gamma_max - gamma_min) t: log-SNR linear in time.
+    """Returns gamma(t) = gamma_min + (gamma_max - gamma_min) t: log-SNR linear in time.
 
-    The end points may be traced arrays, as in a learned schedule; then the caller keeps them in
-    order.
+    The end points may be traced, as in a learned schedule; then the caller keeps them in order.
     """
     _check_end_points(gamma_min, gamma_max)
     for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
@@ -138,7 +94,7 @@ def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
 
 
 def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -> Gamma:
-    """The cosine schedule of Nichol & Dhariwal 2021 between two values of gamma.
+    """Returns the cosine schedule of Nichol & Dhariwal 2021 between two values of gamma.
 
     alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
     to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
@@ -146,8 +102,7 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
     which no loss can be computed).
     """
     _check_end_points(gamma_min, gamma_max)
-    if not s >= 0.0:
-        raise ValueError(f"s must be at least 0, got {s}.")
+    _check_offset(s)
     c = 0.5 * math.pi / (1.0 + s)
     phi_0 = s * c
 
@@ -175,7 +130,7 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
 def beta_linear(
     gamma_min: float = -13.3, gamma_max: float = 5.0, beta_min: float = 0.1, beta_max: float = 20.0
 ) -> Gamma:
-    """DDPM's linear betas in continuous time, between two values of gamma.
+    """Returns DDPM's linear betas in continuous time, between two values of gamma.
 
     beta(u) = beta_min + (beta_max - beta_min) u per unit of time (the variance-preserving SDE of
     Song et al. 2021), hence alpha_bar(u) = exp(-int_0^u beta) and
@@ -211,21 +166,20 @@ def beta_linear(
 def ddpm_betas(
     num_latents: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """The betas of Ho et al. 2020, "Experiments": float64 [num_latents], equally spaced."""
+    """Returns the betas of Ho et al. 2020, "Experiments": float64 [num_latents], equally spaced."""
     checks.count(num_latents, "num_latents")
     return np.linspace(beta_start, beta_end, num_latents, dtype=np.float64)
 
 
 def cosine_betas(num_latents: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
-    """The betas of Nichol & Dhariwal 2021: float64 [num_latents].
+    """Returns the betas of Nichol & Dhariwal 2021: float64 [num_latents].
 
     min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) for i = 1, ..., N, with the
     alpha_bar of `cosine`. The clip touches the last beta, which would be 1, and at N = 1000 and
     4000 no other.
     """
     checks.count(num_latents, "num_latents")
-    if not s >= 0.0:
-        raise ValueError(f"s must be at least 0, got {s}.")
+    _check_offset(s)
     phi = 0.5 * math.pi * (np.arange(num_latents + 1) / num_latents + s) / (1.0 + s)
     # cos^2 a - cos^2 b = sin(b - a) sin(a + b), where 1 - cos^2 b / cos^2 a would cancel.
     step = np.sin(np.diff(phi)) * np.sin(phi[1:] + phi[:-1]) / np.square(np.cos(phi[:-1]))
@@ -233,7 +187,7 @@ def cosine_betas(num_latents: int = 1000, s: float = 0.008, max_beta: float = 0.
 
 
 def from_betas(betas: ArrayLike) -> Gamma:
-    """The schedule of a table of DDPM's betas [N], N >= 2, each in (0, 1).
+    """Returns the schedule of a table of DDPM's betas [N], N >= 2, each in (0, 1).
 
     Exact at the table's points t = i/(N-1), where alpha_bar_i = prod_{j <= i} (1 - beta_j), and
     linear in gamma between them.
@@ -244,7 +198,7 @@ def from_betas(betas: ArrayLike) -> Gamma:
 
 
 def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
-    """The schedule of a decreasing table of alpha_bars [N], N >= 2, each in (0, 1).
+    """Returns the schedule of a decreasing table of alpha_bars [N], N >= 2, each in (0, 1).
 
     Exact at the table's points t = i/(N-1) and linear in gamma between them.
     """
@@ -258,22 +212,15 @@ def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
     return _interpolate(np.log1p(-table) - np.log(table))
 
 
-# ---- helpers ----
-
-
 def _between(
     curve: Callable[[Tensor, Tensor], Tensor], u_min: float, u_max: float, rest: float
 ) -> Gamma:
-    """Stretch time so that t in [0, 1] covers u in [u_min, u_max] of `curve(u, 1 - u)`.
-
-    `rest` is 1 - u_max.
-    """
+    """Returns `curve(u, 1 - u)` with t in [0, 1] for u in [u_min, u_max]; `rest` is 1 - u_max."""
 
     def gamma(t: Tensor) -> Tensor:
         t = checks.as_float(t)
-        u = u_min + (u_max - u_min) * t
-        complement = rest + (u_max - u_min) * (1.0 - t)
-        return curve(u, complement)
+        width = u_max - u_min
+        return curve(u_min + width * t, rest + width * (1.0 - t))
 
     return gamma
 
@@ -301,10 +248,14 @@ def _table(values: ArrayLike, name: str) -> np.ndarray:
     return table
 
 
+def _check_offset(s: float) -> None:
+    if not s >= 0.0:
+        raise ValueError(f"s must be at least 0, got {s}.")
+
+
 def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
-    if isinstance(gamma_min, jax.core.Tracer) or isinstance(gamma_max, jax.core.Tracer):
-        return
-    if not np.all(np.less(gamma_min, gamma_max)):
+    low, high = checks.known(gamma_min), checks.known(gamma_max)
+    if low is not None and high is not None and not np.all(low < high):
         raise ValueError(
             f"gamma_min must be below gamma_max (gamma grows with t), "
             f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."

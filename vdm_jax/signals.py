@@ -1,4 +1,4 @@
-"""Signals within a block: Ctrl-C and SIGTERM put off to its end, or handled in another way."""
+"""Signals within a block: Ctrl-C and SIGTERM deferred to its end, or handled in another way."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ __all__ = ["deferred", "handler"]
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect at the end of the block."""
+    """Lets Ctrl-C and SIGTERM take effect at the end of the block."""
     sent: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -26,7 +26,7 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handler(number: int, handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signal `number` within the block, where this thread hears it and nobody ignores it."""
+    """Handles signal `number` within the block, if this thread hears it and nobody ignores it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # no signal reaches it
         return

@@ -1,4 +1,4 @@
-"""Drawing the times at which the diffusion loss is estimated.
+"""The times at which the diffusion loss is estimated, and how they are drawn.
 
 Importance sampling draws more of them where the loss varies more. The bound's diffusion term is the
 integral of E f(t) over t in [0, 1], f being the loss of one draw of the noise. With t of density p
@@ -8,7 +8,6 @@ measure that root mean square (`profile`), make a density of it (`proposal`), an
 times of any method through it (`Proposal.at`).
 """
 
-from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -18,36 +17,26 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vdm_jax import checks
-from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
 __all__ = [
-    "METHODS",
-    "Method",
-    "Profile",
-    "Proposal",
-    "antithetic",
-    "check_num_steps",
-    "draw",
-    "grid",
-    "most_steps",
-    "profile",
-    "proposal",
-    "spread",
-    "uniform",
-]
+    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_gamma",
+    "check_num_steps", "draw", "grid", "most_steps", "noise_level", "profile", "proposal",
+    "spread", "uniform",
+]  # fmt: skip
 
 Method = Literal["uniform", "antithetic"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def uniform(key: Key, batch_size: int) -> PerExample:
-    """Independent t ~ U[0, 1), of shape [batch_size]."""
+    """Returns independent t ~ U[0, 1), of shape [batch_size]."""
     checks.count(batch_size, "batch_size", least=0)
     return jax.random.uniform(key, (batch_size,))
 
 
 def antithetic(key: Key, batch_size: int) -> PerExample:
-    """Low-discrepancy t_i = (u + i / batch_size) mod 1, with one u ~ U[0, 1) (VDM appendix I.1).
+    """Returns low-discrepancy t_i = (u + i / batch_size) mod 1, u ~ U[0, 1) (VDM appendix I.1).
 
     Each t_i is uniform by itself, so that every per-example loss keeps its expectation, and each
     interval of length 1 / batch_size holds one of them, so that their mean varies less.
@@ -60,7 +49,7 @@ def antithetic(key: Key, batch_size: int) -> PerExample:
 def spread(
     u: Tensor, index: Int[Array, " batch"], repeat: ArrayLike, repeats: ArrayLike
 ) -> PerExample:
-    """Times for an evaluation: t = (u + index / golden ratio + repeat / repeats) mod 1, [batch].
+    """Returns an evaluation's times t = (u + index / golden ratio + repeat / repeats) mod 1.
 
     With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
     those of any run of consecutive images are evenly spread, whatever the batches are: a padded
@@ -72,16 +61,13 @@ def spread(
 
 
 def draw(key: Key, batch_size: int, method: Method) -> PerExample:
-    """Times in [0, 1) by the named method. Raises ValueError for an unknown name."""
-    if method == "uniform":
-        return uniform(key, batch_size)
-    if method == "antithetic":
-        return antithetic(key, batch_size)
-    raise ValueError(f"timesteps must be one of {', '.join(METHODS)}, got {method!r}.")
+    """Returns times in [0, 1) by the named method."""
+    checks.choice(method, "timesteps", METHODS)
+    return uniform(key, batch_size) if method == "uniform" else antithetic(key, batch_size)
 
 
 def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """The step (s, t) of a grid of `num_steps` that a time in [0, 1] falls into.
+    """Returns the step (s, t) of a grid of `num_steps` that a time in [0, 1] falls into.
 
     t becomes i / T and s = (i - 1) / T with i = ceil(t T), at least 1: a draw of exactly 0, which
     has probability 2^-23 in float32, belongs to the first step and gives no negative s. Raises
@@ -104,16 +90,59 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def most_steps(dtype: DTypeLike) -> int:
-    """The largest T of which all i / T, and all i, are told apart in floats of this type."""
+    """Returns the largest T of which all i / T, and all i, differ in floats of this type."""
     return int(1.0 / jnp.finfo(dtype).eps)
 
 
 def check_num_steps(num_steps: int) -> None:
-    """Raise ValueError unless `num_steps` is an integer of at least 1."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
+    """Raises ValueError unless `num_steps` is an integer of at least 1, as 0 is not infinity."""
+    checks.count(num_steps, "num_steps", hint="; continuous time is num_steps=None")
+
+
+# ---- the noise level at a time ----
+
+
+class NoiseLevel(NamedTuple):
+    """The values of the schedule that the diffusion loss needs, each [batch]."""
+
+    gamma_s: PerExample
+    """Gamma at the step's earlier end; in continuous time gamma_t."""
+    gamma_t: PerExample
+    """Gamma at t."""
+    weight: PerExample
+    """Weight of half the squared error."""
+
+
+def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLevel:
+    """Returns gamma(t) and the weight gamma'(t) (VDM eq. 17); for T steps those of the grid's step.
+
+    There t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1) (VDM
+    eq. 14).
+    """
+    if num_steps is None:
+        gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+        gamma_s = gamma_t
+    else:
+        s, t = grid(t, num_steps)
+        gamma_t, gamma_s = gamma(t), gamma(s)
+        # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
+        weight = num_steps * jnp.expm1(gamma_t - gamma_s)
+    check_gamma(gamma_t, t)
+    known = checks.known(weight)
+    if known is not None and not np.all(good := (known >= 0.0) & (known < np.inf)):
+        at = int(np.argmin(good))
         raise ValueError(
-            f"num_steps must be an integer of at least 1, got {num_steps!r} "
-            "(continuous time is num_steps=None)."
+            f"gamma must rise with t, and by so little in a step that exp of it is a {t.dtype}; "
+            f"about t = {t[at]} the loss would have the weight {known[at]}."
+        )
+    return NoiseLevel(gamma_s, gamma_t, weight)
+
+
+def check_gamma(gammas: Tensor, t: Tensor) -> None:
+    """Raises ValueError unless a schedule returned gammas of the shape of its times."""
+    if jnp.shape(gammas) != t.shape:
+        raise ValueError(
+            f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(gammas)}."
         )
 
 
@@ -134,7 +163,7 @@ class Proposal(NamedTuple):
         return jnp.diff(self.cdf) * (self.cdf.shape[0] - 1)
 
     def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform u in [0, 1], of any shape -> times t of density p, and weights 1 / p(t).
+        """Returns times t of density p, and weights 1 / p(t), of uniform u in [0, 1] of any shape.
 
         t increases with u: times evenly spread over [0, 1] become times evenly spread in the mass
         of p. The mean of weight times f(t) is that of f at uniform times, whatever f; also with
@@ -151,7 +180,7 @@ class Proposal(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """Losses measured in n equal bins of t, each [n]: in nats, and how many draws were there."""
+    """Losses measured in n equal bins of t, each [n], in nats, and the number of draws there."""
 
     rms: np.ndarray
     mean: np.ndarray
@@ -159,17 +188,11 @@ class Profile(NamedTuple):
 
 
 def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
-    """The density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
+    """Returns the density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
 
-    Args:
-      profile: [n], nonnegative, concrete (not traced): how large the loss is in each bin. The
-        variance is least for the root mean square, `Profile.rms`.
-      floor: the share of uniform times, in (0, 1]. It bounds the weights by 1 / floor, hence the
-        harm that a profile measured badly, or long ago, can do.
-
-    Raises:
-      ValueError: for a profile that is empty, not one-dimensional, negative, not finite or zero
-        throughout, or a floor out of range.
+    `profile` [n] is how large the loss is in each bin; the variance is least for `Profile.rms`.
+    `floor` in (0, 1] is the share of uniform times: it bounds the weights by 1 / floor, hence the
+    harm that a profile measured badly, or long ago, can do.
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1 or not values.size:
@@ -200,23 +223,11 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
 def profile(
     t: ArrayLike, losses: ArrayLike, num_bins: int, weights: ArrayLike | None = None
 ) -> Profile:
-    """Root mean square and mean of the diffusion loss in `num_bins` equal bins of t.
+    """Returns root mean square and mean of the diffusion loss in `num_bins` equal bins of t.
 
-    Args:
-      t: times in [0, 1] at which the loss was measured, of any shape.
-      losses: the loss of each of these draws, of the same shape, in nats: as `loss.diffusion`
-        returns it, without the weight of the proposal that t may come from.
-      num_bins: n.
-      weights: if t came from a `Proposal`, its weights: within a bin the averages are then those
-        of uniform times (which matters if the two have different bins).
-
-    Returns:
-      `Profile`, in float64. A bin without draws gets the linear interpolation between
-      the nearest bins that have some; beyond the outermost of these, their value.
-
-    Raises:
-      ValueError: for arrays of different shapes, no draws, times out of [0, 1], losses that are
-        not finite, or weights that are not finite and positive.
+    `losses` are those of `loss.diffusion` at times `t`, of any one shape; if the times came from a
+    `Proposal` of other bins, its `weights` make the averages within a bin those of uniform times. A
+    bin without draws gets the linear interpolation between the nearest bins that have some.
     """
     checks.count(num_bins, "num_bins", most=10**6)
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)

@@ -20,7 +20,7 @@ Images = Int[Array, "batch ..."]
 """Integers in [0, levels); the axes behind the batch are the event shape (any number of them)."""
 
 Kind = Literal["eps", "x", "v", "score"]
-"""What a network predicts; see `vdm_jax.parameterization`."""
+"""The quantity that a network predicts; see `vdm_jax.parameterization`."""
 
 ReverseVar = Literal["posterior", "transition", "learned"]
 """The variance of p(z_s|z_t); see `vdm_jax.process.reverse`."""
@@ -34,7 +34,7 @@ class Gamma(Protocol):
     """
 
     def __call__(self, t: Tensor, /) -> Tensor:
-        """Times in [0, 1], of any shape -> gamma(t), of the same shape."""
+        """Returns gamma(t) of times in [0, 1], of the same shape."""
         ...
 
 
@@ -42,7 +42,7 @@ class Denoise(Protocol):
     """A network with its parameters (and conditioning, dropout key, ...) closed over."""
 
     def __call__(self, z_t: Tensor, gamma_t: PerExample, /) -> Any:
-        """Latents [batch, *event] and their gamma [batch] -> prediction [batch, *event].
+        """Returns the prediction [batch, *event] of latents of that shape and their gamma [batch].
 
         With a learned reverse variance: a pair of that and its share, of the same shape.
         """

@@ -11,7 +11,7 @@ __all__ = ["VDM"]
 
 
 class VDM(NamedTuple):
-    """A network and a noise schedule as plain callables, and what they are to be taken for.
+    """A network and a noise schedule as plain callables, and what they mean.
 
     Parameters, conditioning and dropout are closed over by `denoise` and `gamma`.
     """
@@ -41,7 +41,7 @@ class VDM(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Nothing: its terms need no explanation in reports."""
+        """The explanation of its terms for reports: none is needed."""
         return ""
 
     def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
@@ -88,8 +88,8 @@ class VDM(NamedTuple):
         """Returns log p(x) [batch] in nats, by the probability-flow ODE (`vdm_jax.flow`).
 
         It is the density of x in [-1, 1] itself, taken for z_0 / alpha_0. `solver` are the fields
-        of `vdm_jax.flow.Solver`; its trace "hutchinson" needs a key. Needs diffrax.
+        of `vdm_jax.ode.Solver`; its trace "hutchinson" needs a key. Needs diffrax.
         """
-        from vdm_jax import flow
+        from vdm_jax import flow, ode
 
-        return flow.data_log_prob(self, x, flow.Solver(**solver), key).log_prob
+        return flow.data_log_prob(self, x, ode.Solver(**solver), key).log_prob

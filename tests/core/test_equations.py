@@ -1,6 +1,7 @@
 """docs/equations.md names functions and tests that exist."""
 
 import ast
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -9,14 +10,19 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "equations.md").read_text()
 
 
+@functools.cache
+def functions(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_test_named_in_the_table_of_equations_exists():
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)
     assert len(named) > 40
     missing = []
     for file, name in named:
         path = ROOT / file if "/" in file else ROOT / "tests" / "core" / file
-        tree = ast.parse(path.read_text())
-        if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+        if name not in functions(path):
             missing.append(f"{file}::{name}")
     assert missing == []
 

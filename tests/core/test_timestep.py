@@ -1,128 +1,301 @@
+"""Times and their grid, and importance sampling against quadrature and closed forms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import gauss_hermite, gauss_legendre
 from scipy import stats
 
-from vdm_jax import timestep
+from vdm_jax import loss, process, schedule, timestep
+from vdm_jax.timestep import Proposal
+
+at = jax.jit(Proposal.at)
+grid = jax.jit(timestep.grid, static_argnums=1)
+
+# ---- draws ----
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 128])
-def test_antithetic_times_lie_one_in_each_cell_and_evenly_around_the_circle(batch_size):
-    keys = jax.random.split(jax.random.key(batch_size), 50)
-    times = np.asarray(jax.vmap(lambda key: timestep.antithetic(key, batch_size))(keys), np.float64)
-    assert np.all((times >= 0.0) & (times < 1.0))
-    for t in times:
-        cells = np.bincount(np.floor(t * batch_size).astype(int), minlength=batch_size)
-        np.testing.assert_array_equal(cells, 1)
-        gaps = np.diff(np.sort(t), append=1.0 + t.min())
-        np.testing.assert_allclose(gaps, 1.0 / batch_size, atol=2e-7)
+def test_antithetic_times_lie_one_in_each_cell_and_evenly_around_the_circle():
+    keys = jax.random.split(jax.random.key(0), 50)
+    for batch_size in (1, 7, 128):
+        draw = jax.jit(jax.vmap(lambda key, n=batch_size: timestep.antithetic(key, n)))
+        times = np.asarray(draw(keys), np.float64)
+        assert np.all((times >= 0.0) & (times < 1.0))
+        for t in times:
+            cells = np.bincount(np.floor(t * batch_size).astype(int), minlength=batch_size)
+            np.testing.assert_array_equal(cells, 1)
+            gaps = np.diff(np.sort(t), append=1.0 + t.min())
+            np.testing.assert_allclose(gaps, 1.0 / batch_size, atol=2e-7)
 
 
-@pytest.mark.parametrize("method", timestep.METHODS)
-@pytest.mark.parametrize("position", [0, 4])
-def test_each_time_of_a_batch_is_uniform_by_itself(method, position):
+@pytest.mark.parametrize(("method", "of_mean"), [("uniform", 96), ("antithetic", 768)])
+def test_each_time_of_a_batch_is_uniform_by_itself(method, of_mean):
     keys = jax.random.split(jax.random.key(3), 4000)
-    t = jax.vmap(lambda key: timestep.draw(key, 5, method)[position])(keys)
-    assert stats.kstest(np.asarray(t), "uniform").pvalue > 1e-3
-
-
-def test_uniform_times_of_a_batch_are_independent_and_antithetic_ones_are_not():
-    keys = jax.random.split(jax.random.key(4), 4000)
-
-    def variance_of_mean(method):
-        return np.var(jax.vmap(lambda key: timestep.draw(key, 8, method).mean())(keys))
-
+    t = jax.jit(jax.vmap(lambda key: timestep.draw(key, 8, method)))(keys)
+    for position in (0, 4):
+        assert stats.kstest(np.asarray(t[:, position]), "uniform").pvalue > 1e-3
     # Var of the mean of 8: 1/(12 * 8) when independent; 1/(12 * 64) when evenly spaced.
-    assert abs(variance_of_mean("uniform") * 96 - 1.0) < 4 * np.sqrt(2 / 4000)
-    assert abs(variance_of_mean("antithetic") * 768 - 1.0) < 4 * np.sqrt(2 / 4000)
+    assert abs(np.var(np.mean(t, 1)) * of_mean - 1.0) < 4 * np.sqrt(2 / 4000)
+    with jax.enable_x64(True):
+        assert timestep.draw(jax.random.key(0), 3, method).dtype == jnp.float64
 
 
-def test_draws_follow_the_default_float_type(dtype):
-    for method in timestep.METHODS:
-        t = timestep.draw(jax.random.key(0), 3, method)
-        assert t.dtype == dtype
-        assert t.shape == (3,)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 7, 1000])
-def test_grid_rounds_up_to_a_step_of_length_one_over_num_steps(x64, num_steps):
-    draws = np.random.default_rng(0).uniform(size=500)
-    s, t = timestep.grid(jnp.asarray(draws), num_steps)
-    i = np.asarray(t) * num_steps
-    np.testing.assert_allclose(i, np.rint(i), atol=1e-9)
-    np.testing.assert_allclose(t - s, 1.0 / num_steps, rtol=1e-12)
-    assert np.all((s < draws) & (draws <= t))
-    assert s.min() >= 0.0
-    assert t.max() <= 1.0
-
-
-@pytest.mark.parametrize("num_steps", [1, 3, 1000])
-def test_grid_of_zero_is_the_first_step_and_of_one_the_last(dtype, num_steps):
-    s, t = timestep.grid(jnp.array([0.0, 1.0], dtype), num_steps)
-    assert s.dtype == t.dtype == dtype
-    assert s[0] == 0.0
-    assert t[0] == jnp.asarray(1.0 / num_steps, dtype)
-    assert t[1] == 1.0
-    np.testing.assert_allclose(s[1], 1.0 - 1.0 / num_steps, rtol=1e-6)
-
-
-def test_grid_takes_each_step_equally_often():
-    draws = (jnp.arange(700) + 0.5) / 700
-    _, t = timestep.grid(draws, 7)
-    np.testing.assert_array_equal(np.bincount(np.rint(np.asarray(t) * 7).astype(int))[1:], 100)
-
-
-def test_grid_neighbours_share_their_time_exactly(dtype):
-    # s of one step and t of the one before are the same number, so that the bound telescopes.
-    s, t = timestep.grid((jnp.arange(1000, dtype=dtype) + 0.5) / 1000, 1000)
-    np.testing.assert_array_equal(s[1:], t[:-1])
-
-
-@pytest.mark.parametrize("num_steps", [0, -3, 2.0, True, None, "10"])
-def test_num_steps_must_be_a_positive_integer(num_steps):
-    with pytest.raises(ValueError, match=r"num_steps must be an integer of at least 1, got .*None"):
-        timestep.grid(jnp.array([0.5]), num_steps)
-
-
-def test_unknown_method_is_named_in_the_error():
-    with pytest.raises(ValueError, match=r"one of uniform, antithetic, got 'sobol'"):
-        timestep.draw(jax.random.key(0), 3, "sobol")
-
-
-@pytest.mark.parametrize("start", [0, 7, 10_000_000])
-@pytest.mark.parametrize("count", [5, 89])
-def test_spread_times_of_any_run_of_images_are_even_and_repeats_equally_spaced(
-    start: int, count: int
-) -> None:
-    u = jnp.asarray(0.3)
-    index = jnp.arange(start, start + count)
+@pytest.mark.parametrize(("start", "count"), [(0, 5), (10_000_000, 89)])
+def test_spread_times_of_any_run_of_images_are_even_and_repeats_equally_spaced(start, count):
+    u, index = jnp.asarray(0.3), jnp.arange(start, start + count)
     t = np.sort(np.asarray(timestep.spread(u, index, 0, 1), np.float64))
     gaps = np.diff(np.append(t, t[0] + 1.0))
     # Points of the golden rotation have gaps of at most three sizes, none above phi / count.
-    assert gaps.max() < 1.9 / count
-    assert gaps.min() > 0.3 / count
+    assert gaps.max() < 1.9 / count and gaps.min() > 0.3 / count
     one = np.array([timestep.spread(u, index[:1], r, 4)[0] for r in range(4)])
     np.testing.assert_allclose(np.diff(np.sort(one)), 0.25, atol=1e-6)
 
 
-def test_spread_times_are_the_golden_rotation_and_uniform_with_u() -> None:
-    index = jnp.arange(6)
+def test_spread_times_are_the_golden_rotation_and_uniform_with_u():
     golden = 0.5 * (np.sqrt(5.0) - 1.0)
     expected = np.mod(0.3 + np.arange(6) * golden + 2 / 5, 1.0)
-    np.testing.assert_allclose(timestep.spread(jnp.asarray(0.3), index, 2, 5), expected, atol=1e-6)
-    draws = np.concatenate(
-        [timestep.spread(jnp.asarray(u), index[3:4], 1, 5) for u in np.linspace(0, 1, 200)[:-1]]
+    found = timestep.spread(jnp.asarray(0.3), jnp.arange(6), 2, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    u = np.linspace(0, 1, 200)[:-1].astype(np.float32)
+    draws = timestep.spread(jnp.asarray(u), jnp.full(199, 3), 1, 5)
+    assert np.abs(np.sort(draws) - u).max() < 0.01
+
+
+# ---- the grid, and the noise level ----
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 1000])
+def test_grid_rounds_up_to_a_step_of_length_one_over_num_steps(x64, num_steps):
+    draws = np.random.default_rng(0).uniform(size=500)
+    s, t = grid(jnp.asarray(draws), num_steps)
+    i = np.asarray(t) * num_steps
+    np.testing.assert_allclose(i, np.rint(i), atol=1e-9)
+    np.testing.assert_allclose(t - s, 1.0 / num_steps, rtol=1e-12)
+    assert np.all((s < draws) & (draws <= t)) and s.min() >= 0.0 and t.max() <= 1.0
+
+
+def test_a_time_on_the_grid_stays_where_it_is_and_neighbours_share_theirs(dtype):
+    for num_steps in (10, 1000):
+        i = np.arange(1, num_steps + 1).astype(dtype)
+        for given in (i / num_steps, np.linspace(0.0, 1.0, num_steps + 1, dtype=dtype)[1:]):
+            s, t = grid(given, num_steps)
+            assert s.dtype == t.dtype == dtype
+            np.testing.assert_array_equal(np.rint(np.asarray(t) * num_steps), i)
+            np.testing.assert_array_equal(np.rint(np.asarray(s) * num_steps), i - 1)
+        # s of one step and t of the one before are the same number: the bound telescopes.
+        s, t = grid((i - 0.5) / num_steps, num_steps)
+        np.testing.assert_array_equal(s[1:], t[:-1])
+        np.testing.assert_array_equal(np.rint(np.asarray(t) * num_steps), i)
+    # A draw of exactly 0 belongs to the first step.
+    s, t = timestep.grid(jnp.array([0.0, 1.0]), 3)
+    np.testing.assert_array_equal(s[0], 0.0)
+    np.testing.assert_allclose([t[0], s[1], t[1]], [1 / 3, 2 / 3, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_noise_level_is_that_of_the_schedule_at_the_time_or_the_step(x64, num_steps):
+    level = timestep.noise_level(jnp.array([0.3, 0.9]), lambda t: 8.0 * t**2 - 5.0, num_steps)
+    t = np.array([0.3, 0.9]) if num_steps is None else np.array([0.5, 1.0])
+    s = t if num_steps is None else t - 0.25
+    gamma_s, gamma_t = 8.0 * s**2 - 5.0, 8.0 * t**2 - 5.0
+    weight = 16.0 * t if num_steps is None else 4.0 * (np.exp(gamma_t - gamma_s) - 1.0)
+    for found, expected in zip(level, (gamma_s, gamma_t, weight), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+# ---- importance sampling: the density and the map ----
+
+PROFILES = {
+    "one bin": [2.0],
+    "gaps": [0.0, 5.0, 0.0, 0.0, 0.3, 2.0],
+    "steep": np.exp(np.linspace(0.0, 9.0, 64)),
+}
+
+
+def integral(q: Proposal, f, order: int = 5) -> float:
+    """int_0^1 weight(u) f(t(u)) du, by Gauss-Legendre quadrature between the edges of the bins."""
+    nodes, weights = gauss_legendre(1, order)
+    width = np.diff(q.cdf)
+    t, w = at(q, q.cdf[:-1, None] + width[:, None] * nodes)
+    return float(np.sum(width[:, None] * weights * np.asarray(w) * f(np.asarray(t))))
+
+
+@pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
+def test_density_is_the_profile_mixed_with_a_floor_and_integrates_to_one(x64, values):
+    for floor in (0.02, 1.0):
+        q = timestep.proposal(values, floor)
+        expected = (1 - floor) * np.array(values) / np.mean(values) + floor
+        np.testing.assert_allclose(q.density, expected, rtol=1e-11)
+        np.testing.assert_allclose(np.mean(q.density), 1.0, rtol=1e-14)
+        u = jnp.linspace(0.0, 1.0, 999)
+        t, weight = at(q, u)
+        assert weight.max() <= (1 + 1e-9) / floor
+        if floor == 1.0:
+            np.testing.assert_allclose(t, u, atol=1e-15)
+
+
+@pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
+def test_weighted_integrals_are_those_of_uniform_times_for_any_function(x64, values):
+    q = timestep.proposal(values, 0.05)
+    # Polynomials, of which the quadrature is exact within the bins.
+    for power in range(6):
+        np.testing.assert_allclose(integral(q, lambda t, p=power: t**p), 1 / (power + 1), rtol=1e-9)
+    # A jump, on no edge of a bin, by the midpoint rule in u; and the steps of a grid.
+    t, weight = at(q, (jnp.arange(400_000) + 0.5) / 400_000)
+    np.testing.assert_allclose(np.mean(weight * (t < 0.3)), 0.3, atol=5e-5)
+    step = np.rint(np.asarray(grid(t, 10)[1]) * 10).astype(int)
+    share = np.bincount(step, weight / len(t), 11)[1:]
+    np.testing.assert_allclose(share, 0.1, atol=5e-5)
+
+
+@pytest.mark.parametrize("values", PROFILES.values(), ids=PROFILES)
+def test_map_is_the_inverse_of_the_distribution_function(values):
+    q = timestep.proposal(values)
+    u = jnp.linspace(0.0, 1.0, 1000, endpoint=False).reshape(10, 100)
+    t, weight = at(q, u)
+    assert t.shape == weight.shape == u.shape and t.dtype == weight.dtype == jnp.float32
+    back = np.interp(np.asarray(t, np.float64), np.linspace(0, 1, len(q.cdf)), np.asarray(q.cdf))
+    # A rounding of t is magnified by the density.
+    eps = float(jnp.finfo(jnp.float32).eps) * float(q.density.max())
+    np.testing.assert_allclose(back, u, atol=4 * eps)
+    assert np.all(np.diff(np.asarray(t).ravel()) > 0)
+    bins = np.minimum((np.asarray(t) * len(q.density)).astype(int), len(q.density) - 1)
+    assert np.mean(np.isclose(weight, 1 / q.density[bins], rtol=1e-4)) > 0.98  # but for edges
+    last = jnp.nextafter(jnp.asarray(1.0), jnp.asarray(0.0))
+    t, weight = at(q, jnp.array([0.0, last, 1.0]))
+    assert t[0] == 0.0 and t[1] <= t[2] == 1.0
+    np.testing.assert_allclose(weight, 1 / q.density[jnp.array([0, -1, -1])], rtol=1e-5)
+
+
+def test_float32_of_a_thousand_bins_agrees_with_float64():
+    values = 0.01 + np.random.default_rng(0).gamma(0.5, size=1000)
+    u = np.random.default_rng(1).uniform(size=2000)
+    single = np.asarray(at(timestep.proposal(values), jnp.asarray(u, jnp.float32)))
+    with jax.enable_x64(True):
+        double = np.asarray(at(timestep.proposal(values), jnp.asarray(u)))
+    np.testing.assert_allclose(single[0], double[0], atol=2e-6)
+    same_bin = (single[0] * np.float32(1000)).astype(int) == (double[0] * 1000).astype(int)
+    assert same_bin.mean() > 0.99
+    # A bin holds at least floor / 1000 = 1e-4 of u, of which a rounding near 1 is 6e-8.
+    np.testing.assert_allclose(single[1][same_bin], double[1][same_bin], rtol=1e-3)
+
+
+# ---- importance sampling: the variance and the profile ----
+
+
+def test_variance_with_the_rms_profile_is_its_closed_form_and_the_least(x64):
+    # f(t, eps) = a_k eps^2 in bin k: E f = a_k, E f^2 = 3 a_k^2; and b_k eps, of no mean.
+    a, b = np.array([0.5, 3.0, 1.0, 0.1]), np.array([1.0, 0.2, 4.0, 0.3])
+    nodes, weights = gauss_hermite(8)
+    second = 3 * a**2 + b**2
+
+    def variance(values, floor=1e-12):
+        q = timestep.proposal(values, floor)
+        density = np.asarray(q.density)
+
+        def square(t):
+            k = np.minimum((np.asarray(t) * 4).astype(int), 3)
+            f = a[k][..., None] * nodes**2 + b[k][..., None] * nodes
+            return (f**2 @ weights) / density[k]
+
+        return integral(q, square) - np.mean(a) ** 2
+
+    rms = np.sqrt(second)
+    expected = np.mean(rms) ** 2 - np.mean(a) ** 2
+    np.testing.assert_allclose(variance(rms), expected, rtol=1e-9)
+    np.testing.assert_allclose(variance(np.ones(4)), np.mean(second) - np.mean(a) ** 2, rtol=1e-9)
+    rng = np.random.default_rng(0)
+    others = [variance(rms * np.exp(0.3 * rng.normal(size=4))) for _ in range(5)]
+    assert min(others) > expected
+    assert variance(a) > expected  # the mean isn't the optimal profile where the noise matters
+    # A floor can only cost the square root of what it takes away: Var + E^2 <= that / (1 - floor).
+    with_floor = variance(rms, 0.1) + np.mean(a) ** 2
+    assert np.mean(rms) ** 2 < with_floor < np.mean(rms) ** 2 / 0.9
+
+
+def test_profile_is_the_moments_of_each_bin_and_interpolated_where_there_are_none():
+    t = np.array([[0.0, 0.1, 0.24], [0.26, 0.74, 1.0]])
+    losses = np.array([[1.0, 2.0, 6.0], [5.0, 3.0, 2.0]])
+    measured = timestep.profile(t, jnp.asarray(losses), 4)
+    np.testing.assert_array_equal(measured.draws, [3, 1, 1, 1])
+    np.testing.assert_allclose(measured.mean, [3.0, 5.0, 3.0, 2.0], rtol=1e-7)
+    np.testing.assert_allclose(measured.rms, [np.sqrt(41 / 3), 5.0, 3.0, 2.0], rtol=1e-7)
+    measured = timestep.profile([0.15, 0.45, 0.44], [2.0, -8.0, -8.0], 10)
+    np.testing.assert_array_equal(np.nonzero(measured.draws)[0], [1, 4])
+    np.testing.assert_allclose(measured.rms, [2, 2, 4, 6, 8, 8, 8, 8, 8, 8])
+    np.testing.assert_allclose(measured.mean[:5], [2, 2, 2 - 10 / 3, 2 - 20 / 3, -8])
+
+
+def test_weights_undo_a_proposal_of_other_bins(x64):
+    q = timestep.proposal([1.0, 9.0, 2.0])
+    t, weight = at(q, (jnp.arange(100_000) + 0.5) / 100_000)
+    measured = timestep.profile(t, t**2, 2, weight)
+    np.testing.assert_allclose(measured.mean, [1 / 12, 7 / 12], rtol=1e-4)
+    np.testing.assert_allclose(measured.rms**2, [1 / 80, 31 / 80], rtol=1e-4)
+
+
+def test_a_measured_proposal_leaves_the_loss_unbiased_and_varies_less(x64):
+    """Of one pixel x = 0.25 and the optimal denoiser of N(0, 0.3), linear in eps."""
+    gamma, n = schedule.cosine(-8.0, 6.0), 20_000
+
+    def optimal(z, gamma_t):
+        g = process.expand(gamma_t, z)
+        return jnp.sqrt(jax.nn.sigmoid(g)) * z / (0.3 * jax.nn.sigmoid(-g) + jax.nn.sigmoid(g))
+
+    run = jax.jit(lambda eps, t: loss.diffusion(jnp.full(eps.shape, 0.25), eps, t, optimal, gamma))
+    u, eps = (
+        jax.random.uniform(jax.random.key(1), (n,)),
+        jax.random.normal(jax.random.key(2), (n, 1)),
     )
-    assert np.abs(np.sort(draws) - np.linspace(0, 1, 200)[:-1]).max() < 0.01
+    plain = run(eps, u)
+    q = timestep.proposal(timestep.profile(u, plain, 20).rms)
+    # Antithetic times keep their strata in the mass of the proposal.
+    strata, _ = at(q, timestep.antithetic(jax.random.key(0), 16))
+    mass = np.interp(np.asarray(strata), np.linspace(0, 1, 21), np.asarray(q.cdf))
+    np.testing.assert_array_equal(np.bincount(np.floor(16 * mass).astype(int), minlength=16), 1)
+    t, weight = at(q, u)
+    tempered = weight * run(eps, t)
+    nodes, shares = gauss_legendre(n // 16, 8)
+    ends = np.tile([[1.0], [-1.0]], (len(nodes), 1))  # E f(eps) of a quadratic f
+    expected = float(np.repeat(shares, 2) / 2 @ np.asarray(run(ends, np.repeat(nodes, 2))))
+    for estimate in (plain, tempered):
+        assert abs(estimate.mean() - expected) < 4 * estimate.std() / n**0.5
+    assert tempered.var() < 0.2 * plain.var()
 
 
-@pytest.mark.parametrize("num_steps", [1, 7, 10, 20, 100, 250, 1000])
-def test_a_time_on_the_grid_stays_where_it_is(dtype: str, num_steps: int) -> None:
-    i = np.arange(1, num_steps + 1)
-    for t in (jnp.asarray(i) / num_steps, jnp.linspace(0.0, 1.0, num_steps + 1)[1:]):
-        s, on_grid = timestep.grid(t, num_steps)
-        np.testing.assert_array_equal(np.rint(np.asarray(on_grid, np.float64) * num_steps), i)
-        np.testing.assert_array_equal(np.rint(np.asarray(s, np.float64) * num_steps), i - 1)
-    middle, _ = timestep.grid((jnp.asarray(i) - 0.5) / num_steps, num_steps)
-    np.testing.assert_array_equal(np.rint(np.asarray(middle, np.float64) * num_steps), i - 1)
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: timestep.proposal([]), r"one value per bin, got shape \(0,\)"),
+        (lambda: timestep.proposal([[1.0, 2.0]]), r"one value per bin, got shape \(1, 2\)"),
+        (lambda: timestep.proposal([1.0, -2.0]), r"nonnegative, got profile\[1\] = -2.0"),
+        (lambda: timestep.proposal([np.inf, 2.0]), r"finite and nonn.*, got profile\[0\] = inf"),
+        (lambda: timestep.proposal([0.0, 0.0]), r"profile is zero in every bin"),
+        (lambda: timestep.proposal([1.0, 2.0], 0.0), r"floor must lie in \(0, 1\], .* got"),
+        (lambda: timestep.proposal([1.0, 2.0], np.nan), r"floor must lie in \(0, 1\], .* got"),
+        (lambda: timestep.proposal([1.0, 0.0, 1.0], 1e-9), "lost in the rounding of float32; rai"),
+        (lambda: timestep.profile([0.1, 0.2], [1.0], 4), "must be of one shape"),
+        (lambda: timestep.profile([], [], 4), "at least one draw"),
+        (
+            lambda: timestep.profile([0.1, 1.2], [1.0, 1.0], 4),
+            r"t must lie in \[0, 1\], which 1 of",
+        ),
+        (lambda: timestep.profile([0.1, 0.2], [1.0, np.nan], 4), "losses must be finite, which 1"),
+        (lambda: timestep.profile([0.1], [1.0], 4, [0.0]), "weights must be finite and positive"),
+        (lambda: timestep.profile([0.1], [1.0], 0), "num_bins must be an integer of at least 1"),
+        *[
+            (lambda n=n: timestep.grid(jnp.array([0.5]), n), "num_steps must be an integer .*None")
+            for n in (0, -3, 2.0, True, None, "10")
+        ],
+        (lambda: timestep.draw(jax.random.key(0), 3, "sobol"), "one of uniform, antithetic, got"),
+        (lambda: timestep.uniform(jax.random.key(0), -1), "batch_size must be an integer of at l"),
+        (lambda: timestep.antithetic(jax.random.key(0), 2.5), "batch_size must be an integer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

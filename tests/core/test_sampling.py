@@ -1,0 +1,400 @@
+"""Samplers against exact denoisers: convergence orders, closed forms, and what must not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import affine_chain, alpha_sigma
+
+from vdm_jax import VDM, parameterization, pixels, process, sampling, schedule
+from vdm_jax.related.mixture import Mixture
+from vdm_jax.rule import SAMPLERS, SPACINGS, Rule
+
+DETERMINISTIC = ("ddim", "dpm_solver", "heun")
+ORDER = {"ddim": 1, "dpm_solver": 2, "heun": 2}
+MEAN, VAR = 0.4, 0.3
+ENDS = -5.0, 4.0
+LINEAR = schedule.linear(*ENDS)
+
+
+def optimal(z, gamma_t):
+    """E[x|z_t] for independent x ~ N(MEAN, VAR), elementwise."""
+    g = process.expand(gamma_t, z)
+    alpha = jnp.sqrt(jax.nn.sigmoid(-g))
+    gain = alpha * VAR / (VAR * alpha**2 + jax.nn.sigmoid(g))
+    return MEAN + gain * (z - alpha * MEAN)
+
+
+GAUSSIAN = VDM(optimal, LINEAR, (2,), None, "x")
+
+
+def flow_of_gaussian(z_1, gamma_0=ENDS[0], gamma_1=ENDS[1]):
+    """The exact flow: z stays as many standard deviations of q(z_t) from its mean."""
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = alpha_sigma(gamma_0), alpha_sigma(gamma_1)
+    ratio = np.sqrt((alpha_0**2 * VAR + sigma_0**2) / (alpha_1**2 * VAR + sigma_1**2))
+    return alpha_0 * MEAN + ratio * (np.asarray(z_1) - alpha_1 * MEAN)
+
+
+def mixture() -> Mixture:
+    means = np.array([[1.0, 0.2], [-0.8, 0.5], [0.1, -0.9]])
+    return Mixture.of(np.array([0.5, 0.3, 0.2]), means, np.full(3, 0.05))
+
+
+def latents(n=32, seed=0):
+    return jax.random.normal(jax.random.key(seed), (n, 2))
+
+
+def orders(errors) -> np.ndarray:
+    return -np.diff(np.log2(errors))
+
+
+def rms(x) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def solve(z_1, vdm, rule, keys=None):
+    return jax.jit(lambda z_1, keys: sampling.solve(z_1, vdm, rule, keys))(z_1, keys)
+
+
+# ---- convergence ----
+
+
+@pytest.mark.parametrize(
+    ("name", "spaced"),
+    [("ddim", "gamma"), ("dpm_solver", "karras"), ("dpm_solver", "angle"), ("heun", "time")],
+)
+def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64, name, spaced):
+    z_1 = latents()
+    exact = flow_of_gaussian(z_1)
+    # "angle" has the longest steps at its ends, and comes to its order later.
+    numbers = (2048, 4096) if spaced == "angle" else (256, 512)
+    errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in numbers]
+    np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
+    assert errors[-1] > 1e-9  # far above rounding
+
+
+def test_error_against_the_flow_of_a_mixture_has_the_order_of_the_method(x64):
+    vdm, z_1 = VDM(mixture().posterior_mean, LINEAR, (2,), None, "x"), latents()
+    exact = solve(z_1, vdm, Rule("heun", 2048, "time"))
+    for name in ("ddim", "dpm_solver"):
+        errors = [rms(solve(z_1, vdm, Rule(name, n, "time")) - exact) for n in (128, 256)]
+        np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.15)
+    # At equal calls of the network the second order is better.
+    rules = [Rule("ddim", 24), Rule("dpm_solver", 24), Rule("heun", 12)]
+    assert {rule.network_calls for rule in rules} == {24}
+    ddim, dpm_solver, heun = (rms(solve(z_1, vdm, rule) - exact) for rule in rules)
+    assert dpm_solver < 0.2 * ddim and heun < 0.6 * ddim
+
+
+def test_uneven_steps_of_any_sizes_reach_the_same_limit(x64):
+    # Steps up to three times as long as their neighbours, drawn at random.
+    z_1, widths = latents(), np.random.default_rng(0).uniform(0.5, 1.5, 600)
+    table = ENDS[0] + (ENDS[1] - ENDS[0]) * np.append(0.0, np.cumsum(widths)) / widths.sum()
+    vdm = GAUSSIAN._replace(gamma=lambda t: jnp.interp(t, np.linspace(0, 1, 601), table))
+    for name, most in (("ddim", 5e-3), ("dpm_solver", 5e-5)):
+        error = rms(solve(z_1, vdm, Rule(name, 600, "time")) - flow_of_gaussian(z_1))
+        assert error < most, name
+
+
+# ---- single steps ----
+
+
+def test_bridge_keeps_the_marginal_of_the_process_for_every_eta(x64):
+    # q(z_s|x) from q(z_t|x): means and variances of an affine map, exactly.
+    x, gamma_s, gamma_t = np.full((3, 1), 0.7), np.array([-9.0, 0.5, -3]), np.array([3.0, 0.6, 8])
+    _, sigma_t = alpha_sigma(gamma_t[:, None])
+    q_s, q_t = process.marginal(x, gamma_s), process.marginal(x, gamma_t)
+    for eta in (0.0, 0.3, 1.0):
+        at = sampling.bridge(q_t.mean, x, gamma_s, gamma_t, eta)
+        gain = sampling.bridge(q_t.mean + 1.0, x, gamma_s, gamma_t, eta).mean - at.mean
+        np.testing.assert_allclose(at.mean, q_s.mean, rtol=1e-11)
+        np.testing.assert_allclose(gain**2 * sigma_t**2 + at.var, q_s.var, rtol=1e-11)
+        posterior = process.posterior(x, x, gamma_s, gamma_t)
+        np.testing.assert_allclose(at.var, eta**2 * posterior.var, rtol=1e-12)
+
+
+def test_ddim_with_eta_one_is_the_ancestral_step(x64):
+    z, eps = latents(), latents(seed=3)
+    for gamma_s, gamma_t in ((-9.0, 3.0), (1.0, 1.001)):
+        state = sampling.start(z, gamma_t)
+        other = sampling.ancestral_step(z, eps, optimal, gamma_s, gamma_t, "x")
+        one, same = (
+            sampling.step(state, eps, GAUSSIAN, gamma_s, gamma_t, rule).z
+            for rule in (Rule("ddim", 1, eta=1.0), Rule("ancestral", 1))
+        )
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+        np.testing.assert_array_equal(same, other)
+
+
+@pytest.mark.parametrize("kind", parameterization.KINDS)
+def test_ancestral_step_is_a_draw_of_the_reverse_kernel(x64, kind):
+    z_t, eps = latents(3), latents(3, seed=1)
+    prediction = getattr(parameterization, f"to_{kind}")(optimal(z_t, 1.0), z_t, 1.0, kind="x")
+    seen = []
+
+    def denoise(z, gamma_t):
+        seen.append((z, gamma_t))
+        return prediction
+
+    z_s = sampling.ancestral_step(z_t, eps, denoise, -2.0, 1.0, kind)
+    p = process.reverse(z_t, optimal(z_t, 1.0), -2.0, 1.0)
+    np.testing.assert_allclose(z_s, p.mean + jnp.sqrt(p.var) * eps, rtol=1e-10)
+    # The network sees the latent as it is and one gamma_t per example.
+    np.testing.assert_array_equal(seen[0][0], z_t)
+    np.testing.assert_array_equal(seen[0][1], np.ones(3))
+
+
+def test_small_steps_keep_their_digits_in_float32():
+    # What x adds over a step of 1e-4 at gamma = -13, where alpha_s and what is taken off agree to
+    # five digits.
+    x, z = jnp.ones((1, 1)), jnp.zeros((1, 1))
+    found = float(sampling.bridge(z, x, -13.0001, -13.0).mean[0, 0])
+    h = 0.5 * (float(np.float32(-13.0)) - float(np.float32(-13.0001)))
+    np.testing.assert_allclose(found, -np.expm1(-h), rtol=1e-5)
+
+
+def test_dpm_solver_is_exact_where_the_prediction_is_linear_in_lambda_to_second_order(x64):
+    # x_hat = a + b lambda: z / sigma = int x_hat d(alpha / sigma), of which the line through the
+    # last two predictions half a step ahead leaves the third power of the step.
+    def denoise(z, gamma_t):
+        return jnp.broadcast_to(process.expand(0.7 - 0.4 * (-gamma_t / 2), z), z.shape)
+
+    def inner(lam):  # int e^l (0.7 - 0.4 l) dl
+        return np.exp(lam) * (0.7 - 0.4 * (lam - 1.0))
+
+    errors, one = [], jnp.ones((1, 1))
+    for h in (0.2, 0.1, 0.05):
+        gamma_t, gamma_s = 1.0, 1.0 - 2 * h
+        before = sampling.State(one, denoise(one, 1.0 + 2 * h), 1.0 + 2 * h)
+        vdm = GAUSSIAN._replace(denoise=denoise)
+        z_s = sampling.step(before, None, vdm, gamma_s, gamma_t, Rule("dpm_solver", 3)).z
+        (_, sigma_t), (_, sigma_s) = alpha_sigma(gamma_t), alpha_sigma(gamma_s)
+        truth = sigma_s * (1.0 / sigma_t + inner(-gamma_s / 2) - inner(-gamma_t / 2))
+        errors.append(abs(float(z_s[0, 0]) - truth))
+    np.testing.assert_allclose(orders(errors), 3.0, atol=0.1)
+
+
+def test_the_first_and_the_last_step_of_dpm_solver_are_ddim_s(x64):
+    z_1 = latents()
+    (alpha_1, sigma_1), (alpha_0, sigma_0) = alpha_sigma(ENDS[1]), alpha_sigma(ENDS[0])
+    x_1 = np.asarray(optimal(z_1, ENDS[1]))
+    by_hand = alpha_0 * x_1 + sigma_0 * (np.asarray(z_1) - alpha_1 * x_1) / sigma_1
+    ddim, dpm = (
+        [solve(z_1, GAUSSIAN, Rule(name, n)) for n in (1, 2, 3)] for name in ORDER if name != "heun"
+    )
+    np.testing.assert_allclose(ddim[0], by_hand, rtol=1e-10)
+    for one, other in zip(ddim[:2], dpm[:2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+    assert rms(ddim[2] - dpm[2]) > 1e-3
+
+
+# ---- distributions ----
+
+
+def assert_moments(sample, mean: float, var: float) -> None:
+    """The sample's mean and variance lie within four standard errors."""
+    n = sample.size
+    assert abs(float(sample.mean()) - mean) < 4 * np.sqrt(var / n)
+    assert abs(float(sample.var()) / var - 1) < 4 * np.sqrt(2 / n)
+
+
+def exact_chain(gammas: np.ndarray, eta: float = 1.0) -> tuple[float, float]:
+    """Mean and variance of z_0 of the chain of gammas [T + 1], decreasing, from the paper.
+
+    z_s = alpha_s x_hat + sqrt(sigma_s^2 - v) eps_hat + sqrt(v) eps; eta = 1 is ancestral.
+    """
+    t, s = np.asarray(gammas, np.float64)[:-1], np.asarray(gammas, np.float64)[1:]
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = alpha_sigma(s), alpha_sigma(t)
+    step_var = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
+    v = eta**2 * step_var * sigma_s**2 / sigma_t**2
+    of_eps = np.sqrt(sigma_s**2 - v) / sigma_t
+    of_x = alpha_s - of_eps * alpha_t
+    gain = alpha_t * VAR / (VAR * alpha_t**2 + sigma_t**2)
+    return affine_chain(of_eps + of_x * gain, of_x * (1 - gain * alpha_t) * MEAN, v)
+
+
+@pytest.mark.parametrize(("gamma", "num_steps"), [(LINEAR, 1), (schedule.cosine(-6.0, 3.0), 10)])
+def test_samples_have_the_moments_of_the_exact_discrete_chain(gamma, num_steps):
+    z_0 = sampling.ancestral(jax.random.key(num_steps), optimal, gamma, (6000, 3), num_steps, "x")
+    assert z_0.shape == (6000, 3)
+    assert_moments(z_0, *exact_chain(gamma(np.linspace(1.0, 0.0, num_steps + 1))))
+    # Elements of one example and examples of one batch are independent draws.
+    assert np.max(np.abs(np.corrcoef(z_0.T) - np.eye(3))) < 4 / np.sqrt(6000)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("ddim", 3, eta=0.6),
+        Rule("ddim", 12, eta=1.0),
+        Rule("ancestral", 8, "gamma"),
+    ],
+    ids=repr,
+)
+def test_ddim_samples_of_gaussian_data_have_the_moments_of_their_chain(rule):
+    draw = jax.jit(lambda key: sampling.sample(key, GAUSSIAN, 6000, rule))
+    z_0 = draw(jax.random.key(1)) * alpha_sigma(ENDS[0])[0]  # x is z_0 / alpha_0
+    eta = 1.0 if rule.sampler == "ancestral" else rule.eta
+    assert_moments(z_0, *exact_chain(rule.gammas(LINEAR), eta))
+
+
+def test_a_denoiser_sure_of_its_data_gives_the_marginal_at_zero():
+    # q(z_0|x) follows from q(z_1|x) by any number of posterior steps; at gamma_1 = 30 q is N(0, I).
+    gamma, seen = schedule.linear(-3.0, 30.0), []
+
+    def sure(z, gamma_t):
+        jax.debug.callback(lambda g: seen.append(np.asarray(g[:2])), gamma_t, ordered=True)
+        return jnp.full_like(z, 0.7)
+
+    z_0 = sampling.ancestral(jax.random.key(5), sure, gamma, (8000, 1), 3, "x")
+    alpha, sigma = alpha_sigma(-3.0)
+    assert_moments(z_0, alpha * 0.7, sigma**2)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen, np.repeat([[30.0], [19.0], [8.0]], 2, axis=1), atol=1e-5)
+
+
+# ---- what must not matter ----
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_denoiser_in_two_kinds_or_with_a_share_makes_one_sample(x64, name):
+    def denoise(z, g):
+        return parameterization.to_v(optimal(z, g), z, g, "x"), jnp.zeros_like(z)
+
+    other = GAUSSIAN._replace(denoise=denoise, kind="v", reverse_var="learned")
+    rule, keys = Rule(name, 3), jax.random.split(jax.random.key(1), 3)
+    one, same = (solve(latents(3), vdm, rule, keys) for vdm in (GAUSSIAN, other))
+    np.testing.assert_allclose(one, same, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_loop_over_steps_is_the_scan_and_the_network_is_called_as_often_as_said(x64, name):
+    rule, calls = Rule(name, 3), []
+
+    def denoise(z, gamma_t):
+        calls.append(1)  # at each call that is in a compiled step
+        return optimal(z, gamma_t)
+
+    vdm, keys = GAUSSIAN._replace(denoise=denoise), jax.random.split(jax.random.key(0), 3)
+    step = jax.jit(lambda *args: sampling.step(*args[:2], vdm, *args[2:4], rule, args[4]))
+    gammas, z_1 = rule.gammas(LINEAR), sampling.initial(keys, (2,), float)
+    state = sampling.start(z_1, gammas[0])
+    for i in range(3):
+        eps = sampling.noise(keys, i, (2,), float)
+        state = step(state, eps, gammas[i + 1], gammas[i], i == 2)
+    assert 3 * len(calls) == rule.network_calls
+    z_0 = solve(z_1, GAUSSIAN, rule, keys)
+    np.testing.assert_allclose(state.z, z_0, rtol=1e-10)
+    # A sample is that of its own key, whatever the batch.
+    alone = solve(z_1[1:2], GAUSSIAN, rule, keys[1:2])
+    np.testing.assert_allclose(alone[0], z_0[1], rtol=1e-10)
+
+
+def test_noise_differs_between_steps_examples_and_the_start():
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = [sampling.initial(keys, (500,)), *(sampling.noise(keys, i, (500,)) for i in (0, 1))]
+    rows = np.concatenate(drawn)
+    assert np.max(np.abs(np.corrcoef(rows) - np.eye(9))) < 5 / np.sqrt(500)
+    assert_moments(rows, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_gradient_in_the_data_s_mean_is_that_of_finite_differences(x64, name):
+    z_1, rule = latents(4), Rule(name, 4)
+
+    @jax.jit
+    @jax.value_and_grad
+    def value(shift):
+        vdm = GAUSSIAN._replace(denoise=lambda z, g: jnp.sin(optimal(z, g) + shift))
+        return jnp.sum(sampling.solve(z_1, vdm, rule) ** 2)
+
+    numeric = (value(0.3 + 1e-5)[0] - value(0.3 - 1e-5)[0]) / 2e-5
+    np.testing.assert_allclose(value(0.3)[1], numeric, rtol=1e-7)
+
+
+def test_ancestral_samples_depend_on_the_key_alone_old_or_new():
+    def draw(key):
+        return sampling.ancestral(key, optimal, LINEAR, (2, 3, 1), 4, "x")
+
+    new, old = (jax.jit(draw)(key) for key in (jax.random.key(0), jax.random.PRNGKey(0)))
+    np.testing.assert_array_equal(new, old)
+    assert np.max(np.abs(new - jax.jit(draw)(jax.random.key(1)))) > 0.1
+    with jax.enable_x64(True):
+        assert jax.eval_shape(draw, jax.random.key(0)).dtype == jnp.float64
+
+
+# ---- pixels ----
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_to_images_gives_the_nearest_pixels_of_a_latent(levels):
+    images = np.random.default_rng(0).integers(0, levels, (3, 5, 3))
+    alpha, _ = alpha_sigma(-3.0)  # alpha = 0.976: off by three levels of 256 if not undone
+    z_0 = jnp.asarray(alpha * np.asarray(pixels.encode(images, levels)), jnp.float32)
+    np.testing.assert_array_equal(sampling.to_images(z_0, -3.0, levels), images)
+
+
+def test_to_images_draws_from_the_decoder_with_a_key():
+    z_0 = jnp.zeros((20_000, 1))  # halfway between two levels of four
+    drawn = np.asarray(sampling.to_images(z_0, -3.0, 4, jax.random.key(0))).ravel()
+    assert abs(np.mean(drawn >= 2) - 0.5) < 4 * 0.5 / np.sqrt(20_000)
+    outer, inner = np.exp(-0.5 * np.exp(3.0) * np.array([0.75, 0.25]) ** 2)
+    p = outer / (outer + inner)
+    assert abs(np.mean((drawn == 0) | (drawn == 3)) - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
+
+
+# ---- rules ----
+
+
+def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64):
+    gamma = schedule.cosine(-8.0, 5.0)
+    coordinate = {
+        "gamma": lambda g: g,
+        "karras": lambda g: np.exp(g / 2) ** (1 / 7),
+        "angle": lambda g: np.arctan(np.exp(g / 2)),
+    }
+    ends = gamma(jnp.array([1.0, 0.0]))
+    for name in SPACINGS:
+        table = Rule("ddim", 9, name).gammas(gamma)
+        assert np.all(np.diff(table) < 0)
+        np.testing.assert_array_equal(table[jnp.array([0, -1])], ends)
+        if name == "time":
+            np.testing.assert_array_equal(table, gamma(jnp.linspace(1.0, 0.0, 10)))
+        else:
+            widths = np.diff(coordinate[name](np.asarray(table)))
+            np.testing.assert_allclose(widths, widths.mean(), rtol=1e-9)
+    np.testing.assert_array_equal(Rule("heun", 1).gammas(gamma), ends)
+    assert Rule("ancestral", 5).spacing == "time" and Rule("heun", 5).spacing == "karras"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Rule("euler", 3), "sampler must be one of ancestral, ddim, dpm_solver, heun, got"),
+        (lambda: Rule("heun", 3, "log"), "spacing must be one of time, gamma, karras, angle, got"),
+        (lambda: Rule("heun", 0), "num_steps must be an integer of at least 1, got 0"),
+        (lambda: Rule("ddim", 3, eta=1.5), r"eta must be a number in \[0, 1\], got 1.5"),
+        (lambda: Rule("ddim", 3, eta=float("nan")), r"eta must be a number in \[0, 1\], got nan"),
+        (lambda: Rule("heun", 3, eta=0.5), "eta=0.5 goes with the sampler 'ddim', got 'heun'"),
+        (lambda: Rule("ddim", 2).gammas(lambda t: 5.0 - t), "gamma must rise with t, got"),
+        (lambda: Rule("ddim", 2).gammas(lambda t: t * jnp.nan), "gamma must rise with t, got"),
+        (
+            lambda: sampling.solve(jnp.ones((1, 2)), GAUSSIAN, Rule("ancestral", 2)),
+            "need noise, got eps = None",
+        ),
+        (
+            lambda: sampling.ancestral_step(jnp.ones((2, 3)), jnp.ones((2, 1)), optimal, -1.0, 1.0),
+            r"z_t \(2, 3\) and eps \(2, 1\) differ",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_schedule_that_falls_though_unknown_gives_no_number():
+    def at(low, high):
+        return Rule("ddim", 3).gammas(lambda t: low + (high - low) * t)
+
+    assert np.isnan(jax.jit(at)(1.0, 0.0)).all() and np.isfinite(jax.jit(at)(0.0, 1.0)).all()
