@@ -22,15 +22,16 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from vdm_jax import ode, pixels
+from vdm_jax import pixels
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report as results
-from vdm_jax.evaluation.likelihood import Chains, Ode, Settings, measure
+from vdm_jax.evaluation.likelihood import Settings, measure
 from vdm_jax.evaluation.subject import Subject
+from vdm_jax.ode import PROBES, TRACES, Solver
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
-from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory
 from vdm_jax.vdm import VDM
@@ -52,27 +53,23 @@ def _flags() -> flags.FlagValues:
     number("shard_params", "devices over which the parameters are split; 1: a copy on each", 1)
     number("images", "take the first N test images only")
     number("seed", "settles all draws", 0, 0, 2**32 - 1)
-    flags.DEFINE_float(
-        "monte_carlo_error", None, "instead of --repeats: as many draws of each image as bring the "
-        "error of the draws below it, in the bound's unit; a few others tell how many",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_bool(
-        "importance", False, "draw times by importance, more where the noise matters more, as "
-        "measured on training images", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_bool(
-        "control_variates", False, "subtract what the noise does to a linear denoiser, of known "
-        "mean, fitted to training images: the same bound with a smaller error", flag_values=values,
-    )  # fmt: skip
+    about = (
+        "in place of --repeats: as many draws as bring their error below it, in the bound's unit"
+    )
+    flags.DEFINE_float("monte_carlo_error", None, about, flag_values=values)
+    for name, about in (
+        ("importance", "draw times by importance, as measured on training images"),
+        ("control_variates", "subtract what the noise does to a linear denoiser, of known mean"),
+    ):
+        flags.DEFINE_bool(name, False, about + ": a smaller error", flag_values=values)
     number("chains", "K of the importance-weighted bound; 0: without it", 0, 0)
     number("chain_steps", "its T", 100)
     number("chain_images", "how many images it is computed for", 64)
     number("ode_images", "how many images the ODE is solved for; 0: none", 0, 0)
     choice("dequantization", "of the ODE", (*pixels.DEQUANTIZATIONS, "both"), "truncated_normal")
     number("ode_samples", "draws of the dequantisation that one bound is made of", 1)
-    choice("trace", "of the ODE", (*ode.TRACES, "auto"), "auto")
-    choice("probes", "of --trace=hutchinson", ode.PROBES, "rademacher")
+    choice("trace", "of the ODE", (*TRACES, "auto"), "auto")
+    choice("probes", "of --trace=hutchinson", PROBES, "rademacher")
     number("num_probes", "of --trace=hutchinson", 1)
     flags.DEFINE_float("tolerance", 1e-5, "of the ODE, relative and absolute", flag_values=values)
     return values
@@ -133,28 +130,23 @@ def _settings(options: Mapping[str, Any], model: Restored) -> Settings:
             "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
             "Gaussian density (config.model.decoder), in nats: the two can't be compared"
         )
-    chains = Chains(*(options[name] for name in ("chains", "chain_steps", "chain_images")))
-    same = {name: options[name] for name in Settings._fields if name in options}
-    return Settings(**same)._replace(
-        repeats=options["repeats"] or model.repeats,
-        num_steps=steps_of(options["num_steps"], model.vdm) if is_vdm else (None,),
-        chains=chains if options["chains"] else None,
-        ode=_ode(options, bound.event_shape) if options["ode_images"] else None,
-    )
-
-
-def _ode(options: Mapping[str, Any], event_shape: tuple[int, ...]) -> Ode:
     trace, tolerance, asked = options["trace"], options["tolerance"], options["dequantization"]
     if trace == "auto":
-        trace = "exact" if math.prod(event_shape) <= EXACT_UP_TO else "hutchinson"
-    if trace == "hutchinson" and options["ode_samples"] > 1:
+        small = math.prod(bound.event_shape) <= EXACT_UP_TO
+        trace = "exact" if small else "hutchinson"
+    if options["ode_images"] and trace == "hutchinson" and options["ode_samples"] > 1:
         raise UserError(
             "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
             "the mean of exp(log p)"
         )
-    solver = ode.Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance)
-    methods = pixels.DEQUANTIZATIONS if asked == "both" else (asked,)
-    return Ode(options["ode_images"], methods, options["ode_samples"], solver)
+    return Settings(
+        **{name: options[name] for name in Settings._fields if name in options}
+    )._replace(
+        repeats=options["repeats"] or model.repeats,
+        num_steps=steps_of(options["num_steps"], model.vdm) if is_vdm else (None,),
+        dequantizations=pixels.DEQUANTIZATIONS if asked == "both" else (asked,),
+        solver=Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance),
+    )
 
 
 def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
@@ -181,9 +173,11 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     finest = 4.0 * float(jnp.finfo(jnp.zeros(()).dtype).eps)
     if not finest <= tolerance <= 0.1:
         raise UserError(f"--tolerance must be from {finest:.1e} to 0.1, got {tolerance}")
-    if error is not None and options["repeats"] is not None:
+    if error is None:
+        return
+    if options["repeats"] is not None:
         raise UserError("--monte_carlo_error and --repeats exclude each other: the one sets both")
-    if error is not None and not 0.0 < error < math.inf:
+    if not 0.0 < error < math.inf:
         raise UserError(f"--monte_carlo_error must be positive and finite, got {error:g}")
 
 

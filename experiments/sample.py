@@ -6,11 +6,13 @@
 
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
-from the test images, beside the same of training images. --quality draws nothing to look at: it
+from the test images, beside the same of training images; --path draws in path.png what the network
+takes the first eight for on their way from noise. --quality draws nothing to look at: it
 measures these distances for every sampler at several numbers of network calls, and leaves
 quality.json and quality.md there.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -23,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report as results
 from vdm_jax.evaluation import sample_quality as sampling
 from vdm_jax.evaluation.subject import Subject
@@ -31,15 +34,15 @@ from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
-from vdm_jax.run.bar import Bar
-from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.train import memory, report
+from vdm_jax.train import memory, plots
+from vdm_jax.train.progress import Bar
 
-CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
-COMPARED: dict[Sampler, tuple[Spacing, ...]] = {  # the rules of --quality: spacings of each sampler
-    "dpm_solver": ("karras", "gamma"), "heun": ("karras",), "ddim": ("karras", "angle")
-}  # fmt: skip
+COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many network calls
+    ("dpm_solver", "karras"), ("dpm_solver", "gamma"), ("heun", "karras"), ("ddim", "karras"),
+    ("ddim", "angle"),
+)  # fmt: skip
+CALLS = (5, 8, 10, 15, 20, 25, 50)
 
 
 def _flags() -> flags.FlagValues:
@@ -55,6 +58,7 @@ def _flags() -> flags.FlagValues:
     number("seed", "settles all noise", 0, 0, 2**32 - 1)
     number("class", "of all samples, if the model is given one; default each in turn", None, 0)
     flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
+    flags.DEFINE_bool("path", False, "draw the way from noise to samples", flag_values=values)
     flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
     return values
 
@@ -79,7 +83,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
         if options["quality"]:
             found["quality"] = sampling.quality(subject, _rules(), say=_say)
         else:
-            images = _draw(model, subject, rule, options, found)
+            images, path = _draw(model, subject, rule, options, found)
     found["data"] = setup.describe(model.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
@@ -89,13 +93,25 @@ def sample(argv: list[str]) -> dict[str, Any]:
                 _write_quality(folder, found)
             else:
                 _write(folder, found, images, model.images.levels)
+                if path is not None:
+                    _write_path(folder, path, model.images.levels)
     return found
 
 
 def _rule(options: Mapping[str, Any]) -> Rule:
     """Returns how to sample. Raises UserError for an eta that can't be, or what --quality sets."""
     plain = _flags()
-    for name in ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances"):
+    for name in (
+        "sampler",
+        "num_steps",
+        "spacing",
+        "eta",
+        "n",
+        "seed",
+        "class",
+        "distances",
+        "path",
+    ):
         if options["quality"] and options[name] != plain[name].default:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
     name, eta = options["sampler"], options["eta"]
@@ -106,12 +122,12 @@ def _rule(options: Mapping[str, Any]) -> Rule:
 
 def _rules() -> list[Rule]:
     """Returns those that --quality compares."""
+    once = [Rule(sampler, 1, spacing) for sampler, spacing in COMPARED]
     fast = [
-        Rule(name, calls // each, spaced)
-        for name, spacings in COMPARED.items()
-        for spaced in spacings
+        dataclasses.replace(rule, num_steps=calls // rule.network_calls)
+        for rule in once
         for calls in CALLS
-        if calls % (each := Rule(name, 1).network_calls) == 0
+        if calls % rule.network_calls == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 
@@ -122,29 +138,23 @@ def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> Non
     setup.check_batch_size(subject.batch_size, subject.mesh)
     data, label = model.images, options["class"]
     if label is not None and not label < data.num_classes:
-        raise UserError(
-            f"--class={label}: "
-            + (
-                f"the classes are 0 to {data.num_classes - 1}"
-                if data.num_classes
-                else f"{model.name} is not conditioned on the class"
-            )
-        )
+        known = f"the classes are 0 to {data.num_classes - 1}"
+        raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
     drawn = len(data.test) if options["quality"] else options["n"]
-    if (options["distances"] or options["quality"]) and (
-        min(drawn, len(data.test), len(data.train)) < 3
-    ):
+    counts = drawn, len(data.test), len(data.train)
+    if (options["distances"] or options["quality"]) and min(counts) < 3:
         raise UserError(
-            f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
-            f"{len(data.test)} and {len(data.train)}"
+            "distances need at least 3 samples (--n), 3 test and 3 training images; got "
+            f"{counts[0]}, {counts[1]} and {counts[2]}"
         )
 
 
 def _draw(
     model: Restored, subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
-) -> np.ndarray:
-    """Returns the samples; `found` gets how, how long it took, and their distances."""
-    n, mesh = options["n"], subject.mesh
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the samples and their path; `found` gets how, how long it took, and distances."""
+    given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
+    n, once = options["n"], rule.network_calls // rule.num_steps
     batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
     print(
         f"{model.name}, step {model.step}: {n} samples by {rule.sampler}, {rule.num_steps} steps "
@@ -153,13 +163,15 @@ def _draw(
     )
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
-        images = sampling.draw(subject, rule, n, options["seed"], options["class"], bar.advance)
+        drawer = sampling.Drawer(subject, rule)
+        images = drawer.draw(rule, *given, lambda *_: bar.advance(once))
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
     asked = options["distances"]
     found["distances"] = sampling.distances(model.images, images) if asked else []
-    return images
+    first = min(n, 8, subject.batch_size)
+    return images, drawer.path(rule, first, *given[1:]) if options["path"] else None
 
 
 def _say(row: Mapping[str, Any]) -> None:
@@ -168,7 +180,7 @@ def _say(row: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
     """Writes samples.png, samples.npz and samples.json."""
-    report.write_image(folder / "samples.png", report.image_grid(images, levels))
+    plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     settings = {name: value for name, value in found["settings"].items() if value is not None}
     kept = images.astype(np.uint8 if levels <= 256 else np.uint16)
     np.savez_compressed(
@@ -178,6 +190,14 @@ def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: i
     if found["distances"]:
         print(results.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
+
+
+def _write_path(folder: Path, path: np.ndarray, levels: int) -> None:
+    """Writes path.png: a row for each sample, with a line between the pictures."""
+    lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
+    n, height, columns, width, channels = lined.shape
+    whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
+    plots.write_image(folder / "path.png", plots.image_grid(whole, levels), 512)
 
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:

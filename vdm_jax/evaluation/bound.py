@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import loss, timestep
+from vdm_jax import checks, loss, timestep
 from vdm_jax.evaluation import control_variates
 from vdm_jax.evaluation.control_variates import Linear
 from vdm_jax.evaluation.estimate import Estimate, estimate
@@ -70,14 +70,12 @@ class Draws(NamedTuple):
     weight: PerExample
     """Factor by which the diffusion term was multiplied, as t came from a proposal; 1 without."""
     controls: Tensor | None = None
-    """Control variates of the diffusion term without that factor, [*shape, k], of mean zero at each
-    t; None without a linear denoiser."""
+    """Control variates [*shape, k] of the diffusion term without that factor, if any."""
 
     def controlled(self, coefficients: np.ndarray) -> "Draws":
         """Returns them with the control variates subtracted from the diffusion term.
 
-        `coefficients` [bins, k] are `control_variates.fit`'s, of draws other than these: the
-        expectation of each draw stays.
+        `coefficients` are `control_variates.fit`'s, of other draws: expectations stay.
         """
         plain, controls = self.terms.diffusion / self.weight, cast(Tensor, self.controls)
         rest = control_variates.subtracted(self.t, plain, controls, coefficients)
@@ -88,14 +86,11 @@ class Draws(NamedTuple):
 class Reduction(NamedTuple):
     """The means by which an evaluation of a VDM needs fewer draws; neither changes the mean."""
 
-    proposal: Proposal | None = None
-    """Density from which times are drawn; None for the uniform one."""
-    linear: Linear | None = None
-    """Linear denoiser that makes the control variates; None for none."""
+    proposal: Proposal | None = None  # density of times; None for the uniform one
+    linear: Linear | None = None  # denoiser that makes the control variates, if any
 
 
 PLAIN = Reduction()
-"""No reduction: uniform times, no control variates."""
 
 EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Draws, jax.Array]]
 Times = Callable[[Key, jax.Array, jax.Array, jax.Array], PerExample]
@@ -111,7 +106,7 @@ def draw(
     if by.linear is None:
         return Draws(terms, t, weight)
     vdm = cast(VDM, bound)
-    level = loss.noise_level(t, vdm.gamma, vdm.num_steps)
+    level = timestep.noise_level(t, vdm.gamma, vdm.num_steps)
     x, eps = loss.to_data(images, vdm.levels), loss.noise(keys, vdm.event_shape)
     controls = by.linear.controls(x, eps, level.gamma_t)
     return Draws(terms, t, weight, 0.5 * level.weight[:, None] * controls)
@@ -120,7 +115,7 @@ def draw(
 def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array) -> PerExample:
     """Returns uniform times [batch], spread evenly within the even and within the odd repeats.
 
-    The two groups are independent; their difference tells the Monte-Carlo error (`estimate`).
+    These two groups are independent: their difference tells the Monte-Carlo error (`estimate`).
     """
     group = repeat % 2
     u = jax.random.uniform(jax.random.fold_in(key, group))
@@ -130,8 +125,7 @@ def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array
 def over_devices(step: Callable, mesh: Mesh, params: Params, others: int) -> Callable:
     """Returns step(parameters, batch, *others), compiled: the batch is split over the devices.
 
-    `params` are parameters, or their shapes: `step` gets them whole, as it does the others, and all
-    devices get its results.
+    `params` are parameters, or their shapes. All else is whole on all devices, also the results.
     """
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, params)
@@ -147,9 +141,8 @@ def make_eval_step(
 ) -> EvalStep:
     """Returns (params, batch, key, repeat, repeats) -> (`Draws`, mask [batch]), compiled.
 
-    That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time
-    are functions of the key, the repeat and the image's `index` alone: batch size, padding and
-    devices don't matter. Parameters lie on the devices as `sharding.of_parameters` has it.
+    That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time are
+    functions of the key, the repeat and the image's `index` alone, whatever batches and devices.
     """
 
     def step(
@@ -171,17 +164,10 @@ def collect(
 ) -> Draws:
     """Returns `repeats` draws of every image of `batches()`, each exactly once per repeat.
 
-    Args:
-      batches: called once; each of its dicts has `images` [batch, *event], and `conditioning`,
-        `index` (the image's number in the set) and `mask` (0 where the last batch is padded).
-      key: settles all times and noise.
-      repeats: draws of time and noise per image.
-
-    Raises:
-      ValueError: if there are no images, or `repeats` is below 1.
+    Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
+    and `mask` (0 where the last batch is padded). The key settles all times and noise.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    checks.count(repeats, "repeats")
     found: list[Draws] = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
@@ -201,24 +187,13 @@ def collect(
 
 
 def summarise(draws: Draws, bound: Bound, groups: np.ndarray | None = None) -> Evaluation:
-    """Returns means and standard errors of the terms, in the unit of `bound`.
-
-    `groups` are as in `estimate`.
-    """
-    of_unit = unit(bound)
+    """Returns means and standard errors of the terms, in the unit of `bound` (`estimate`)."""
+    of_unit, t, terms = unit(bound), np.asarray(draws.t), draws.terms
 
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
         return estimate(np.asarray(of_unit.of(nats, bound.event_shape), np.float64), groups, t)
 
-    t = np.asarray(draws.t)
-    repeats, count = t.shape
-    terms = draws.terms
     return Evaluation(
-        total=of(terms.total, t),
-        reconstruction=of(terms.reconstruction),
-        prior=of(terms.prior),
-        diffusion=of(terms.diffusion, t),
-        num_images=count,
-        repeats=repeats,
-        unit=of_unit,
-    )
+        of(terms.total, t), of(terms.reconstruction), of(terms.prior), of(terms.diffusion, t),
+        num_images=t.shape[1], repeats=t.shape[0], unit=of_unit,
+    )  # fmt: skip

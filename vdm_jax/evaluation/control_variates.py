@@ -24,55 +24,47 @@ from vdm_jax.types import PerExample, Tensor
 __all__ = ["MOST_DIMS", "Linear", "fit", "subtracted"]
 
 MOST_DIMS = 4096  # elements of an x whose full covariance is taken
+FLOOR = 1e-3  # added to variances: directions in which the data don't vary keep some
+RIDGE = 1e-4  # added to the diagonal of the correlations of control variates
 
 
 class Linear(NamedTuple):
-    """The denoiser that is optimal for N(mean, basis diag(var) basis^T), vectors [d].
-
-    mean [d]; basis [d, d], orthonormal, one eigenvector a column; var [d], positive.
-    """
+    """The denoiser that is optimal for N(mean, basis diag(var) basis^T)."""
 
     mean: np.ndarray
+    """Mean [d]."""
     basis: np.ndarray
+    """Orthonormal basis [d, d], one eigenvector a column."""
     var: np.ndarray
+    """Variances [d] along them, positive."""
 
     @classmethod
-    def of(cls, x: ArrayLike, floor: float = 1e-3) -> "Linear":
-        """That of the mean and the covariance of data x [n, *event], its elements flattened.
+    def of(cls, x: ArrayLike) -> "Linear":
+        """Returns that of the mean and the covariance of data [n, *event], their elements in a row.
 
-        `floor` is added to the variances: directions in which the data don't vary keep some.
-
-        Raises ValueError for fewer than two rows, more than `MOST_DIMS` elements, or a floor that
-        isn't positive.
+        Raises UserError for more than `MOST_DIMS` elements.
         """
         x = np.asarray(x, np.float64)
         x = x.reshape(len(x), -1)
-        if len(x) < 2 or not x.shape[1]:
-            raise ValueError(f"x must be [n, *event] with n at least 2, got {len(x)} row(s).")
         if x.shape[1] > MOST_DIMS:
             raise UserError(
-                f"control variates take the full covariance, of at most {MOST_DIMS} elements; x "
-                f"has {x.shape[1]}."
+                f"control variates take the full covariance, of at most {MOST_DIMS} elements; an "
+                f"image has {x.shape[1]}: leave --control_variates out"
             )
-        if not floor > 0.0:
-            raise ValueError(f"floor must be positive, as a variance, got {floor}.")
         mean = x.mean(axis=0)
         centred = x - mean
         var, basis = np.linalg.eigh(centred.T @ centred / len(x))
-        return cls(mean, basis, np.maximum(var, 0.0) + floor)
+        return cls(mean, basis, np.maximum(var, 0.0) + FLOOR)
 
     def controls(self, x: Tensor, eps: Tensor, gamma_t: PerExample) -> Tensor:
-        """The three terms of ||eps - eps_lin||^2 less their expectations over eps: [batch, 3].
+        """Returns the three terms of ||eps - eps_lin||^2 less their means over eps: [batch, 3].
 
         It predicts E[eps|z_t] = sigma (alpha^2 C + sigma^2)^-1 (z_t - alpha m). In its basis, with
         e = basis^T eps, y = basis^T (x - m) and w = 1 / (1 + SNR var), that is
         w (e + sqrt(SNR) y) elementwise; so the terms' expectations given x and t are
         d, -2 sum w and sum w^2 (1 + SNR y^2).
 
-        Args:
-          x: data, [batch, *event], of any scale and distribution.
-          eps: standard-normal noise, [batch, *event].
-          gamma_t: [batch].
+        x are data [batch, *event] of any scale and distribution, eps standard-normal noise.
         """
         # A rotation that was rounded, as an accelerator does by default, would keep no expectation.
         e = jnp.matmul(_flat(eps), self.basis, precision="highest")
@@ -88,35 +80,20 @@ class Linear(NamedTuple):
         return jnp.stack([jnp.sum(term, axis=1) for term in terms], axis=1)
 
 
-def fit(
-    t: ArrayLike, losses: ArrayLike, controls: ArrayLike, num_bins: int, ridge: float = 1e-4
-) -> np.ndarray:
-    """Coefficients [num_bins, k] of k control variates in equal bins of t, by least squares.
+def fit(t: np.ndarray, losses: np.ndarray, controls: np.ndarray, num_bins: int) -> np.ndarray:
+    """Returns coefficients [num_bins, k] of control variates in bins of t, by least squares.
 
-    Args:
-      t: times in [0, 1], [n].
-      losses: [n], of mean zero at each t: differences of two draws of one image at one t, so that
-        what images differ in is not taken for an effect of the noise.
-      controls: [n, k], the same of the control variates.
-      num_bins: of t.
-      ridge: added to the diagonal of the correlations. A bin without draws gets coefficients 0.
-
-    Raises:
-      ValueError: for shapes that don't agree.
+    `losses` [n] have mean zero at each time t [n]: differences of two draws of one image at one t,
+    so that what images differ in is not taken for an effect of the noise; `controls` [n, k] are the
+    same of the control variates. A bin without draws gets coefficients 0.
     """
-    t, losses, controls = (np.asarray(v, np.float64) for v in (t, losses, controls))
-    if t.ndim != 1 or losses.shape != t.shape or controls.shape[:-1] != t.shape:
-        raise ValueError(
-            f"t {t.shape} and losses {losses.shape} must be [n], controls [n, k], got "
-            f"{controls.shape}."
-        )
     bins = _bins(t, num_bins)
     found = np.zeros((num_bins, controls.shape[-1]))
     for k in np.unique(bins):
         scale = np.sqrt(np.mean(controls[bins == k] ** 2, axis=0))
         scale[scale == 0.0] = 1.0  # a control that is zero throughout gets coefficient 0
         unit = controls[bins == k] / scale
-        square = unit.T @ unit / len(unit) + ridge * np.eye(unit.shape[1])
+        square = unit.T @ unit / len(unit) + RIDGE * np.eye(unit.shape[1])
         found[k] = np.linalg.solve(square, unit.T @ losses[bins == k] / len(unit)) / scale
     return found
 
@@ -124,9 +101,10 @@ def fit(
 def subtracted(
     t: ArrayLike, losses: ArrayLike, controls: ArrayLike, coefficients: np.ndarray
 ) -> np.ndarray:
-    """losses - sum over k of coefficients(t)_k controls_k: of t's shape, controls [*shape, k].
+    """Returns losses - sum over k of coefficients(t)_k controls_k, of t's shape.
 
-    If the controls have mean zero at each t, the expectation stays, whatever the coefficients are.
+    If the controls [*shape, k] have mean zero at each t, the expectation stays, whatever the
+    coefficients are.
     """
     rows = coefficients[_bins(np.asarray(t, np.float64), len(coefficients))]
     return np.asarray(losses, np.float64) - np.sum(rows * np.asarray(controls), axis=-1)

@@ -15,11 +15,10 @@ class Estimate:
 
     Attributes:
       mean: over images, each the mean of its draws.
-      standard_error: of the mean as that of all images of the same source: standard deviation
-        between images (or between groups of them that belong together) / root of their number.
-        Holds both causes.
-      monte_carlo: the part due to the draws of time and noise, which more repeats make smaller;
-        NaN where each image has one draw only, or none (an exact value has 0).
+      standard_error: standard deviation between images (or groups of them that belong together)
+        over the root of their number; it holds both causes.
+      monte_carlo: part due to the draws of time and noise, which more repeats make smaller; NaN
+        where each image has one draw only, or none (an exact value has 0).
     """
 
     mean: float
@@ -44,10 +43,9 @@ def estimate(
     Args:
       draws: even and odd repeats are two independent samples of each image.
       groups: a label per image where some belong together (crops of one photo): then the standard
-        error is that between groups. None: each image for itself.
-      t: the draws' times [repeats, images], where they are spread evenly over [0, 1] as by
-        `bound.make_eval_step`: what depends on t alone then adds nothing to the error of the
-        mean, and is taken out of the draws before errors are estimated. None: no times.
+        error is that between groups.
+      t: times [repeats, images], where they are spread evenly over [0, 1]: what depends on t alone
+        then adds nothing to the error of the mean, and is taken out before errors are estimated.
     """
     count = draws.shape[1]
     centred = draws - (draws.mean() if t is None else _by_time(t, draws))

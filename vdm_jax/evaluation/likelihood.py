@@ -1,65 +1,144 @@
-"""What `experiments.evaluate` measures: the bound, its profile over t, other bounds."""
+"""What an evaluation measures: the bound, its profile over t, other bounds on the likelihood."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from vdm_jax import bounds, flow, loss, ode, pixels, timestep
-from vdm_jax.data import ImageData
-from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation.bound import Draws, Estimate
-from vdm_jax.run import build as setup
-from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Restored
+from vdm_jax import bounds, flow, loss, timestep
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.bound import Draws, over_devices, summarise
+from vdm_jax.evaluation.estimate import Estimate, estimate
+from vdm_jax.evaluation.subject import Subject
+from vdm_jax.evaluation.variance_reduction import Evaluator, plan
+from vdm_jax.ode import Solver
+from vdm_jax.pixels import Dequantization
 from vdm_jax.train import sharding
-from vdm_jax.train.model import BITS, Batch, Bound, Unit
-from vdm_jax.train.model import unit as unit_of_bound
-from vdm_jax.types import Key
+from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
+from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
 __all__ = [
     "Row",
+    "Settings",
     "chains",
-    "first",
+    "measure",
     "of_draws",
     "of_ode",
     "per_image",
     "profile",
-    "trace_of",
     "variance",
 ]
 
 BINS = 50  # of a profile over t
-EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 
 Row = dict[str, Any]
 
 
+class Settings(NamedTuple):
+    """What an evaluation is asked for; names and meanings are those of the command's flags.
+
+    `dequantizations` and the `solver` are of the ODE. With an error asked for there are as many
+    draws of an image as it takes, in place of `repeats`.
+    """
+
+    repeats: int
+    num_steps: tuple[int | None, ...] = (None,)
+    seed: int = 0
+    monte_carlo_error: float | None = None
+    importance: bool = False
+    control_variates: bool = False
+    chains: int = 0
+    chain_steps: int = 100
+    chain_images: int = 64
+    ode_images: int = 0
+    ode_samples: int = 1
+    dequantizations: tuple[Dequantization, ...] = ("truncated_normal",)
+    solver: Solver = Solver()
+
+
+def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
+    """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
+    is_vdm, groups = isinstance(subject.bound, VDM), subject.groups
+    key = jax.random.key(asked.seed)
+    by = plan(subject, asked.importance, asked.control_variates)
+    evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
+    rows: list[Row] = []
+    shape: dict[str, Any] = {}
+    failed = None
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        say(row)
+
+    def add_bound(some: Subject, num_steps: int | None, words: str = "") -> Draws:
+        of = some.at(num_steps) if is_vdm else some
+        draws, controlled = evaluator.draw(of)
+        row = of_draws(controlled, of.bound, of.groups)
+        add(row | {"quantity": row["quantity"] + words})
+        return draws
+
+    for num_steps in asked.num_steps:
+        draws = add_bound(subject, num_steps)
+        if is_vdm and (num_steps is None or not shape):
+            shape = profile(draws, subject.vdm)
+    try:
+        for some, steps, others in _others(subject, asked, jax.random.fold_in(key, 1)):
+            count = len(some.images.test)  # the bound on the very images that others are of
+            if count < len(subject.images.test) or steps not in asked.num_steps:
+                add_bound(some, steps, f", first {count} images")
+            for other in others:
+                add(other())
+    except UserError as error:  # what was found before is reported nevertheless
+        failed = str(error)
+    return {
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rows": rows,
+        "pilot_calls": evaluator.pilot_calls,
+        "failed": failed,
+        "note": subject.bound.note,
+        "profile": shape,
+    }
+
+
+def _others(
+    subject: Subject, asked: Settings, key: Key
+) -> Iterator[tuple[Subject, int | None, list[Callable[[], Row]]]]:
+    """Yields images, a number of steps for the bound on them, and other bounds on them."""
+    key_chain, key_ode = jax.random.split(key)
+    if asked.chains:
+        some, steps = subject.first(asked.chain_images), asked.chain_steps
+        yield some, steps, [partial(chains, some, asked.chains, steps, key_chain)]
+    if asked.ode_images:
+        some, settings = subject.first(asked.ode_images), (asked.ode_samples, asked.solver, key_ode)
+        yield some, None, [partial(of_ode, some, one, *settings) for one in asked.dequantizations]
+
+
 def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
-    """A row of the bound and its three terms."""
-    result = evaluation.summarise(draws, model, groups)
+    """Returns a row of the bound and its three terms."""
+    result = summarise(draws, model, groups)
     terms = {
         name: dataclasses.asdict(getattr(result, name))
         for name in ("reconstruction", "prior", "diffusion")
     }
-    name, kind = f"bound, {model.words}", "variational bound"
-    row = _row(name, kind, result.total, result.num_images, result.repeats, result.unit)
+    words = f"bound, {model.words}", "variational bound"
+    row = _row(words, result.total, (result.repeats, result.num_images), 1, result.unit)
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
 
 
 def _row(
-    name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS, calls: float = 1
+    words: tuple[str, str], of: Estimate, shape: tuple[int, ...], calls: float, unit: Unit = BITS
 ) -> Row:
-    """`calls` is how often each draw of an image calls the network."""
+    """Returns a row; `words` are quantity and kind, `shape` [draws, images], `calls` of a draw."""
+    draws, images = shape
     return {
-        "quantity": name,
-        "kind": kind,
+        "quantity": words[0],
+        "kind": words[1],
         "unit": unit.name,
         unit.key: of.mean,
         "standard_error": of.standard_error,
@@ -71,15 +150,14 @@ def _row(
     }
 
 
-def profile(draws: Draws, trained: Restored) -> dict[str, Any]:
-    """What each noise level costs: the diffusion loss by bins of t, in its unit, and gamma."""
-    vdm = trained.vdm
-    unit = unit_of_bound(vdm)
-    losses = unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
+def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
+    """Returns the diffusion loss by bins of t, in the bound's unit, and gamma there."""
+    of_unit = unit(vdm)
+    losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
     return {
-        "unit": unit.name,
+        "unit": of_unit.name,
         "t": centres.tolist(),
         "gamma": np.asarray(vdm.gamma(jnp.asarray(centres))).tolist(),
         "mean": found.mean.tolist(),
@@ -88,141 +166,81 @@ def profile(draws: Draws, trained: Restored) -> dict[str, Any]:
 
 
 def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
-    """Var of the estimate that one image, one uniform t and one noise give, in bits per dim."""
+    """Returns the variance of one image, one uniform t and one noise, in bits per dim."""
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
 
 
 # ---- other bounds on the same likelihood ----
 
 
-def chains(
-    trained: Restored,
-    images: ImageData,
-    options: Mapping[str, Any],
-    size: int,
-    mesh: Mesh,
-    key: Key,
-) -> Row:
-    """The importance-weighted bound."""
-    count, num_steps = options["chains"], options["chain_steps"]
+def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
+    """Returns a row of the importance-weighted bound."""
 
-    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])
-        vdm = vdm._replace(levels=images.levels, num_steps=num_steps)
-        log_weights = bounds.chains(vdm, key, batch["images"], count)
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
+        vdm = subject.model.bind(params, batch["conditioning"])
+        vdm = vdm._replace(levels=subject.images.levels, num_steps=num_steps)
+        log_weights = bounds.chains(vdm, key, batch["images"], number)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
-    some = first(images, options["chain_images"])
-    bits, _ = per_image(nats, trained, some, size, mesh, key)
-    kind = f"importance-weighted bound, K = {count}"
-    name = f"bound of {count} chain(s), T = {num_steps}"
-    draws, number = bits.shape
-    row = _row(name, kind, _estimate(bits, some), number, draws, calls=count * num_steps)
-    return row | {"chains": count, "num_steps": num_steps}
+    bits, _ = per_image(nats, subject, key)
+    words = (
+        f"bound of {number} chain(s), T = {num_steps}",
+        f"importance-weighted bound, K = {number}",
+    )
+    row = _row(words, estimate(bits, subject.groups), bits.shape, number * num_steps)
+    return row | {"chains": number, "num_steps": num_steps}
 
 
-def of_ode(
-    trained: Restored,
-    images: ImageData,
-    options: Mapping[str, Any],
-    method: pixels.Dequantization,
-    size: int,
-    mesh: Mesh,
-    key: Key,
-) -> Row:
-    """The likelihood by the probability-flow ODE."""
-    samples, tolerance = options["ode_samples"], options["tolerance"]
-    trace = trace_of(options, trained.vdm)
-    solver = ode.Solver(trace, options["probes"], options["num_probes"], tolerance, tolerance)
+def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solver, key: Key) -> Row:
+    """Returns a row of the likelihood by the probability-flow ODE."""
 
-    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])._replace(levels=images.levels)
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
+        vdm = subject.model.bind(params, batch["conditioning"])
+        vdm = vdm._replace(levels=subject.images.levels)
         found = flow.dequantized_nats(vdm, key, batch["images"], method, samples, solver)
         return found.nats, found.num_evaluations / samples
 
-    some = first(images, options["ode_images"])
-    bits, evaluations = per_image(nats, trained, some, size, mesh, key)
+    bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
-            f"the ODE's solver gave up at --tolerance={tolerance}: choose a larger one, up to 1e-3"
+            f"the ODE's solver gave up at --tolerance={solver.rtol}: choose a larger one, up "
+            "to 1e-3"
         )
-    words = method.replace("_", "-")
-    kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
-    draws, number = bits.shape
-    name, calls = f"ODE, {words} dequantisation", samples * float(np.mean(evaluations))
-    row = _row(name, kind, _estimate(bits, some), number, draws, calls=calls)
-    return row | {
-        "trace": trace,
-        "probes": None if trace == "exact" else f"{options['num_probes']} {options['probes']}",
-        "tolerance": tolerance,
-        "function_evaluations": float(np.mean(evaluations)),
+    words = (
+        f"ODE, {method.replace('_', '-')} dequantisation",
+        "density of the ODE" + (f", K = {samples}" if samples > 1 else ""),
+    )
+    found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
+    return _row(words, found, bits.shape, samples * mean) | {
+        "trace": solver.trace,
+        "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
+        "tolerance": solver.rtol,
+        "function_evaluations": mean,
         "ode_samples": samples,
     }
 
 
-def trace_of(options: Mapping[str, Any], model: VDM) -> Any:
-    """Which trace the ODE takes. Raises UserError where several samples can't go with it."""
-    trace = options["trace"]
-    if trace == "auto":
-        trace = "exact" if math.prod(model.event_shape) <= EXACT_UP_TO else "hutchinson"
-    if trace == "hutchinson" and options["ode_samples"] > 1:
-        raise UserError(
-            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
-            "the mean of exp(log p)"
-        )
-    return trace
-
-
 def per_image(
-    nats: Callable[..., tuple[jax.Array, jax.Array]],
-    trained: Restored,
-    images: ImageData,
-    size: int,
-    mesh: Mesh,
+    nats: Callable[[Params, Batch, Key], tuple[PerExample, jax.Array]],
+    subject: Subject,
     key: Key,
     draws: int = 2,
 ) -> tuple[np.ndarray, list[float]]:
-    """Bits per dim, [draws, images], of `nats(params, batch, key)`, and its second results."""
-    whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
+    """Returns bits per dim, [draws, images], of `nats`, and its second results."""
+    mesh = subject.mesh
 
-    def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return *nats(sharding.gathered(mesh, params), batch, key), batch["mask"]
+    def masked(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, ...]:
+        return *nats(params, batch, key), batch["mask"]
 
-    shares = sharding.of_parameters(mesh, trained.params)
-    compiled = jax.jit(masked, in_shardings=(shares, split, whole), out_shardings=whole)
+    compiled = over_devices(masked, mesh, subject.params, 1)
     found: list[np.ndarray] = []
     extra: list[float] = []
-    size = min(size, mesh.size * math.ceil(len(images.test) / mesh.size))
-    for number, batch in enumerate(_sharded(setup.batches(images, size)(), mesh)):
+    size = min(subject.batch_size, mesh.size * math.ceil(len(subject.images.test) / mesh.size))
+    for number, batch in enumerate(subject._replace(batch_size=size).batches()()):
+        on_devices = sharding.put(batch, mesh)
         keys = jax.random.split(jax.random.fold_in(key, number), draws)
-        drawn = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
+        drawn = [jax.device_get(compiled(subject.params, on_devices, k)) for k in keys]
         found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
         extra += [float(second) for _, second, _ in drawn]
-    bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.bound.event_shape)
+    bits = loss.bits_per_dim(np.concatenate(found, axis=1), subject.bound.event_shape)
     return np.asarray(bits, np.float64), extra
-
-
-def _sharded(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterable[Batch]:
-    return (sharding.put(batch, mesh) for batch in batches)
-
-
-def _estimate(bits: np.ndarray, images: ImageData) -> Estimate:
-    return evaluation.estimate(bits, (images.source or {}).get("test"))
-
-
-# ---- helpers ----
-
-
-def first(images: ImageData, count: int | None) -> ImageData:
-    """The data set with its first `count` test images only."""
-    if count is None or count >= len(images.test):
-        return images
-
-    def cut(by_part: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
-        if by_part is None:
-            return None
-        return {k: v[:count] if k == "test" else v for k, v in by_part.items()}
-
-    return dataclasses.replace(
-        images, test=images.test[:count], source=cut(images.source), labels=cut(images.labels)
-    )

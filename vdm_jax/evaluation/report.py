@@ -13,20 +13,11 @@ from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 
-__all__ = [
-    "line",
-    "markdown",
-    "new_folder",
-    "of_distances",
-    "of_quality",
-    "plot_profile",
-    "table",
-    "value",
-    "write",
-]
+__all__ = ["QUALITY", "line", "new_folder", "of_distances", "of_quality", "table", "value", "write"]
 
 TERMS = ("reconstruction", "prior", "diffusion")
 HEADS = ("MMD² x1000", "sliced W2² x1000")
+QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")  # heads of `of_quality`
 
 Row = Mapping[str, Any]
 
@@ -55,42 +46,36 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
-    text = markdown(found)
+    text = _markdown(found)
     print(f"\n{text}")  # first: on a full disk it is all that is left of hours
     (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
     (folder / "result.md").write_text(text)
     if found["profile"]:
-        plot_profile(found["profile"], folder / "diffusion_loss.png")
+        _plot_profile(found["profile"], folder / "diffusion_loss.png")
     print(f"written to {folder}")
 
 
-def markdown(found: Row) -> str:
+def _markdown(found: Row) -> str:
     """Returns the results as Markdown: model, data and command, and one row a quantity."""
     data, model = found["data"], found["model"]
     sources, rows = found["groups"], found["rows"]
+    units = "sources" if sources else "images"
     given = ", given the class of each image" if data["given_class"] else ""
     head = (
         "quantity", "kind", rows[0]["unit"], "± in all", "± of the draws",
-        f"± between {'images' if sources is None else 'sources'}", *TERMS,
-        "images", "draws each", "network calls",
+        f"± between {units}", *TERMS, "images", "draws each", "network calls",
     )  # fmt: skip
     notes = [_ode_note(row) for row in rows if "function_evaluations" in row]
-    if found["pilot_calls"]:
-        notes.append(
-            f"Before these, {found['pilot_calls']} network calls told how to draw. "
-            "No estimate holds them."
-        )
+    if calls := found["pilot_calls"]:
+        notes.append(f"Before these, {calls} network calls told how to draw; no estimate has them.")
     if found["note"]:
         notes.append(f"Of this model {found['note']}.")
     if any(row["between_images_error"] == 0.0 for row in rows):
         notes.append("Between images 0: too small to be seen beside the draws; --repeats helps.")
     if (sources or min(row["num_images"] for row in rows)) < 20:
-        few = "sources" if sources else "images"
-        notes.append(f"Fewer than 20 {few}: the errors between them are themselves rough.")
-    if sources is not None:
-        notes.append(
-            f"Images of one source are alike: the error between them is that of {sources} sources."
-        )
+        notes.append(f"Fewer than 20 {units}: the errors between them are themselves rough.")
+    if sources:
+        notes.append(f"Images of one source are alike: the error is that of {sources} sources.")
     return (
         f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
         f"{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
@@ -124,10 +109,8 @@ def line(row: Row) -> str:
 def _ode_note(row: Row) -> str:
     probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
     return (
-        f"{row['quantity']}: tolerance {row['tolerance']:g}, on average "
-        f"{row['function_evaluations']:.0f} evaluations of the network, {row['trace']} trace"
-        f"{probes}. The density is exact up to the tolerance; for the discrete images it gives a "
-        "bound, through the dequantisation."
+        f"{row['quantity']}: tolerance {row['tolerance']:g}, {row['function_evaluations']:.0f} "
+        f"evaluations of the network, {row['trace']} trace{probes}; of images it gives a bound."
     )
 
 
@@ -135,7 +118,7 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def plot_profile(profile: Row, path: Path) -> None:
+def _plot_profile(profile: Row, path: Path) -> None:
     """Draws the schedule gamma(t), and below it what each noise level costs."""
     t = np.asarray(profile["t"])
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -180,13 +163,10 @@ def of_distances(rows: Iterable[Row]) -> str:
 
 
 def of_quality(row: Row) -> list[str]:
-    """Returns the cells of a row of `sample_quality.quality`, under `QUALITY`."""
+    """Returns the cells of a row of `sample_quality.quality`."""
     errors = [_thousandths(row[name], row[f"{name}_error"]) for name in DISTANCES]
     calls = str(row["calls"] or "-")
     return [row["sampler"], row["spacing"], calls, *errors, f"{row['seconds']:.1f}"]
-
-
-QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")
 
 
 def _thousandths(mean: float, error: float) -> str:

@@ -5,12 +5,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import sampling
+from vdm_jax import parameterization, pixels, sampling
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.sample_distances import DISTANCES
@@ -19,33 +21,26 @@ from vdm_jax.rule import Rule
 from vdm_jax.sampling import State
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
-from vdm_jax.types import Key
+from vdm_jax.types import Images, Key, Tensor
 
-__all__ = ["Stepper", "distances", "draw", "quality"]
+__all__ = ["Drawer", "distances", "quality"]
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50
+COLUMNS = 10  # of a path
 
 Row = dict[str, Any]
 
 
-class Stepper(NamedTuple):
-    """A sampler of one model, compiled: the loop over steps stays outside.
+class Drawer:
+    """A sampler of one model, compiled; its loop over the steps is outside of what is compiled.
 
     So a progress bar can be shown; and on a CPU some networks are slower within a compiled loop.
     """
 
-    begin: Callable[..., State]
-    """(index [batch], key, gamma_1) -> the state at t = 1; all samples' noise is of their index."""
-    move: Callable[..., State]
-    """(params, state, index, conditioning, key, (i, gamma_s, gamma_t, last)) -> the next state."""
-    finish: Callable[..., jax.Array]
-    """(state, gamma_0) -> integers in [0, levels), [batch, *event], on all devices."""
-
-    @classmethod
-    def of(cls, subject: Subject, rule: Rule) -> "Stepper":
-        """Returns the sampler of a rule, whatever its steps, for batches split over the devices."""
+    def __init__(self, subject: Subject, rule: Rule):
+        """Takes a VDM, and a rule of which the number of steps and their spacing don't matter."""
         event_shape, levels = subject.vdm.event_shape, subject.images.levels
         whole, split = sharding.replicated(subject.mesh), sharding.split_over(subject.mesh)
         states = State._make((split, split, whole))
@@ -56,11 +51,8 @@ class Stepper(NamedTuple):
         def begin(index: jax.Array, key: Key, gamma_1: jax.Array) -> State:
             return sampling.start(sampling.initial(keys(key, index), event_shape), gamma_1)
 
-        def move(
-            params: Params, state: State, index: jax.Array, conditioning: jax.Array, key: Key,
-            at: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
-        ) -> State:  # fmt: skip
-            i, gamma_s, gamma_t, last = at
+        def move(state: State, given: tuple, params: Params, key: Key, at: tuple) -> State:
+            (index, conditioning), (i, gamma_s, gamma_t, last) = given, at
             vdm = subject.model.bind(params, conditioning)
             eps = sampling.noise(keys(key, index), i, event_shape) if rule.noisy else None
             return sampling.step(state, eps, vdm, gamma_s, gamma_t, rule, last)
@@ -68,54 +60,67 @@ class Stepper(NamedTuple):
         def finish(state: State, gamma_0: jax.Array) -> jax.Array:
             return sampling.to_images(state.z, gamma_0, levels)
 
-        def compiled(function: Callable, *given: Any, to: Any) -> Callable:
-            return jax.jit(function, in_shardings=given, out_shardings=to)
+        given = (states, split, whole, whole, whole)
+        self._begin = jax.jit(begin, in_shardings=(split, whole, whole), out_shardings=states)
+        self._move = jax.jit(move, in_shardings=given, out_shardings=states)
+        self._finish = jax.jit(finish, in_shardings=(states, whole), out_shardings=whole)
+        self._subject, self._whole = subject, whole
 
-        return cls(
-            compiled(begin, split, whole, whole, to=states),
-            compiled(move, whole, states, split, split, whole, whole, to=states),
-            compiled(finish, states, whole, to=whole),
-        )
+    def draw(
+        self,
+        rule: Rule,
+        n: int,
+        seed: int,
+        label: int | None = None,
+        each: Callable[[int, State, tuple], None] = lambda *_: None,
+    ) -> np.ndarray:
+        """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
+        Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `label` is
+        the class of all, for a model given the class; by default each class in turn. `each` is
+        called at each step of a batch: its number, the state before it, (index, conditioning).
+        """
+        subject, mesh = self._subject, self._subject.mesh
+        size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
+        key = jax.random.key(seed)
+        gammas = np.asarray(rule.gammas(subject.vdm.gamma))
+        found = []
+        for first in range(0, n, size):
+            index = np.arange(first, first + size, dtype=np.int32)
+            conditioning = _conditioning(index, label, subject.images.num_classes)
+            given = jax.device_put((index, conditioning), sharding.split_over(mesh))
+            state = self._begin(given[0], key, gammas[0])
+            for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
+                before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
+                state = self._move(before, given, subject.params, key, at)
+                before.z.block_until_ready()  # one step in flight, never a long queue
+                each(i, before, given)
+            found.append(np.asarray(self._finish(state, gammas[-1])))
+        return np.concatenate(found)[:n]
 
-def draw(
-    subject: Subject,
-    rule: Rule,
-    n: int,
-    seed: int,
-    label: int | None = None,
-    advance: Callable[[int], None] = lambda calls: None,
-    stepper: Stepper | None = None,
-) -> np.ndarray:
-    """Returns `n` samples, integers [n, *event]; the same whatever the batch size and the devices.
+    def path(self, rule: Rule, n: int, seed: int, label: int | None = None) -> np.ndarray:
+        """Returns [n, COLUMNS, *event]: what the network takes samples for on the way, and these.
 
-    Args:
-      subject: a VDM. Its batch size, which the devices must share evenly, need not divide `n`.
-      rule: how.
-      n: how many.
-      seed: settles all noise; sample number i is that of `vdm_jax.sampling.solve` with this key.
-      label: the class of all of them, for a model given the class; None: each class in turn.
-      advance: called with the network calls just made, of one batch.
-      stepper: that of the rule's sampler, if there is one already.
-    """
-    stepper = stepper or Stepper.of(subject, rule)
-    size = min(subject.batch_size, subject.mesh.size * math.ceil(n / subject.mesh.size))
-    key = jax.random.key(seed)
-    gammas = np.asarray(rule.gammas(subject.vdm.gamma))
-    split = sharding.split_over(subject.mesh)
-    found = []
-    for first in range(0, n, size):
-        numbers = np.arange(first, first + size)
-        given = _conditioning(numbers, label, subject.images.num_classes)
-        conditioning, index = jax.device_put((given, numbers.astype(np.int32)), split)
-        state = stepper.begin(index, key, gammas[0])
-        for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
-            before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
-            state = stepper.move(subject.params, before, index, conditioning, key, at)
-            before.z.block_until_ready()  # one step in flight, never a long queue
-            advance(rule.network_calls // rule.num_steps)
-        found.append(np.asarray(stepper.finish(state, gammas[-1])))
-    return np.concatenate(found)[:n]
+        Its x_hat as pixels, at steps spread evenly from z_1 on; `n` at most the batch size.
+        """
+        subject, seen = self._subject, {}
+        gammas = np.asarray(rule.gammas(subject.vdm.gamma))
+        steps = np.linspace(0, rule.num_steps - 1, COLUMNS - 1).round().astype(int)
+
+        @partial(jax.jit, out_shardings=self._whole)
+        def guess(z: Tensor, conditioning: jax.Array, params: Params, gamma_t: jax.Array) -> Images:
+            vdm = subject.model.bind(params, conditioning)
+            per_example = jnp.full(len(z), gamma_t)
+            prediction, _ = parameterization.split(vdm.denoise(z, per_example), vdm.reverse_var)
+            x_hat = parameterization.to_x(prediction, z, per_example, vdm.kind)
+            return pixels.decode(x_hat, gammas[-1], subject.images.levels)
+
+        def look(i: int, state: State, given: tuple) -> None:
+            if i in steps:
+                seen[i] = np.asarray(guess(state.z, given[1], subject.params, gammas[i]))
+
+        samples = self.draw(rule, n, seed, label, look)
+        return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 
 def _conditioning(index: np.ndarray, label: int | None, classes: int) -> np.ndarray:
@@ -130,58 +135,46 @@ def _conditioning(index: np.ndarray, label: int | None, classes: int) -> np.ndar
 # ---- how good ----
 
 
-class _Measure(NamedTuple):
-    """The squared distances to held-out points, compiled, by name."""
+class _Measure:
+    """The squared distances to held-out images, compiled, by name."""
 
-    levels: int
-    held_out: np.ndarray
-    by_name: Mapping[str, Callable[..., jax.Array]]
-
-    @classmethod
-    def of(cls, held_out: np.ndarray, levels: int) -> "_Measure":
-        points = _scaled(held_out, levels)
+    def __init__(self, held_out: np.ndarray, levels: int):
+        self.scale = max(levels - 1, 1)
+        points = self.held_out = np.asarray(held_out, np.float32) / self.scale
         scales = float(sample_distances.median_distance(points)) * np.array([0.5, 1, 2], np.float32)
-        size = math.prod(points.shape[1:])
-        along = sample_distances.directions(jax.random.key(0), DIRECTIONS, size)
-        functions = (
-            jax.jit(lambda x, y: sample_distances.mmd(x, y, scales).square),
-            jax.jit(lambda x, y: sample_distances.sliced_wasserstein(x, y, along)),
-        )
-        return cls(levels, points, dict(zip(DISTANCES, functions, strict=True)))
+        along = sample_distances.directions(jax.random.key(0), DIRECTIONS, points[0].size)
+        by_name = {
+            "mmd": lambda x, y: sample_distances.mmd(x, y, scales),
+            "sliced_wasserstein": lambda x, y: sample_distances.sliced_wasserstein(x, y, along),
+        }
+        self.by_name = {name: jax.jit(of) for name, of in by_name.items()}
 
-    def of_sets(self, sets: list[np.ndarray]) -> dict[str, float]:
-        """Returns mean and standard error over sets of images."""
-        found: dict[str, float] = {}
-        for name, of in self.by_name.items():
-            values = np.array([float(of(_scaled(x, self.levels), self.held_out)) for x in sets])
-            found[name] = float(values.mean())
-            found[f"{name}_error"] = float(values.std(ddof=1) / math.sqrt(len(values)))
-        return found
-
-
-def _scaled(images: np.ndarray, levels: int) -> np.ndarray:
-    return np.asarray(images, np.float32) / max(levels - 1, 1)
+    def __call__(self, images: np.ndarray, chance: Key | None = None) -> dict[str, np.ndarray]:
+        """Returns each distance of images; given a key, those of random partitions instead."""
+        x = np.asarray(images, np.float32) / self.scale
+        if chance is None:
+            return {name: np.asarray(of(x, self.held_out)) for name, of in self.by_name.items()}
+        return {
+            name: np.asarray(sample_distances.permuted(chance, x, self.held_out, of, PERMUTATIONS))
+            for name, of in self.by_name.items()
+        }
 
 
 def distances(data: ImageData, images: np.ndarray, seed: int = 0) -> list[Row]:
     """Returns two rows: how far samples, and training images, are from the test images.
 
     Equally many of each, the first ones, with pixels in [0, 1]. Beside each distance the mean and
-    the standard deviation of what chance alone does with the same images
-    (`sample_distances.permuted`).
+    the standard deviation of those by chance (`sample_distances.permuted`).
     """
     count = min(len(images), len(data.test), len(data.train), POINTS)
-    measure = _Measure.of(data.test[:count], data.levels)
+    measure = _Measure(data.test[:count], data.levels)
     rows = []
     for name, points in (("samples", images), ("training images", data.train)):
-        x = _scaled(points[:count], data.levels)
         row: Row = {"images": name, "count": count}
-        for which, of in measure.by_name.items():
-            by_chance = sample_distances.permuted(
-                jax.random.key(seed), x, measure.held_out, of, PERMUTATIONS
-            )
-            chance = np.asarray(by_chance)
-            row[which] = float(of(x, measure.held_out))
+        by_chance = measure(points[:count], jax.random.key(seed))
+        for which, found in measure(points[:count]).items():
+            chance = by_chance[which]
+            row[which] = float(found)
             row[f"{which}_by_chance"] = [float(chance.mean()), float(chance.std(ddof=1))]
         rows.append(row)
     return rows
@@ -202,26 +195,30 @@ def quality(
     """
     data = subject.images
     count = min(len(data.test), len(data.train), POINTS)
-    measure = _Measure.of(data.test[:count], data.levels)
-    rng = np.random.default_rng(0)
-    chosen = [data.train[rng.permutation(len(data.train))[:count]] for _ in range(sets)]
+    measure = _Measure(data.test[:count], data.levels)
     rows: list[Row] = []
 
-    def add(name: str, spacing: str, calls: int, seconds: float, sets: list[np.ndarray]) -> None:
-        row = {"sampler": name, "spacing": spacing, "calls": calls, "seconds": seconds}
-        rows.append(row | measure.of_sets(sets))
-        say(rows[-1])
+    def add(name: str, spacing: str, calls: int, seconds: float, drawn: list[np.ndarray]) -> None:
+        row: Row = {"sampler": name, "spacing": spacing, "calls": calls, "seconds": seconds}
+        found = [measure(images) for images in drawn]
+        for which in DISTANCES:
+            values = np.array([float(one[which]) for one in found])
+            row[which] = float(values.mean())
+            row[f"{which}_error"] = float(values.std(ddof=1) / math.sqrt(sets))
+        rows.append(row)
+        say(row)
 
+    rng = np.random.default_rng(0)
+    chosen = [data.train[rng.permutation(len(data.train))[:count]] for _ in range(sets)]
     add("training images", "-", 0, 0.0, chosen)
-    steppers: dict[tuple[str, float], Stepper] = {}
+    drawers: dict[tuple[str, float], Drawer] = {}
     for rule in rules:
         which = rule.sampler, rule.eta
-        if which not in steppers:
-            steppers[which] = Stepper.of(subject, rule)
-            once = dataclasses.replace(rule, num_steps=1)
-            draw(subject, once, count, 0, stepper=steppers[which])  # compiles
+        if which not in drawers:
+            drawers[which] = Drawer(subject, rule)
+            drawers[which].draw(dataclasses.replace(rule, num_steps=1), count, 0)  # compiles
         began = time.monotonic()
-        drawn = [draw(subject, rule, count, seed, stepper=steppers[which]) for seed in range(sets)]
+        drawn = [drawers[which].draw(rule, count, seed) for seed in range(sets)]
         seconds = (time.monotonic() - began) / sets
         name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
         add(name, str(rule.spacing), rule.network_calls, seconds, drawn)

@@ -19,18 +19,16 @@ Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
 class Subject(NamedTuple):
-    """A model with its parameters, a dataset, and the devices to evaluate it on."""
+    """A model with its parameters, a dataset, and the devices to evaluate it on.
+
+    Parameters lie as `train.sharding.of_parameters` has them; a batch is over all devices.
+    """
 
     model: Model
-    """Model: how a bound is made of parameters."""
     params: Params
-    """Parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
     images: ImageData
-    """Dataset; what is reported is of its test images."""
     batch_size: int
-    """Number of images at once, over all devices."""
     mesh: Mesh
-    """Devices."""
 
     @property
     def bound(self) -> Bound:

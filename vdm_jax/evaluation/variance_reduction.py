@@ -1,8 +1,8 @@
-"""What is measured before an evaluation so that it needs fewer calls of the network.
+"""Measurements before an evaluation, by which it needs fewer calls of the network.
 
 On training images: where along t the loss is noisy, and what a linear denoiser says of that noise.
-On the images themselves, with draws that are then thrown away: how many are needed. None of these
-draws is used for the estimate, to which all that is found here is therefore constant.
+On the images themselves: how many draws are needed. None of these draws is used for the estimate,
+to which all that is found here is therefore constant.
 """
 
 import math
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import loss, timestep
-from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation import control_variates
@@ -23,7 +22,7 @@ from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train.model import Bound, unit
 from vdm_jax.types import Key, PerExample
 
-__all__ = ["Evaluator", "Plan", "enough", "evaluation_cost", "linear", "plan"]
+__all__ = ["Evaluator", "Plan", "enough", "evaluation_cost", "plan"]
 
 DENSITY_BINS = 50  # of t
 COEFFICIENT_BINS = 20
@@ -39,11 +38,8 @@ class Plan(NamedTuple):
     """How an evaluation is to draw, and what it is to subtract."""
 
     by: Reduction = PLAIN
-    """Proposal and linear denoiser, as asked for."""
-    coefficients: np.ndarray | None = None
-    """Coefficients of the control variates, [bins, k]."""
-    calls: int = 0
-    """Calls of the network that this took: one for each image, time and noise."""
+    coefficients: np.ndarray | None = None  # [bins, k], of the control variates
+    calls: int = 0  # of the network, that this took
 
     def controlled(self, draws: Draws) -> Draws:
         """Returns `draws` less their control variates, if the plan has any."""
@@ -55,13 +51,14 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
 
     Times spread evenly leave the noise alone to cause an error, which is least with a density in
     proportion to its standard deviation at t: that between two noises of one image at one time, of
-    what the control variates leave.
-
-    Raises UserError for images too large for control variates.
+    what the control variates leave. UserError for images too large for these.
     """
     if not importance and not controls:
         return Plan()
-    by = Reduction(linear=linear(subject.images) if controls else None)
+    by = PLAIN
+    if controls:
+        images = jnp.asarray(subject.images.train[:LINEAR_IMAGES])
+        by = Reduction(linear=Linear.of(loss.to_data(images, subject.images.levels)))
     t, losses, variates = _pairs(subject, by)
     coefficients = None
     if controls:
@@ -71,11 +68,6 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
         spread = timestep.profile(t, losses, DENSITY_BINS).rms
         by = by._replace(proposal=timestep.proposal(spread))
     return Plan(by, coefficients, 2 * t.size)
-
-
-def linear(images: ImageData) -> Linear:
-    """Returns the linear denoiser of the training images; UserError if they are too large."""
-    return Linear.of(loss.to_data(jnp.asarray(images.train[:LINEAR_IMAGES]), images.levels))
 
 
 def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,12 +95,9 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
 def enough(draws: Draws, bound: Bound, wanted: float) -> int:
     """Returns how many draws of each image bring the Monte-Carlo error below `wanted`.
 
-    The error falls at least as the root of their number. It is itself an estimate, here and in the
-    end, hence a margin. The number must not depend on the draws that are then averaged: stopping
-    when these look good would favour those that happen to agree. So `draws` are a few others, of a
-    key of their own.
-
-    Raises UserError for an error that calls for more than a million draws of each image.
+    The error falls at least as the root of their number, with a margin as it is itself an estimate.
+    `draws` are a few others than those that are then averaged: stopping when these look good would
+    favour those that happen to agree. UserError for more than a million draws of each image.
     """
     found = evaluation.summarise(draws, bound).total.monte_carlo
     repeats = MARGIN * len(draws.terms.total) * (found / wanted) ** 2
@@ -122,16 +111,15 @@ def enough(draws: Draws, bound: Bound, wanted: float) -> int:
 
 
 class Evaluator:
-    """Draws of the bound of test images, by one plan."""
+    """Draws of the bound of test images, by one plan.
+
+    They are `repeats` of each image, or as many as bring the Monte-Carlo error below `wanted`.
+    `pilot_calls` counts calls of the network for draws that are no part of an estimate.
+    """
 
     def __init__(self, plan: Plan, key: Key, repeats: int, wanted: float | None = None):
-        """`repeats` of each image, or as many as bring the Monte-Carlo error below `wanted`.
-
-        `wanted` is in the unit of the model; `key` settles all draws.
-        """
         self.plan, self.key, self.repeats, self.wanted = plan, key, repeats, wanted
         self.pilot_calls = plan.calls
-        """Calls of the network so far for draws that are no part of an estimate."""
 
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
@@ -167,11 +155,9 @@ def evaluation_cost(
     """Returns what one call of the network is worth in an evaluation by each method, measured.
 
     Each row has the variance that one call of the network leaves (squares of the bound's unit),
-    from the errors that the evaluations claim, and the one that their means show over the
-    seeds, which of few seeds is rough; the calls for the error `wanted`; how many times fewer
-    these are than with independent uniform times and all noise drawn; and the calls that the plan
-    took besides. The first row is the variance within images of the evenly spread draws: each by
-    itself is such a draw.
+    from the errors that the evaluations claim, and from their means over the seeds, which of few is
+    rough; the calls for the error `wanted`; how many times fewer these are than with independent
+    uniform times, which the first row has from the draws within images; and the plan's calls.
     """
     bound, calls = subject.bound, repeats * len(subject.images.test)
     rows: list[dict[str, Any]] = []

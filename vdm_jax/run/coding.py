@@ -1,7 +1,6 @@
 """What compress and decompress share: the model as the codec takes it, and how they talk."""
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,17 +11,12 @@ from absl import flags
 from jax.sharding import Mesh
 
 from vdm_jax.compression import Progress, Vdm
-from vdm_jax.compression.file import MOST_DIMS
 from vdm_jax.data import DataError
 from vdm_jax.errors import UserError, reaching, user_path
 from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run import config as check
-from vdm_jax.run import restore as trained
-from vdm_jax.run.bar import Bar
-from vdm_jax.run.models import make_model
+from vdm_jax.run import cli, restore
+from vdm_jax.train.progress import Bar
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import CheckpointError
 from vdm_jax.train.model import Model, Params
 from vdm_jax.types import PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -51,80 +45,22 @@ def load(options: Mapping[str, Any], shape: tuple[int, int, int] | None = None) 
     A published model is for images of any size, here of `shape`. Raises UserError for a model that
     can't compress.
     """
-    if bool(options["workdir"]) == bool(options["official"]):
+    with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
+        # Parameters are float32; in float64 nothing narrower may come between.
+        of = restore.load(options, _one_device(), shape, dtype="float32")
+    if of.num_classes:
         raise UserError(
-            "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"
-        )
-    if options["official"]:
-        if options["checkpoint"]:
-            raise UserError("--official and --checkpoint exclude each other")
-        return _of_official(Path(options["official"]), options["model"], shape)
-    if options["model"]:
-        raise UserError("--model goes with --official; a run has its own configuration")
-    try:
-        with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
-            return _of_run(Path(options["workdir"]), options["checkpoint"])
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
-
-
-def _of_run(workdir: Path, checkpoint: str | None) -> tuple[Vdm, str]:
-    config, saved = trained.saved_config(workdir)
-    config.model.dtype = "float32"  # parameters are; in float64 nothing narrower may come between
-    check.config(config)
-    event_shape, levels, classes = _images_of(workdir, saved)
-    if classes:
-        raise UserError(
-            f"the run in {workdir} is conditioned on the class of an image, which images to be "
+            f"the run in {of.name} is conditioned on the class of an image, which images to be "
             "compressed don't have; train one without --config.data.class_labels"
         )
-    model = make_model(config, event_shape, levels)
-    facts = model.facts()
+    facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(
-            f"the run in {workdir} is no VDM of pixel levels ({facts.words}); only those compress"
+            f"the run in {of.name} is no VDM of pixel levels ({facts.words}); only those compress"
         )
-    step, params = trained.restored(workdir, checkpoint, model, _one_device())
-    settings = {name: config.model[name] for name in _FUNCTION}
-    return _vdm(model, params, settings), f"{workdir}, step {step}"
-
-
-def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, int, int], int, int]:
-    """What config.json says of the images: their shape, levels, and classes or 0."""
-    match saved:
-        case {"event_shape": [int(height), int(width), int(channels)], "levels": int(levels)}:
-            classes = saved.get("classes", 0)
-            size = math.prod((max(height, 0), max(width, 0), max(channels, 0)))
-            if 1 <= size <= MOST_DIMS and 2 <= levels <= 256 and isinstance(classes, int):
-                return (height, width, channels), levels, classes
-    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
-
-
-def _of_official(
-    path: Path, name: str | None, shape: tuple[int, int, int] | None
-) -> tuple[Vdm, str]:
-    loaded, published, said = trained.load_official(path, name)
-    channels = len(loaded.params["score_model"]["conv_out"]["bias"])
-    if shape is None or shape[-1] != channels:
-        raise UserError(
-            f"the checkpoint is for images of {channels} channel(s), but these have "
-            f"{'none' if shape is None else shape[-1]}"
-        )
-
-    bind = loaded.bind(shape)
-
-    def denoise(params: Params, z_t: Tensor, gamma_t: PerExample) -> Any:
-        return bind(params).denoise(z_t, gamma_t)
-
-    vdm = Vdm(
-        denoise,
-        loaded.params,
-        loaded.gamma,
-        shape,
-        loaded.levels,
-        settings=dict(published["model"]),
-    )
-    return vdm, f"{said}, step {loaded.step}"
+    names = of.settings if options["official"] else _FUNCTION
+    settings = {name: of.settings[name] for name in names}
+    return _vdm(of.model, of.params, settings), f"{of.name}, step {of.step}"
 
 
 def _vdm(model: Model, params: Params, settings: Mapping[str, Any]) -> Vdm:
