@@ -27,7 +27,7 @@ from experiments.configs import binomial, digits, mhvae, vae
 from experiments.evaluate import everything
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from vdm_jax import loss, process, schedule
+from vdm_jax import loss, ode, process, schedule
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation import likelihood as measure
 from vdm_jax.gaussian import Gaussian
@@ -230,16 +230,10 @@ def _bits(at: _Workshop) -> list[dict[str, Any]]:
 def _flow(at: _Workshop) -> list[dict[str, Any]]:
     """The last rung's VDM as a flow: the ODE's likelihood beside the bound, same images."""
     model, _ = at.train("rung", *_named(RUNGS, "VDM, continuous time"))
-    options = {
-        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf", "importance": False, "control_variates": False,
-        "monte_carlo_error": None, "chains": 0, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "truncated_normal",
-        "ode_samples": 1, "trace": "hutchinson", "probes": "rademacher", "num_probes": 1,
-        "tolerance": 1e-3,
-    }  # fmt: skip
+    solver = ode.Solver("hutchinson", rtol=1e-3, atol=1e-3)
+    asked = measure.Settings(2 * series.REPEATS, ode=measure.Ode(64, solver=solver))
     began = time.monotonic()
-    found = everything(model, options, at.mesh)
+    found = everything(model, model.on(at.mesh, 64).first(64), asked)
     at.minutes += (time.monotonic() - began) / 60
     if found["failed"]:
         raise UserError(found["failed"])

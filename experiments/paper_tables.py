@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from experiments import series, study
 from experiments.configs import digits
 from experiments.evaluate import everything
-from vdm_jax import bounds, loss, schedule
+from vdm_jax import bounds, loss, ode, pixels, schedule
 from vdm_jax.evaluation import likelihood as measure
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
@@ -29,6 +29,7 @@ from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.train.model import Batch
 from vdm_jax.types import Gamma, Key
+from vdm_jax.vdm import VDM
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)
 FORMS = (4, 16, 64, 256, 1024)
@@ -138,7 +139,7 @@ def _variance(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
             | {
                 "schedule": name,
                 "variance": measure.variance(draws, of_it.vdm.event_shape),
-                "profile": measure.profile(draws, of_it),
+                "profile": measure.profile(draws, of_it.vdm),
             }
         )
     return rows
@@ -159,7 +160,7 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
     rows = []
     for num_steps in FORMS:
         row: dict[str, Any] = {"num_steps": num_steps}
-        for form, function in (("matching", loss.elbo), ("consistency", bounds.consistency)):
+        for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
 
             def nats(
                 params: Any,
@@ -169,14 +170,10 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
                 function: Callable[..., loss.ElboTerms] = function,
             ) -> tuple[jax.Array, jax.Array]:
                 vdm = trained.model.bind(params, batch["conditioning"])
-                terms = function(
-                    key, batch["images"], vdm.denoise, vdm.gamma, vdm.levels, num_steps, vdm.kind
-                )
+                terms = function(vdm._replace(num_steps=num_steps), key, batch["images"])
                 return terms.total, jax.numpy.zeros(())
 
-            bits, _ = measure.per_image(
-                nats, trained, trained.images, trained.batch_size, mesh, jax.random.key(0), 32
-            )
+            bits, _ = measure.per_image(nats, trained.on(mesh), jax.random.key(0), 32)
             error = bits.std(ddof=1) / np.sqrt(bits.size)
             row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
         rows.append(row)
@@ -185,14 +182,12 @@ def _forms(trained: Restored, mesh: Mesh) -> list[dict[str, Any]]:
 
 def _likelihoods(trained: Restored, mesh: Mesh) -> dict[str, Any]:
     """ODE and bound side by side, and the importance-weighted bound, by `experiments.evaluate`."""
-    options = {
-        "images": 64, "repeats": 2 * series.REPEATS, "batch_size": 64, "seed": 0,
-        "num_steps": "inf,20", "importance": False, "control_variates": False,
-        "monte_carlo_error": None, "chains": 32, "chain_steps": 20,
-        "chain_images": 64, "ode_images": 64, "dequantization": "both", "ode_samples": 1,
-        "trace": "hutchinson", "probes": "rademacher", "num_probes": 1, "tolerance": 1e-3,
-    }  # fmt: skip
-    found = everything(trained, options, mesh)
+    solver = ode.Solver("hutchinson", rtol=1e-3, atol=1e-3)
+    asked = measure.Settings(
+        2 * series.REPEATS, (None, 20), chains=measure.Chains(32, 20),
+        ode=measure.Ode(64, pixels.DEQUANTIZATIONS, solver=solver),
+    )  # fmt: skip
+    found = everything(trained, trained.on(mesh, 64).first(64), asked)
     if found["failed"]:
         raise UserError(found["failed"])
     return found

@@ -22,13 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 
 from vdm_jax import solvers, spacing
-from vdm_jax.data import DataError
 from vdm_jax.evaluation import report as results
 from vdm_jax.evaluation import sample_quality as sampling
 from vdm_jax.evaluation.sample_quality import Rule
+from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
@@ -36,19 +35,21 @@ from vdm_jax.run import restore as trained
 from vdm_jax.run.bar import Bar
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.solvers import SAMPLERS, Sampler
+from vdm_jax.solvers import Sampler
 from vdm_jax.spacing import Spacing
 from vdm_jax.train import memory, report
-from vdm_jax.train.checkpoint import CheckpointError
 
 CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
+COMPARED: dict[Sampler, tuple[Spacing, ...]] = {  # the rules of --quality: spacings of each sampler
+    "dpm_solver": ("karras", "gamma"), "heun": ("karras",), "ddim": ("karras", "angle")
+}  # fmt: skip
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     _, number, choice = cli.definers(values)
     trained.define_flags(values, "samples", "compare with")
-    choice("sampler", "how", SAMPLERS, "dpm_solver")
+    choice("sampler", "how", solvers.SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
     choice(
         "spacing", "of the steps (default time for ancestral, else karras)", spacing.SPACINGS, None
@@ -64,7 +65,7 @@ def _flags() -> flags.FlagValues:
 
 
 def sample(argv: list[str]) -> dict[str, Any]:
-    """Parse `argv`, draw, write the files; what samples.json or quality.json holds is returned."""
+    """Draws as `argv` asks for; writes and returns what samples.json or quality.json holds."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
     cluster.start(values)
@@ -72,30 +73,18 @@ def sample(argv: list[str]) -> dict[str, Any]:
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
-    if options["quality"]:
-        _check_quality(options)
     mesh = setup.make_mesh()
     workdir = Path(options["workdir"])
-    try:
-        model = trained.from_options(workdir, options, mesh)
-        size = options["batch_size"] or model.batch_size
-        _check_model(model, size, options, mesh)
-        parent = setup.make_workdir(workdir / "sampling")
-        with memory.exhausted(setup.lower_batch(size)):
-            if not options["quality"]:
-                images, seconds = _draw(model, rule, options, size, mesh)
-                found = {
-                    "settings": {**vars(rule), "network_calls": rule.network_calls}
-                    | {name: options[name] for name in ("n", "seed", "class")},
-                    "seconds": seconds,
-                    "distances": sampling.distances(model, images) if options["distances"] else [],
-                }
-            else:
-                of = model._replace(batch_size=size)
-                found = {"quality": sampling.quality(of, _rules(), mesh, say=_say_row)}
-    except (DataError, CheckpointError) as error:
-        raise UserError(str(error)) from error
-    found = {"model": {"name": model.name, "step": model.step}} | found
+    model = trained.from_options(workdir, options, mesh)
+    subject = model.on(mesh, options["batch_size"])
+    _check(model, subject, options)
+    parent = setup.make_workdir(workdir / "sampling")
+    found: dict[str, Any] = {"model": {"name": model.name, "step": model.step}}
+    with memory.exhausted(setup.lower_batch(subject.batch_size)):
+        if options["quality"]:
+            found["quality"] = sampling.quality(subject, _rules(), say=_say)
+        else:
+            images = _draw(model, subject, rule, options, found)
     found["data"] = setup.describe(model.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
@@ -109,60 +98,60 @@ def sample(argv: list[str]) -> dict[str, Any]:
 
 
 def _rule(options: Mapping[str, Any]) -> Rule:
-    """How to sample. Raises UserError for an eta that can't be."""
-    name = options["sampler"]
-    try:
-        solvers.needs_noise(name, options["eta"])
-    except ValueError as error:
-        raise UserError(f"--eta={options['eta']}: {error}") from error
-    spaced = options["spacing"] or solvers.default_spacing(name)
-    return Rule(name, options["num_steps"], spaced, options["eta"])
-
-
-def _check_quality(options: Mapping[str, Any]) -> None:
-    """--quality has its own samplers and numbers. Raises UserError for a flag that it ignores."""
+    """Returns how to sample. Raises UserError for an eta that can't be, or what --quality sets."""
     plain = _flags()
     for name in ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances"):
-        if options[name] != plain[name].default:
+        if options["quality"] and options[name] != plain[name].default:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
-
-
-def _check_model(model: Restored, size: int, options: Mapping[str, Any], mesh: Mesh) -> None:
-    """Before anything is drawn. Raises UserError for what would fail after it."""
-    _ = model.vdm  # refuses other kinds
-    setup.check_batch_size(size, mesh)
-    drawn = len(model.images.test) if options["quality"] else options["n"]
-    compared = min(drawn, len(model.images.test), len(model.images.train))
-    if (options["distances"] or options["quality"]) and compared < 3:
-        raise UserError(
-            f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
-            f"{len(model.images.test)} and {len(model.images.train)}"
-        )
+    name, eta = options["sampler"], options["eta"]
+    if not 0.0 <= eta <= (name == "ddim"):
+        raise UserError(f"--eta={eta}: wanted a number from 0 to 1, of --sampler=ddim alone")
+    spaced = options["spacing"] or solvers.default_spacing(name)
+    return Rule(name, options["num_steps"], spaced, eta)
 
 
 def _rules() -> list[Rule]:
-    """Those that --quality compares."""
-    compared: tuple[tuple[Sampler, tuple[Spacing, ...]], ...] = (
-        ("dpm_solver", ("karras", "gamma")),
-        ("heun", ("karras",)),
-        ("ddim", ("karras", "angle")),
-    )
+    """Returns those that --quality compares."""
     fast = [
-        Rule(name, calls // solvers.network_calls(name, 1), spaced)
-        for name, spacings in compared
+        Rule(name, calls // each, spaced)
+        for name, spacings in COMPARED.items()
         for spaced in spacings
         for calls in CALLS
-        if calls % solvers.network_calls(name, 1) == 0
+        if calls % (each := solvers.network_calls(name, 1)) == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 
 
+def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> None:
+    """Raises UserError, before anything is drawn, for what would fail after it."""
+    _ = model.vdm  # refuses other kinds
+    setup.check_batch_size(subject.batch_size, subject.mesh)
+    data, label = model.images, options["class"]
+    if label is not None and not label < data.num_classes:
+        raise UserError(
+            f"--class={label}: "
+            + (
+                f"the classes are 0 to {data.num_classes - 1}"
+                if data.num_classes
+                else f"{model.name} is not conditioned on the class"
+            )
+        )
+    drawn = len(data.test) if options["quality"] else options["n"]
+    if (options["distances"] or options["quality"]) and (
+        min(drawn, len(data.test), len(data.train)) < 3
+    ):
+        raise UserError(
+            f"distances need at least 3 samples (--n), 3 test and 3 training images; got {drawn}, "
+            f"{len(data.test)} and {len(data.train)}"
+        )
+
+
 def _draw(
-    model: Restored, rule: Rule, options: Mapping[str, Any], size: int, mesh: Mesh
-) -> tuple[np.ndarray, float]:
-    """The samples, and how long they took, with the compilation."""
-    n = options["n"]
-    batches = -(-n // min(size, mesh.size * -(-n // mesh.size)))
+    model: Restored, subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
+) -> np.ndarray:
+    """Returns the samples; `found` gets how, how long it took, and their distances."""
+    n, mesh = options["n"], subject.mesh
+    batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
     print(
         f"{model.name}, step {model.step}: {n} samples by {rule.sampler}, {rule.num_steps} steps "
         f"({rule.spacing}), {rule.network_calls} calls of the network each",
@@ -170,17 +159,21 @@ def _draw(
     )
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
-        images = sampling.draw(
-            model, rule, n, size, options["seed"], mesh, options["class"], bar.advance
-        )
-    return images, round(time.monotonic() - began, 2)
+        images = sampling.draw(subject, rule, n, options["seed"], options["class"], bar.advance)
+    found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
+    found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
+    found["seconds"] = round(time.monotonic() - began, 2)
+    asked = options["distances"]
+    found["distances"] = sampling.distances(model.images, images) if asked else []
+    return images
 
 
-# ---- files and words ----
+def _say(row: Mapping[str, Any]) -> None:
+    print(", ".join(results.of_quality(row)), flush=True)
 
 
 def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
-    """samples.png, samples.npz and samples.json."""
+    """Writes samples.png, samples.npz and samples.json."""
     report.write_image(folder / "samples.png", report.image_grid(images, levels))
     settings = {name: value for name, value in found["settings"].items() if value is not None}
     kept = images.astype(np.uint8 if levels <= 256 else np.uint16)
@@ -189,45 +182,14 @@ def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: i
     )
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["distances"]:
-        print(_distances(found["distances"]))
+        print(results.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
 
 
-def _distances(rows: list[dict[str, Any]]) -> str:
-    head = ("to as many test images", "images", "MMD² x1000", "by chance", "sliced W2² x1000")
-    cells = []
-    for row in rows:
-        cell = [row["images"], str(row["count"])]
-        for name in ("mmd", "sliced_wasserstein"):
-            mean, deviation = row[f"{name}_by_chance"]
-            cell += [f"{1e3 * row[name]:.3f}", f"{1e3 * mean:.3f} ± {1e3 * deviation:.3f}"]
-        cells.append(cell)
-    return results.table((*head, "by chance"), cells)
-
-
-def _say_row(row: Mapping[str, Any]) -> None:
-    print(", ".join(_cells(row)), flush=True)
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    values = [
-        f"{1e3 * row[name]:.3f} ± {1e3 * row[f'{name}_error']:.3f}"
-        for name in ("mmd", "sliced_wasserstein")
-    ]
-    return [
-        row["sampler"],
-        row["spacing"],
-        str(row["calls"] or "-"),
-        *values,
-        f"{row['seconds']:.1f}",
-    ]
-
-
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
-    """quality.json and quality.md."""
+    """Writes quality.json and quality.md."""
     (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
-    head = ("sampler", "spacing", "network calls", "MMD² x1000", "sliced W2² x1000", "seconds")
-    text = results.table(head, map(_cells, found["quality"])) + "\n"
+    text = results.table(results.QUALITY, map(results.of_quality, found["quality"])) + "\n"
     (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}")
     print(f"\n{text}written to {folder}")
 

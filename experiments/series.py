@@ -87,5 +87,5 @@ def _read(note: Path) -> dict[str, Any]:
 def bound(trained: Restored, model: Model, mesh: Mesh, repeats: int = REPEATS) -> evaluation.Draws:
     """Draws of the bound of every test image, of `model` with the parameters of `trained`."""
     step = evaluation.make_eval_step(model, mesh)
-    batches = setup.batches(trained.images, trained.batch_size)
+    batches = trained.on(mesh).batches()
     return evaluation.collect(step, trained.params, batches, mesh, jax.random.key(0), repeats)

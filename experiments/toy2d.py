@@ -112,7 +112,7 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
         "entropy": points.entropy(name),
         "truth": _mean(truth),
         "ode": _row(-np.asarray(p.log_prob, np.float64), truth),
-        "ode_evaluations": int(p.num_evaluations),
+        "ode_evaluations": int(p.steps.evaluations),
         "bound": None,
     }
     if not math.isfinite(found["ode"]["nats"]):

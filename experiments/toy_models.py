@@ -15,7 +15,6 @@ import optax
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.small import SmoothMLP
-from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, Tensor
@@ -75,17 +74,12 @@ def train_vdm(
     denoise, gamma = vdm.denoise, vdm.gamma
 
     def log_prob(x: Tensor, tolerance: float) -> cnf.LogProb:
-        # Of x = z_0 / alpha_0, z_0 having the flow's density.
-        scale = alpha(jnp.asarray(GAMMA_0))
-        p = flow.log_prob(
-            scale * x, denoise, GAMMA_0, GAMMA_1, vdm.kind, rtol=tolerance, atol=tolerance
-        )
-        return cnf.LogProb(p.log_prob + x.shape[1] * jnp.log(scale), *p[1:])
+        return flow.data_log_prob(vdm, x, _solver(tolerance))
 
     def paths(key: Key, n: int) -> Tensor:
         def field(t: Tensor, z: Tensor) -> Tensor:
             gamma_t, slope = jax.jvp(gamma, (t[None],), (jnp.ones(1),))
-            return slope[0] * flow.drift(z, gamma_t[0], denoise, vdm.kind)
+            return slope[0] * flow.drift(vdm, z, gamma_t[0])
 
         return _paths(field, jax.random.normal(key, (n, 2)))
 
@@ -116,7 +110,7 @@ def train_cnf(
         return velocity
 
     def nats(params: Params, x: Tensor) -> jax.Array:
-        return -cnf.log_prob(x, field(params), 0.0, 1.0, rtol=1e-3, atol=1e-3).log_prob.mean()
+        return -cnf.log_prob(x, field(params), 0.0, 1.0, solver=_solver(1e-3)).log_prob.mean()
 
     def one(state: Any) -> tuple[Any, jax.Array]:
         i, params, moments = state
@@ -131,10 +125,10 @@ def train_cnf(
     trained = field(params)
 
     def log_prob(x: Tensor, tolerance: float) -> cnf.LogProb:
-        return cnf.log_prob(x, trained, 0.0, 1.0, rtol=tolerance, atol=tolerance)
+        return cnf.log_prob(x, trained, 0.0, 1.0, solver=_solver(tolerance))
 
     def sample(key: Key, n: int) -> Tensor:
-        return cnf.sample(jax.random.normal(key, (n, 2)), trained, 0.0, 1.0).x
+        return cnf.sample(jax.random.normal(key, (n, 2)), trained, 0.0, 1.0).z
 
     return Fitted(
         losses,
@@ -223,13 +217,17 @@ def bound(key: Key, x: Tensor, denoise: Denoise, gamma: Gamma, kind: Kind) -> Pe
     return terms.total - excess(eps_0) - share * slope * excess(eps)
 
 
+def _solver(tolerance: float) -> cnf.Solver:
+    return cnf.Solver(rtol=tolerance, atol=tolerance)
+
+
 def _paths(field: cnf.Field, z: Tensor, pieces: int = 60) -> Tensor:
     """The way of z from t = 1 to t = 0, [pieces + 1, *z.shape]."""
     times = jnp.linspace(1.0, 0.0, pieces + 1)
 
     def body(z: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         later, earlier = ends
-        z = cnf.sample(z, field, earlier, later, rtol=1e-3, atol=1e-3).x
+        z = cnf.sample(z, field, earlier, later, _solver(1e-3)).z
         return z, z
 
     run = jax.jit(lambda z: jax.lax.scan(body, z, (times[:-1], times[1:]))[1])

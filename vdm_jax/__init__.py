@@ -7,7 +7,6 @@ training in `vdm_jax.train`, data sets in `vdm_jax.data`.
 from vdm_jax import (
     bernoulli,
     bounds,
-    control,
     gaussian,
     loss,
     parameterization,
@@ -18,7 +17,6 @@ from vdm_jax import (
     solvers,
     spacing,
     timestep,
-    twosample,
     types,
 )
 from vdm_jax.bernoulli import Bernoulli
@@ -33,7 +31,6 @@ __all__ = [
     "Gaussian",
     "bernoulli",
     "bounds",
-    "control",
     "elbo",
     "gaussian",
     "loss",
@@ -45,6 +42,5 @@ __all__ = [
     "solvers",
     "spacing",
     "timestep",
-    "twosample",
     "types",
 ]

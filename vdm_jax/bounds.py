@@ -13,12 +13,13 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vdm_jax import loss, pixels, timestep
+from vdm_jax import checks, loss, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, transition, variance_log_ratio
 from vdm_jax.schedule import alpha, sigma
-from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
+from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
     "chain",
@@ -33,7 +34,7 @@ __all__ = [
 
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
-    """-log of the mean of K weights, given their logarithms along `axis`: nats, without that axis.
+    """Returns -log of the mean of K weights, given their logarithms along `axis`, in nats.
 
     -(logsumexp(log_weights) - log K) (Burda et al. 2016, eq. 8). Of K independent `chain`s its
     expectation is above -log p(x), never increases with K and tends to it; K = 1 is the bound.
@@ -47,37 +48,19 @@ def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     return jnp.log(float(log_weights.shape[axis])) - logsumexp(log_weights, axis=axis)
 
 
-def chain(
-    key: Key,
-    images: Images,
-    denoise: Denoise,
-    gamma: Gamma,
-    levels: int = 256,
-    num_steps: int = 1000,
-    kind: Kind = "eps",
-    reverse_var: ReverseVar = "posterior",
-) -> PerExample:
-    """Log weight of one chain: log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x), [batch] nats.
+def chain(vdm: VDM, key: Key, images: Images | Tensor) -> PerExample:
+    """Returns the log weight of one chain, log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x).
 
-    The latents are drawn from q, from z_T down by the posterior; each step costs one call of the
-    network, so T = `num_steps` calls in all. Minus its expectation is the bound of T steps, that of
-    `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is p(x) of the chain. That
-    has no finite variance if a step's p(z_s|z_t) is more than twice as wide, in variance, as
-    q(z_s|z_t, x): with "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few.
-
-    Args:
-      key: gives all the noise.
-      images: integers in [0, levels), [batch, *event].
-      denoise, gamma, kind, reverse_var: as for `loss.diffusion`.
-      levels: the number of values a pixel can take.
-      num_steps: T.
-
-    Raises:
-      ValueError: for a num_steps below 1 or None, an unknown kind, or shapes that do not agree.
+    It is [batch], in nats. The latents are drawn from q, from z_T down by the posterior; each step
+    costs one call of the network, so T = `vdm.num_steps` calls in all. Minus its expectation is the
+    bound of T steps, that of `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is
+    p(x) of the chain. That has no finite variance if a step's p(z_s|z_t) is more than twice as
+    wide, in variance, as q(z_s|z_t, x): with "transition", if sigma_t^2 > 2 sigma_s^2, as where
+    steps are few. Raises ValueError for a num_steps below 1 or None.
     """
-    _check_num_steps(num_steps)
-    x = pixels.encode(images, levels)
-    gammas = _gammas(gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
+    num_steps = _num_steps(vdm)
+    x = loss.to_data(images, vdm.levels)
+    gammas = _gammas(vdm.gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
     key_1, key_steps = jax.random.split(key)
 
     def step(
@@ -85,7 +68,7 @@ def chain(
     ) -> tuple[tuple[Tensor, PerExample], None]:
         (e_t, log_weight), (i, gamma_t, gamma_s) = carry, at
         per_example = jnp.broadcast_to(gamma_t, x.shape[:1])
-        e_hat, share = _predict(x, e_t, per_example, denoise, kind, reverse_var)
+        e_hat, share = _predict(vdm, x, e_t, per_example)
         eps = jax.random.normal(jax.random.fold_in(key_steps, i), x.shape, x.dtype)
         # The mean of p(z_s|z_t) is away from that of q(z_s|z_t, x) by this shift, in standard
         # deviations of q, and z_s by eps; q's variance is r times p's.
@@ -99,34 +82,22 @@ def chain(
     e_1 = jax.random.normal(key_1, x.shape, x.dtype)
     steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])
     (e_0, log_weight), _ = jax.lax.scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0])), steps)
-    return log_weight - loss.reconstruction(images, e_0, gammas[-1], levels)
+    return log_weight - loss.reconstruction(images, e_0, gammas[-1], vdm.levels)
 
 
 def chains(
-    key: Key,
-    images: Images,
-    denoise: Denoise,
-    gamma: Gamma,
-    num_chains: int,
-    levels: int = 256,
-    num_steps: int = 1000,
-    kind: Kind = "eps",
-    reverse_var: ReverseVar = "posterior",
+    vdm: VDM, key: Key, images: Images | Tensor, num_chains: int
 ) -> Float[Array, "chains batch"]:
-    """Log weights [num_chains, batch] of independent chains, for `importance_weighted`, in nats.
+    """Returns log weights [num_chains, batch] of independent chains, for `importance_weighted`.
 
-    One chain after the other, in the memory of one. The arguments are those of `chain`.
+    One `chain` after the other, in the memory of one.
     """
-    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 1:
-        raise ValueError(f"num_chains must be an integer of at least 1, got {num_chains!r}.")
-    return jax.lax.map(
-        lambda key: chain(key, images, denoise, gamma, levels, num_steps, kind, reverse_var),
-        jax.random.split(key, num_chains),
-    )
+    checks.count(num_chains, "num_chains")
+    return jax.lax.map(lambda key: chain(vdm, key, images), jax.random.split(key, num_chains))
 
 
 def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
-    """log N(z_1; 0, I) - log q(z_1|x) at z_1 = alpha_1 x + sigma_1 e_1."""
+    """Returns log N(z_1; 0, I) - log q(z_1|x) at z_1 = alpha_1 x + sigma_1 e_1."""
     a, s = alpha(gamma_1), sigma(gamma_1)
     # z_1^2 - e_1^2 as the small number that it is where alpha_1 is small.
     excess = a * (a * (jnp.square(x) - jnp.square(e_1)) + 2.0 * s * x * e_1)
@@ -136,39 +107,29 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
 # ---- the consistency form ----
 
 
-def consistency(
-    key: Key,
-    images: Images,
-    denoise: Denoise,
-    gamma: Gamma,
-    levels: int = 256,
-    num_steps: int = 1000,
-    kind: Kind = "eps",
-    timesteps: timestep.Method = "antithetic",
-) -> loss.ElboTerms:
-    """The bound of T = `num_steps` steps in Luo's consistency form (eq. 44 and 45), one sample.
+def consistency(vdm: VDM, key: Key, images: Images | Tensor) -> loss.ElboTerms:
+    """Returns one sample of the bound of T steps in Luo's consistency form (eq. 44 and 45).
 
-    The same number as `loss.elbo` in expectation, at the same cost. Its variance is the same for a
-    few steps, but grows with T, where that of `loss.elbo` has a limit: for study, not for training.
+    The same number as `vdm.elbo` in expectation, at the same cost. Its variance is the same for a
+    few steps, but grows with T, where that of `vdm.elbo` has a limit: for study, not for training.
     The terms: reconstruction as in `loss.elbo`, `prior_matching`, and `consistency_term` at a
-    random step for diffusion; each unbiased, [batch] nats. Arguments as for `loss.elbo`.
+    random step for diffusion; each unbiased, [batch] nats.
     """
-    _check_num_steps(num_steps)
-    x = pixels.encode(images, levels)
+    num_steps = _num_steps(vdm)
+    x = loss.to_data(images, vdm.levels)
     key_t, *keys = jax.random.split(key, 5)
-    t = timestep.draw(key_t, x.shape[0], timesteps)
+    t = timestep.draw(key_t, x.shape[0], vdm.timesteps)
     eps_0, eps_prior, eps_s, eps_u = (jax.random.normal(k, x.shape, x.dtype) for k in keys)
-    gamma_0 = _gammas(gamma, jnp.zeros(1, x.dtype))[0]
+    gamma_0 = _gammas(vdm.gamma, jnp.zeros(1, x.dtype))[0]
     return loss.ElboTerms(
-        loss.reconstruction(images, eps_0, gamma_0, levels),
-        prior_matching(x, eps_prior, gamma, num_steps),
-        consistency_term(x, eps_s, eps_u, t, denoise, gamma, num_steps, kind),
+        loss.reconstruction(images, eps_0, gamma_0, vdm.levels),
+        prior_matching(x, eps_prior, vdm.gamma, num_steps),
+        consistency_term(vdm, x, eps_s, eps_u, t),
     )
 
 
 def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerExample:
-    """KL(q(z_T|z_{T-1}) || N(0, I)) at z_{T-1} made of noise `eps` (Luo eq. 45), [batch] nats."""
-    _check_num_steps(num_steps)
+    """Returns KL(q(z_T|z_{T-1}) || N(0, I)) at z_{T-1} made of noise `eps` (Luo eq. 45)."""
     times = jnp.array([num_steps - 1.0, num_steps], x.dtype) / num_steps
     gamma_s, gamma_t = _gammas(gamma, times)
     q = transition(marginal(x, gamma_s).at(eps), gamma_s, gamma_t)
@@ -176,33 +137,21 @@ def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerE
 
 
 def consistency_term(
-    x: Tensor,
-    eps_s: Tensor,
-    eps_u: Tensor,
-    t: PerExample,
-    denoise: Denoise,
-    gamma: Gamma,
-    num_steps: int,
-    kind: Kind = "eps",
+    vdm: VDM, x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
 ) -> PerExample:
-    """T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into: [batch] nats.
+    """Returns T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into.
 
-    Its expectation over t ~ U[0, 1] is the sum over i = 0, ..., T - 1 (Luo eq. 44, third term). The
-    two outer latents are drawn jointly, z_{i-1} by `eps_s` and z_{i+1} from it by `eps_u`, standard
-    normal; z_i is integrated out over the bridge q(z_i|z_{i-1}, z_{i+1}), which is Gaussian. For
-    i = 0, z_{-1} is the data: q(z_0|x), and z_1 made of `eps_u` alone.
+    It is [batch], in nats. Its expectation over t ~ U[0, 1] is the sum over i = 0, ..., T - 1 (Luo
+    eq. 44, third term). The two outer latents are drawn jointly, z_{i-1} by `eps_s` and z_{i+1}
+    from it by `eps_u`, standard normal; z_i is integrated out over the bridge q(z_i|z_{i-1},
+    z_{i+1}), which is Gaussian. For i = 0, z_{-1} is the data: q(z_0|x), and z_1 made of `eps_u`
+    alone. The network sees z_{i+1}. x, eps_s and eps_u are [batch, *event], t is [batch].
 
     Luo's eq. 45 instead writes E KL(q(z_i|z_{i-1}) || p(z_i|z_{i+1})). Read literally, it ignores
     that z_{i+1} says something of z_i: it isn't equal to his eq. 44 but larger, by about one nat
     per dimension and step (a test has the exact number).
-
-    Args:
-      x, eps_s, eps_u: [batch, *event].
-      t: times in [0, 1], [batch].
-      denoise, gamma, kind: as for `loss.diffusion`; the network sees z_{i+1}.
-      num_steps: T.
     """
-    _check_num_steps(num_steps)
+    num_steps = _num_steps(vdm)
     if not x.shape == eps_s.shape == eps_u.shape:
         raise ValueError(f"x {x.shape}, eps_s {eps_s.shape}, eps_u {eps_u.shape} differ in shape.")
     if jnp.shape(t) != x.shape[:1]:
@@ -210,7 +159,7 @@ def consistency_term(
         raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {got}.")
     mid, late = timestep.grid(t, num_steps)
     early = jnp.maximum(jnp.rint(late * num_steps) - 2.0, 0.0) / num_steps
-    gamma_s, gamma_t, gamma_u = (_gammas(gamma, time) for time in (early, mid, late))
+    gamma_s, gamma_t, gamma_u = (_gammas(vdm.gamma, time) for time in (early, mid, late))
     first = expand(mid == 0.0, x)
     st, tu, su = (expand(g, x) for g in (gamma_s - gamma_t, gamma_t - gamma_u, gamma_s - gamma_u))
     # Correlations of the noise over the two steps, and what they leave of its variance: c1 and c,
@@ -221,7 +170,7 @@ def consistency_term(
     rise = jnp.where(first, -jnp.square(r), -jnp.exp(st) * jnp.expm1(tu - st))  # c - c1
 
     e_u = Gaussian(r * rho * eps_s, c2).at(eps_u)
-    g = rho * eps_s - (e_u - _predict(x, e_u, gamma_u, denoise, kind)[0]) / r
+    g = rho * eps_s - (e_u - _predict(vdm, x, e_u, gamma_u)[0]) / r
     # q's and p's log-densities averaged over the bridge, of variance c c1 / c2. In their difference
     # what is of order 1 for small steps has been cancelled by hand.
     kappa = jnp.square(r) * (rho**4 * rise - jnp.square(c1) * (1.0 + jnp.square(rho))) / c2
@@ -232,26 +181,18 @@ def consistency_term(
 
 
 def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
-    """log(a / b), by log1p of the given a - b for nearly equal numbers."""
+    """Returns log(a / b), by log1p of the given a - b for nearly equal numbers."""
     near = jnp.abs(difference) < 0.5 * b
     return jnp.where(near, jnp.log1p(jnp.where(near, difference / b, 0.0)), jnp.log(a / b))
 
 
 def _predict(
-    x: Tensor,
-    e_t: Tensor,
-    gamma_t: PerExample,
-    denoise: Denoise,
-    kind: Kind,
-    reverse_var: ReverseVar = "posterior",
+    vdm: VDM, x: Tensor, e_t: Tensor, gamma_t: PerExample
 ) -> tuple[Tensor, Tensor | float]:
-    """The noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the variance's share.
-
-    gamma_t is [batch].
-    """
+    """Returns the noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the share."""
     z_t = marginal(x, gamma_t).at(e_t)
-    prediction, share = split(denoise(z_t, gamma_t), reverse_var)
-    return to_eps(prediction, z_t, gamma_t, kind), share
+    prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
+    return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
 
 def _gammas(gamma: Gamma, t: Tensor) -> Tensor:
@@ -262,7 +203,8 @@ def _gammas(gamma: Gamma, t: Tensor) -> Tensor:
     return gammas
 
 
-def _check_num_steps(num_steps: int | None) -> None:
-    if num_steps is None:
+def _num_steps(vdm: VDM) -> int:
+    if vdm.num_steps is None:
         raise ValueError("num_steps must be an integer of at least 1, as a chain has, got None.")
-    timestep.check_num_steps(num_steps)
+    timestep.check_num_steps(vdm.num_steps)
+    return vdm.num_steps

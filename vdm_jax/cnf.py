@@ -23,49 +23,55 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import divergence, ode
-from vdm_jax.divergence import Probes, Trace
+from vdm_jax import checks, ode
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.ode import Adjoint
+from vdm_jax.ode import DEFAULT, Solver, Steps
 from vdm_jax.types import Key, PerExample, Tensor
 
-__all__ = ["Field", "LogProb", "Sample", "as_batch", "log_prob", "sample", "standard_normal"]
+__all__ = [
+    "Field",
+    "LogProb",
+    "Sample",
+    "Solver",
+    "as_batch",
+    "exact_trace",
+    "hutchinson",
+    "log_prob",
+    "sample",
+    "standard_normal",
+]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """(t, z) -> dz/dt: a scalar and [batch, *event], to the same shape as z."""
 
+_COLUMNS = 64  # of the Jacobian computed at once by `exact_trace`: bounds its memory
+
 
 class LogProb(NamedTuple):
-    """What `log_prob` returns: densities, where the flow led, and what the solver spent."""
+    """Log-densities of a batch, and the other end of its flow."""
 
     log_prob: PerExample
-    """log p(x), [batch], in nats."""
+    """Log-density log p(x), [batch], in nats."""
     z: Tensor
-    """The other end of the flow, z(end), [batch, *event]."""
-    num_evaluations: Array
-    """Evaluations of the field for the whole batch; see `ode.Solution`."""
-    num_accepted: Array
-    """Steps the solver made."""
-    num_rejected: Array
-    """Steps it tried and found too coarse."""
+    """Other end of the flow, z(end), [batch, *event]."""
+    steps: Steps
+    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 class Sample(NamedTuple):
-    """What `sample` returns."""
+    """A sample of a flow."""
 
-    x: Tensor
-    """z(start), [batch, *event]."""
-    num_evaluations: Array
-    num_accepted: Array
-    num_rejected: Array
-    """As in `LogProb`."""
+    z: Tensor
+    """Start of the flow, z(start), [batch, *event]."""
+    steps: Steps
+    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 def standard_normal(z: Tensor) -> PerExample:
-    """log N(z; 0, I) of each example: [batch, *event] -> [batch], in nats."""
+    """Returns log N(z; 0, I) of each example: [batch, *event] -> [batch], in nats."""
     elementwise = Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z)
     return jnp.sum(elementwise, axis=tuple(range(1, z.ndim)))
 
@@ -76,35 +82,22 @@ def log_prob(
     start: ArrayLike,
     end: ArrayLike,
     base: Callable[[Tensor], PerExample] = standard_normal,
-    trace: Trace = "exact",
+    solver: Solver = DEFAULT,
     key: Key | None = None,
-    probes: Probes = "rademacher",
-    num_probes: int = 1,
-    adjoint: Adjoint = "checkpoint",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 4096,
 ) -> LogProb:
-    """log p(x) for each of a batch, x = z(start) being carried to z(end), where `base` is known.
+    """Returns log p(x) for each of a batch, x = z(start) being carried to z(end).
 
-    The step size is such that every example, however large the batch, has an estimated error per
-    step below atol + rtol |value|, in the root mean square over z and in the log-density per
-    dimension. Differentiable by reverse mode, in x and the times as in what `field` closes over:
-    its mean over data is what a flow is trained to raise.
+    The error of a step is controlled in z and in the log-density per dimension (`Solver`).
+    Differentiable by reverse mode, in x and the times as in what `field` closes over: its mean over
+    data is what a flow is trained to raise.
 
     Args:
       x: points at `start`, [batch, *event]; its dtype is that of the computation.
       field: (t, z) -> dz/dt.
       start, end: scalars, the times of x and of the base, in either order.
       base: z(end) [batch, *event] -> its log-density [batch], in nats.
-      trace: "exact", by as many forward derivatives as an event has elements, or "hutchinson", by
-        one for each probe: unbiased in log p(x) (Grathwohl et al. 2019).
-      key, probes, num_probes: the probes of "hutchinson", drawn once for the whole trajectory and
-        independently for each example: "rademacher" (signs) or "gaussian".
-      adjoint: how the gradient is computed: "checkpoint" through the solver's steps, or "backsolve"
-        by the adjoint equation, in memory that doesn't grow with the steps; see `ode.solve`.
-      rtol, atol: relative and absolute tolerance, positive.
-      max_steps: steps, accepted or not, after which the solver gives up.
+      solver: tolerances, trace and gradient.
+      key: gives the probes of the trace "hutchinson", independent for each example.
 
     Returns:
       `LogProb`. Where the solver gave up (max_steps, or a field that is not finite) log_prob and z
@@ -115,29 +108,23 @@ def log_prob(
         returns another shape.
     """
     x = as_batch(x, "x")
-    _check(x, start, end, rtol, atol, max_steps, adjoint)
-    divergence.check(trace, key, probes, num_probes)
+    _check(x, start, end, solver)
     dims = math.prod(x.shape[1:])
-    noise = None
-    if trace == "hutchinson" and key is not None:
-        noise = divergence.draw(key, x, probes, num_probes)
+    noise = _probes(key, x, solver) if solver.trace == "hutchinson" else None
 
     def with_trace(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         z = state[0]
         dz, tangent = jax.linearize(lambda z: _velocity(field, t, z), z)
-        if noise is None:
-            return dz, divergence.exact(tangent, z) / dims
-        return dz, divergence.hutchinson(tangent, noise) / dims
+        trace = exact_trace(tangent, z) if noise is None else hutchinson(tangent, noise)
+        return dz, trace / dims
 
     state = (x, jnp.zeros(x.shape[:1], x.dtype))
-    solution = ode.solve(with_trace, state, start, end, rtol, atol, max_steps, adjoint)
-    z, gain = solution.state
+    (z, gain), steps = ode.solve(with_trace, state, start, end, solver)
     at_end = base(z)
     if jnp.shape(at_end) != gain.shape:
         got = jnp.shape(at_end)
         raise ValueError(f"base must return {list(gain.shape)}, one per example, got shape {got}.")
-    counts = (solution.num_evaluations, solution.num_accepted, solution.num_rejected)
-    return LogProb(at_end + dims * gain, z, *counts)
+    return LogProb(at_end + dims * gain, z, steps)
 
 
 def sample(
@@ -145,49 +132,77 @@ def sample(
     field: Field,
     start: ArrayLike,
     end: ArrayLike,
-    adjoint: Adjoint = "checkpoint",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 4096,
+    solver: Solver = DEFAULT,
 ) -> Sample:
-    """The flow back, from z = z(end) to x = z(start): of a draw of the base it makes a sample.
+    """Returns the flow back, from z = z(end) to z(start): of a draw of the base it makes a sample.
 
     The inverse of `log_prob`'s way, with the same arguments (start is where x is), errors and NaNs.
     """
     z = as_batch(z, "z")
-    _check(z, start, end, rtol, atol, max_steps, adjoint)
+    _check(z, start, end, solver)
 
     def alone(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_velocity(field, t, state[0]),)
 
-    solution = ode.solve(alone, (z,), end, start, rtol, atol, max_steps, adjoint)
-    counts = (solution.num_evaluations, solution.num_accepted, solution.num_rejected)
-    return Sample(solution.state[0], *counts)
+    (x,), steps = ode.solve(alone, (z,), end, start, solver)
+    return Sample(x, steps)
+
+
+# ---- the trace of a Jacobian, by forward derivatives alone ----
+
+
+def exact_trace(tangent: Callable[[Tensor], Tensor], like: Tensor) -> PerExample:
+    """Returns tr J of each example, [batch], from every column of J.
+
+    `tangent` is the derivative J of a map of each example on its own, as `jax.linearize` gives it:
+    direction -> J direction, both of the shape of `like`, [batch, *event].
+    """
+    batch, dims = like.shape[0], math.prod(like.shape[1:])
+
+    def diagonal(i: Tensor) -> PerExample:
+        direction = jnp.zeros(dims, like.dtype).at[i].set(1.0).reshape(like.shape[1:])
+        return tangent(jnp.broadcast_to(direction, like.shape)).reshape(batch, dims)[:, i]
+
+    return jnp.sum(jax.lax.map(diagonal, jnp.arange(dims), batch_size=min(dims, _COLUMNS)), axis=0)
+
+
+def hutchinson(tangent: Callable[[Tensor], Tensor], noise: Tensor) -> PerExample:
+    """Returns the mean of noise^T J noise, [batch]: unbiased for tr J (Hutchinson 1990).
+
+    noise [num_probes, batch, *event] has mean 0 and covariance I. For a symmetric J the variance of
+    one probe is 2 sum_ij J_ij^2 if gaussian; rademacher leaves out i = j.
+    """
+    products = noise * jax.vmap(tangent)(noise)
+    return jnp.mean(jnp.sum(products, axis=tuple(range(2, noise.ndim))), axis=0)
+
+
+def _probes(key: Key | None, like: Tensor, solver: Solver) -> Tensor:
+    """Returns independent probes [num_probes, *shape of like] of mean 0 and covariance I."""
+    if key is None:
+        raise ValueError("trace='hutchinson' draws probes: give it a key, got key=None.")
+    draw = jax.random.normal if solver.probes == "gaussian" else jax.random.rademacher
+    return draw(key, (solver.num_probes, *like.shape), like.dtype)
+
+
+# ---- helpers ----
 
 
 def as_batch(z: ArrayLike, name: str) -> Tensor:
-    """`z` as an array. Raises ValueError, calling it `name`, unless it is floats [batch, ...]."""
+    """Returns `z` as an array. Raises ValueError unless it is floats [batch, ...]."""
     z = jnp.asarray(z)
     if z.ndim < 1 or not jnp.issubdtype(z.dtype, jnp.floating):
         raise ValueError(f"{name} must be floats [batch, *event], got {z.dtype}{list(z.shape)}.")
     return z
 
 
-def _check(
-    z: Tensor,
-    start: ArrayLike,
-    end: ArrayLike,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    adjoint: Adjoint,
-) -> None:
-    """Raises ValueError where something can't be meant, as far as it's known."""
-    ode.check(z.dtype, rtol, atol, max_steps, adjoint)
+def _check(z: Tensor, start: ArrayLike, end: ArrayLike, solver: Solver) -> None:
+    """Raises ValueError for times or settings that can't be meant, as far as they are known."""
+    solver.check(z.dtype)
     for name, time in (("start", start), ("end", end)):
         if jnp.shape(time) != ():
             raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(time)}.")
-        if not isinstance(time, jax.core.Tracer) and not math.isfinite(float(time)):  # type: ignore[arg-type]
+        value = checks.known(time)
+        if value is not None and not np.isfinite(value):
             raise ValueError(f"{name} must be finite, got {time}.")
 
 

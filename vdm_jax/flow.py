@@ -18,27 +18,26 @@ Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax 
 """
 
 import math
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vdm_jax import cnf, pixels
+from vdm_jax import checks, cnf, pixels
 from vdm_jax.bounds import importance_weighted
-from vdm_jax.divergence import Probes, Trace
+from vdm_jax.cnf import LogProb, Sample
+from vdm_jax.ode import DEFAULT, Solver
 from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
-from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, Tensor
+from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
 __all__ = [
     "DequantizedNats",
-    "LogProb",
-    "Sample",
+    "Solver",
     "data_log_prob",
     "dequantized_nats",
     "drift",
@@ -47,207 +46,131 @@ __all__ = [
 ]
 
 
-class LogProb(NamedTuple):
-    """What `log_prob` returns: densities, where the flow led, and what the solver spent."""
-
-    log_prob: PerExample
-    """log p(z_0), [batch], in nats."""
-    z_1: Tensor
-    """The other end of the flow, [batch, *event]."""
-    num_evaluations: Array
-    """Evaluations of the drift, each one call of the denoiser for the whole batch."""
-    num_accepted: Array
-    """Steps the solver made."""
-    num_rejected: Array
-    """Steps it tried and found too coarse."""
-
-
-class Sample(NamedTuple):
-    """What `sample` returns."""
-
-    z_0: Tensor
-    """[batch, *event]; `vdm_jax.sampler.to_images` makes pixels of it."""
-    num_evaluations: Array
-    num_accepted: Array
-    num_rejected: Array
-    """As in `LogProb`."""
-
-
 class DequantizedNats(NamedTuple):
-    """What `dequantized_nats` returns."""
+    """A bound on -log P(image), and its cost."""
 
     nats: PerExample
-    """The bound on -log P(image), [batch]."""
+    """Bound on -log P(image), [batch]."""
     num_evaluations: Array
     """Evaluations of the drift, each one call of the denoiser, over all the draws."""
 
 
-def drift(z: Tensor, gamma: ArrayLike, denoise: Denoise, kind: Kind = "eps") -> Tensor:
-    """dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), the probability flow (Song et al. 2021).
+def drift(vdm: VDM, z: Tensor, gamma: ArrayLike) -> Tensor:
+    """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), the probability flow.
 
-    Args:
-      z: latents, [batch, *event].
-      gamma: a scalar or [batch].
-      denoise: (z, gamma [batch]) -> prediction.
-      kind: what `denoise` predicts: "eps", "x", "v" or "score".
-
-    Returns:
-      [batch, *event]. Raises ValueError for an unknown kind or shapes that do not agree.
+    z is [batch, *event], as is the drift, and gamma a scalar or [batch] (Song et al. 2021).
     """
     per_example = jnp.broadcast_to(jnp.asarray(gamma, z.dtype), z.shape[:1])
-    v = to_v(denoise(z, per_example), z, per_example, kind)
+    prediction, _ = split(vdm.denoise(z, per_example), vdm.reverse_var)
+    v = to_v(prediction, z, per_example, vdm.kind)
     gamma = expand(per_example, z)
     return 0.5 * alpha(gamma) * sigma(gamma) * v
 
 
 def log_prob(
+    vdm: VDM,
     z_0: Tensor,
-    denoise: Denoise,
-    gamma_0: ArrayLike,
-    gamma_1: ArrayLike,
-    kind: Kind = "eps",
-    trace: Trace = "exact",
+    solver: Solver = DEFAULT,
     key: Key | None = None,
-    probes: Probes = "rademacher",
-    num_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 4096,
 ) -> LogProb:
-    """log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
+    """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
 
-    The step size is such that every example, however large the batch, has an estimated error per
-    step below atol + rtol |value|, in the root mean square over z and in the log-density per
-    dimension. Differentiable by reverse mode, in the end points as in what `denoise` closes over.
+    Differentiable by reverse mode, in the end points as in what `vdm.denoise` closes over.
 
     Args:
+      vdm: the model; of its schedule the end points are used, gamma(0) < gamma(1).
       z_0: latents at gamma_0, [batch, *event]; its dtype is that of the computation.
-      denoise, kind: as for `drift`.
-      gamma_0, gamma_1: scalars, gamma_0 < gamma_1.
-      trace: "exact", by as many forward derivatives as an event has elements, or "hutchinson", by
-        one for each probe: unbiased in log p(z_0) (Grathwohl et al. 2019).
-      key, probes, num_probes: the probes of "hutchinson", drawn once for the whole trajectory and
-        independently for each example: "rademacher" (signs) or "gaussian".
-      rtol, atol: relative and absolute tolerance, positive.
-      max_steps: steps, accepted or not, after which the solver gives up.
+      solver: tolerances, trace and gradient.
+      key: gives the probes of the trace "hutchinson".
 
     Returns:
-      `LogProb`. Where the solver gave up (max_steps, or a denoiser that is not finite) log_prob and
-      z_1 are NaN for the whole batch; an example not finite from the start is NaN by itself.
+      `LogProb`, whose z is z_1. Where the solver gave up (max_steps, or a denoiser that is not
+      finite) log_prob and z are NaN for the whole batch; an example not finite from the start is
+      NaN by itself.
 
     Raises:
       ValueError: for a setting out of range, or hutchinson without a key.
     """
-    z_0 = _checked(z_0, gamma_0, gamma_1)
-    return LogProb(
-        *cnf.log_prob(
-            z_0, _field(denoise, kind), gamma_0, gamma_1, cnf.standard_normal, trace, key, probes,
-            num_probes, rtol=rtol, atol=atol, max_steps=max_steps,
-        )
-    )  # fmt: skip
+    z_0, ends = _checked(vdm, z_0)
+    return cnf.log_prob(z_0, _field(vdm), *ends, solver=solver, key=key)
 
 
 def sample(
+    vdm: VDM,
     z_1: Tensor,
-    denoise: Denoise,
-    gamma_0: ArrayLike,
-    gamma_1: ArrayLike,
-    kind: Kind = "eps",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 4096,
+    solver: Solver = DEFAULT,
 ) -> Sample:
-    """The flow from z_1 at gamma_1 back to z_0 at gamma_0: of z_1 ~ N(0, I) it makes a sample.
+    """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
 
-    The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs.
+    The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs;
+    `vdm_jax.sampler.to_images` makes pixels of z_0.
     """
-    z_1 = _checked(z_1, gamma_0, gamma_1)
-    field = _field(denoise, kind)
-    back = cnf.sample(z_1, field, gamma_0, gamma_1, rtol=rtol, atol=atol, max_steps=max_steps)
-    return Sample(*back)
+    z_1, ends = _checked(vdm, z_1)
+    return cnf.sample(z_1, _field(vdm), *ends, solver)
+
+
+def data_log_prob(
+    vdm: VDM,
+    x: Tensor,
+    solver: Solver = DEFAULT,
+    key: Key | None = None,
+) -> LogProb:
+    """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
+    x = cnf.as_batch(x, "x")
+    scale = alpha(_ends(vdm, x)[0])
+    of_z = log_prob(vdm, scale * x, solver, key)
+    return of_z._replace(log_prob=of_z.log_prob + math.prod(x.shape[1:]) * jnp.log(scale))
 
 
 def dequantized_nats(
+    vdm: VDM,
     key: Key,
     images: Images,
-    denoise: Denoise,
-    gamma: Gamma,
-    levels: int = 256,
     dequantization: pixels.Dequantization = "truncated_normal",
     num_samples: int = 1,
-    kind: Kind = "eps",
-    trace: Trace = "exact",
-    probes: Probes = "rademacher",
-    num_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 4096,
+    solver: Solver = DEFAULT,
 ) -> DequantizedNats:
-    """One sample of a bound on -log P(image), for each of a batch of images.
+    """Returns one sample of a bound on -log P(image), for each of a batch of images.
 
     With K = `num_samples` draws z_0^k ~ q(z_0|image) of `pixels.dequantize` the bound is
     -(logsumexp_k(log p(z_0^k) - log q(z_0^k|image)) - log K): above -log P(image) in expectation,
     and no higher with more draws. "hutchinson" keeps that for K = 1 only: the noise of its log p
     raises the mean of exp(log p), so with K > 1 the bound may come out too low.
 
-    Args:
-      key: gives the draws and the probes.
-      images: integers in [0, levels), [batch, *event] (others give NaN).
-      gamma: the schedule, of which the end points are used.
-      levels, dequantization: as for `pixels.dequantize`.
-      denoise, kind, trace, probes, num_probes, rtol, atol, max_steps: as for `log_prob`.
-
-    Returns:
-      `DequantizedNats`, the bound [batch] in nats; NaN where the solver gave up on any draw.
+    `key` gives the draws and the probes. images are integers in [0, vdm.levels), [batch, *event];
+    others give NaN, as does any draw on which the solver gave up.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
-    gamma_0, gamma_1 = gamma(jnp.array([0.0, 1.0]))
+    checks.count(num_samples, "num_samples")
+    gamma_0 = vdm.gamma(jnp.array([0.0, 1.0]))[0]
 
     def draw(key: Key) -> tuple[PerExample, Array]:
         key_z, key_probes = jax.random.split(key)
+        levels = cast(int, vdm.levels)  # None is refused there
         z_0, log_q = pixels.dequantize(key_z, images, levels, gamma_0, dequantization)
-        p = log_prob(
-            z_0, denoise, gamma_0, gamma_1, kind, trace, key_probes, probes, num_probes,
-            rtol, atol, max_steps,
-        )  # fmt: skip
-        return p.log_prob - log_q, p.num_evaluations
+        p = log_prob(vdm, z_0, solver, key_probes)
+        return p.log_prob - log_q, p.steps.evaluations
 
     log_weights, num_evaluations = jax.lax.map(draw, jax.random.split(key, num_samples))
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
 
 
-def data_log_prob(vdm: VDM, x: Tensor, key: Key | None = None, **solver: Any) -> PerExample:
-    """Returns log p(x) [batch] in nats, of x = z_0 / alpha_0, by `log_prob` of z_0.
-
-    `key` and `solver` are as there.
-    """
-    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], x.dtype))
-
-    def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
-
-    scale = alpha(gamma_0)
-    of_z = log_prob(scale * x, denoise, gamma_0, gamma_1, vdm.kind, key=key, **solver).log_prob
-    return of_z + math.prod(vdm.event_shape) * jnp.log(scale)
+def _field(vdm: VDM) -> cnf.Field:
+    """Returns the drift as the field of a normalising flow whose time is gamma."""
+    return lambda gamma, z: drift(vdm, z, gamma)
 
 
-def _field(denoise: Denoise, kind: Kind) -> cnf.Field:
-    """The drift as the field of a normalising flow whose time is gamma."""
-    return lambda gamma, z: drift(z, gamma, denoise, kind)
+def _ends(vdm: VDM, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns gamma_0 and gamma_1."""
+    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], z.dtype))
+    return gamma_0, gamma_1
 
 
-def _checked(z: ArrayLike, gamma_0: ArrayLike, gamma_1: ArrayLike) -> Tensor:
-    """`z` as an array. Raises ValueError where something can't be meant, as far as it's known."""
+def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Returns `z` and gamma's ends. Raises ValueError where they are known and can't be meant."""
     z = cnf.as_batch(z, "latents")
-    for name, gamma in (("gamma_0", gamma_0), ("gamma_1", gamma_1)):
-        if jnp.shape(gamma) != ():
-            raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(gamma)}.")
-    known = not any(isinstance(gamma, jax.core.Tracer) for gamma in (gamma_0, gamma_1))
-    if known and not -math.inf < float(gamma_0) < float(gamma_1) < math.inf:  # type: ignore[arg-type]
-        raise ValueError(
-            f"gamma_0 must be below gamma_1 (gamma grows with t), and both finite, "
-            f"got gamma_0 = {gamma_0} and gamma_1 = {gamma_1}."
-        )
+    ends = _ends(vdm, z)
+    low, high = map(checks.known, ends)
+    if low is not None and high is not None and not -math.inf < low < high < math.inf:
+        raise ValueError(f"gamma(0) must be below gamma(1), both finite, got {low} and {high}.")
     # In the wrong order though unknown until it's computed: no number.
-    return z * jnp.where(jnp.less(gamma_0, gamma_1), 1.0, jnp.nan)
+    return z * jnp.where(ends[0] < ends[1], 1.0, jnp.nan), ends

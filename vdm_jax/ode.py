@@ -5,7 +5,6 @@ import it.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import diffrax
@@ -14,69 +13,127 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from vdm_jax import checks
 from vdm_jax.process import expand
 from vdm_jax.types import Tensor
 
-__all__ = ["ADJOINTS", "Adjoint", "Field", "Solution", "check", "solve"]
+__all__ = [
+    "ADJOINTS",
+    "DEFAULT",
+    "PROBES",
+    "TRACES",
+    "Field",
+    "Solution",
+    "Solver",
+    "Steps",
+    "solve",
+]
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
 
-Adjoint = Literal["checkpoint", "backsolve"]
-"""How the gradient of a solution is computed; see `solve`."""
+Trace = Literal["exact", "hutchinson"]
+TRACES: tuple[Trace, ...] = get_args(Trace)
 
+Probes = Literal["rademacher", "gaussian"]
+PROBES: tuple[Probes, ...] = get_args(Probes)
+
+Adjoint = Literal["checkpoint", "backsolve"]
 ADJOINTS: tuple[Adjoint, ...] = get_args(Adjoint)
 
 _FIRST_STEP = 0.01  # of the way; the next are as long as the tolerance allows
 
 
-class Solution(NamedTuple):
-    """The end of a trajectory, and what it took."""
-
-    state: State
-    """Each [batch, ...]; NaN for the examples of which there is no solution."""
-    num_evaluations: Array
-    """Evaluations of the field, those of rejected steps among them. With "backsolve" the solver
-    makes one more for each time that it rejects its first step."""
-    num_accepted: Array
-    num_rejected: Array
-    """Steps made, and steps tried and found too coarse."""
-
-
-def solve(
-    field: Field,
-    state: State,
-    start: ArrayLike,
-    end: ArrayLike,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    adjoint: Adjoint = "checkpoint",
-) -> Solution:
-    """Integrate d state / d gamma = field(gamma, state) from `start` to `end`, either way round.
+class Solver(NamedTuple):
+    """Settings by which a flow is solved: tolerances, gradient and the trace of a Jacobian.
 
     Adaptive steps of the explicit method of Tsitouras 2011 (order 5), the same for the whole batch:
     none is accepted whose estimated error exceeds atol + rtol |state| in the root mean square over
     any array of any example. So the error of one doesn't hide among the others, but the hardest
-    example decides the steps of all. Differentiable by reverse mode, in all that the field closes
-    over, in two ways. "checkpoint" differentiates the solver's own steps: the gradient is that of
-    the number returned, to rounding; memory grows as the square root of the steps. "backsolve"
-    solves the adjoint equation from `end` back to `start` (Chen et al. 2018, section 2), by the
-    same method and tolerances: memory doesn't grow, and the gradient has an error of its own. Its
-    tolerance atol is absolute in the cotangents too, so that of a sum over the batch is better
-    than that of a mean; the gradient by parameters doesn't decide the steps (Kidger et al. 2021).
+    example decides the steps of all.
+    """
+
+    trace: Trace = "exact"
+    """Trace in a log-density: "exact", by as many forward derivatives as an event has elements, or
+    "hutchinson", by one for each probe: unbiased in log p(x) (Grathwohl et al. 2019)."""
+    probes: Probes = "rademacher"
+    """Probes of "hutchinson", drawn once for a trajectory: "rademacher" (signs) or "gaussian"."""
+    num_probes: int = 1
+    """Number of probes for each example."""
+    rtol: float = 1e-5
+    """Relative tolerance."""
+    atol: float = 1e-5
+    """Absolute tolerance."""
+    max_steps: int = 4096
+    """Number of steps, accepted or not, after which the solver gives up."""
+    adjoint: Adjoint = "checkpoint"
+    """Method of the gradient. "checkpoint" differentiates the solver's own steps: the gradient is
+    that of the number returned, to rounding; memory grows as the square root of the steps.
+    "backsolve" solves the adjoint equation back from the end (Chen et al. 2018, section 2), by the
+    same tolerances: memory doesn't grow, and the gradient has an error of its own. atol is absolute
+    in the cotangents too, so that the gradient of a sum over the batch is better than that of a
+    mean; the gradient by parameters doesn't decide the steps (Kidger et al. 2021)."""
+
+    def check(self, dtype: DTypeLike) -> None:
+        """Raises ValueError for a setting out of range, or finer than `dtype` resolves."""
+        names = (("trace", TRACES), ("probes", PROBES), ("adjoint", ADJOINTS))
+        for name, values in names:
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}."
+                )
+        for name in ("rtol", "atol"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        finest = 4.0 * float(jnp.finfo(dtype).eps)
+        if max(self.rtol, self.atol) < finest:
+            raise ValueError(
+                f"rtol = {self.rtol} and atol = {self.atol} are finer than "
+                f"{jnp.dtype(dtype).name} resolves; raise rtol to {finest:.1e} or more, or compute "
+                "in float64 (jax_enable_x64)."
+            )
+        checks.count(self.num_probes, "num_probes")
+        checks.count(self.max_steps, "max_steps")
+
+
+DEFAULT = Solver()
+
+
+class Steps(NamedTuple):
+    """Cost of a solution for the whole batch."""
+
+    evaluations: Array
+    """Evaluations of the field, those of rejected steps among them. With "backsolve" the solver
+    makes one more for each time that it rejects its first step."""
+    accepted: Array
+    """Number of steps made."""
+    rejected: Array
+    """Number of steps tried and found too coarse."""
+
+
+class Solution(NamedTuple):
+    """The end of a trajectory, and its cost."""
+
+    state: State
+    """Arrays [batch, ...]; NaN for the examples of which there is no solution."""
+    steps: Steps
+
+
+def solve(field: Field, state: State, start: ArrayLike, end: ArrayLike, solver: Solver) -> Solution:
+    """Returns the solution of d state / dt = field(t, state) from `start` to `end`, either way.
+
+    Differentiable by reverse mode, in all that the field closes over (`Solver.adjoint`).
 
     Args:
-      field: (gamma, state) -> its derivatives, arrays of the same shapes.
+      field: (t, state) -> its derivatives, arrays of the same shapes.
       state: arrays [batch, ...]; where the first isn't finite the example is NaN at the end, and
         the others aren't disturbed.
       start, end: scalars.
-      rtol, atol, max_steps, adjoint: as `check` wants them.
+      solver: the settings, which the caller has checked.
 
-    Returns:
-      `Solution`; its state is NaN for the whole batch after max_steps steps, or where the field
-      isn't finite however short the step. Where "backsolve" gives up on its way back it raises
-      diffrax's error when the gradient is computed.
+    The state is NaN for the whole batch after max_steps steps, or where the field isn't finite
+    however short the step. Where "backsolve" gives up on its way back it raises diffrax's error
+    when the gradient is computed.
     """
     z = state[0]
     start, end = jnp.asarray(start, z.dtype), jnp.asarray(end, z.dtype)
@@ -87,10 +144,10 @@ def solve(
     def scaled(s: Any, state: State) -> State:
         return tuple((end - start) * d for d in field(start + (end - start) * s, state))
 
-    solver, zero = diffrax.Tsit5(), jnp.zeros((), z.dtype)
+    method, zero = diffrax.Tsit5(), jnp.zeros((), z.dtype)
     given: Callable = scaled
     first: Any = None
-    if adjoint == "backsolve":
+    if solver.adjoint == "backsolve":
         # It differentiates by its arguments alone: all that the field closes over becomes one.
         given = eqx.filter_closure_convert(scaled, zero, state)
     else:
@@ -99,47 +156,28 @@ def solve(
         first = (jnp.array(False), scaled(zero, state))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda s, state, given: given(jnp.asarray(s, z.dtype), state)),
-        solver,
+        method,
         t0=0.0,
         t1=1.0,
         dt0=_FIRST_STEP,
         y0=state,
         args=given,
-        stepsize_controller=_controller(rtol, atol, z.dtype, _worst),
-        max_steps=max_steps,
+        stepsize_controller=_controller(solver, z.dtype, _worst),
+        max_steps=solver.max_steps,
         throw=False,
-        adjoint=_adjoint(adjoint, rtol, atol, z.dtype),
+        adjoint=_adjoint(solver, z.dtype),
         solver_state=first,
     )
     solved = finite & diffrax.is_successful(solution.result)
     accepted, rejected = (solution.stats[f"num_{k}_steps"] for k in ("accepted", "rejected"))
-    evaluations = 1 + (solver.tableau.num_stages - 1) * (accepted + rejected)
+    evaluations = 1 + (method.tableau.num_stages - 1) * (accepted + rejected)
     # A factor and not a choice, so that the gradient isn't finite either.
     ys = (y[-1] * jnp.where(expand(solved, y[-1]), 1.0, jnp.nan) for y in solution.ys)
-    return Solution(tuple(ys), evaluations, accepted, rejected)
+    return Solution(tuple(ys), Steps(evaluations, accepted, rejected))
 
 
-def check(
-    dtype: DTypeLike, rtol: float, atol: float, max_steps: int, adjoint: Adjoint = "checkpoint"
-) -> None:
-    """Raise ValueError unless the tolerances are positive and `dtype` can hold them."""
-    if adjoint not in ADJOINTS:
-        raise ValueError(f"adjoint must be one of {', '.join(ADJOINTS)}, got {adjoint!r}.")
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if not tolerance > 0.0:
-            raise ValueError(f"{name} must be positive, got {tolerance}.")
-    finest = 4.0 * float(jnp.finfo(dtype).eps)
-    if max(rtol, atol) < finest:
-        raise ValueError(
-            f"rtol = {rtol} and atol = {atol} are finer than {jnp.dtype(dtype).name} resolves; "
-            f"raise rtol to {finest:.1e} or more, or compute in float64 (jax_enable_x64)."
-        )
-    if isinstance(max_steps, bool) or not isinstance(max_steps, Integral) or max_steps < 1:
-        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}.")
-
-
-def _adjoint(name: Adjoint, rtol: float, atol: float, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
-    if name == "checkpoint":
+def _adjoint(solver: Solver, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
+    if solver.adjoint == "checkpoint":
         return diffrax.RecursiveCheckpointAdjoint()
 
     def norm(error: tuple[State, State, Any, Any]) -> Tensor:
@@ -147,16 +185,18 @@ def _adjoint(name: Adjoint, rtol: float, atol: float, dtype: DTypeLike) -> diffr
         return jnp.maximum(_worst(error[0]), _worst(error[1]))
 
     # A gradient that isn't one would look like any other, so here giving up is an error.
-    backwards = _controller(rtol, atol, dtype, norm)
+    backwards = _controller(solver, dtype, norm)
     return diffrax.BacksolveAdjoint(stepsize_controller=backwards, throw=True)
 
 
-def _controller(rtol: float, atol: float, dtype: DTypeLike, norm: Any) -> diffrax.PIDController:
+def _controller(solver: Solver, dtype: DTypeLike, norm: Any) -> diffrax.PIDController:
     shortest = 16 * float(jnp.finfo(dtype).eps)
-    return diffrax.PIDController(rtol, atol, norm=norm, dtmin=shortest, force_dtmin=False)
+    return diffrax.PIDController(
+        solver.rtol, solver.atol, norm=norm, dtmin=shortest, force_dtmin=False
+    )
 
 
 def _worst(error: State) -> Tensor:
-    """The largest, of all examples and arrays, root mean square over the elements."""
+    """Returns the largest, of all examples and arrays, root mean square over the elements."""
     squares = [jnp.mean(jnp.square(e).reshape(e.shape[0], -1), axis=1) for e in error]
     return jnp.sqrt(jnp.max(jnp.stack(squares)))

@@ -88,9 +88,9 @@ class VDM(NamedTuple):
     def log_prob(self, x: Tensor, key: Key | None = None, **solver: Any) -> PerExample:
         """Returns log p(x) [batch] in nats, by the probability-flow ODE (`vdm_jax.flow`).
 
-        It is the density of x in [-1, 1] itself, taken for z_0 / alpha_0. `key` and `solver` are
-        as for `vdm_jax.flow.log_prob`. Needs diffrax.
+        It is the density of x in [-1, 1] itself, taken for z_0 / alpha_0. `solver` are the fields
+        of `vdm_jax.flow.Solver`; its trace "hutchinson" needs a key. Needs diffrax.
         """
         from vdm_jax import flow
 
-        return flow.data_log_prob(self, x, key, **solver)
+        return flow.data_log_prob(self, x, flow.Solver(**solver), key).log_prob

@@ -349,7 +349,7 @@ def _quality(workdir: Path) -> dict[str, Any]:
     rules = [Rule("dpm_solver", steps, "karras") for steps in (10, 15, 20, 25)]
     rules += [Rule("ancestral", steps, "time") for steps in (25, 250, 1000)]
     return {
-        "quality": sampling.quality(model, rules, mesh, say=_say_sampler),
+        "quality": sampling.quality(model.on(mesh), rules, say=_say_sampler),
         "evaluation": _evaluation(model, mesh),
     }
 
@@ -359,7 +359,7 @@ def _say_sampler(row: Mapping[str, Any]) -> None:
 
 
 def _evaluation(model: Restored, mesh: jax.sharding.Mesh) -> list[Row]:
-    return pilot.evaluation_cost(model, mesh, model.batch_size)
+    return pilot.evaluation_cost(model.on(mesh))
 
 
 if __name__ == "__main__":

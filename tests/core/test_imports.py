@@ -21,7 +21,7 @@ ALLOWED = {
     "data": {"core"},
     "compression": {"core"},
     "train": {"core", "related", "evaluation"},
-    "evaluation": {"core", "related", "nn", "data", "compression", "train", "run"},
+    "evaluation": {"core", "related", "nn", "data", "compression", "train"},
     "run": {"core", "related", "nn", "data", "compression", "train", "evaluation"},
     "experiments": {
         "core", "related", "nn", "data", "compression", "train", "evaluation", "run"

@@ -1,66 +1,162 @@
-"""What `experiments.evaluate` measures: the bound, its profile over t, other bounds."""
+"""What an evaluation measures: the bound, its profile over t, other bounds on the likelihood."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from vdm_jax import bounds, flow, loss, pixels, timestep
-from vdm_jax.data import ImageData
-from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation.bound import Draws, Estimate
-from vdm_jax.parameterization import split
-from vdm_jax.run import build as setup
-from vdm_jax.run.cli import UserError
-from vdm_jax.run.restore import Restored
+from vdm_jax import bounds, flow, loss, timestep
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.bound import Draws, over_devices, summarise
+from vdm_jax.evaluation.estimate import Estimate, estimate
+from vdm_jax.evaluation.subject import Subject
+from vdm_jax.evaluation.variance_reduction import Evaluator, plan
+from vdm_jax.ode import Solver
+from vdm_jax.pixels import Dequantization
 from vdm_jax.train import sharding
-from vdm_jax.train.model import BITS, Batch, Bound, Unit
-from vdm_jax.train.model import unit as unit_of_bound
-from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
+from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
 __all__ = [
+    "Chains",
+    "Ode",
     "Row",
+    "Settings",
     "chains",
-    "first",
+    "measure",
     "of_draws",
     "of_ode",
     "per_image",
     "profile",
-    "trace_of",
     "variance",
 ]
 
 BINS = 50  # of a profile over t
-EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 
 Row = dict[str, Any]
 
 
+class Chains(NamedTuple):
+    """Settings of the importance-weighted bound."""
+
+    number: int
+    """Number of chains, K."""
+    num_steps: int = 100
+    """Number of steps of each."""
+    images: int = 64
+    """Number of images that it is computed for."""
+
+
+class Ode(NamedTuple):
+    """Settings of the likelihood by the probability-flow ODE."""
+
+    images: int
+    """Number of images that it is computed for."""
+    dequantizations: tuple[Dequantization, ...] = ("truncated_normal",)
+    """Dequantisations, a row for each."""
+    samples: int = 1
+    """Draws of the dequantisation that one bound is made of."""
+    solver: Solver = Solver()
+    """Settings of its solver."""
+
+
+class Settings(NamedTuple):
+    """What an evaluation is asked for."""
+
+    repeats: int
+    """Draws of each image."""
+    num_steps: tuple[int | None, ...] = (None,)
+    """Numbers of steps of a VDM, a row for each."""
+    seed: int = 0
+    """Seed of all draws."""
+    monte_carlo_error: float | None = None
+    """Error that takes the place of `repeats`: as many draws as bring it below."""
+    importance: bool = False
+    """Whether times are drawn by importance."""
+    control_variates: bool = False
+    """Whether control variates are subtracted."""
+    chains: Chains | None = None
+    """Importance-weighted bound, if any."""
+    ode: Ode | None = None
+    """Likelihood by the ODE, if any."""
+
+
+def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
+    """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
+    is_vdm = isinstance(subject.bound, VDM)
+    key = jax.random.key(asked.seed)
+    by = plan(subject, asked.importance, asked.control_variates)
+    evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
+    found: dict[str, Any] = {"groups": None, "rows": [], "pilot_calls": 0, "failed": None}
+    found |= {"note": subject.bound.note, "profile": {}}
+    if subject.groups is not None:
+        found["groups"] = len(np.unique(subject.groups))
+
+    def add(row: Row) -> None:
+        found["rows"].append(row)
+        say(row)
+
+    def drawn(some: Subject, num_steps: int | None, words: str = "") -> Draws:
+        """Adds a row of the bound, and returns its draws without control variates."""
+        of = some.at(num_steps) if is_vdm else some
+        draws, controlled = evaluator.draw(of)
+        row = of_draws(controlled, of.bound, of.groups)
+        add(row | {"quantity": row["quantity"] + words})
+        return draws
+
+    def compared(some: Subject, num_steps: int | None) -> Subject:
+        """Adds the bound on the very images that another one is computed for."""
+        if len(some.images.test) < len(subject.images.test) or num_steps not in asked.num_steps:
+            drawn(some, num_steps, f", first {len(some.images.test)} images")
+        return some
+
+    for num_steps in asked.num_steps:
+        draws = drawn(subject, num_steps)
+        if is_vdm and (num_steps is None or not found["profile"]):
+            found["profile"] = profile(draws, subject.vdm)
+    key_chain, key_ode = jax.random.split(jax.random.fold_in(key, 1))
+    if asked.chains:
+        some = compared(subject.first(asked.chains.images), asked.chains.num_steps)
+        add(chains(some, asked.chains, key_chain))
+    if asked.ode:
+        some = compared(subject.first(asked.ode.images), None)
+        try:
+            for method in asked.ode.dequantizations:
+                add(of_ode(some, asked.ode, method, key_ode))
+        except UserError as error:  # what was found before is reported nevertheless
+            found["failed"] = str(error)
+    return found | {"pilot_calls": evaluator.pilot_calls}
+
+
 def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
-    """A row of the bound and its three terms."""
-    result = evaluation.summarise(draws, model, groups)
+    """Returns a row of the bound and its three terms."""
+    result = summarise(draws, model, groups)
     terms = {
         name: dataclasses.asdict(getattr(result, name))
         for name in ("reconstruction", "prior", "diffusion")
     }
-    name, kind = f"bound, {model.words}", "variational bound"
-    row = _row(name, kind, result.total, result.num_images, result.repeats, result.unit)
+    words = f"bound, {model.words}", "variational bound"
+    row = _row(words, result.total, (result.repeats, result.num_images), 1, result.unit)
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
 
 
 def _row(
-    name: str, kind: str, of: Estimate, images: int, draws: int, unit: Unit = BITS, calls: float = 1
+    words: tuple[str, str],
+    of: Estimate,
+    shape: tuple[int, ...],
+    calls: float,
+    unit: Unit = BITS,
 ) -> Row:
-    """`calls` is how often each draw of an image calls the network."""
+    """`words` are quantity and kind, `shape` [draws, images], `calls` those of one draw's."""
+    draws, images = shape
     return {
-        "quantity": name,
-        "kind": kind,
+        "quantity": words[0],
+        "kind": words[1],
         "unit": unit.name,
         unit.key: of.mean,
         "standard_error": of.standard_error,
@@ -72,15 +168,14 @@ def _row(
     }
 
 
-def profile(draws: Draws, trained: Restored) -> dict[str, Any]:
-    """What each noise level costs: the diffusion loss by bins of t, in its unit, and gamma."""
-    vdm = trained.vdm
-    unit = unit_of_bound(vdm)
-    losses = unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
+def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
+    """Returns the diffusion loss by bins of t, in the bound's unit, and gamma there."""
+    of_unit = unit(vdm)
+    losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
     return {
-        "unit": unit.name,
+        "unit": of_unit.name,
         "t": centres.tolist(),
         "gamma": np.asarray(vdm.gamma(jnp.asarray(centres))).tolist(),
         "mean": found.mean.tolist(),
@@ -89,150 +184,85 @@ def profile(draws: Draws, trained: Restored) -> dict[str, Any]:
 
 
 def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
-    """Var of the estimate that one image, one uniform t and one noise give, in bits per dim."""
+    """Returns the variance of one image, one uniform t and one noise, in bits per dim."""
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
 
 
 # ---- other bounds on the same likelihood ----
 
 
-def chains(
-    trained: Restored,
-    images: ImageData,
-    options: Mapping[str, Any],
-    size: int,
-    mesh: Mesh,
-    key: Key,
-) -> Row:
-    """The importance-weighted bound."""
-    count, num_steps = options["chains"], options["chain_steps"]
+def chains(subject: Subject, asked: Chains, key: Key) -> Row:
+    """Returns a row of the importance-weighted bound."""
 
-    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])
-        log_weights = bounds.chains(
-            key, batch["images"], vdm.denoise, vdm.gamma, count, images.levels, num_steps,
-            vdm.kind, vdm.reverse_var,
-        )  # fmt: skip
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
+        vdm = subject.model.bind(params, batch["conditioning"])
+        vdm = vdm._replace(levels=subject.images.levels, num_steps=asked.num_steps)
+        log_weights = bounds.chains(vdm, key, batch["images"], asked.number)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
-    some = first(images, options["chain_images"])
-    bits, _ = per_image(nats, trained, some, size, mesh, key)
-    kind = f"importance-weighted bound, K = {count}"
-    name = f"bound of {count} chain(s), T = {num_steps}"
-    draws, number = bits.shape
-    row = _row(name, kind, _estimate(bits, some), number, draws, calls=count * num_steps)
-    return row | {"chains": count, "num_steps": num_steps}
+    bits, _ = per_image(nats, subject, key)
+    words = (
+        f"bound of {asked.number} chain(s), T = {asked.num_steps}",
+        f"importance-weighted bound, K = {asked.number}",
+    )
+    found = estimate(bits, subject.groups)
+    row = _row(words, found, bits.shape, asked.number * asked.num_steps)
+    return row | {"chains": asked.number, "num_steps": asked.num_steps}
 
 
-def of_ode(
-    trained: Restored,
-    images: ImageData,
-    options: Mapping[str, Any],
-    method: pixels.Dequantization,
-    size: int,
-    mesh: Mesh,
-    key: Key,
-) -> Row:
-    """The likelihood by the probability-flow ODE."""
-    samples, tolerance = options["ode_samples"], options["tolerance"]
-    trace = trace_of(options, trained.vdm)
+def of_ode(subject: Subject, asked: Ode, method: Dequantization, key: Key) -> Row:
+    """Returns a row of the likelihood by the probability-flow ODE."""
 
-    def nats(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = trained.model.bind(params, batch["conditioning"])
-
-        def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-            return split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)[0]
-
+    def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
+        vdm = subject.model.bind(params, batch["conditioning"])
+        vdm = vdm._replace(levels=subject.images.levels)
         found = flow.dequantized_nats(
-            key, batch["images"], denoise, vdm.gamma, images.levels, method, samples, vdm.kind,
-            trace,
-            options["probes"], options["num_probes"], tolerance, tolerance,
-        )  # fmt: skip
-        return found.nats, found.num_evaluations / samples
+            vdm, key, batch["images"], method, asked.samples, asked.solver
+        )
+        return found.nats, found.num_evaluations / asked.samples
 
-    some = first(images, options["ode_images"])
-    bits, evaluations = per_image(nats, trained, some, size, mesh, key)
+    solver = asked.solver
+    bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
-            f"the ODE's solver gave up at --tolerance={tolerance}: choose a larger one, up to 1e-3"
+            f"the ODE's solver gave up at --tolerance={solver.rtol}: choose a larger one, up "
+            "to 1e-3"
         )
-    words = method.replace("_", "-")
-    kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
-    draws, number = bits.shape
-    name, calls = f"ODE, {words} dequantisation", samples * float(np.mean(evaluations))
-    row = _row(name, kind, _estimate(bits, some), number, draws, calls=calls)
-    return row | {
-        "trace": trace,
-        "probes": None if trace == "exact" else f"{options['num_probes']} {options['probes']}",
-        "tolerance": tolerance,
-        "function_evaluations": float(np.mean(evaluations)),
-        "ode_samples": samples,
+    words = (
+        f"ODE, {method.replace('_', '-')} dequantisation",
+        "density of the ODE" + (f", K = {asked.samples}" if asked.samples > 1 else ""),
+    )
+    found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
+    return _row(words, found, bits.shape, asked.samples * mean) | {
+        "trace": solver.trace,
+        "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
+        "tolerance": solver.rtol,
+        "function_evaluations": mean,
+        "ode_samples": asked.samples,
     }
 
 
-def trace_of(options: Mapping[str, Any], model: VDM) -> Any:
-    """Which trace the ODE takes. Raises UserError where several samples can't go with it."""
-    trace = options["trace"]
-    if trace == "auto":
-        trace = "exact" if math.prod(model.event_shape) <= EXACT_UP_TO else "hutchinson"
-    if trace == "hutchinson" and options["ode_samples"] > 1:
-        raise UserError(
-            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
-            "the mean of exp(log p)"
-        )
-    return trace
-
-
 def per_image(
-    nats: Callable[..., tuple[jax.Array, jax.Array]],
-    trained: Restored,
-    images: ImageData,
-    size: int,
-    mesh: Mesh,
+    nats: Callable[[Params, Batch, Key], tuple[PerExample, jax.Array]],
+    subject: Subject,
     key: Key,
     draws: int = 2,
 ) -> tuple[np.ndarray, list[float]]:
-    """Bits per dim, [draws, images], of `nats(params, batch, key)`, and its second results."""
-    whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
+    """Returns bits per dim, [draws, images], of `nats`, and its second results."""
+    mesh = subject.mesh
 
-    def masked(params: Any, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return *nats(sharding.gathered(mesh, params), batch, key), batch["mask"]
+    def masked(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, ...]:
+        return *nats(params, batch, key), batch["mask"]
 
-    shares = sharding.of_parameters(mesh, trained.params)
-    compiled = jax.jit(masked, in_shardings=(shares, split, whole), out_shardings=whole)
+    compiled = over_devices(masked, mesh, subject.params, 1)
     found: list[np.ndarray] = []
     extra: list[float] = []
-    size = min(size, mesh.size * math.ceil(len(images.test) / mesh.size))
-    for number, batch in enumerate(_sharded(setup.batches(images, size)(), mesh)):
+    size = min(subject.batch_size, mesh.size * math.ceil(len(subject.images.test) / mesh.size))
+    for number, batch in enumerate(subject._replace(batch_size=size).batches()()):
+        on_devices = sharding.put(batch, mesh)
         keys = jax.random.split(jax.random.fold_in(key, number), draws)
-        drawn = [jax.device_get(compiled(trained.params, batch, k)) for k in keys]
+        drawn = [jax.device_get(compiled(subject.params, on_devices, k)) for k in keys]
         found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
         extra += [float(second) for _, second, _ in drawn]
-    bits = loss.bits_per_dim(np.concatenate(found, axis=1), trained.bound.event_shape)
+    bits = loss.bits_per_dim(np.concatenate(found, axis=1), subject.bound.event_shape)
     return np.asarray(bits, np.float64), extra
-
-
-def _sharded(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterable[Batch]:
-    return (sharding.put(batch, mesh) for batch in batches)
-
-
-def _estimate(bits: np.ndarray, images: ImageData) -> Estimate:
-    return evaluation.estimate(bits, (images.source or {}).get("test"))
-
-
-# ---- helpers ----
-
-
-def first(images: ImageData, count: int | None) -> ImageData:
-    """The data set with its first `count` test images only."""
-    if count is None or count >= len(images.test):
-        return images
-
-    def cut(by_part: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
-        if by_part is None:
-            return None
-        return {k: v[:count] if k == "test" else v for k, v in by_part.items()}
-
-    return dataclasses.replace(
-        images, test=images.test[:count], source=cut(images.source), labels=cut(images.labels)
-    )

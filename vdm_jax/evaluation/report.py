@@ -1,4 +1,4 @@
-"""The files that `experiments.evaluate` leaves: JSON, a Markdown table, a plot."""
+"""The files that evaluations and samples leave: JSON, Markdown tables, plots."""
 
 import json
 import math
@@ -9,13 +9,30 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vdm_jax.evaluation.estimate import Estimate
+from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 
-__all__ = ["markdown", "new_folder", "plot_profile", "table", "value", "write"]
+__all__ = [
+    "line",
+    "markdown",
+    "new_folder",
+    "of_distances",
+    "of_quality",
+    "plot_profile",
+    "table",
+    "value",
+    "write",
+]
+
+TERMS = ("reconstruction", "prior", "diffusion")
+HEADS = ("MMD² x1000", "sliced W2² x1000")
+
+Row = Mapping[str, Any]
 
 
 def new_folder(parent: Path, step: int) -> Path:
-    """A folder that isn't there yet, step-STEP or step-STEP-2, -3, ...: nothing is overwritten."""
+    """Returns a new folder, step-STEP or step-STEP-2, -3, ...: nothing is overwritten."""
     number = 1
     while True:
         folder = parent / (f"step-{step}" if number == 1 else f"step-{step}-{number}")
@@ -26,8 +43,18 @@ def new_folder(parent: Path, step: int) -> Path:
             number += 1
 
 
-def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """result.json, result.md and, of a VDM, diffusion_loss.png in `folder`; prints the table."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---- evaluations ----
+
+
+def write(folder: Path, found: Row) -> None:
+    """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = markdown(found)
     print(f"\n{text}")  # first: on a full disk it is all that is left of hours
     (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
@@ -37,95 +64,79 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
     print(f"written to {folder}")
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The results as Markdown: what was evaluated, by which command, and one row a quantity."""
+def markdown(found: Row) -> str:
+    """Returns the results as Markdown: model, data and command, and one row a quantity."""
     data, model = found["data"], found["model"]
+    sources, rows = found["groups"], found["rows"]
     given = ", given the class of each image" if data["given_class"] else ""
-    lines = [
-        f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
-        f"{given}.",
-        "",
-        f"    {found['command']}",
-        "",
-        table(
-            (
-                "quantity", "kind", found["rows"][0]["unit"], "± in all", "± of the draws",
-                f"± between {'images' if found['groups'] is None else 'sources'}",
-                "reconstruction", "prior", "diffusion", "images", "draws each",
-                "network calls",
-            ),
-            [_cells(row) for row in found["rows"]],
-        ),
-    ]  # fmt: skip
-    lines += [note for row in found["rows"] if (note := _note(row))]
+    head = (
+        "quantity", "kind", rows[0]["unit"], "± in all", "± of the draws",
+        f"± between {'images' if sources is None else 'sources'}", *TERMS,
+        "images", "draws each", "network calls",
+    )  # fmt: skip
+    notes = [_ode_note(row) for row in rows if "function_evaluations" in row]
     if found["pilot_calls"]:
-        lines.append(
-            f"\nBefore these, {found['pilot_calls']} network calls told how to draw. "
+        notes.append(
+            f"Before these, {found['pilot_calls']} network calls told how to draw. "
             "No estimate holds them."
         )
     if found["note"]:
-        lines.append(f"\nOf this model {found['note']}.")
-    if any(row["between_images_error"] == 0.0 for row in found["rows"]):
-        lines.append("\nBetween images 0: too small to be seen beside the draws; --repeats helps.")
-    if (found["groups"] or min(row["num_images"] for row in found["rows"])) < 20:
-        few = "sources" if found["groups"] else "images"
-        lines.append(f"\nFewer than 20 {few}: the errors between them are themselves rough.")
-    if found["groups"] is not None:
-        lines.append(
-            f"\nImages of one source are alike: the error between them is that of "
-            f"{found['groups']} sources."
+        notes.append(f"Of this model {found['note']}.")
+    if any(row["between_images_error"] == 0.0 for row in rows):
+        notes.append("Between images 0: too small to be seen beside the draws; --repeats helps.")
+    if (sources or min(row["num_images"] for row in rows)) < 20:
+        few = "sources" if sources else "images"
+        notes.append(f"Fewer than 20 {few}: the errors between them are themselves rough.")
+    if sources is not None:
+        notes.append(
+            f"Images of one source are alike: the error between them is that of {sources} sources."
         )
-    return "\n".join(lines) + "\n"
+    return (
+        f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
+        f"{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
+        + "".join(f"\n{note}\n" for note in notes)
+    )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
     terms = row.get("terms", {})
     errors = ("standard_error", "monte_carlo_error", "between_images_error")
     return [
         row["quantity"],
         row["kind"],
-        _number(value(row)),
-        *(_number(row[name]) for name in errors),
-        *(
-            _number(terms[name]["mean"]) if terms else "-"
-            for name in ("reconstruction", "prior", "diffusion")
-        ),
-        str(row["num_images"]),
-        str(row["draws"]),
-        str(row["network_calls"]),
+        *(_number(each) for each in (value(row), *(row[name] for name in errors))),
+        *(_number(terms[name]["mean"]) if terms else "-" for name in TERMS),
+        *(str(row[name]) for name in ("num_images", "draws", "network_calls")),
     ]
 
 
-def value(row: Mapping[str, Any]) -> float:
-    """The number of a row, in the row's unit."""
+def value(row: Row) -> float:
+    """Returns the number of a row, in the row's unit."""
     return float(row[unit_of(row).key])
 
 
-def _note(row: Mapping[str, Any]) -> str:
-    if "function_evaluations" not in row:
-        return ""
+def line(row: Row) -> str:
+    """Returns a row in one line, as it is found."""
+    estimate = Estimate(value(row), row["standard_error"], row["monte_carlo_error"])
+    return f"{row['quantity']}: {estimate} {row['unit']}"
+
+
+def _ode_note(row: Row) -> str:
     probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
     return (
-        f"\n{row['quantity']}: tolerance {row['tolerance']:g}, on average "
+        f"{row['quantity']}: tolerance {row['tolerance']:g}, on average "
         f"{row['function_evaluations']:.0f} evaluations of the network, {row['trace']} trace"
         f"{probes}. The density is exact up to the tolerance; for the discrete images it gives a "
         "bound, through the dequantisation."
     )
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
-    """The schedule gamma(t), and below it what each noise level costs."""
+def plot_profile(profile: Row, path: Path) -> None:
+    """Draws the schedule gamma(t), and below it what each noise level costs."""
     t = np.asarray(profile["t"])
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
@@ -143,9 +154,40 @@ def plot_profile(profile: Mapping[str, Any], path: Path) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON has not."""
+    """Returns the same with None for NaN, which JSON has not."""
     if isinstance(value, Mapping):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# ---- samples ----
+
+
+def of_distances(rows: Iterable[Row]) -> str:
+    """Returns a table of `sample_quality.distances`."""
+    head = ["to as many test images", "images"]
+    for name in HEADS:
+        head += [name, "by chance"]
+    cells = []
+    for row in rows:
+        cell = [row["images"], str(row["count"])]
+        for name in DISTANCES:
+            cell += [f"{1e3 * row[name]:.3f}", _thousandths(*row[f"{name}_by_chance"])]
+        cells.append(cell)
+    return table(head, cells)
+
+
+def of_quality(row: Row) -> list[str]:
+    """Returns the cells of a row of `sample_quality.quality`, under `QUALITY`."""
+    errors = [_thousandths(row[name], row[f"{name}_error"]) for name in DISTANCES]
+    calls = str(row["calls"] or "-")
+    return [row["sampler"], row["spacing"], calls, *errors, f"{row['seconds']:.1f}"]
+
+
+QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")
+
+
+def _thousandths(mean: float, error: float) -> str:
+    return f"{1e3 * mean:.3f} ± {1e3 * error:.3f}"

@@ -26,7 +26,8 @@ from vdm_jax.loss import sum_event
 from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import reverse, transition
 from vdm_jax.timestep import check_num_steps
-from vdm_jax.types import Denoise, Gamma, Key, Kind, PerExample, ReverseVar, Tensor
+from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = [
     "Conditional",
@@ -35,7 +36,6 @@ __all__ = [
     "ancestral",
     "elbo",
     "elbo_given",
-    "elbo_scan",
     "of_diffusion",
     "sample_latents",
 ]
@@ -138,36 +138,6 @@ def elbo_given(
     return HierarchyTerms(_reconstruction(log_likelihood, latents[0]), jnp.stack(levels))
 
 
-def elbo_scan(
-    key: Key,
-    x: Tensor,
-    encode: Callable[[Any, Tensor], Any],
-    decode: Callable[[Any, Tensor], Any],
-    depth: int,
-    log_likelihood: Callable[[Tensor], PerExample],
-    prior: Any = None,
-    closed_form: bool = True,
-) -> HierarchyTerms:
-    """`elbo` for many levels of one shape: compiled once, as a loop (`jax.lax.scan`).
-
-    All latents have the shape and dtype of x. For i = 0, ..., depth - 1, an array in the loop,
-    encode(i, z) is q(z_{i+1}|z_i = z) with z_0 = x, and decode(i, z) is p(z_{i+1}|z_{i+2} = z).
-    """
-    check_num_steps(depth)
-    keys = jax.random.split(key, depth)
-    z_1 = encode(0, x).sample(keys[0])
-
-    def step(carry: tuple[Tensor, Tensor], at: tuple[Tensor, Key]) -> tuple[Any, PerExample]:
-        (before, z), (i, key_i) = carry, at
-        after = encode(i + 1, z).sample(key_i)
-        return (z, after), _log_ratio(encode(i, before), decode(i, after), z)
-
-    (before, last), levels = jax.lax.scan(step, (x, z_1), (jnp.arange(depth - 1), keys[1:]))
-    top = _last(encode(depth - 1, before), prior, last, closed_form)
-    levels = jnp.concatenate([levels, top[None]])
-    return HierarchyTerms(_reconstruction(log_likelihood, z_1), levels)
-
-
 def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tensor:
     """z_1 of the generative model, from a draw z_L of the prior down through the decoders."""
     keys = jax.random.split(key, len(decoders))
@@ -177,34 +147,30 @@ def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tens
 
 
 def of_diffusion(
-    denoise: Denoise,
-    gamma: Gamma,
-    num_steps: int,
-    kind: Kind = "eps",
-    reverse_var: ReverseVar = "posterior",
+    vdm: VDM,
 ) -> tuple[Callable[[Any, Tensor], Gaussian], Callable[[Any, Tensor], Gaussian]]:
-    """encode(i, z) and decode(i, z) of a VDM of T = `num_steps` steps, a hierarchy of T + 1 levels.
+    """Returns encode(i, z) and decode(i, z) of a VDM of T = `vdm.num_steps` steps.
 
-    For `elbo_scan`, or by `functools.partial` for the lists of `elbo`. The latents are z_0, ...,
-    z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
+    By `functools.partial` they make the T + 1 encoders and T decoders of `elbo`. The latents are
+    z_0, ..., z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
     q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and
     `loss.reconstruction` the last part: log p(x|z_0) is the sum of `pixels.log_prob` at z_0 /
-    alpha_0. The depth of `elbo_scan` is T + 1; the lists have T + 1 encoders and T decoders. In
-    expectation the total is that of `loss.elbo` with this T, for any network; a draw costs T calls
+    alpha_0. In expectation the total is that of `vdm.elbo`, for any network; a draw costs T calls
     of it and not one.
     """
+    num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)
     times = jnp.arange(num_steps + 1) / num_steps
     # Before z_0 stands the data, without noise: gamma = -inf.
-    gammas = jnp.concatenate([jnp.array([-jnp.inf]), gamma(times)])
+    gammas = jnp.concatenate([jnp.array([-jnp.inf]), vdm.gamma(times)])
 
     def encode(i: Any, z: Tensor) -> Gaussian:
         return transition(z, gammas[i], gammas[i + 1])
 
     def decode(i: Any, z: Tensor) -> Gaussian:
         gamma_t = jnp.broadcast_to(gammas[i + 2], z.shape[:1])
-        prediction, share = split(denoise(z, gamma_t), reverse_var)
-        x_hat = to_x(prediction, z, gamma_t, kind)
+        prediction, share = split(vdm.denoise(z, gamma_t), vdm.reverse_var)
+        x_hat = to_x(prediction, z, gamma_t, vdm.kind)
         return reverse(z, x_hat, gammas[i + 1], gamma_t, share)
 
     return encode, decode

@@ -175,9 +175,7 @@ def _hierarchy(
 
 def _chain(vdm: VDM, num_steps: int, words: str) -> HierarchicalVAE:
     """Returns a VDM as a hierarchical VAE: with all three restrictions at once it is one."""
-    encode, decode = hierarchy.of_diffusion(
-        vdm.denoise, vdm.gamma, num_steps, vdm.kind, vdm.reverse_var
-    )
+    encode, decode = hierarchy.of_diffusion(vdm._replace(num_steps=num_steps))
     gamma_0 = vdm.gamma(jnp.zeros(1))[0]
 
     def likelihood(z_0: Tensor) -> Gaussian:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError, reaching
+from vdm_jax.evaluation.subject import Subject
 from vdm_jax.nn import published, published_configs
 from vdm_jax.run import build, cli, config, defaults, distributed
 from vdm_jax.run.models import make_model
@@ -81,6 +82,10 @@ class Restored(NamedTuple):
         if not isinstance(bound, VDM):
             raise UserError(f"{self.name} is no VDM: {bound.words}")
         return bound
+
+    def on(self, mesh: Mesh, batch_size: int | None = None) -> Subject:
+        """Returns what an evaluation takes."""
+        return Subject(self.model, self.params, self.images, batch_size or self.batch_size, mesh)
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:

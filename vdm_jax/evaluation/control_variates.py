@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vdm_jax.errors import UserError
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["MOST_DIMS", "Linear", "fit", "subtracted"]
@@ -49,7 +50,7 @@ class Linear(NamedTuple):
         if len(x) < 2 or not x.shape[1]:
             raise ValueError(f"x must be [n, *event] with n at least 2, got {len(x)} row(s).")
         if x.shape[1] > MOST_DIMS:
-            raise ValueError(
+            raise UserError(
                 f"control variates take the full covariance, of at most {MOST_DIMS} elements; x "
                 f"has {x.shape[1]}."
             )

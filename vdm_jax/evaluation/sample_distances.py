@@ -18,6 +18,7 @@ from vdm_jax import checks
 from vdm_jax.types import Key, Tensor
 
 __all__ = [
+    "DISTANCES",
     "Distance",
     "directions",
     "median_distance",
@@ -25,6 +26,8 @@ __all__ = [
     "permuted",
     "sliced_wasserstein",
 ]
+
+DISTANCES = ("mmd", "sliced_wasserstein")
 
 
 class Distance(NamedTuple):

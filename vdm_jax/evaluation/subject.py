@@ -1,0 +1,75 @@
+"""A trained model with the dataset that it is evaluated on."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax import data
+from vdm_jax.data import ImageData
+from vdm_jax.train.model import Bound, Model, Params
+from vdm_jax.vdm import VDM
+
+__all__ = ["Batches", "Subject"]
+
+Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+
+
+class Subject(NamedTuple):
+    """A model with its parameters, a dataset, and the devices to evaluate it on."""
+
+    model: Model
+    """Model: how a bound is made of parameters."""
+    params: Params
+    """Parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
+    images: ImageData
+    """Dataset; what is reported is of its test images."""
+    batch_size: int
+    """Number of images at once, over all devices."""
+    mesh: Mesh
+    """Devices."""
+
+    @property
+    def bound(self) -> Bound:
+        """The model with these parameters."""
+        return cast(Bound, self.model.bind(self.params))
+
+    @property
+    def vdm(self) -> VDM:
+        """The same of a model that is known to be a VDM."""
+        return cast(VDM, self.bound)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Label of each test image where some belong together, for `estimate`."""
+        return (self.images.source or {}).get("test")
+
+    def batches(self, part: str = "test") -> Batches:
+        """Returns one exact pass over a part, as often as the result is called."""
+        labels = self.images.labels
+        return lambda: data.eval_batches(
+            getattr(self.images, part),
+            batch_size=self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            labels=None if labels is None else labels[part],
+        )
+
+    def first(self, count: int | None, part: str = "test") -> "Subject":
+        """Returns it with no more than the first `count` images of a part; None leaves all."""
+
+        def cut(by_part: Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:
+            return by_part and {k: v[:count] if k == part else v for k, v in by_part.items()}
+
+        changes: dict[str, Any] = {
+            name: cut(getattr(self.images, name)) for name in ("source", "labels")
+        }
+        changes[part] = getattr(self.images, part)[:count]
+        return self._replace(images=dataclasses.replace(self.images, **changes))
+
+    def at(self, num_steps: int | None) -> "Subject":
+        """Returns it with another number of steps of a VDM."""
+        return self._replace(model=self.model.with_fields(num_steps=num_steps))
