@@ -36,7 +36,7 @@ from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
-from vdm_jax.train import report
+from vdm_jax.train.logging import read_metrics
 from vdm_jax.train.model import BITS, Unit, unit
 
 Base = Callable[[], ConfigDict]
@@ -214,7 +214,7 @@ def _objectives(at: _Workshop) -> list[dict[str, Any]]:
     for head, run in OBJECTIVES.items():
         model, about = at.train("objective", head, run)
         row, _ = at.measure(model)
-        lines = report.read_metrics(Path(about["folder"]) / "metrics.jsonl")
+        lines = read_metrics(Path(about["folder"]) / "metrics.jsonl")
         curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
         rows.append(row | about | {"curve": curve})
     return rows

@@ -32,12 +32,12 @@ from vdm_jax.run import build as setup
 from vdm_jax.run import cli
 from vdm_jax.run import distributed as cluster
 from vdm_jax.run import restore as trained
-from vdm_jax.run.bar import Bar
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.restore import Restored
 from vdm_jax.solvers import Sampler
 from vdm_jax.spacing import Spacing
-from vdm_jax.train import memory, report
+from vdm_jax.train import memory, plots
+from vdm_jax.train.progress import Bar
 
 CALLS = (5, 8, 10, 15, 20, 25, 50)  # of --quality
 COMPARED: dict[Sampler, tuple[Spacing, ...]] = {  # the rules of --quality: spacings of each sampler
@@ -174,7 +174,7 @@ def _say(row: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
     """Writes samples.png, samples.npz and samples.json."""
-    report.write_image(folder / "samples.png", report.image_grid(images, levels))
+    plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     settings = {name: value for name, value in found["settings"].items() if value is not None}
     kept = images.astype(np.uint8 if levels <= 256 else np.uint16)
     np.savez_compressed(

@@ -15,9 +15,9 @@ from vdm_jax.data import DataError
 from vdm_jax.errors import UserError, reaching, user_path
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli, restore
-from vdm_jax.run.bar import Bar
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Model, Params
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import PerExample, Tensor
 from vdm_jax.vdm import VDM
 

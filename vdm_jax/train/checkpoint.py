@@ -1,19 +1,23 @@
 """Checkpoints of a run: its state, and beside it what it was trained with."""
 
 import contextlib
+import errno
+import functools
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from vdm_jax import files, signals
-from vdm_jax.train import quiet, record, restoring, settings
+from vdm_jax.errors import reason
+from vdm_jax.train import quiet, record, settings, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
-from vdm_jax.train.restoring import complete_steps, load_params
 
 __all__ = [
     "CheckpointError",
@@ -26,23 +30,20 @@ __all__ = [
 
 T = TypeVar("T")
 
+# What Orbax says when another process of the run is gone or late.
+_ANOTHER_PROCESS = re.compile(r"barrier|coordination|deadline|heartbeat|unavailable", re.IGNORECASE)
+
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
 
 class SettingsError(CheckpointError):
-    """A checkpoint of a run with other settings; `differences` has a line for each."""
-
-    def __init__(self, message: str, differences: list[str]) -> None:
-        super().__init__(message)
-        self.differences = differences
+    """A checkpoint of a run with other settings; the message names each difference."""
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the newest few kept, written in the background by Orbax.
+    """The checkpoints of a run, the newest few kept, written in the background by Orbax.
 
-    `meta` is a JSON object saved beside each state (the configuration and the data set's
-    fingerprint). A state is only restored to a run with the same meta, but for the dotted names
-    in `may_differ`, or with `allow_change`. `defaults` says what is meant where an older
-    checkpoint's meta lacks a name. With `clean`, what a killed run left half written is removed:
-    it is for who owns the folder, or another's save would be.
+    A context manager: at the end of the block all is written, unless a second Ctrl-C ends it.
     """
 
     def __init__(
@@ -50,36 +51,55 @@ class Checkpoints:
         folder: Path,
         meta: Mapping[str, Any],
         keep: int = 3,
-        may_differ: tuple[str, ...] = (),
+        may_differ: Sequence[str] = (),
         defaults: Mapping[str, Any] | None = None,
         allow_change: bool = False,
-        clean: bool = False,
+        allow_fallback: bool = False,
     ) -> None:
-        self._folder = folder.absolute()
-        self._meta = json.loads(json.dumps(dict(meta)))
-        self._may_differ = may_differ
-        self._defaults = json.loads(json.dumps(dict(defaults or {})))
+        """Opens the folder, and removes what a killed run left half written in it.
+
+        Args:
+          folder: of the checkpoints.
+          meta: JSON object saved beside each state, the configuration and the dataset's
+            fingerprint; a state is only restored to a run with the same.
+          keep: number of checkpoints that are kept.
+          may_differ: dotted names in `meta` that may differ nevertheless.
+          defaults: what is meant where an older checkpoint's meta lacks a name.
+          allow_change: whether anything may differ; the differences are printed.
+          allow_fallback: whether a run of one process goes on from the newest checkpoint that
+            isn't damaged; newer ones are moved into the folder `damaged` beside this one.
+        """
+        self._folder, self._may_differ = folder.absolute(), may_differ
+        self._meta, self._defaults = json.loads(json.dumps([dict(meta), dict(defaults or {})]))
         self._allow_change = allow_change
+        self._allow_fallback = allow_fallback and jax.process_count() == 1
         quiet.quieten()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=clean
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        with self._written():
+        with self._writing():
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=("state", "meta")
             )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not KeyboardInterrupt:
+            self.close()
+
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None; it may still be on its way to the disk."""
+        """Returns the newest checkpoint's step, or None; it may not be on the disk yet."""
         return self._manager.latest_step()
 
     # ---- writing ----
 
     def save(self, step: int, state: Any) -> None:
-        """Start saving; `state` may be donated as soon as this returns.
+        """Starts saving; `state` may be donated as soon as this returns.
 
-        Raises CheckpointError if the step is already there or not above the newest, or if an
-        earlier one could not be written.
+        Raises CheckpointError if the step is not above the newest, or if an earlier one could not
+        be written.
         """
         newest = self.latest_step()
         if newest is not None and newest >= step:  # Orbax would skip it without a word
@@ -91,48 +111,48 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave(record.make(self._meta, state)),
         )
-        with signals.deferred(), self._written():
+        with self._writing():
             self._manager.save(step, args=items, force=True)
 
     def check_written(self) -> None:
-        """Raise CheckpointError if the last save has failed. It doesn't wait for one."""
+        """Raises CheckpointError if the last save has failed; waits for none."""
         if not self._manager.is_saving_in_progress():
-            with self._written():
+            with self._writing():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is written. Raises CheckpointError if that failed."""
+        """Waits until all is written. Raises CheckpointError if that failed."""
         try:
-            with signals.deferred(), self._written():
+            with self._writing():
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
 
     @contextlib.contextmanager
     def full_disk(self) -> Iterator[None]:
-        """Raise CheckpointError, with what is kept, where no file of the run can be written."""
+        """Raises CheckpointError, with what is kept, where no file of the run can be written."""
         try:
             yield
         except Exception as error:  # of a few kinds
-            reason = files.full(error, self._folder.parent)
-            if reason is None:
+            full = files.full(error, self._folder.parent)
+            if full is None:
                 raise
             raise CheckpointError(
-                f"{reason}. {self._newest_complete()}; make space there (or raise the limit), then "
+                f"{full}. {self._newest_complete()}; make space there (or raise the limit), then "
                 "give the same command again."
             ) from error
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
-            with self.full_disk():
+            with signals.deferred(), self.full_disk():
                 yield
         except CheckpointError:
             raise
         except Exception as error:  # of many kinds, often of an earlier save
             raise CheckpointError(
-                f"no checkpoint can be written to {self._folder} "
-                f"({restoring.first_line(error)}). {self._newest_complete()}."
+                f"no checkpoint can be written to {self._folder} ({reason(error)}). "
+                f"{self._newest_complete()}."
             ) from error
 
     def _newest_complete(self) -> str:
@@ -141,87 +161,66 @@ class Checkpoints:
 
     # ---- reading ----
 
-    def check(self, template: Any, step: int | None = None, allow_fallback: bool = False) -> int:
-        """The step, by default the newest; raises as `restore`. Reads no state."""
-        return self._newest(lambda at: self._record(at, template), step, allow_fallback)[0]
+    def check(self, template: Any) -> None:
+        """Raises what `restore` would raise by the records alone; reads no state."""
+        self._newest(lambda step: self._record(step, template))
 
-    def restore(
-        self,
-        template: T,
-        step: int | None = None,
-        allow_fallback: bool = False,
-        say: Callable[[str], None] = print,
-    ) -> T:
-        """The state of the given step, by default the newest, with template's shardings.
+    def restore(self, template: T) -> T:
+        """Returns the newest state with the shardings of `template`, a tree of arrays or shapes.
 
-        `template` holds arrays, or shapes with shardings. Raises DamagedError unless the state has
-        the very bits that were saved, SettingsError if it is of other settings, CheckpointError
-        if there is none or if it is of another model. `say` is told, a line each, how the
-        settings differ where that is allowed.
-
-        With `allow_fallback`, in a run of one process, it is the newest that isn't damaged. Each
-        newer one is named to `say` and moved into the folder `damaged` beside this one.
+        Raises DamagedError unless it has the very bits that were saved, SettingsError if it is of
+        other settings, CheckpointError if there is none or if it is of another model.
         """
-        step, (saved, state), damaged = self._newest(
-            lambda at: self._state(at, template), step, allow_fallback
-        )
-        for each, why in damaged.items():
-            say(f"{why} Moved to {self._move_aside(each)}; going on from step {step}.")
+        step, (saved, state), damaged = self._newest(lambda step: self._state(step, template))
+        for each, error in damaged.items():
+            print(f"{error} Moved to {self._move_aside(each)}; going on from step {step}.")
         for line in self._differences(saved):
-            say(f"  {line}")
+            print(f"  {line}")
         return state
 
-    def _newest(
-        self, read: Callable[[int], T], step: int | None, allow_fallback: bool
-    ) -> tuple[int, T, dict[int, DamagedError]]:
-        """The step that can be read, the newest first; what is read; what was damaged."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if not steps or step not in (None, *steps):
-            raise CheckpointError(
-                f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}."
-            )
+    def _newest(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, DamagedError]]:
+        """Returns the newest step that can be read, what was read, and which were damaged."""
         damaged: dict[int, DamagedError] = {}
-        for at in steps if step is None else [step]:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return at, read(at), damaged
+                return step, read(step), damaged
             except DamagedError as error:
-                # Of several processes perhaps only one has seen it, and the others restore.
-                if not allow_fallback or jax.process_count() > 1:
-                    raise
-                damaged[at] = error
+                if not self._allow_fallback:
+                    how = (
+                        "With --allow_fallback a run goes on from the newest good one, and keeps "
+                        "what is damaged in a folder of its own."
+                        if jax.process_count() == 1
+                        else "Move that folder away, and start all processes again to go on from "
+                        "the one before it."
+                    )
+                    raise DamagedError(f"{error} {how}") from error
+                damaged[step] = error
+        if not damaged:
+            raise CheckpointError(f"no checkpoint in {self._folder}.")
         raise CheckpointError(
             f"none of the checkpoints in {self._folder} is whole, and none was moved: "
             f"{' '.join(map(str, damaged.values()))}"
         )
 
     def _record(self, step: int, template: Any) -> dict[str, Any]:
-        where, item = self._folder / str(step), ocp.args.Composite(meta=restoring.JSON)
-
-        def read() -> dict[str, Any]:
-            return record.check_intact(self._manager.restore(step, args=item)["meta"])
-
-        saved = restoring.intact(where, self._manager.all_steps(), read)
+        """Returns the record of a step, if its settings and its model are this run's."""
+        saved = _read_record(self._manager, step)
         found = self._differences(saved)
         if found and not self._allow_change:
             raise SettingsError(
-                f"the run in {self._folder.parent} was started with other settings.", found
+                f"the run in {self._folder.parent} was started with other settings "
+                f"({'; '.join(found)}). Give the old values again, or --allow_config_change to go "
+                "on with the new ones, or another workdir."
             )
-        record.check_fits(saved, template, where)
+        record.check_fits(saved, template, self._folder / str(step))
         return saved
 
     def _state(self, step: int, template: T) -> tuple[dict[str, Any], T]:
-        """The record and the state."""
+        """Returns the record and the state of a step."""
         saved = self._record(step, template)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        item = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-
-        def read() -> T:
-            restored = self._manager.restore(step, args=item)["state"]
-            record.check_same(saved, restored)
-            return restored
-
-        where = self._folder / str(step)
-        return saved, restoring.intact(where, self._manager.all_steps(), read)
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        same = functools.partial(record.check_same, saved, wanted)
+        return saved, _read(self._manager, step, "state", ocp.args.StandardRestore(wanted), same)
 
     def _differences(self, saved: Mapping[str, Any]) -> list[str]:
         then = settings.filled(self._defaults, saved["settings"])
@@ -229,7 +228,7 @@ class Checkpoints:
         return [line for name, line in found if name not in self._may_differ]
 
     def _move_aside(self, step: int) -> Path:
-        """Move a checkpoint, whole, to where it is in nobody's way."""
+        """Moves a checkpoint into the folder `damaged`; returns where it is now."""
         aside = self._folder.parent / "damaged"
         names = [str(step), *(f"{step}-{n}" for n in range(2, 10_000))]
         target = next(aside / name for name in names if not (aside / name).exists())
@@ -237,3 +236,68 @@ class Checkpoints:
         shutil.move(self._folder / str(step), target)
         self._manager.reload()
         return target
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Returns the steps of which a complete checkpoint is on the disk, oldest first."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def load_params(
+    folder: Path, expected: Any, mesh: Mesh, step: int | None = None
+) -> tuple[int, Any]:
+    """Returns a checkpoint's step, by default the newest, and its EMA parameters.
+
+    They lie on the mesh as `sharding.of_parameters` has them; `expected` is their model's tree of
+    arrays or shapes. Raises DamagedError unless they have the very bits that were saved, and
+    CheckpointError if there is no such checkpoint, or if a leaf, which it names, is that of another
+    model.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
+    steps = complete_steps(folder)
+    if not steps or step not in (None, *steps):
+        known = ", ".join(map(str, steps)) or "none"
+        which = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"no checkpoint{which} in {folder}; there: {known}.")
+    step = steps[-1] if step is None else step
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    wanted = {"ema_params": sharding.placed(mesh, expected)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+    quiet.quieten()
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+        saved = _read_record(manager, step)
+        record.check_fits(saved, expected, folder / str(step), below="ema_params/")
+        same = functools.partial(record.check_same, saved, wanted)
+        return step, _read(manager, step, "state", arrays, same)["ema_params"]
+
+
+def _read_record(manager: ocp.CheckpointManager, step: int) -> Any:
+    return _read(manager, step, "meta", ocp.args.JsonRestore(), record.check_intact)
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, name: str, args: Any, check: Callable[[Any], object]
+) -> Any:
+    """Returns an item of a checkpoint that `check` accepts.
+
+    Raises DamagedError, in one line, for whatever is raised on the way; but CheckpointError for a
+    lack of memory, of open files, of permission or of another process, which is no damage.
+    """
+    where = Path(manager.directory) / str(step)
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+        check(restored)
+        return restored
+    except Exception as error:  # Orbax raises many kinds for a damaged folder
+        said, others = reason(error), sorted({*manager.all_steps()} - {step})
+        lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
+        lack = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
+        if lost or lack or files.number(error) in _NOT_DAMAGE:
+            raise CheckpointError(f"the checkpoint {where} can't be read ({said}).") from error
+        raise DamagedError(
+            f"the checkpoint {where} is damaged ({said}); "
+            f"others there: {', '.join(map(str, others)) or 'none'}."
+        ) from error

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 __all__ = ["named_leaves", "of_leaves"]
 
@@ -20,7 +20,7 @@ _SALT = 0x9E3779B9
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Each leaf by its path, as "params/score_model/bias"."""
+    """Returns each leaf by its path, as "params/score_model/bias"."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -28,7 +28,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def of_leaves(tree: Any) -> dict[str, str]:
-    """Path -> 16 hexadecimal digits for each leaf, an array of numbers or bools of any dtype.
+    """Returns path -> 16 hexadecimal digits for each leaf, an array of any dtype.
 
     It depends on the leaf's bits and their order alone: not on its shape, nor on where it lies.
     Two sums modulo 2^32: of `m = mix(word ^ mix(position))` over all 32-bit words, and of
@@ -39,22 +39,18 @@ def of_leaves(tree: Any) -> dict[str, str]:
 
     In a run of several processes all of them must call it, with the same tree.
     """
-    sums = {name: _function(_whole(leaf))(leaf) for name, leaf in named_leaves(tree).items()}
+    sums = {}
+    for name, leaf in named_leaves(tree).items():
+        sharding = getattr(leaf, "sharding", None)
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        sums[name] = _function(mesh)(leaf)
     return {name: f"{a:08x}{b:08x}" for name, (a, b) in jax.device_get(sums).items()}
 
 
-def _whole(leaf: Any) -> NamedSharding | None:
-    """Where a result lies that every process can read."""
-    sharding = getattr(leaf, "sharding", None)
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    return None
-
-
 @functools.cache
-def _function(sharding: NamedSharding | None) -> Any:
-    """Compiled once for each shape, dtype and sharding of a leaf."""
-    return jax.jit(_sums, out_shardings=sharding)
+def _function(mesh: Mesh | None) -> Any:
+    """Returns `_sums` compiled, with a result that every process of the mesh can read."""
+    return jax.jit(_sums, out_shardings=mesh and NamedSharding(mesh, PartitionSpec()))
 
 
 def _sums(leaf: jax.Array) -> jax.Array:
@@ -70,7 +66,7 @@ def _sums(leaf: jax.Array) -> jax.Array:
 
 
 def _words(leaf: jax.Array) -> jax.Array:
-    """The bits, as uint32 of the leaf's shape; 64-bit numbers with an axis of 2 more."""
+    """Returns the bits as uint32 of the leaf's shape; 64-bit numbers have an axis of 2 more."""
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
     unsigned = {1: np.uint8, 2: np.uint16}.get(leaf.dtype.itemsize, np.uint32)
@@ -78,7 +74,7 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """Spreads each bit over all 32; one to one (xor with a shift, and odd factors, are)."""
+    """Returns x with each bit spread over all 32; one to one, as its steps are."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

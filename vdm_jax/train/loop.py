@@ -1,7 +1,6 @@
 """The training loop: calls the compiled step, and at set steps logs, saves, evaluates, samples."""
 
 import collections
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,32 +12,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.train import report, sharding
+from vdm_jax.train import plots, sharding
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped, Vote
-from vdm_jax.train.progress import ProgressDisplay
+from vdm_jax.train.logging import MetricsLog, read_metrics
+from vdm_jax.train.progress import TrainingBar
 from vdm_jax.train.step import TrainState, step_key
 from vdm_jax.types import Key
 
-__all__ = ["NONFINITE", "Plan", "TrainingError", "train"]
+__all__ = ["NONFINITE", "Plan", "Run", "TrainingError", "train"]
 
 NONFINITE = "nonfinite.json"
-"""In a run's folder: the step that it could not get past."""
+"""Name of the file, in a run's folder, with the step that the run could not get past."""
 
 AHEAD = 2
-"""Calls that wait on the device. With two it is never idle, and the next batch goes there while
-one runs; without a bound some thirty would pile up, each with its batch."""
-
-Chunks = Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
+"""Number of calls that wait on the device. With two it is never idle, and the next batch goes there
+while one runs; without a bound some thirty would pile up, each with its batch."""
 
 
 class TrainingError(UserError):
     """Training can't go on; the message is one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How long a run lasts and what happens when, in steps."""
 
     steps: int
@@ -50,133 +46,152 @@ class Plan:
     max_skipped: int
 
     def next_stop(self, step: int) -> int:
-        """The first step after `step` at which a call has to end."""
-        intervals = (
-            self.steps_per_call,
-            self.log_every,
-            self.eval_every,
-            self.sample_every,
-            self.checkpoint_every,
-        )
+        """Returns the first step after `step` at which a call has to end."""
+        intervals = self[1:-1]
         return min(self.steps, *((step // n + 1) * n for n in intervals))
 
     def due(self, step: int, interval: int) -> bool:
-        """Whether something that happens every `interval` steps, and at the end, is due."""
+        """Returns whether something is due that happens every `interval` steps and at the end."""
         return step % interval == 0 or step == self.steps
 
 
-def train(
-    state: TrainState,
-    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    chunks: Chunks,
-    evaluate: Callable[[TrainState, bool], Evaluation],
-    sample: Callable[[TrainState], np.ndarray],
-    plan: Plan,
-    checkpoints: Checkpoints,
-    workdir: Path,
-    mesh: Mesh,
-    stop: Stop,
-    key: Key,
-    eval_name: str = "test",
-) -> tuple[TrainState, Evaluation]:
-    """Train from `state` to `plan.steps`, and return the last state and its evaluation.
+class Run(NamedTuple):
+    """All that a run consists of besides its state."""
 
-    What was due at the step of `state` and isn't in `workdir` is done first.
+    plan: Plan
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    """Compiled step, of `train.step.make_step`."""
+    key: Key
+    """Training key of `step`, of which skipped steps are logged."""
+    batches: Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
+    """Function first step -> context with an iterator of stacked batches, `steps_per_call` each."""
+    evaluate: Callable[[TrainState, bool], Any]
+    """Function (state, whether it is the last time) -> `evaluation.bound.Evaluation`."""
+    sample: Callable[[TrainState], np.ndarray]
+    """Function state -> uint8 picture of samples, [height, width, channels]."""
+    checkpoints: Checkpoints
+    """Checkpoints of the run; none of them is newer than the state it begins with."""
+    workdir: Path
+    """Folder that gets metrics.jsonl, tensorboard/, loss.png and samples/."""
+    mesh: Mesh
+    stop: Stop
+    """Whether the run was asked to stop; `evaluate` and `sample` may ask it too."""
+    eval_name: str = "test"
+    """Name of the images that `evaluate` evaluates on."""
 
-    Args:
-      step_fn: made by `vdm_jax.train.step.make_step`.
-      chunks: first step -> context with an iterator of stacked batches, see that function.
-      evaluate: (state, whether it's the last time) -> Evaluation of its EMA parameters.
-      sample: state -> uint8 picture of samples, [height, width, channels].
-      checkpoints: where to save; anything newer than `state` must not be there.
-      workdir: gets metrics.jsonl, tensorboard/, loss.png, samples/.
-      stop: tells whether the run was asked to stop; `evaluate` and `sample` may ask it too.
-      key: the training key of `step_fn`, of which skipped steps are logged.
+
+def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
+    """Trains from `state` to `run.plan.steps`; returns the last state and its evaluation.
+
+    What was due at the step of `state` and isn't in `run.workdir` is done first.
 
     Raises:
       TrainingError: after `plan.max_skipped` steps in a row without a finite loss and gradient.
         The state before them has been saved, and the first of them is told in `NONFINITE`.
       Stopped: when the run was asked to; its state has been saved.
     """
-    step = int(state.step)
-    log = report.MetricsLog(workdir, step)
-    if jax.process_index() == 0:
-        (workdir / NONFINITE).unlink(missing_ok=True)  # of a life of the run that has ended
-    result = None
-    running: collections.deque[_Call] = collections.deque()
-    window: list[_Call] = []
-    votes: list[Vote] = []
-
-    def observe() -> Evaluation | None:
-        found = None
-        if plan.due(step, plan.eval_every) and not sharding.of_first(log.has(step, eval_name)):
-            found = evaluate(state, step == plan.steps)
-            log.write(step, eval_name, found.scalars())
-            display.say(f"step {step}: {eval_name} {found.unit.name} {found.total}")
-            if jax.process_index() == 0:
-                metrics = report.read_metrics(workdir / "metrics.jsonl")
-                report.plot_losses(metrics, workdir / "loss.png")
-        picture = workdir / "samples" / f"{step:08d}.png"
-        if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
-            pixels = sample(state)
-            if jax.process_index() == 0:
-                report.write_image(picture, pixels)
-            log.image(step, "samples", pixels)
-        return found
-
-    def finish(calls: int) -> None:
-        """Wait until no more than so many are running, and look at those that have ended."""
-        while len(running) > calls:
-            call = running.popleft()
-            for number, in_a_row in call.skipped():
-                log.note(number, "skipped", key=_words(key, number))
-                display.say(f"step {number}: loss or gradient not finite, not applied")
-                if in_a_row >= plan.max_skipped:
-                    _give_up(state, key, log, checkpoints, workdir)
-            votes.append(call.vote)
-
+    plan, step, result = run.plan, int(state.step), None
     with (
-        ProgressDisplay(plan.steps, step) as display,
-        chunks(step - step % plan.steps_per_call) as stream,
-        stop.noted(display.say),
+        TrainingBar(plan.steps, step) as bar,
+        run.batches(step - step % plan.steps_per_call) as stream,
+        run.stop.noted(bar.say),
     ):
+        loop = _Loop(run, state, bar)
         try:
             if step:
-                result = observe()
+                result = loop.report()
             chunk: Any = None
             while step < plan.steps:
                 if chunk is None or step % plan.steps_per_call == 0:
-                    chunk = sharding.put(next(stream), mesh, axis=1)
-                until, offset = plan.next_stop(step), step % plan.steps_per_call
-                vote = stop.vote()
-                state, metrics = step_fn(state, chunk, offset, offset + until - step)
-                running.append(_Call(step, until - step, metrics, vote))
-                window.append(running[-1])
-                step = until
-                finish(AHEAD)
-                display.advance(step)
+                    chunk = sharding.put(next(stream), run.mesh, axis=1)
+                step = loop.advance(chunk)
                 if plan.due(step, plan.log_every):
-                    finish(0)
-                    scalars = _mean(window)
-                    rate = display.metrics(step, scalars)
-                    log.write(step, "train", scalars | {"steps_per_second": rate})
-                    window = []
-                    checkpoints.check_written()
-                if plan.due(step, plan.checkpoint_every):
-                    # First: what follows takes a while, and may fail.
-                    finish(0)
-                    checkpoints.save(step, state)
-                while votes:  # behind the log, whose line nobody would write later
-                    stop.heed(votes.pop())
-                result = observe() or result
-            stop.check()
+                    loop.log_metrics()
+                if plan.due(step, plan.checkpoint_every):  # before what takes a while and may fail
+                    loop.finish(0)
+                    run.checkpoints.save(step, loop.state)
+                loop.heed()  # after the log, whose line nobody would write later
+                result = loop.report() or result
+            run.stop.check()
         except Stopped:
-            _save(state, checkpoints)
+            _save(loop.state, run.checkpoints)
             raise
-    log.close()
+    loop.log.close()
     if result is None:  # nothing was left to do
-        result = evaluate(state, True)
-    return state, result
+        result = run.evaluate(loop.state, True)
+    return loop.state, result
+
+
+class _Loop:
+    """The state of a run, the calls that are still running, and the metrics not yet logged."""
+
+    def __init__(self, run: Run, state: TrainState, bar: TrainingBar) -> None:
+        self.run, self.state, self.bar = run, state, bar
+        self.step = int(state.step)
+        self.log = MetricsLog(run.workdir, self.step)
+        self._running: collections.deque[_Call] = collections.deque()
+        self._window: list[_Call] = []
+        self._votes: list[Vote] = []
+        if jax.process_index() == 0:
+            (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
+
+    def advance(self, chunk: Any) -> int:
+        """Calls the compiled step up to the plan's next stop; returns the step of that."""
+        plan, first = self.run.plan, self.step
+        count, offset = plan.next_stop(first) - first, first % plan.steps_per_call
+        vote = self.run.stop.vote()
+        self.state, metrics = self.run.step(self.state, chunk, offset, offset + count)
+        self._running.append(_Call(first, count, metrics, vote))
+        self._window.append(self._running[-1])
+        self.step += count
+        self.finish(AHEAD)
+        self.bar.move(self.step)
+        return self.step
+
+    def finish(self, calls: int) -> None:
+        """Waits until no more than `calls` are running, and looks at those that have ended."""
+        while len(self._running) > calls:
+            call = self._running.popleft()
+            for number, in_a_row in call.skipped():
+                self.log.note(number, "skipped", key=_key_data(self.run.key, number))
+                self.bar.say(f"step {number}: loss or gradient not finite, not applied")
+                if in_a_row >= self.run.plan.max_skipped:
+                    self.log.close()
+                    _give_up(self.run, self.state)
+            self._votes.append(call.vote)
+
+    def heed(self) -> None:
+        """Raises `Stopped` if the run was asked to stop before a call that has ended."""
+        while self._votes:
+            self.run.stop.heed(self._votes.pop())
+
+    def log_metrics(self) -> None:
+        """Logs the mean metrics of the steps since the last time."""
+        self.finish(0)
+        scalars = _mean(self._window)
+        rate = self.bar.metrics(self.step, scalars)
+        self.log.write(self.step, "train", scalars | {"steps_per_second": rate})
+        self._window = []
+        self.run.checkpoints.check_written()
+
+    def report(self) -> Any:
+        """Evaluates and samples if due and not done before; returns the evaluation, or None."""
+        run, plan, step, found = self.run, self.run.plan, self.step, None
+        evaluated = self.log.has(step, run.eval_name)
+        if plan.due(step, plan.eval_every) and not sharding.of_first(evaluated):
+            found = run.evaluate(self.state, step == plan.steps)
+            self.log.write(step, run.eval_name, found.scalars())
+            self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
+            if jax.process_index() == 0:
+                metrics = read_metrics(run.workdir / "metrics.jsonl")
+                plots.plot_losses(metrics, run.workdir / "loss.png")
+        picture = run.workdir / "samples" / f"{step:08d}.png"
+        if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
+            pixels = run.sample(self.state)
+            if jax.process_index() == 0:
+                plots.write_image(picture, pixels)
+            self.log.image(step, "samples", pixels)
+        return found
 
 
 class _Call(NamedTuple):
@@ -188,14 +203,14 @@ class _Call(NamedTuple):
     vote: Vote
 
     def skipped(self) -> list[tuple[int, int]]:
-        """(step, how many in a row) of those that were not applied; waits for the call."""
+        """Returns (step, how many in a row) of steps not applied; waits for the call."""
         skipped = np.asarray(self.metrics["skipped"])
         offset = self.first % len(skipped)
         return [(self.first + int(i) - offset, int(skipped[i])) for i in np.flatnonzero(skipped)]
 
 
 def _mean(window: list[_Call]) -> dict[str, float]:
-    """Mean metrics of the steps that were applied, and how many were `skipped`."""
+    """Returns the mean metrics of the steps that were applied, and how many were `skipped`."""
     values = jax.device_get([call.metrics for call in window])
     skipped = [np.count_nonzero(value.pop("skipped")) for value in values]
     applied = [call.steps - count for call, count in zip(window, skipped, strict=True)]
@@ -207,7 +222,7 @@ def _mean(window: list[_Call]) -> dict[str, float]:
 
 
 def _save(state: TrainState, checkpoints: Checkpoints) -> int | None:
-    """Save the state if the newest checkpoint is older; the newest one's step, None without any."""
+    """Saves a state that is newer than all checkpoints; returns the newest one's step, if any."""
     step, newest = int(state.step), checkpoints.latest_step()
     if step <= (newest or 0):
         return newest
@@ -215,26 +230,26 @@ def _save(state: TrainState, checkpoints: Checkpoints) -> int | None:
     return step
 
 
-def _give_up(
-    state: TrainState, key: Key, log: report.MetricsLog, checkpoints: Checkpoints, workdir: Path
-) -> NoReturn:
-    """Leave the state before the steps that were skipped, and what is needed to do one again."""
+def _give_up(run: Run, state: TrainState) -> NoReturn:
+    """Saves the state before the steps that were skipped, and the first one's number and key."""
     count = int(state.skipped)
     first = int(state.step) - count
     before = state._replace(step=state.step - count, skipped=state.skipped - count)
-    saved = _save(before, checkpoints)
-    log.close()
+    saved = _save(before, run.checkpoints)
     if jax.process_index() == 0:
-        found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": _words(key, first)}
-        (workdir / NONFINITE).write_text(json.dumps(found) + "\n")
+        key = _key_data(run.key, first)
+        found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}
+        (run.workdir / NONFINITE).write_text(json.dumps(found) + "\n")
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
-        f"gradient that isn't finite. None of them was applied; {at}."
+        f"gradient that isn't finite. None of them was applied; {at}. A lower "
+        "--config.optimizer.learning_rate, or a clip_norm of 1.0 or less, with "
+        "--allow_config_change, usually helps."
     )
 
 
-def _words(key: Key, step: int) -> list[int]:
-    """The random numbers' key of a step, as jax.random.wrap_key_data takes it."""
+def _key_data(key: Key, step: int) -> list[int]:
+    """Returns the key of a step's random numbers as jax.random.wrap_key_data takes it."""
     data: list[int] = np.asarray(jax.random.key_data(step_key(key, step))).tolist()
     return data

@@ -5,33 +5,34 @@ from typing import Any
 import jax
 import optax
 
-__all__ = ["DECAYS", "learning_rate", "make"]
+from vdm_jax.errors import UserError
 
-DECAYS = ("none", "linear", "cosine")
+__all__ = ["learning_rate", "make"]
 
 
 def learning_rate(
     peak: float, warmup_steps: int, decay: str = "none", decay_steps: int = 0
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then constant, or down to 0 at step `decay_steps`.
+    """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at step `decay_steps`.
 
-    Raises ValueError for an unknown decay or one that would end inside the warm-up.
+    Raises UserError for an unknown decay or one that would end inside the warm-up.
     """
-    if decay not in DECAYS:
-        raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {decay!r}.")
-    if decay == "none":
-        after: optax.Schedule = optax.constant_schedule(peak)
-    else:
-        length = decay_steps - warmup_steps
-        if length < 1:
-            raise ValueError(
-                f"decay_steps ({decay_steps}) must be above warmup_steps ({warmup_steps})."
-            )
-        after = (
-            optax.linear_schedule(peak, 0.0, length)
-            if decay == "linear"
-            else optax.cosine_decay_schedule(peak, length)
+    length = decay_steps - warmup_steps
+    if decay not in ("none", "linear", "cosine"):
+        raise UserError(
+            f"config.optimizer.decay must be one of none, linear, cosine, got {decay!r}"
         )
+    if decay != "none" and length < 1:
+        raise UserError(
+            f"the learning rate's decay ends at step {decay_steps} (decay_steps, by default "
+            f"train.steps), within the warm-up of {warmup_steps} steps; lower "
+            "--config.optimizer.warmup_steps"
+        )
+    after: optax.Schedule = optax.constant_schedule(peak)
+    if decay == "linear":
+        after = optax.linear_schedule(peak, 0.0, length)
+    elif decay == "cosine":
+        after = optax.cosine_decay_schedule(peak, length)
     if warmup_steps == 0:
         return after
     return optax.join_schedules(
@@ -48,7 +49,7 @@ def make(
     clip_norm: float | None = None,
     decay_gamma: bool = True,
 ) -> optax.GradientTransformation:
-    """AdamW, with weight decay on every parameter that isn't named "bias".
+    """Returns AdamW with weight decay on every parameter that isn't named "bias".
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma", those of the schedule, don't decay either: where their shape is
@@ -68,5 +69,5 @@ def make(
 
 
 def decays(params: Any) -> Any:
-    """A pytree of bools like `params`: whether weight decay acts on the leaf."""
+    """Returns a pytree of bools like `params`: whether weight decay acts on the leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)

@@ -1,7 +1,8 @@
-"""The progress of a run on the screen: a live bar on a terminal, plain lines elsewhere."""
+"""How far a command is: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -15,31 +16,33 @@ from rich.progress import (
 
 from vdm_jax.train.model import unit_of
 
-__all__ = ["ProgressDisplay"]
+__all__ = ["Bar", "TrainingBar"]
 
 
-class ProgressDisplay:
-    """Step, rate, time left, and the current bits per dim with its three terms."""
+class Bar:
+    """The progress of `total` things: a live bar on a terminal, a line each tenth elsewhere."""
 
-    def __init__(self, total: int, start: int, console: Console | None = None) -> None:
+    def __init__(
+        self, words: str, total: int, done: int = 0, console: Console | None = None
+    ) -> None:
+        """Begins with `done` of them."""
         self._console = console or Console(highlight=False)
-        self._total = total
-        self._mark = (start, time.monotonic())
+        self._words, self._total, self._done = words, total, done
+        self._began = time.monotonic()
         self._bar = Progress(
-            TextColumn("training"),
+            TextColumn(words),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
+            TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("train", total=total, completed=start, rate="", terms="")
+        self._task = self._bar.add_task(words, total=total, completed=done, note="")
 
-    def __enter__(self) -> "ProgressDisplay":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -47,29 +50,46 @@ class ProgressDisplay:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line above the bar, or just a line."""
+        """Prints a line, on a terminal above the bar."""
         self._console.print(text, soft_wrap=True, markup=False)
 
-    def advance(self, step: int) -> None:
-        """Move the bar."""
+    def advance(self, more: int) -> None:
+        """Counts `more` things as done."""
+        tenths = self._done * 10 // self._total
+        self._done += more
+        self._bar.update(self._task, completed=self._done)
+        if not self._console.is_terminal and self._done * 10 // self._total > tenths:
+            seconds = time.monotonic() - self._began
+            self.say(f"{self._words} {self._done}/{self._total}  {seconds:.1f} s")
+
+
+class TrainingBar(Bar):
+    """The progress of a training: steps, their rate, and the bound with its three terms."""
+
+    def __init__(self, total: int, start: int, console: Console | None = None) -> None:
+        """Begins at step `start`."""
+        super().__init__("training", total, start, console)
+        self._mark = (start, time.monotonic())
+
+    def move(self, step: int) -> None:
+        """Moves the bar to a step."""
         self._bar.update(self._task, completed=step)
 
     def metrics(self, step: int, scalars: Mapping[str, float]) -> float:
-        """Show the mean metrics of the last steps; returns the rate in steps per second."""
+        """Shows the mean metrics of the last steps; returns the rate in steps per second."""
         before, then = self._mark
-        now = time.monotonic()
-        rate = (step - before) / max(now - then, 1e-9)
-        self._mark = (step, now)
-        terms = _terms(scalars)
-        self._bar.update(self._task, completed=step, rate=f"{rate:.1f} steps/s", terms=terms)
+        self._mark = (step, time.monotonic())
+        rate = (step - before) / max(self._mark[1] - then, 1e-9)
+        said = f"{rate:.1f} steps/s", _terms(scalars)
+        self._bar.update(self._task, completed=step, note="  ".join(said))
         if not self._console.is_terminal:
             left = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
-            self.say(f"step {step}/{self._total}  {rate:.1f} steps/s  {left} left  {terms}")
+            self.say(f"step {step}/{self._total}  {said[0]}  {left} left  {said[1]}")
         return rate
 
 
 def _terms(scalars: Mapping[str, float]) -> str:
-    """The bound with its parts, and how many steps were not applied."""
+    """Returns the bound with its parts, and the number of steps that were not applied."""
     words = f"{skipped:.0f} skipped" if (skipped := scalars.get("skipped", 0.0)) else ""
     key = unit_of(scalars).key
     if key not in scalars:  # none was applied

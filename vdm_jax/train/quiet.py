@@ -1,8 +1,7 @@
 """What Orbax and TensorStore print when they fail: tracebacks of what they raise as well.
 
 One write or read that fails leaves others behind, and Python complains of each when it ends or is
-let go, at any later time and from any thread. What is raised is said in one line; nothing else of
-it is worth a screen.
+let go, at any later time and from any thread. What is raised is said in one line already.
 """
 
 import logging
@@ -14,9 +13,9 @@ __all__ = ["quieten"]
 
 
 def quieten() -> None:
-    """From here on what is only a repetition isn't printed; it may be called again."""
-    logging.getLogger("absl").addFilter(_not_of_orbax)
-    logging.getLogger("asyncio").addFilter(_not_of_orbax)
+    """Keeps from printing what is only a repetition, from here on; it may be called again."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
     if getattr(before, "__module__", None) == __name__:
@@ -31,5 +30,5 @@ def quieten() -> None:
     sys.unraisablehook = hook
 
 
-def _not_of_orbax(line: logging.LogRecord) -> bool:
+def _is_news(line: logging.LogRecord) -> bool:
     return not (line.exc_info and ("orbax" in line.pathname or "orbax" in line.getMessage()))

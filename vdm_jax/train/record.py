@@ -11,18 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
+
 from vdm_jax.errors import UserError
 from vdm_jax.train import checksum
 
-__all__ = [
-    "CheckpointError",
-    "DamagedError",
-    "check_fits",
-    "check_intact",
-    "check_same",
-    "make",
-    "sealed",
-]
+__all__ = ["CheckpointError", "DamagedError", "check_fits", "check_intact", "check_same", "make"]
 
 
 class CheckpointError(UserError):
@@ -30,36 +24,31 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint of which something is not what was saved, or not there; one line."""
+    """A checkpoint with something in it that is not what was saved, or missing."""
 
 
 def make(settings: Mapping[str, Any], state: Any) -> dict[str, Any]:
-    """The record of a state. All processes call it, as `checksum.of_leaves`."""
-    sums = checksum.of_leaves(state)
-    leaves = {
-        name: f"{_form(leaf)} {sums[name]}" for name, leaf in checksum.named_leaves(state).items()
-    }
-    return sealed(settings, leaves)
+    """Returns the record of a state. All processes call it, as `checksum.of_leaves`."""
+    return sealed(settings, _leaves(state))
 
 
 def sealed(settings: Mapping[str, Any], leaves: Mapping[str, str]) -> dict[str, Any]:
-    """The record of these."""
+    """Returns the record with these settings and leaves."""
     body = {"settings": settings, "leaves": leaves}
-    return body | {"sha256": _digest(body)}
+    return body | {"sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
 
 def check_intact(record: Any) -> dict[str, Any]:
-    """The record. Raises DamagedError, with the reason alone, unless it is what was written."""
+    """Returns the record. Raises DamagedError, with the reason alone, if it has changed."""
     if not isinstance(record, dict) or not record.keys() & {"leaves", "sha256"}:
         raise DamagedError("it lacks its checksums")
-    body = {name: value for name, value in record.items() if name != "sha256"}
-    if body.keys() != {"settings", "leaves"} or _digest(body) != record.get("sha256"):
+    if record != sealed(record.get("settings", {}), record.get("leaves", {})):
         raise DamagedError("its record of settings and checksums has changed since it was saved")
     return record
 
 
 def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str = "") -> None:
-    """Raise CheckpointError, naming the first leaf that differs, unless `expected` was saved.
+    """Raises CheckpointError, naming the first leaf that differs, unless `expected` was saved.
 
     `expected` is a tree of arrays or shapes: the state, or with `below` that part of it.
     """
@@ -78,19 +67,22 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
             )
 
 
-def check_same(record: Mapping[str, Any], restored: Any) -> None:
-    """Raise DamagedError, with the reason alone, unless `restored` has the bits that were saved.
+def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:
+    """Raises unless `restored` has the form of `expected` and the bits that were saved.
 
-    `restored` is the state, or a part of it with the same paths. All processes call it.
+    `restored` is the state, or a part of it with the same paths. All processes call it. The
+    DamagedError, or chex's AssertionError, names the leaf.
     """
-    for name, found in checksum.of_leaves(restored).items():
-        if record["leaves"][name].split()[1] != found:
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, expected)
+    for name, found in _leaves(restored).items():
+        if record["leaves"][name] != found:
             raise DamagedError(f"{name} has other bits than were saved")
+
+
+def _leaves(state: Any) -> dict[str, str]:
+    sums = checksum.of_leaves(state)
+    return {name: f"{_form(x)} {sums[name]}" for name, x in checksum.named_leaves(state).items()}
 
 
 def _form(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ __all__ = ["differences", "filled"]
 def differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """(dotted name, "name: a -> b") for each leaf in which two nested dicts differ."""
+    """Yields (dotted name, "name: a -> b") for each leaf in which two nested dicts differ."""
     for key in sorted(saved.keys() | now.keys()):
         name = f"{prefix}{key}"
         a, b = saved.get(key, "unset"), now.get(key, "unset")
@@ -20,7 +20,7 @@ def differences(
 
 
 def filled(defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """`saved`, and from `defaults` what it lacks, at any depth."""
+    """Returns `saved`, and from `defaults` what it lacks, at any depth."""
     both = dict(defaults) | dict(saved)
     for name, value in defaults.items():
         if isinstance(value, Mapping):

@@ -1,0 +1,172 @@
+"""What a training run is made of: optimiser, compiled step, batches, evaluation, samples."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdm_jax import data
+from vdm_jax.data import ImageData
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.run import build as setup
+from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
+from vdm_jax.train.interrupts import Stop
+from vdm_jax.train.model import Model
+from vdm_jax.train.step import TrainState
+
+__all__ = [
+    "Experiment",
+    "chunks",
+    "compiled_step",
+    "decay_steps",
+    "evaluator",
+    "keys",
+    "make_optimizer",
+    "plan",
+    "sampler",
+]
+
+
+class Experiment(NamedTuple):
+    """What a configuration describes, put together."""
+
+    config: ConfigDict
+    images: ImageData
+    mesh: Mesh
+    model: Model
+    optimizer: optax.GradientTransformation
+    workdir: Path
+    stop: Stop
+    """Whether the run was asked to stop."""
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns AdamW as `config.optimizer` says."""
+    c = config.optimizer
+    rate = optimizer.learning_rate(c.learning_rate, c.warmup_steps, c.decay, decay_steps(config))
+    decay_gamma = config.model.gamma_objective != "variance"
+    return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm, decay_gamma)
+
+
+def decay_steps(config: ConfigDict) -> int:
+    """Returns where the learning rate's decay ends; 0 if it has none, as nothing depends on it."""
+    if config.optimizer.decay == "none":
+        return 0
+    given: int | None = config.optimizer.decay_steps
+    return config.train.steps if given is None else given
+
+
+def keys(config: ConfigDict) -> dict[str, jax.Array]:
+    """Returns a key for each purpose, all of the one seed."""
+    names = ("init", "train", "eval", "sample")
+    return dict(zip(names, jax.random.split(jax.random.key(config.seed), 4), strict=True))
+
+
+def plan(config: ConfigDict) -> loop.Plan:
+    """Returns when what happens."""
+    return loop.Plan(
+        steps=config.train.steps,
+        steps_per_call=config.train.steps_per_call,
+        log_every=config.train.log_every,
+        eval_every=config.eval.every,
+        sample_every=config.sample.every,
+        checkpoint_every=config.train.checkpoint_every,
+        max_skipped=config.train.max_skipped,
+    )
+
+
+def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
+    """Returns the training step compiled from shapes alone: nothing is put on the devices."""
+    config, images, mesh, model, adamw, *_ = experiment
+    c = config.train
+    key, ema_rate = keys(config)["train"], config.optimizer.ema_rate
+    training = step.Training(
+        model, adamw, ema_rate, key, c.accumulate, c.steps_per_call, c.max_skipped
+    )
+    chunk = {
+        name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
+        for name, of in _stream(config, images)[0].items()
+    }
+    state = step.abstract_state(model, adamw, mesh)
+    return step.make_step(training, mesh).lower(state, chunk, 0, 1).compile()
+
+
+def _stream(config: ConfigDict, images: ImageData) -> Any:
+    """Returns the batches, that of each step by its number."""
+    return data.train_batches(
+        images.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        augment=config.data.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        labels=setup.labels(images, "train"),
+    )
+
+
+def chunks(config: ConfigDict, images: ImageData) -> Callable[[int], Any]:
+    """Returns the function step -> context with the batches from there on, one call's stacked."""
+    batches, calls = _stream(config, images), config.train.steps_per_call
+    return lambda start: data.iterate(batches, start=start, steps_per_call=calls)
+
+
+def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, bool], Evaluation]:
+    """Returns the function (state, whether it is the last time) -> the bound on the test set."""
+    config, images, mesh, model, *_, stop = experiment
+    c, source = config.eval, (images.source or {}).get("test")
+    eval_step = evaluation.make_eval_step(model, mesh)
+    batches = setup.batches(images, c.batch_size)
+
+    def checked() -> Iterator[data.Batch]:
+        for batch in batches():
+            stop.check()
+            yield batch
+
+    def evaluate(state: TrainState, last: bool) -> Evaluation:
+        with _lower("evaluation", "eval.batch_size", c.batch_size, state):
+            repeats = c.final_repeats if last else c.repeats
+            draws = evaluation.collect(eval_step, state.ema_params, checked, mesh, key, repeats)
+            return evaluation.summarise(draws, model.bind(state.ema_params), source)
+
+    return evaluate
+
+
+def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np.ndarray]:
+    """Returns the function state -> a picture of samples."""
+    config, images, mesh, model, *_, stop = experiment
+    count = config.sample.count
+    conditioning = np.zeros(count)
+    if images.num_classes:  # each class in turn
+        conditioning = np.stack([conditioning, np.arange(count) % images.num_classes], axis=1)
+
+    def draw(params: object) -> jax.Array:
+        given = jax.numpy.asarray(conditioning)
+        whole_params = sharding.gathered(mesh, params)
+        return model.sample(whole_params, key, given, config.sample.num_steps)
+
+    compiled = jax.jit(draw, out_shardings=sharding.replicated(mesh))
+
+    def sample(state: TrainState) -> np.ndarray:
+        with _lower("sampling", "sample.count", count, state):
+            drawn = compiled(state.ema_params)
+            stop.wait_for(drawn)
+            return plots.image_grid(np.asarray(drawn), images.levels)
+
+    return sample
+
+
+def _lower(
+    what: str, setting: str, value: int, state: TrainState
+) -> contextlib.AbstractContextManager[None]:
+    """Names the setting to lower where the block runs out of memory; waits for `state` before."""
+    jax.block_until_ready(state)  # so that no error of a training step is taken for one of these
+    message = f"lower --config.{setting}, now {value}, to go on from the newest checkpoint"
+    return memory.exhausted(lambda said: UserError(f"{what} ran out of memory ({said}): {message}"))

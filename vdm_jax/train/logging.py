@@ -1,0 +1,101 @@
+"""The metrics of a run: a file of JSON lines, and TensorBoard's event files."""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from vdm_jax import files
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+
+class MetricsLog:
+    """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
+
+    A run that goes on at `first_step` drops the lines of later steps, which it will write again.
+    Of several processes only the first one writes; the others remember which lines there are.
+    """
+
+    def __init__(self, workdir: Path, first_step: int = 0) -> None:
+        """Opens the files of the run in `workdir`."""
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        self._seen = {(line["step"], line["split"]) for line in kept}
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Not a SummaryWriter: its thread ends on a full disk, and write() then waits for ever.
+        self._board = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step=first_step + 1, session_log=start)  # TensorBoard drops what follows it
+
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
+        """Writes one line, {"step": …, "split": "train" or "test" …, **scalars}, to both."""
+        self.note(step, split, **{k: float(v) for k, v in scalars.items()})
+        if self._writes:
+            for name, value in scalars.items():
+                self._event(step=step, summary=summary.scalar(f"{split}/{name}", float(value)))
+            self._board.flush()
+
+    def note(self, step: int, split: str, **values: object) -> None:
+        """Writes one line of any JSON values to `metrics.jsonl` alone."""
+        self._seen.add((step, split))
+        if self._writes:
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
+
+    def has(self, step: int, split: str) -> bool:
+        """Returns whether there is a line of this step and split."""
+        return (step, split) in self._seen
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture, uint8 [height, width, channels], for TensorBoard."""
+        if self._writes:
+            self._event(step=step, summary=summary.image(name, image, dataformats="HWC"))
+
+    def close(self) -> None:
+        """Writes what is buffered and closes the files."""
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+    def _event(self, **fields: Any) -> None:
+        self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Returns the lines of a metrics file, oldest first, without those that a kill cut short."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(text))
+    return [line for line in lines if _is_metrics(line)]
+
+
+def _is_metrics(line: Any) -> bool:
+    """Returns whether `MetricsLog` can have written it: numbers, but for "split" and "key"."""
+    if not isinstance(line, dict):
+        return False
+    numbers = {"step": None, **line}
+    split, key = numbers.pop("split", None), numbers.pop("key", [])
+    return (
+        isinstance(split, str)
+        and isinstance(key, list)
+        and all(type(value) in (int, float) for value in numbers.values())
+        and all(type(word) is int for word in key)
+    )
