@@ -1,5 +1,6 @@
 """The command line that all experiments share."""
 
+import ast
 import contextlib
 import dataclasses
 import inspect
@@ -47,13 +48,14 @@ _OPTIONS = {
 }
 
 
-def main(run: Callable[[ConfigDict, Path, Options], object], file: str, doc: str | None) -> None:
+def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
     """Parses the command line and calls `run(config, workdir, options)` under `guard`.
 
-    `file` is the command's own; its configuration is the file of that name in configs/ beside it.
+    `file` is the command's own; its configuration, whose docstring is what --help begins with, is
+    the file of that name in configs/ beside it.
     """
     config_file = Path(file).parent / "configs" / Path(file).name
-    guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
+    guard(lambda: run(*_parse(sys.argv, config_file)))
 
 
 def guard(command: Callable[[], object]) -> None:
@@ -102,7 +104,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{reason}; make space there, then give the command again") from error
 
 
-def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path, Options]:
+def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Options]:
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_file(
@@ -118,7 +120,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(_help(doc, config, values))
+        print(_help(config_file, config, values))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
@@ -177,13 +179,14 @@ def parse_flags(
     return rest
 
 
-def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
+def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> str:
     """Returns what the command does, what each setting means, and its value as given."""
+    doc = ast.get_docstring(ast.parse(config_file.read_text()))
     meanings = inspect.getsource(defaults).split('    "seed": 1,\n')[1].split("\n}\n")[0]
     several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
     options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
     return (
-        f"{doc.strip()}\n\nTo go on with a run that was stopped:\n{options}\n\n"
+        f"{doc}\n\nTo go on with a run that was stopped:\n{options}\n\n"
         f"On several machines (README, Many devices):\n{several}\n\n"
         "What the settings mean (vdm_jax/run/defaults.py, with its own values; a type stands for "
         f"None):\n\n{meanings}\n\n"
