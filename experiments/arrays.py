@@ -1,9 +1,6 @@
-"""Train on your own images and evaluate on those held out.
-
-python -m experiments.arrays --workdir=DIR --config.data.path=FILE.npz [--config.NAME=VALUE ...]
-"""
+"""Trains on your own arrays: `python -m experiments.arrays --help` says how."""
 
 from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(training.train, __file__, __doc__)
+    cli.main(training.train, __file__)

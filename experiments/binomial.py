@@ -1,9 +1,6 @@
-"""Train binomial diffusion on black-and-white digits and evaluate on its test set.
-
-python -m experiments.binomial --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
-"""
+"""Trains on black-and-white digits: `python -m experiments.binomial --help` says how."""
 
 from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(training.train, __file__, __doc__)
+    cli.main(training.train, __file__)

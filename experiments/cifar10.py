@@ -1,9 +1,6 @@
-"""Train on cifar10 and evaluate on its test set.
-
-python -m experiments.cifar10 --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
-"""
+"""Trains on CIFAR-10: `python -m experiments.cifar10 --help` says how."""
 
 from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(training.train, __file__, __doc__)
+    cli.main(training.train, __file__)

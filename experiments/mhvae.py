@@ -1,9 +1,6 @@
-"""Train on digits and evaluate on its test set.
-
-python -m experiments.mhvae --workdir=DIR [--config=FILE.py[:VARIANT]] [--config.NAME=VALUE ...]
-"""
+"""Trains a hierarchical VAE on digits: `python -m experiments.mhvae --help` says how."""
 
 from vdm_jax.run import cli, training
 
 if __name__ == "__main__":
-    cli.main(training.train, __file__, __doc__)
+    cli.main(training.train, __file__)

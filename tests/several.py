@@ -4,7 +4,6 @@ python several.py WHAT [ARGUMENTS] --coordinator=… --num_processes=… --proce
 """
 
 import contextlib
-import signal
 import socket
 import subprocess
 import sys
@@ -45,16 +44,12 @@ class Processes:
                 )  # fmt: skip
 
     def wait(self, limit: float = 900.0) -> list[int]:
-        """The exit codes."""
+        """Returns the exit codes."""
         until = time.monotonic() + limit
         return [process.wait(max(until - time.monotonic(), 0.1)) for process in self.running]
 
-    def kill(self, number: int) -> None:
-        """As a machine does that goes down."""
-        self.running[number].send_signal(signal.SIGKILL)
-
     def until(self, path: Path, limit: float = 900.0) -> None:
-        """Wait for a file that they make."""
+        """Waits for a file that they make."""
         end = time.monotonic() + limit
         while not path.exists():
             assert time.monotonic() < end, self.errors(0) + self.errors(1)
@@ -62,11 +57,11 @@ class Processes:
             time.sleep(0.05)
 
     def errors(self, number: int) -> str:
-        """What a process wrote to its standard error."""
+        """Returns what a process wrote to its standard error."""
         return self._errors[number].read_text()
 
     def last_error(self, number: int) -> str:
-        """The one line with which a process ended, after a few of JAX's at most."""
+        """Returns the one line with which a process ended, after a few of JAX's at most."""
         text = self.errors(number)
         lines = [line for line in text.splitlines() if line.startswith("error: ")]
         assert lines, text
@@ -74,7 +69,7 @@ class Processes:
         return lines[-1]
 
     def output(self, number: int) -> str:
-        """What a process wrote to its standard output, but for Gloo's word at the start."""
+        """Returns what a process wrote to its standard output, but for Gloo's word at the start."""
         lines = self._outputs[number].read_text().splitlines()
         return "\n".join(line for line in lines if not line.startswith("[Gloo]"))
 
@@ -96,48 +91,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# ---- what such a process does ----
-
-
-def _collectives(folder: str) -> None:
-    """Add numbers with the others, for a few minutes."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    Path(folder).mkdir(exist_ok=True)
-    end = time.monotonic() + 300.0
-    while time.monotonic() < end:
-        multihost_utils.process_allgather(np.ones(3, np.float32))
-        (Path(folder) / "going").touch()
-
-
-def _mistake(_: str) -> None:
-    """Process 1 fails, while process 0 waits for it."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_index():
-        raise KeyError("a bug")
-    multihost_utils.sync_global_devices("never")
-
-
-def _differ(where: str) -> None:
-    import jax
-
-    from vdm_jax.run import build as setup
-    from vdm_jax.run import distributed as cluster
-
-    i = jax.process_index()
-    if where == "settings":
-        cluster.agree({"config": {"train": {"batch_size": 32 + i, "steps": 9}, "dir": i}},
-                      ("config.dir",))  # fmt: skip
-    else:
-        setup.make_workdir(Path(f"{where}-{i}"))
-    cluster.finish()
-
-
 def config_of(steps: int, shard_params: int = 1) -> Any:
-    """Of a tiny run, some of whose parameters can be split."""
+    """A tiny run, some of whose parameters can be split."""
     import tiny
 
     config = tiny.config()
@@ -150,30 +105,77 @@ def config_of(steps: int, shard_params: int = 1) -> Any:
     return config
 
 
-class _EnoughError(Exception):
-    pass
+def command(config: Any, workdir: Path) -> list[Any]:
+    """The command line of digits with these settings."""
+    from ml_collections import ConfigDict
+
+    from experiments.configs import digits
+
+    plain = digits.get_config()
+    words = ["-m", "experiments.digits", f"--workdir={workdir}"]
+    for part, settings in config.items():
+        if isinstance(settings, ConfigDict):
+            words += [
+                f"--config.{part}.{name}={value}"
+                for name, value in settings.items()
+                if value != plain[part][name]
+            ]
+    return words
+
+
+# ---- what such a process does ----
+
+
+def _mistake(_: str) -> None:
+    """Process 1 fails, while process 0 waits for it."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_index():
+        raise KeyError("a bug")
+    multihost_utils.sync_global_devices("never")
+
+
+def _wait(folder: str) -> None:
+    """All work for themselves, for a few minutes."""
+    (Path(folder) / "going").touch()
+    time.sleep(300.0)
+
+
+def _differ(where: str) -> None:
+    """Process 1 has another setting, or another folder, or can't do its turn."""
+    import jax
+
+    from vdm_jax.errors import UserError
+    from vdm_jax.run import build, distributed
+
+    i = jax.process_index()
+
+    def fail() -> None:
+        if i:
+            raise UserError("no such data")
+
+    if where == "settings":
+        distributed.agree({"config": {"train": {"batch_size": 32 + i, "steps": 9}, "dir": i}},
+                          ("config.dir",))  # fmt: skip
+    elif where == "turn":
+        distributed.in_turn(fail)
+    else:
+        build.make_workdir(Path(f"{where}-{i}"))
 
 
 def _alone(folder: str, step: str) -> None:
     """What one process makes of the run in FOLDER/one, and of one from the start."""
     import jax
 
-    from vdm_jax.evaluation import bound as evaluation
-    from vdm_jax.run import build as setup
-    from vdm_jax.run import training as run
+    from vdm_jax.run import build, training
     from vdm_jax.train import sharding
 
     # Two devices of eight, as JAX starts a thread for each: with two it may wait for a third.
-    setup.make_mesh = lambda parts=1, *_: sharding.make_mesh(jax.devices()[:2], parts)
-    run.train(config_of(int(step) + EVERY, shard_params=2), Path(folder) / "one")
+    build.make_mesh = lambda parts=1, *_: sharding.make_mesh(jax.devices()[:2], parts)
+    training.train(config_of(int(step)), Path(folder) / "from_start")
+    training.train(config_of(int(step) + EVERY, shard_params=2), Path(folder) / "one")
     _act(str(Path(folder) / "one"))
-
-    def enough(*_: object) -> None:
-        raise _EnoughError
-
-    evaluation.evaluate = enough  # it comes after the state is saved
-    with contextlib.suppress(_EnoughError):
-        run.train(config_of(int(step)), Path(folder) / "from_start")
 
 
 def _act(workdir: str) -> None:
@@ -187,15 +189,13 @@ def _act(workdir: str) -> None:
 def _main(what: str, argument: str, *flags_: str) -> None:
     from absl import flags
 
-    from vdm_jax.run import distributed as cluster
-    from vdm_jax.run import rendezvous
+    from vdm_jax.run import distributed
 
     values = flags.FlagValues()
-    rendezvous.define_flags(values)
+    distributed.define_flags(values)
     values(["", *flags_])
-    cluster.start(values)
-    acts = {"collectives": _collectives, "mistake": _mistake, "differ": _differ, "act": _act}
-    acts[what](argument)
+    distributed.start(values)
+    {"mistake": _mistake, "differ": _differ, "act": _act, "wait": _wait}[what](argument)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:
-    """The configuration of the bits' rung of the ladder."""
+    """Returns the configuration of the bits' rung of the ladder."""
     config = digits.get_config()
     config.data.name = "digits_binary"
     config.model.update(process="binomial", head="logits", num_steps=1000)

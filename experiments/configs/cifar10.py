@@ -24,16 +24,16 @@ a GPU or TPU.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults as base
+from vdm_jax.run import defaults
 
 VARIANTS = ("", "aug", "aug_paper", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The published configuration, or a variant of it."""
+    """Returns the published configuration, or a variant of it."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS[1:])}.")
-    config = base.get_config()
+    config = defaults.get_config()
     config.data.name = "cifar10"
     if variant in ("aug", "aug_paper"):
         config.data.augment = "flip_rot90"

@@ -11,12 +11,12 @@ test. Everything here was tuned on the last 240 of the training images, with
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults as base
+from vdm_jax.run import defaults
 
 
 def get_config() -> ConfigDict:
-    """The configuration of the main job."""
-    config = base.get_config()
+    """Returns the configuration of the main job."""
+    config = defaults.get_config()
     config.data.name = "digits"
     config.model.update(
         network="resnet",

@@ -24,12 +24,12 @@ left.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults as base
+from vdm_jax.run import defaults
 
 
 def get_config() -> ConfigDict:
-    """The paper's objective and optimiser, with a smaller network."""
-    config = base.get_config()
+    """Returns the paper's objective and optimiser, with a smaller network."""
+    config = defaults.get_config()
     config.data.name = "folder"
     config.model.update(channels=64, num_blocks=8)
     config.train.update(steps=100_000)

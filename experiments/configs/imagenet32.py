@@ -24,16 +24,16 @@ together. The full run is ten million.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults as base
+from vdm_jax.run import defaults
 
 VARIANTS = ("", "resized", "labels")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The published configuration, or a variant of it."""
+    """Returns the published configuration, or a variant of it."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS[1:])}.")
-    config = base.get_config()
+    config = defaults.get_config()
     config.data.name = "imagenet_resized/32x32" if variant else "downsampled_imagenet/32x32"
     config.data.class_labels = variant == "labels"
     config.model.update(channels=256, num_blocks=32)

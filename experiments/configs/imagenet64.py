@@ -24,18 +24,12 @@ sustain together. The full run is ten million.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults as base
-
-VARIANTS = ("", "resized", "labels")
+from experiments.configs import imagenet32
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The published configuration, or a variant of it."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS[1:])}.")
-    config = base.get_config()
-    config.data.name = "imagenet_resized/64x64" if variant else "downsampled_imagenet/64x64"
-    config.data.class_labels = variant == "labels"
-    config.model.update(channels=256, num_blocks=64)
-    config.train.log_every = 1_000
+    """Returns the published configuration, or a variant of it."""
+    config = imagenet32.get_config(variant)
+    config.data.name = config.data.name.replace("32x32", "64x64")
+    config.model.num_blocks = 64
     return config

@@ -16,7 +16,7 @@ WIDTHS = {"2": 196, "4": 136, "8": 92}  # for equal numbers of parameters
 
 
 def get_config(depth: str = "4") -> ConfigDict:
-    """The configuration of a hierarchy of the given depth."""
+    """Returns the configuration of a hierarchy of the given depth."""
     if depth not in WIDTHS:
         raise ValueError(f"depth {depth!r}; known: {', '.join(WIDTHS)}")
     config = vae.get_config()

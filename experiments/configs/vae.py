@@ -15,7 +15,7 @@ from experiments.configs import digits
 
 
 def get_config() -> ConfigDict:
-    """The configuration of the first rung of the ladder."""
+    """Returns the configuration of the first rung of the ladder."""
     config = digits.get_config()
     config.hierarchy.update(depth=1, latent_size=16)
     config.model.update(network="mlp", head="eps", channels=280, num_blocks=1, dropout=0.5)

@@ -1,5 +1,6 @@
 """The command line that all experiments share."""
 
+import ast
 import contextlib
 import dataclasses
 import inspect
@@ -18,24 +19,15 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.run import compilation_cache, defaults, distributed
 
-__all__ = [
-    "MOST",
-    "Interrupted",
-    "Options",
-    "UserError",
-    "definers",
-    "guard",
-    "main",
-    "parse_flags",
-    "writing",
-]
+__all__ = ["MOST", "Interrupted", "Options", "UserError", "definers", "guard", "main",
+           "parse_flags", "writing"]  # fmt: skip
 
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
 
 
 class Interrupted(BaseException):
-    """A run was asked to stop by a signal; no `Exception`, so nothing goes on after it."""
+    """Raised where a signal asked a run to stop; no `Exception`, so nothing goes on after it."""
 
     def __init__(self, number: int, again: str) -> None:
         super().__init__(f"the same command {again}")
@@ -44,7 +36,7 @@ class Interrupted(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What of a run's past a training command puts up with; each is a flag of its name."""
+    """Faults of a run's past that a training command puts up with; each is a flag of its name."""
 
     allow_fallback: bool = False
     allow_config_change: bool = False
@@ -56,16 +48,14 @@ _OPTIONS = {
 }
 
 
-def main(run: Callable[[ConfigDict, Path, Options], object], file: str, doc: str | None) -> None:
-    """Parse the command line, call `run(config, workdir, options)` under `guard`.
+def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
+    """Parses the command line and calls `run(config, workdir, options)` under `guard`.
 
-    `file` is the command's own; its configuration is the file of that name in configs/ beside it.
-
-    Flags: --workdir=DIR, --config=FILE.py[:VARIANT], --config.NAME=VALUE for any field of the
-    configuration, and those of `Options`.
+    `file` is the command's own; its configuration, whose docstring is what --help begins with, is
+    the file of that name in configs/ beside it.
     """
     config_file = Path(file).parent / "configs" / Path(file).name
-    guard(lambda: run(*_parse(sys.argv, config_file, doc or "")))
+    guard(lambda: run(*_parse(sys.argv, config_file)))
 
 
 def guard(command: Callable[[], object]) -> None:
@@ -104,7 +94,7 @@ def guard(command: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raise UserError where the block finds that nothing more can be written to `folder`."""
+    """Raises UserError where the block finds that nothing more can be written to `folder`."""
     try:
         yield
     except OSError as error:
@@ -114,7 +104,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{reason}; make space there, then give the command again") from error
 
 
-def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Path, Options]:
+def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Options]:
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_file(
@@ -130,21 +120,19 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(_help(doc, config, values))
+        print(_help(config_file, config, values))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
     if not values.workdir:
-        raise UserError(
-            "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
-        )
+        raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
     options = Options(**{name: bool(values[name].value) for name in _OPTIONS})
     return config, Path(values.workdir), options
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
-    """What defines flags in `values`: of text, of a whole number, of one of several words.
+    """Returns what defines flags in `values`: of text, a whole number, one of several words.
 
     text(name, about, default); number(name, about, default, low, high), from 1 to `MOST` if not
     told; choice(name, about, known, default).
@@ -169,10 +157,10 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
 def parse_flags(
     values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
 ) -> list[str]:
-    """Parse `argv` into `values`, for a command without a configuration.
+    """Parses `argv` into `values`, and returns what is left of it, up to `most` arguments.
 
-    Returns what is left of it, up to `most` arguments. With --help, print `doc` and the flags, and
-    exit. Raises UserError for what isn't a flag.
+    This is for a command without a configuration. With --help, prints `doc` and the flags, and
+    exits. Raises UserError for what isn't a flag.
     """
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
     values.set_gnu_getopt(True)
@@ -191,24 +179,23 @@ def parse_flags(
     return rest
 
 
-def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
-    """What the command does, what each setting means, and its value as given."""
-    meanings = (
-        inspect.getsource(defaults).split("config.data = ConfigDict")[1].split("return config")[0]
-    )
+def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> str:
+    """Returns what the command does, what each setting means, and its value as given."""
+    doc = ast.get_docstring(ast.parse(config_file.read_text()))
+    meanings = inspect.getsource(defaults).split('    "seed": 1,\n')[1].split("\n}\n")[0]
     several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
     options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
     return (
-        f"{doc.strip()}\n\nTo go on with a run that was stopped:\n{options}\n\n"
+        f"{doc}\n\nTo go on with a run that was stopped:\n{options}\n\n"
         f"On several machines (README, Many devices):\n{several}\n\n"
-        "What the settings mean (configs/base.py, with its own values):\n\n"
-        f"    config.data = ConfigDict{meanings}\n"
+        "What the settings mean (vdm_jax/run/defaults.py, with its own values; a type stands for "
+        f"None):\n\n{meanings}\n\n"
         f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
     )
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:
-    """The telling part of an error of the flag parser, on one line."""
+    """Returns the telling part of an error of the flag parser, on one line."""
     text = str(error)
     unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)
     if isinstance(error, AttributeError | KeyError) and unknown:

@@ -1,7 +1,8 @@
 """Refuses a configuration that can't be run, by the name of the setting."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,70 +10,65 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
+from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
 from vdm_jax.parameterization import REVERSE_VARS
-from vdm_jax.run import defaults as base
-from vdm_jax.run.cli import MOST, UserError
+from vdm_jax.run import defaults
+from vdm_jax.run.cli import MOST
 from vdm_jax.train import sharding
 
 __all__ = ["config", "model", "training"]
 
 POSITIVE = {
-    "train": (
-        "steps",
-        "batch_size",
-        "accumulate",
-        "shard_params",
-        "steps_per_call",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "max_skipped",
-    ),
-    "eval": ("every", "batch_size", "repeats", "final_repeats"),
-    "sample": ("every", "count", "num_steps"),
-    "optimizer": ("learning_rate", "eps"),
-    "data": ("levels",),
-    "model": ("channels", "num_blocks"),
-    "hierarchy": ("latent_size",),
-}
-NOT_NEGATIVE = {
-    "optimizer": ("warmup_steps", "weight_decay"),
-    "data": ("validation",),
-}
-BELOW_ONE = {"optimizer": ("b1", "b2", "ema_rate"), "model": ("dropout",)}
-OR_NONE = {"optimizer": ("clip_norm",), "model": ("num_steps",)}
-GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
+    "train.steps", "train.batch_size", "train.accumulate", "train.shard_params",
+    "train.steps_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.max_skipped", "eval.every", "eval.batch_size", "eval.repeats", "eval.final_repeats",
+    "sample.every", "sample.count", "sample.num_steps", "optimizer.learning_rate", "optimizer.eps",
+    "optimizer.clip_norm", "data.levels", "model.channels", "model.num_blocks", "model.num_steps",
+    "hierarchy.latent_size",
+}  # fmt: skip
+OR_NONE = ("optimizer.clip_norm", "model.num_steps")
+NOT_NEGATIVE = ("optimizer.warmup_steps", "optimizer.weight_decay", "data.validation")
+BELOW_ONE = ("optimizer.b1", "optimizer.b2", "optimizer.ema_rate", "model.dropout")
+# What would only run out of memory, or of patience; what isn't here is a 32-bit integer.
 LARGEST = {
-    "train": {"batch_size": 10**6, "steps_per_call": 10**5},
-    "eval": {"batch_size": 10**6, "repeats": MOST, "final_repeats": MOST},
-    "sample": {"count": 10**5, "num_steps": MOST},
-    "model": {"channels": 2**16, "num_blocks": 1000, "num_steps": timestep.most_steps("float32")},
-    "hierarchy": {"depth": 1000, "latent_size": 2**20},
+    "train.batch_size": 10**6, "train.steps_per_call": 10**5, "eval.batch_size": 10**6,
+    "eval.repeats": MOST, "eval.final_repeats": MOST, "sample.count": 10**5,
+    "sample.num_steps": MOST, "model.channels": 2**16, "model.num_blocks": 1000,
+    "model.num_steps": timestep.most_steps("float32"), "hierarchy.depth": 1000,
+    "hierarchy.latent_size": 2**20,
+}  # fmt: skip
+GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
+WORDS = {
+    "network": ("unet", "resnet", "mlp"),
+    "head": HEADS,
+    "attention": ("middle", "all"),
+    "remat": REMATS,
+    "dtype": ("float32", "bfloat16"),
+    "gamma_objective": ("bound", "variance"),
+    "timesteps": timestep.METHODS,
+    "reverse_var": REVERSE_VARS,
+    "decoder": ("discretised", "density"),
+    "process": ("gaussian", "binomial"),
 }
-"""What would only run out of memory, or of patience; what isn't here is a 32-bit integer."""
 
 
 def config(config: ConfigDict) -> None:
-    """Raise UserError for a missing or unknown name, a wrong type, or a number out of range."""
-    _compare(config, base.get_config(), "config.")
-    for ranges, wanted, holds in (
-        (POSITIVE, "be finite and above 0", lambda value: value > 0),
-        (OR_NONE, "be finite and above 0, or None", lambda value: value is None or value > 0),
-        (NOT_NEGATIVE, "not be negative", lambda value: value >= 0),
-        (BELOW_ONE, "lie in [0, 1)", lambda value: 0 <= value < 1),
-    ):
-        for part, names in ranges.items():
-            for name in names:
-                value = config[part][name]
-                if not (holds(_single(value)) and (value is None or math.isfinite(_single(value)))):
-                    raise UserError(f"config.{part}.{name} must {wanted}, got {value}")
-    decay, steps = config.optimizer.decay, config.optimizer.decay_steps
+    """Raises UserError for a missing or unknown name, a wrong type, or a number out of range."""
+    _compare(config, defaults.get_config(), "config.")
+    values = {
+        f"{part}.{name}": value
+        for part, fields in config.to_dict().items()
+        if isinstance(fields, Mapping)
+        for name, value in fields.items()
+    }
+    for name, value in values.items():
+        _check_number(name, value)
     # A run without decay has 0 in its config.json.
-    if steps is not None and steps <= 0 and (decay, steps) != ("none", 0):
+    steps = config.optimizer.decay_steps
+    if steps is not None and steps <= 0 and (config.optimizer.decay, steps) != ("none", 0):
         raise UserError(f"config.optimizer.decay_steps must be above 0, or None, got {steps}")
-    _check_largest(config)
     low, high = config.model.gamma_min, config.model.gamma_max
     if not -GAMMA <= low < high <= GAMMA:
         raise UserError(
@@ -83,209 +79,32 @@ def config(config: ConfigDict) -> None:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
 
 
-def _single(value: Any) -> Any:
-    """A float as training has it, in single precision: 1 - 1e-9 is 1 there, and 1e-50 is 0."""
-    if not isinstance(value, float):
-        return value
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
-
-
-def _check_largest(config: ConfigDict) -> None:
-    for part, fields in config.to_dict().items():
-        for name, value in fields.items() if isinstance(fields, Mapping) else ():
-            most = LARGEST.get(part, {}).get(name, 2**31 - 1)
-            if isinstance(value, int) and value > most:
-                raise UserError(f"config.{part}.{name} must be at most {most}, got {value}")
-
-
-def model(config: ConfigDict, levels: int, num_classes: int) -> None:
-    """Raise UserError for an unknown word, or settings of the model that don't go together."""
-    c = config.model
-    for name, known in (
-        ("network", ("unet", "resnet", "mlp")),
-        ("head", HEADS),
-        ("attention", ("middle", "all")),
-        ("remat", REMATS),
-        ("dtype", ("float32", "bfloat16")),
-        ("gamma_objective", ("bound", "variance")),
-        ("timesteps", timestep.METHODS),
-        ("reverse_var", REVERSE_VARS),
-        ("decoder", ("discretised", "density")),
-        ("process", ("gaussian", "binomial")),
-    ):
-        if c[name] not in known:
-            raise UserError(f"config.model.{name} is {c[name]!r}; known: {', '.join(known)}")
-    _check_compute(c)
-    held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
-    if c.decoder == "density" and not (held or c.gamma == "fixed"):
-        raise UserError(
-            "config.model.decoder is 'density', for which there is no best gamma_0: pixels gain by "
-            "any lower one. Hold the end points: --config.model.gamma=fixed, or monotone and "
-            "pinned with --config.model.learn_end_points=False"
-        )
-    if c.gamma_objective == "variance":
-        _check_variance(c)
-    if c.reverse_var != "posterior" and c.num_steps is None and config.hierarchy.depth is None:
-        raise UserError(
-            f"config.model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
-            "difference: give a number of steps, --config.model.num_steps=T"
-        )
-    binomial = c.process == "binomial"
-    if binomial != (c.head == "logits"):
-        raise UserError(
-            f"config.model.head is {c.head!r} and process {c.process!r}: the head logits and the "
-            "process binomial go together, and neither with another"
-        )
-    if binomial:
-        _check_binomial(config, levels)
-    if config.hierarchy.depth is not None:
-        _check_hierarchy(config, num_classes)
-    else:
-        unset = ("latent_size", 16), ("data_size", False), ("fixed_encoder", False)
-        for name, value in (*unset, ("ends_at_normal", False)):
-            if config.hierarchy[name] != value:
-                raise UserError(
-                    f"config.hierarchy.{name} is set, but there is no hierarchy: give "
-                    "--config.hierarchy.depth=L"
-                )
-
-
-def _check_compute(c: ConfigDict) -> None:
-    plain = base.get_config().model
-    for name in ("remat", "dtype", "fused_attention"):
-        if c.network != "unet" and c[name] != plain[name]:
-            raise UserError(
-                f"config.model.{name} is {c[name]!r}, which is for the network unet only; leave it "
-                f"out with {c.network}"
-            )
-    if c.fused_attention and c.dtype != "bfloat16":
-        raise UserError(
-            "config.model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
-            f"{c.dtype}"
-        )
-
-
-def _check_variance(c: ConfigDict) -> None:
-    """Only a pinned monotone schedule in continuous time has a shape that the bound leaves free."""
-    for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
-        if c[name] != wanted:
-            raise UserError(
-                f"config.model.gamma_objective is 'variance', which needs config.model.{name} to "
-                f"be {wanted}, got {c[name]}: else the bound depends on the schedule's shape"
-            )
-
-
-def _check_binomial(config: ConfigDict, levels: int) -> None:
-    c = config.model
-    if levels != 2:
-        raise UserError(
-            f"config.model.process is 'binomial', for images of 2 levels; these have {levels} "
-            "(--config.data.name=digits_binary has 2)"
-        )
-    if c.num_steps is None:
-        raise UserError("config.model.process is 'binomial', which needs config.model.num_steps")
-    for name, wanted in (
-        ("decoder", "discretised"),
-        ("reverse_var", "posterior"),
-        ("gamma", "fixed"),
-        ("fourier_features", False),
-    ):
-        if c[name] != wanted:
-            raise UserError(
-                f"config.model.process is 'binomial', which knows no config.model.{name} but "
-                f"{wanted}, got {c[name]}"
-            )
-    if config.hierarchy.depth is not None:
-        raise UserError("config.model.process is 'binomial', which goes with no hierarchy")
-
-
-def _check_hierarchy(config: ConfigDict, num_classes: int) -> None:
-    c, h = config.model, config.hierarchy
-    vdm = h.data_size and h.fixed_encoder
-    least = 2 if vdm else 1
-    if h.depth < least or h.latent_size < 1:
-        raise UserError(
-            f"config.hierarchy: depth must be at least {least} and latent_size at least 1, got "
-            f"{h.depth} and {h.latent_size}"
-        )
-    if c.num_steps is not None:
-        raise UserError(
-            f"config.model.num_steps is {c.num_steps}, but a hierarchy has as many steps as its "
-            "depth says; leave it out"
-        )
-    if c.gamma_objective != "bound":
-        raise UserError(
-            f"config.model.gamma_objective is {c.gamma_objective!r}, which is for a VDM's own "
-            "bound: that of a hierarchy has no time whose loss could vary less"
-        )
-    if c.timesteps != "antithetic":
-        raise UserError(
-            f"config.model.timesteps is {c.timesteps!r}, but a hierarchy draws no times: leave it "
-            "out"
-        )
-    if h.ends_at_normal and c.gamma_max < 3:
-        raise UserError(
-            f"config.hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
-            "where the latent is not N(0, I) yet; give 3 or more (5 is the paper's)"
-        )
-    plain = base.get_config().model
-    for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
-        if not used and c[name] != plain[name]:
-            raise UserError(
-                f"config.model.{name} is {c[name]}, which nothing reads here; leave it out"
-            )
-    if vdm and not h.ends_at_normal and c.gamma != "fixed":
-        raise UserError(
-            f"config.model.gamma is {c.gamma!r}, whose end would be learned, but without "
-            "config.hierarchy.ends_at_normal it is to be 0: give fixed"
-        )
-    if h.data_size and h.latent_size != base.get_config().hierarchy.latent_size:
-        raise UserError(
-            f"config.hierarchy.latent_size is {h.latent_size}, but with data_size latents are as "
-            "large as an image; leave it out"
-        )
-    if vdm:
-        return
-    elements = "it has networks of its own, of config.model.channels and num_blocks"
-    for name, wanted in (
-        ("network", "mlp"), ("head", "eps"), ("gamma", "fixed"), ("fourier_features", False),
-        ("reverse_var", "posterior"),
-    ):  # fmt: skip
-        if c[name] != wanted:
-            raise UserError(
-                f"config.model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: "
-                f"{elements}"
-            )
-    if num_classes:
-        raise UserError("config.data.class_labels: a hierarchical VAE is not conditioned on them")
-
-
-def training(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise UserError for batches that can't be split over the devices, or the wrong devices."""
-    platform = mesh.devices.flat[0].platform
-    if config.model.fused_attention and platform != "gpu":
-        raise UserError(
-            f"config.model.fused_attention is cuDNN's, for a GPU; this is a {platform}: leave it "
-            "out"
-        )
-    for name, size, accumulate in (
-        ("train", config.train.batch_size, config.train.accumulate),
-        ("eval", config.eval.batch_size, 1),
-    ):
-        try:
-            sharding.check_batch_size(size, mesh, accumulate)
-        except ValueError as error:
-            raise UserError(f"config.{name}.batch_size: {error}") from error
+def _check_number(name: str, value: Any) -> None:
+    single = value
+    if isinstance(value, float):  # as training has it: there 1 - 1e-9 is 1, and 1e-50 is 0
+        with np.errstate(over="ignore"):
+            single = float(np.float32(value))
+    wanted = None
+    if name in POSITIVE and not (value is None and name in OR_NONE):
+        if not (single > 0 and math.isfinite(single)):
+            wanted = f"be finite and above 0{', or None' if name in OR_NONE else ''}"
+    elif name in NOT_NEGATIVE and not (single >= 0 and math.isfinite(single)):
+        wanted = "not be negative"
+    elif name in BELOW_ONE and not 0 <= single < 1:
+        wanted = "lie in [0, 1)"
+    if wanted is None and isinstance(value, int) and value > LARGEST.get(name, 2**31 - 1):
+        wanted = f"be at most {LARGEST.get(name, 2**31 - 1)}"
+    if wanted is not None:
+        raise UserError(f"config.{name} must {wanted}, got {value}")
 
 
 def _compare(given: ConfigDict, wanted: ConfigDict, prefix: str) -> None:
-    """Names and types of a configuration file against those of `configs/base.py`."""
+    """Compares the names and types of a configuration file with those of the defaults."""
     for name in sorted({*given.keys(), *wanted.keys()}, key=str):
         if name not in wanted:
-            raise UserError(f"{prefix}{name} is no setting; see experiments/configs/base.py")
+            raise UserError(f"{prefix}{name} is no setting; see vdm_jax/run/defaults.py")
         if name not in given:
-            raise UserError(f"{prefix}{name} is missing; start from base.get_config()")
+            raise UserError(f"{prefix}{name} is missing; start from defaults.get_config()")
         value, kind = given[name], wanted.get_type(name)
         if kind is ConfigDict and isinstance(value, ConfigDict):
             _compare(value, wanted[name], f"{prefix}{name}.")
@@ -295,3 +114,138 @@ def _compare(given: ConfigDict, wanted: ConfigDict, prefix: str) -> None:
             raise UserError(f"{prefix}{name} must be {what}, got {got[:200]}")
         elif kind is str and any(ord(letter) < 32 for letter in value or ""):
             raise UserError(f"{prefix}{name} must be text on one line, got {value[:200]!r}")
+
+
+def training(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for batches that can't be split over the devices, or the wrong devices."""
+    platform = mesh.devices.flat[0].platform
+    if config.model.fused_attention and platform != "gpu":
+        raise UserError(
+            f"config.model.fused_attention is cuDNN's, for a GPU; this is a {platform}: leave it "
+            "out"
+        )
+    for name, accumulate in (("train", config.train.accumulate), ("eval", 1)):
+        try:
+            sharding.check_batch_size(config[name].batch_size, mesh, accumulate)
+        except ValueError as error:
+            raise UserError(f"config.{name}.batch_size: {error}") from error
+
+
+# ---- settings of the model that don't go together ----
+
+
+def model(config: ConfigDict, levels: int, num_classes: int) -> None:
+    """Raises UserError for an unknown word, or settings of the model that don't go together."""
+    c, h = config.model, config.hierarchy
+    for said in itertools.chain(
+        _words(c), _computing(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h),
+        _networks_of_hierarchy(c, h, num_classes),
+    ):  # fmt: skip
+        raise UserError(f"config.{said}")
+
+
+def _words(c: ConfigDict) -> Iterator[str]:
+    for name, known in WORDS.items():
+        if c[name] not in known:
+            yield f"model.{name} is {c[name]!r}; known: {', '.join(known)}"
+
+
+def _computing(c: ConfigDict) -> Iterator[str]:
+    for name in ("remat", "dtype", "fused_attention"):
+        if c.network != "unet" and c[name] != defaults.DEFAULTS["model"][name]:
+            yield (f"model.{name} is {c[name]!r}, which is for the network unet only; leave it out "
+                   f"with {c.network}")  # fmt: skip
+    if c.fused_attention and c.dtype != "bfloat16":
+        yield ("model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
+               f"{c.dtype}")  # fmt: skip
+
+
+def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
+    held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
+    if c.decoder == "density" and not (held or c.gamma == "fixed"):
+        yield ("model.decoder is 'density', for which there is no best gamma_0: pixels gain by any "
+               "lower one. Hold the end points: --config.model.gamma=fixed, or monotone and pinned "
+               "with --config.model.learn_end_points=False")  # fmt: skip
+    # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
+    for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
+        if c.gamma_objective == "variance" and c[name] != wanted:
+            yield (f"model.gamma_objective is 'variance', which needs config.model.{name} to be "
+                   f"{wanted}, got {c[name]}: else the bound depends on the schedule's "
+                   "shape")  # fmt: skip
+    if c.reverse_var != "posterior" and c.num_steps is None and h.depth is None:
+        yield (f"model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
+               "difference: give a number of steps, --config.model.num_steps=T")  # fmt: skip
+
+
+def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
+    binomial = c.process == "binomial"
+    if binomial != (c.head == "logits"):
+        yield (f"model.head is {c.head!r} and process {c.process!r}: the head logits and the "
+               "process binomial go together, and neither with another")  # fmt: skip
+    if not binomial:
+        return
+    said = "model.process is 'binomial', which"
+    if levels != 2:
+        yield (f"model.process is 'binomial', for images of 2 levels; these have {levels} "
+               "(--config.data.name=digits_binary has 2)")  # fmt: skip
+    if c.num_steps is None:
+        yield f"{said} needs config.model.num_steps"
+    for name, wanted in (
+        ("decoder", "discretised"), ("reverse_var", "posterior"), ("gamma", "fixed"),
+        ("fourier_features", False),
+    ):  # fmt: skip
+        if c[name] != wanted:
+            yield f"{said} knows no config.model.{name} but {wanted}, got {c[name]}"
+    if h.depth is not None:
+        yield f"{said} goes with no hierarchy"
+
+
+def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
+    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["model"]
+    if h.depth is None:
+        for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
+            if h[name] != plain[name]:
+                yield (f"hierarchy.{name} is set, but there is no hierarchy: give "
+                       "--config.hierarchy.depth=L")  # fmt: skip
+        return
+    least = 2 if h.data_size and h.fixed_encoder else 1
+    if h.depth < least or h.latent_size < 1:
+        yield (f"hierarchy: depth must be at least {least} and latent_size at least 1, got "
+               f"{h.depth} and {h.latent_size}")  # fmt: skip
+    if c.num_steps is not None:
+        yield (f"model.num_steps is {c.num_steps}, but a hierarchy has as many steps as its depth "
+               "says; leave it out")  # fmt: skip
+    if c.gamma_objective != "bound":
+        yield (f"model.gamma_objective is {c.gamma_objective!r}, which is for a VDM's own bound: "
+               "that of a hierarchy has no time whose loss could vary less")  # fmt: skip
+    if c.timesteps != "antithetic":
+        yield f"model.timesteps is {c.timesteps!r}, but a hierarchy draws no times: leave it out"
+    if h.ends_at_normal and c.gamma_max < 3:
+        yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
+               "where the latent is not N(0, I) yet; give 3 or more (5 is the "
+               "paper's)")  # fmt: skip
+    for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
+        if not used and c[name] != plain_model[name]:
+            yield f"model.{name} is {c[name]}, which nothing reads here; leave it out"
+    if h.data_size and h.latent_size != plain["latent_size"]:
+        yield (f"hierarchy.latent_size is {h.latent_size}, but with data_size latents are as large "
+               "as an image; leave it out")  # fmt: skip
+
+
+def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> Iterator[str]:
+    if h.depth is None:
+        return
+    if h.data_size and h.fixed_encoder:  # a VDM's networks
+        if not h.ends_at_normal and c.gamma != "fixed":
+            yield (f"model.gamma is {c.gamma!r}, whose end would be learned, but without "
+                   "config.hierarchy.ends_at_normal it is to be 0: give fixed")  # fmt: skip
+        return
+    for name, wanted in (
+        ("network", "mlp"), ("head", "eps"), ("gamma", "fixed"), ("fourier_features", False),
+        ("reverse_var", "posterior"),
+    ):  # fmt: skip
+        if c[name] != wanted:
+            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: it "
+                   "has networks of its own, of config.model.channels and num_blocks")  # fmt: skip
+    if num_classes:
+        yield "data.class_labels: a hierarchical VAE is not conditioned on them"

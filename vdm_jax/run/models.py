@@ -10,6 +10,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
+from vdm_jax.errors import UserError
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.features import head_kind
@@ -19,7 +20,6 @@ from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy
 from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
 from vdm_jax.run import config as check
-from vdm_jax.run.cli import UserError
 from vdm_jax.schedule import alpha
 from vdm_jax.train.model import Model, Params
 from vdm_jax.types import Key, PerExample, Tensor
@@ -33,7 +33,7 @@ Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 def make_model(
     config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int = 0
 ) -> Model:
-    """The model of `config.model` and `config.hierarchy` for images of the given shape and levels.
+    """Returns the model of `config.model` and `config.hierarchy` for images of a shape and levels.
 
     With `num_classes` the conditioning is [batch, 2], the augmentation flag and the class, else
     the flag alone, [batch].
@@ -42,9 +42,9 @@ def make_model(
     Raises UserError for settings that don't fit together.
     """
     check.model(config, levels, num_classes)
+    hierarchical = config.hierarchy.depth is not None
     try:
-        model: Model
-        if config.hierarchy.depth is not None:
+        if hierarchical:
             model = _hierarchy(config, event_shape, levels, num_classes)
         elif config.model.process == "binomial":
             model = _binomial(config.model, event_shape, num_classes)
@@ -52,7 +52,7 @@ def make_model(
             model = _vdm(config.model, event_shape, levels, num_classes)
         model.facts()
     except ValueError as error:
-        parts = "config.model" + (", config.hierarchy" if config.hierarchy.depth else "")
+        parts = "config.model" + (", config.hierarchy" if hierarchical else "")
         raise UserError(f"{parts}: {error}") from error
     return model
 
@@ -61,26 +61,22 @@ def make_model(
 
 
 def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int) -> Model:
-    gamma_module = monotone.make(
-        c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points
-    )
+    schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    network = _network(c, levels)
-    start, apply = _with_conditioning(network, event_shape, num_classes)
+    start, apply = _with_conditioning(_network(c, levels), event_shape, num_classes)
+    density = c.decoder == "density"
 
     def init(key: Key) -> Params:
-        gamma = gamma_module.init(key, jnp.zeros((1,))).get("params", {})
+        gamma = schedule.init(key, jnp.zeros((1,))).get("params", {})
         return {"gamma": gamma, "score_model": start(key)}
-
-    density = c.decoder == "density"
 
     def bind(params: Params, conditioning: Tensor | None = None, dropout: Key | None = None) -> VDM:
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Any:
             return apply(params["score_model"], z_t, gamma_t, conditioning, dropout)
 
         def gamma(t: Tensor) -> Tensor:
-            return cast(Tensor, gamma_module.apply({"params": params["gamma"]}, t))
+            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
 
         return VDM(
             denoise,
@@ -93,12 +89,8 @@ def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: 
             c.timesteps,
         )
 
-    return Model(
-        init,
-        bind,
-        end_points=monotone.END_POINTS if c.gamma_objective == "variance" else None,
-        pixel_levels=levels if density else None,
-    )
+    end_points = monotone.END_POINTS if c.gamma_objective == "variance" else None
+    return Model(init, bind, end_points, levels if density else None)
 
 
 def _binomial(c: ConfigDict, event_shape: tuple[int, ...], num_classes: int) -> Model:
@@ -122,36 +114,18 @@ def _hierarchy(
     config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
 ) -> Model:
     c, h = config.model, config.hierarchy
+    if h.data_size and h.fixed_encoder:
+        return _restricted(config, event_shape, levels, num_classes)
     words = "VAE" if h.depth == 1 else f"hierarchical VAE of {h.depth} latents"
     density = c.decoder == "density"
-    pixel_levels = levels if density else None
-    if h.data_size and h.fixed_encoder:
-        ends = ConfigDict(c.to_dict())
-        if not h.ends_at_normal:
-            ends.gamma_max = 0.0
-        vdm = _vdm(ends, event_shape, levels, num_classes)
-        if h.ends_at_normal:
-            words += f", a VDM of T = {h.depth - 1}"
-
-        def of_vdm(*args: Any) -> HierarchicalVAE:
-            return _chain(vdm.bind(*args), h.depth - 1, words)
-
-        return Model(vdm.init, of_vdm, pixel_levels=pixel_levels)
-    network = HierarchyNetwork(
-        event_shape,
-        **h.to_dict(),
-        width=c.channels,
-        num_blocks=c.num_blocks,
-        dropout=c.dropout,
-        gamma_min=c.gamma_min,
-        gamma_max=c.gamma_max,
-    )
+    sizes = {name: c[name] for name in ("num_blocks", "dropout", "gamma_min", "gamma_max")}
+    network = HierarchyNetwork(event_shape, **h.to_dict(), width=c.channels, **sizes)
 
     def init(key: Key) -> Params:
         return network.init(key, jnp.zeros((1, *event_shape)))["params"]
 
     def bind(
-        params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
+        params: Params, _: Tensor | None = None, dropout: Key | None = None
     ) -> HierarchicalVAE:
         rngs = {} if dropout is None else {"dropout": dropout}
 
@@ -170,26 +144,44 @@ def _hierarchy(
             words,
         )
 
-    return Model(init, bind, pixel_levels=pixel_levels)
+    return Model(init, bind, pixel_levels=levels if density else None)
 
 
-def _chain(vdm: VDM, num_steps: int, words: str) -> HierarchicalVAE:
-    """Returns a VDM as a hierarchical VAE: with all three restrictions at once it is one."""
-    encode, decode = hierarchy.of_diffusion(vdm._replace(num_steps=num_steps))
-    gamma_0 = vdm.gamma(jnp.zeros(1))[0]
+def _restricted(
+    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
+) -> Model:
+    """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
-    def likelihood(z_0: Tensor) -> Gaussian:
-        return Gaussian(z_0 / alpha(gamma_0), jnp.exp(gamma_0))
+    It has a VDM's networks, and if it also ends at N(0, I) it is the VDM of T = depth - 1.
+    """
+    c, h = ConfigDict(config.model.to_dict()), config.hierarchy
+    num_steps = h.depth - 1
+    words = f"hierarchical VAE of {h.depth} latents"
+    if h.ends_at_normal:
+        words += f", a VDM of T = {num_steps}"
+    else:
+        c.gamma_max = 0.0
+    model = _vdm(c, event_shape, levels, num_classes)
 
-    return HierarchicalVAE(
-        [functools.partial(encode, i) for i in range(num_steps + 1)],
-        [functools.partial(decode, i) for i in range(num_steps)],
-        likelihood,
-        vdm.event_shape,
-        vdm.event_shape,
-        vdm.levels,
-        words,
-    )
+    def bind(*args: Any) -> HierarchicalVAE:
+        vdm: VDM = model.bind(*args)
+        encode, decode = hierarchy.of_diffusion(vdm._replace(num_steps=num_steps))
+        gamma_0 = vdm.gamma(jnp.zeros(1))[0]
+
+        def likelihood(z_0: Tensor) -> Gaussian:
+            return Gaussian(z_0 / alpha(gamma_0), jnp.exp(gamma_0))
+
+        return HierarchicalVAE(
+            [functools.partial(encode, i) for i in range(num_steps + 1)],
+            [functools.partial(decode, i) for i in range(num_steps)],
+            likelihood,
+            event_shape,
+            event_shape,
+            vdm.levels,
+            words,
+        )
+
+    return Model(model.init, bind, pixel_levels=model.pixel_levels)
 
 
 # ---- the networks ----
@@ -198,8 +190,7 @@ def _chain(vdm: VDM, num_steps: int, words: str) -> HierarchicalVAE:
 def _with_conditioning(
     network: nn.Module, event_shape: tuple[int, ...], num_classes: int
 ) -> tuple[Callable[[Key], Params], Apply]:
-    """The network's init, and its call with parameters, latents, gamma, conditioning, dropout."""
-
+    """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
     if isinstance(network, UNet):  # as it is trained, and with forward derivatives on any device
         trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
@@ -213,11 +204,6 @@ def _with_conditioning(
         params: Params, z_t: Tensor, gamma_t: PerExample, given: Tensor | None,
         dropout: Key | None,
     ) -> Any:  # fmt: skip
-        if given is None and not num_classes:
-            given = jnp.zeros(z_t.shape[:1])
-        training = dropout is not None
-        rngs = {} if dropout is None else {"dropout": dropout}
-        module = trained if training else network
         if num_classes:
             if given is None:
                 raise ValueError(
@@ -225,7 +211,10 @@ def _with_conditioning(
                 )
             flag, label = given[:, :1], given[:, 1].astype(int)
             given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
-        return module.apply({"params": params}, z_t, gamma_t, given, not training, rngs=rngs)
+        elif given is None:
+            given = jnp.zeros(z_t.shape[:1])
+        module, rngs = (network, {}) if dropout is None else (trained, {"dropout": dropout})
+        return module.apply({"params": params}, z_t, gamma_t, given, dropout is None, rngs=rngs)
 
     return init, apply
 
