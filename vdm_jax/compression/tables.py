@@ -1,7 +1,7 @@
 """Probabilities as whole numbers: cumulated counts of `ans.TOTAL`, for numbers on a grid.
 
 What two machines must agree on to the last bit is made here, once, ahead of all coding; so that it
-can be compared (`ladder.Ladder.digest`) before anything is decoded.
+can be compared (`chain.Chain.digest`) before anything is decoded.
 """
 
 import functools

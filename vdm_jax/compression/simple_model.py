@@ -20,7 +20,7 @@ _WIDTH_PARTS = 8
 
 
 def push(stacks: Stacks, lane: int, images: np.ndarray, levels: int) -> None:
-    """Onto one stack: integers [n, height, width, channels]."""
+    """Pushes integers [n, height, width, channels] onto one stack."""
     pixels = _Pixels(images.shape, levels)
     symbols = []
     for counts, value in zip(pixels, images.reshape(-1).tolist(), strict=True):
@@ -31,7 +31,7 @@ def push(stacks: Stacks, lane: int, images: np.ndarray, levels: int) -> None:
 
 
 def pop(stacks: Stacks, lane: int, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    """The inverse of `push`: int64 [n, height, width, channels]."""
+    """Undoes `push` and returns its images, int64 [n, height, width, channels]."""
     pixels = _Pixels(shape, levels)
     for counts in pixels:
         value = int(np.searchsorted(counts, stacks.top(lane), side="right")) - 1
@@ -45,7 +45,6 @@ class _Pixels:
 
     def __init__(self, shape: tuple[int, ...], levels: int) -> None:
         self.images = np.zeros(shape, np.int64)
-        self._flat = self.images.reshape(-1)
         self._levels = levels
         # How often each level came before where the guess was 0, low or high.
         self._seen = np.ones((3, levels), np.int64)
@@ -63,8 +62,8 @@ class _Pixels:
             self._at += 1
 
     def found(self, value: int) -> None:
-        """The value of the pixel that was asked for last."""
-        self._flat[self._at] = value
+        """Takes the value of the pixel that was asked for last."""
+        self.images.reshape(-1)[self._at] = value
         self._off.reshape(-1)[self._at] = value - self._guess
         self._seen[self._context(), value] += 2
 
@@ -104,7 +103,7 @@ class _Pixels:
 
 @functools.cache
 def _geometric(width: int, levels: int) -> np.ndarray:
-    """Cumulated weights of the distances 1 - levels, ..., levels - 1: int64 [2 levels]."""
+    """Returns cumulated weights of the distances 1 - levels, ..., levels - 1: int64 [2 levels]."""
     weights = [_PEAK]
     for _ in range(levels - 1):
         weights.append(max(weights[-1] * width // (width + _WIDTH_PARTS), 1))
