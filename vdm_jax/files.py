@@ -15,7 +15,7 @@ from typing import BinaryIO
 from vdm_jax.errors import UserError, reaching, reason
 from vdm_jax.signals import deferred, handler
 
-__all__ = ["durable", "full", "number", "sync", "write_whole", "writing"]
+__all__ = ["check_free", "durable", "full", "number", "sync", "write_whole", "writing"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,16 +59,13 @@ def writing(out: Path) -> Iterator[Path]:
     Raises:
       UserError: `out` is there already, or by then, or it can't be written.
     """
-    with reaching(out):
-        _check_free(out)
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    check_free(out)
     partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
     with handler(signal.SIGTERM, _end):
         try:
             yield partial
             with deferred():
-                _check_free(out)  # it may have been made meanwhile
+                check_free(out)  # it may have been made meanwhile
                 partial.rename(out)
         except OSError as error:
             why = error.strerror or reason(error)
@@ -105,9 +102,15 @@ def _end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _check_free(out: Path) -> None:
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already and is left alone; name another, or move it away")
+def check_free(out: Path) -> None:
+    """Raises UserError unless `out` can be made: it isn't there, but its folder is."""
+    with reaching(out):
+        if os.path.lexists(out):
+            raise UserError(
+                f"{out} is there already and is left alone; name another, or move it away"
+            )
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
 
 
 def _remove(partial: Path) -> None:

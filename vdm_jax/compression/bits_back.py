@@ -21,6 +21,7 @@ from vdm_jax.compression.ans import PRECISION, Stacks
 from vdm_jax.compression.chain import EPS_GRID, Chain
 from vdm_jax.compression.file import VdmzError
 from vdm_jax.compression.tables import FRACTIONS, GaussianTable
+from vdm_jax.errors import UserError
 
 __all__ = ["Coder", "Noise", "Observe"]
 
@@ -53,7 +54,7 @@ class Coder(NamedTuple):
     ) -> None:
         """Pushes an image of each active lane, integers [lanes, dims].
 
-        Raises Underflow if a stack has too few bits to begin with, ValueError if the network
+        Raises Underflow if a stack has too few bits to begin with, UserError if the network
         returns what is no number.
         """
         chain, x = self.chain, images.T.astype(np.int64)
@@ -109,7 +110,7 @@ class Coder(NamedTuple):
         if observe is not None:
             observe(i, values, eps_hat, share)
         if not np.all(np.isfinite(eps_hat)) or not (share is None or np.all(np.isfinite(share))):
-            raise ValueError(f"the network's output isn't finite at level {i} of {chain.num_steps}")
+            raise UserError(f"the network's output isn't finite at level {i} of {chain.num_steps}")
         n = np.clip(np.rint(eps_hat.T / EPS_GRID), -_MOST_EPS, _MOST_EPS)
         means = chain.of_z[i - 1] * z + chain.of_eps[i - 1] * n
         if share is None:

@@ -20,6 +20,7 @@ from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import tables
 from vdm_jax.compression.tables import GaussianTable, PixelTable
 from vdm_jax.parameterization import to_x
+from vdm_jax.errors import UserError
 from vdm_jax.types import Gamma, ReverseVar
 
 __all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Chain", "make"]
@@ -95,17 +96,17 @@ def make(
       reverse_var: variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
 
     Raises:
-      ValueError: gamma doesn't rise from step to step, or hardly in some; or num_steps times grid
+      UserError: gamma doesn't rise from step to step, or hardly in some; or num_steps times grid
         is more than MOST_PARTS.
     """
     if num_steps * grid > MOST_PARTS:
-        raise ValueError(
+        raise UserError(
             f"num_steps = {num_steps} and grid = {grid} need too large tables: their product may "
             f"be {MOST_PARTS} at most; take a smaller grid"
         )
     gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
-        raise ValueError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
+        raise UserError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
     s, t = jnp.asarray(gammas[:-1]), jnp.asarray(gammas[1:])
     one, zero = jnp.ones(num_steps), jnp.zeros(num_steps)
     share = float(reverse_var == "transition")

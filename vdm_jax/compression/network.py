@@ -13,8 +13,8 @@ import numpy as np
 
 from vdm_jax import loss, pixels, process, schedule
 from vdm_jax.compression.chain import EPS_GRID, Chain
-from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import split, to_eps, to_x
+from vdm_jax.errors import UserError
 from vdm_jax.types import Images, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -72,7 +72,7 @@ class Network:
         eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t)
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
-            raise ValueError(
+            raise UserError(
                 f"the network computes in {found.dtype} where its input is float64; compression "
                 "needs one that computes in the type of its input"
             )
@@ -132,7 +132,7 @@ class Bound:
             return loss.sum_event(kl), loss.sum_event(path)
 
         def last(z_1: Tensor) -> PerExample:
-            return -loss.sum_event(Gaussian(jnp.zeros(()), jnp.ones(())).log_prob(z_1))
+            return -loss.sum_event(jax.scipy.stats.norm.logpdf(z_1))
 
         self._start, self._step, self._last = jax.jit(start), jax.jit(step), jax.jit(last)
 

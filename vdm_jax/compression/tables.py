@@ -14,6 +14,7 @@ import numpy as np
 
 from vdm_jax import pixels
 from vdm_jax.compression.ans import TOTAL
+from vdm_jax.errors import UserError
 
 __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", "split"]
 
@@ -45,11 +46,11 @@ class GaussianTable(NamedTuple):
 def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     """Of standard deviations [widths] in units of the grid.
 
-    Raises ValueError for one so wide that without `escape` the table would be too large.
+    Raises UserError for one so wide that without `escape` the table would be too large.
     """
     span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
-        raise ValueError(
+        raise UserError(
             f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
             "narrowest of its level: take a smaller grid, fewer steps, or a gamma that rises evenly"
         )
@@ -109,7 +110,7 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
     if -first > _MOST_ROWS:
-        raise ValueError(
+        raise UserError(
             f"z_0 would lie on {-2 * first:,} points, too many for a table: gamma_0 = "
             f"{gamma_0:.3g} is too small for so fine a grid; take a smaller one or fewer steps"
         )
