@@ -14,7 +14,7 @@ import optax
 
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
-from vdm_jax.nn.smooth import SmoothMLP
+from vdm_jax.nn.small import SmoothMLP
 from vdm_jax.schedule import alpha
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import NATS, Model, Params

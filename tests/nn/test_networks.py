@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from vdm_jax import loss, parameterization, pixels, schedule, timestep
-from vdm_jax.nn import features
 from vdm_jax.nn.mlp import MLP
 from vdm_jax.nn.resnet import ResNet
 from vdm_jax.nn.smooth import SmoothMLP
+
+from vdm_jax import loss, parameterization, pixels, schedule, timestep
+from vdm_jax.nn import features
 from vdm_jax.nn.unet import UNet
 
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}

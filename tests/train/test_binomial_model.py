@@ -5,8 +5,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from vdm_jax.train.binomial import BinomialModel
+
 from vdm_jax.train.model import BITS
 
 SHAPE, STEPS = (2,), 3

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from toy import LEVELS, SHAPE, batches
+from vdm_jax.nn.mlp import MLP
 
 from vdm_jax import loss, pixels
 from vdm_jax.nn.gamma import END_POINTS, MonotoneGamma
-from vdm_jax.nn.mlp import MLP
 from vdm_jax.train import schedule_variance as variance
 from vdm_jax.train import step
 from vdm_jax.train.model import Model

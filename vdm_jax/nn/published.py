@@ -4,13 +4,12 @@ A checkpoint is a file `ckpt-N.flax` (N counts saves): a Flax msgpack of step, p
 and opt_state. What the published evaluation uses, and what is read here, is ema_params.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,8 @@ from vdm_jax import timestep
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn import published_file as official_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
-from vdm_jax.types import PerExample, Tensor
+from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 __all__ = ["OfficialModel", "from_published", "load", "modules", "to_published"]
 
@@ -50,39 +50,63 @@ _RANGES = (
 _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
 
 
-@dataclasses.dataclass(frozen=True)
-class OfficialModel:
-    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params` and its constants.
+class OfficialModel(NamedTuple):
+    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params`, and `bind` to have a VDM.
 
-    `timesteps` is how it drew times; `sample_softmax` whether it drew pixels from p(x|z_0) (then
-    give `sampler.to_images` a key) or took the most likely; `step` how long it was trained.
-
-    `gamma` and `denoise` have the parameters closed over; for gradients call `gamma_module` and
-    `score_module` with `{"params": params["gamma"]}` and `{"params": params["score_model"]}`. The
-    latter is in this package's form, blocks stacked; `to_published` gives the file's own.
+    The parameters of the score network are in this package's form, blocks stacked; `to_published`
+    gives the file's own.
     """
 
     params: Any
+    """Parameters, EMA, {"gamma": ..., "score_model": ...}."""
     gamma_module: nn.Module
+    """Schedule."""
     score_module: UNet
+    """Score network."""
     levels: int
+    """Number of values of a pixel."""
     num_steps: int | None
+    """Number of steps T; None for continuous time."""
     timesteps: timestep.Method
+    """Method by which it drew times."""
     sample_softmax: bool
+    """Whether it drew pixels from p(x|z_0), which `sampler.to_images` does with a key, or took the
+    most likely."""
     step: int
+    """Number of steps that it was trained."""
 
     def gamma(self, t: Tensor) -> Tensor:
-        """Times of any shape -> gamma(t) of the same shape."""
-        variables = {"params": self.params.get("gamma", {})}
-        return cast(Tensor, self.gamma_module.apply(variables, t))
+        """Returns gamma(t) for times of any shape."""
+        return self._gamma(self.params, t)
 
     def denoise(
         self, z_t: Tensor, gamma_t: PerExample, conditioning: PerExample | None = None
     ) -> Tensor:
-        """Latents [batch, height, width, channels], gammas [batch] or scalar -> eps_hat."""
-        variables = {"params": self.params["score_model"]}
+        """Returns eps_hat of latents [batch, height, width, channels], gammas [batch] or scalar."""
+        return self._denoise(self.params, z_t, gamma_t, conditioning)
+
+    def bind(self, event_shape: tuple[int, ...]) -> Callable[..., VDM]:
+        """Returns bind(params, conditioning=None, dropout=None) -> VDM of images of that shape."""
+
+        def bind(params: Any, conditioning: Any = None, dropout: Key | None = None) -> VDM:
+            return VDM(
+                lambda z_t, gamma_t: self._denoise(params, z_t, gamma_t, conditioning),
+                lambda t: self._gamma(params, t),
+                event_shape,
+                self.levels,
+                num_steps=self.num_steps,
+                timesteps=self.timesteps,
+            )
+
+        return bind
+
+    def _gamma(self, params: Any, t: Tensor) -> Tensor:
+        return cast(Tensor, self.gamma_module.apply({"params": params.get("gamma", {})}, t))
+
+    def _denoise(self, params: Any, z_t: Tensor, gamma_t: PerExample, given: Any) -> Tensor:
         gamma_t = jnp.broadcast_to(gamma_t, z_t.shape[:1])
-        return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, conditioning))
+        variables = {"params": params["score_model"]}
+        return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, given))
 
 
 def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:

@@ -13,8 +13,7 @@ from vdm_jax import timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.features import head_kind
-from vdm_jax.nn.mlp import MLP
-from vdm_jax.nn.resnet import ResNet
+from vdm_jax.nn.small import MLP, ResNet
 from vdm_jax.nn.unet import UNet
 from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy

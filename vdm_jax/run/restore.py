@@ -1,6 +1,5 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,6 @@ from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import load_params
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.settings import filled
-from vdm_jax.types import Key, Tensor
 from vdm_jax.vdm import VDM
 
 __all__ = [
@@ -165,18 +163,7 @@ def from_official(
     images = setup.load(config)
     _check_channels(loaded, images)
 
-    def bind(params: Params, conditioning: Tensor | None = None, _: Key | None = None) -> VDM:
-        at = dataclasses.replace(loaded, params=params)
-        return VDM(
-            lambda z_t, gamma_t: at.denoise(z_t, gamma_t, conditioning),
-            at.gamma,
-            images.event_shape,
-            loaded.levels,
-            num_steps=loaded.num_steps,
-            timesteps=loaded.timesteps,
-        )
-
-    model = Model(lambda key: loaded.params, bind)
+    model = Model(lambda key: loaded.params, loaded.bind(images.event_shape))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
     c = config.eval
     part = setup.eval_name(config)
