@@ -14,6 +14,7 @@ from vdm_jax.compression.bits_back import Coder
 from vdm_jax.compression.blocks import Progress
 from vdm_jax.compression.file import CHAIN, FALLBACK, RAW, Header, VdmzError
 from vdm_jax.compression.network import Bind, Bound, Network, digest
+from vdm_jax.errors import UserError
 from vdm_jax.vdm import VDM
 
 __all__ = ["Options", "Summary", "compress", "decompress", "read_header"]
@@ -23,43 +24,45 @@ _MOST_BLOCKS = 64
 
 
 class Options(NamedTuple):
-    """Choices that change a file's size and the time that it takes."""
+    """Choices that change a file's size and the time that it takes.
+
+    Attributes:
+      num_steps: number of steps T: more make the file smaller, and take longer.
+      grid: number of parts into which the narrowest standard deviation of a level is divided.
+      blocks: number of stacks that are coded in step, each beginning with some images of the simple
+        model; by default one for each 256 images, up to 64.
+    """
 
     num_steps: int = 100
-    """Number of steps T: more make the file smaller, and take longer."""
     grid: int = chain.DEFAULT_GRID
-    """Number of parts into which the narrowest standard deviation of a level is divided."""
     blocks: int | None = None
-    """Number of stacks that are coded in step, each beginning with some images of the simple model;
-    by default one for each 256 images, up to 64."""
 
 
 class Summary(NamedTuple):
-    """What a compression came to; rates are in bits per dimension."""
+    """Sizes and times of a compression; rates are in bits per dimension.
+
+    Attributes:
+      images: number of images: `coded` by the VDM, `seeds` by the simple model, and `raw`.
+      net: rate that the VDM's images added to their stacks; NaN without such images.
+      bound: variational bound of T steps on the same images, at the latents that were coded.
+      path: rate of these latents without any rounding. Only chance is between it and the bound,
+        only coding between it and `net`.
+      excess_error: standard error of net - bound, over images.
+      gross: rate of everything that is in the file, over all images.
+      seconds, network_seconds: time that coding the VDM's images took; of that, the network's.
+    """
 
     images: int
-    """Number of images: `coded` and `seeds` and `raw` together."""
     coded: int
-    """Number of images by the VDM."""
     seeds: int
-    """Number of images by the simple model."""
     raw: int
-    """Number of images kept as they are."""
     net: float
-    """Rate that the VDM's images added to their stacks; NaN without such images."""
     bound: float
-    """Variational bound of T steps on the same images, at the latents that were coded."""
     path: float
-    """Rate of these latents without any rounding. Only chance is between it and the bound, only
-    coding between it and `net`."""
     excess_error: float
-    """Standard error of net - bound, over images."""
     gross: float
-    """Rate of everything that is in the file, over all images."""
     seconds: float
-    """Time that coding the VDM's images took."""
     network_seconds: float
-    """Time of that which the network's calls took."""
 
     @property
     def overhead(self) -> float:
@@ -87,8 +90,8 @@ def compress(
 ) -> tuple[bytes, Summary]:
     """Returns the VDMZ file of images, and what it came to.
 
-    For the time of the call JAX computes in 64 bits, whatever it is set to. Nothing is decoded
-    here: to be sure, hand the bytes to `decompress` and compare.
+    For the time of the call JAX computes in 64 bits. Nothing is decoded here: to be sure, hand the
+    bytes to `decompress` and compare.
 
         def bind(params):
             return VDM(partial(module.apply, params), gamma, event_shape=(32, 32, 3), levels=256)
@@ -98,15 +101,15 @@ def compress(
 
     Args:
       images: integers in [0, levels), [n, height, width, channels].
-      bind: function parameters -> VDM, any network. What it says of one image must not depend on
-        the others of a batch, of which there are as many as blocks. It is compiled, and must
-        compute in the type of its input, float64 (in Flax modules dtype=None), without dropout.
-      params: a tree of arrays; taken to float64 for the network.
-      settings: what else the network depends on and JSON can hold; it is part of the model's
-        digest, as the code of `bind` can't be.
+      bind: function parameters -> VDM, any network. Its output for one image must not depend on the
+        others of a batch, of which there are as many as blocks; it is compiled, and must compute in
+        the type of its input, float64 (in Flax modules dtype=None), without dropout.
+      params: tree of arrays; taken to float64 for the network.
+      settings: what else the network depends on and JSON can hold: a part of the model's digest, as
+        the code of `bind` can't be.
       options: number of steps, and how images are laid out.
-      meta: bytes that are kept in the file as they are, beside the images.
-      progress: function that is told how many images are done, and of how many.
+      meta: bytes that are kept in the file beside the images.
+      progress: function that is told how many images of the VDM are done, and of how many.
 
     Raises:
       ValueError: images of another shape or other levels than the model's, numbers out of range, a
@@ -120,7 +123,10 @@ def compress(
     checks.count(grid, "grid", most=file.MOST_GRID)
     if count is None:
         count = min(max(len(images) // _PER_BLOCK, 1), _MOST_BLOCKS)
-    checks.count(count, "blocks", most=min(len(images), file.MOST_BLOCKS))
+    most = min(len(images), file.MOST_BLOCKS)
+    checks.count(count, "blocks")
+    if count > most:
+        raise UserError(f"blocks must be at most {most}, one for each image, got {count}")
     model, meta = digest(vdm, params, settings)[:16], bytes(memoryview(meta))
     if len(meta) > file.MOST_META:
         raise ValueError(f"meta has {len(meta):,} bytes; at most {file.MOST_META:,} are kept.")
@@ -131,7 +137,7 @@ def compress(
         network.seconds, began = 0.0, time.perf_counter()
         parts = np.array_split(images, count)
         coder, bound = Coder(steps, network), Bound(vdm, steps)
-        encoded = blocks.encode(parts, levels, coder, bound, progress)
+        made, payloads, bits = blocks.encode(parts, levels, coder, bound, progress)
         seconds = time.perf_counter() - began
     header = Header(
         model=model,
@@ -141,11 +147,11 @@ def compress(
         levels=levels,
         num_steps=num_steps,
         grid=grid,
-        blocks=tuple(encoded.blocks),
+        blocks=tuple(made),
         meta=meta,
     )
-    content = file.pack(header, b"".join(encoded.payloads))
-    return content, _summary(header, len(content), encoded.bits, (seconds, network.seconds))
+    content = file.pack(header, b"".join(payloads))
+    return content, _summary(header, len(content), bits, (seconds, network.seconds))
 
 
 def read_header(
@@ -191,7 +197,7 @@ def decompress(
         raise VdmzError(f"its {header.images:,} images take more memory than there is") from None
     parts = np.split(images, np.cumsum([block.images for block in header.blocks])[:-1])
     with jax.enable_x64(True):
-        blocks.decode(header, payload, parts, lambda: _coder(header, bind, params), progress)
+        blocks.decode(header, payload, lambda: _coder(header, bind, params), parts, progress)
     for number, (part, block) in enumerate(zip(parts, header.blocks, strict=True)):
         if zlib.crc32(part.tobytes()) != block.crc:
             raise VdmzError(
@@ -202,34 +208,29 @@ def decompress(
 
 
 def _bound(bind: Bind, params: Any) -> tuple[VDM, int]:
-    """Returns the model, its parameters as they are, and its levels.
-
-    Raises ValueError unless it is one of pictures.
-    """
+    """Returns the model with its parameters as they are, and its levels."""
     with jax.enable_x64(True):  # whatever it computes on the way, alike for all callers
         vdm = bind(params)
-    if len(vdm.event_shape) != 3:
-        raise ValueError(
-            f"the model's event_shape must be (height, width, channels), got {vdm.event_shape}; "
-            "an array without channels is images[..., None] with 1."
+    if len(vdm.event_shape) != 3 or vdm.levels is None or not 2 <= vdm.levels <= 256:
+        raise UserError(
+            "the model must be of images [height, width, channels] with 2 to 256 levels, got shape "
+            f"{vdm.event_shape} and levels {vdm.levels}"
         )
-    if vdm.levels is None or not 2 <= vdm.levels <= 256:
-        raise ValueError(f"the model must be of 2 to 256 levels, got {vdm.levels}.")
     return vdm, vdm.levels
 
 
 def _checked(images: np.ndarray, event_shape: tuple[int, ...], levels: int) -> np.ndarray:
-    """Returns images as uint8. Raises ValueError unless the model can be of them."""
+    """Returns images as uint8. Raises UserError unless the model can be of them."""
     images = np.asarray(images)
     if images.shape[1:] != tuple(event_shape) or not len(images):
-        wanted = ", ".join(map(str, event_shape))
-        raise ValueError(f"images must be [n, {wanted}], the model's, got {list(images.shape)}.")
-    if images.dtype.kind not in "ui":
-        raise ValueError(f"images must be integers, got {images.dtype}.")
-    if images.min() < 0 or images.max() >= levels:
-        raise ValueError(
-            f"images must lie in [0, {levels}), the model's levels, got {images.min()} to "
-            f"{images.max()}."
+        raise UserError(
+            f"images must be [n, {', '.join(map(str, event_shape))}], as the model's, got "
+            f"{list(images.shape)}: bring them to that size, or take a model of theirs"
+        )
+    if images.dtype.kind not in "ui" or images.min() < 0 or images.max() >= levels:
+        raise UserError(
+            f"images must be integers in [0, {levels}), the model's levels, got {images.dtype} "
+            f"from {images.min()} to {images.max()}"
         )
     return images.astype(np.uint8)
 

@@ -12,18 +12,7 @@ from typing import NamedTuple
 from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
 from vdm_jax.errors import UserError
 
-__all__ = [
-    "CHAIN",
-    "FALLBACK",
-    "RAW",
-    "START",
-    "Block",
-    "Header",
-    "VdmzError",
-    "check_start",
-    "pack",
-    "unpack",
-]
+__all__ = ["Block", "Header", "VdmzError", "check_start", "pack", "unpack"]
 
 MAGIC = b"VDMZ"
 VERSION = 1
@@ -37,7 +26,7 @@ PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
 PER_SIMPLE_BYTE = 1 << 7  # of the simple model, which takes at least 0.069 bits for one
 MOST_META = 1 << 26
 _FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
-_CRC = struct.Struct("<I")
+_DAMAGED = "its header is damaged (checksum); get it anew"
 
 
 class VdmzError(UserError):
@@ -45,41 +34,46 @@ class VdmzError(UserError):
 
 
 class Block(NamedTuple):
-    """Images that are coded on one stack."""
+    """Images that are coded on one stack.
+
+    Attributes:
+      mode: RAW, FALLBACK or CHAIN.
+      images: number of images; the first `seeds` of them are coded by the simple model.
+      size: bytes of payload.
+      crc: CRC32 of its pixels, a byte each.
+    """
 
     mode: int
-    """RAW, FALLBACK or CHAIN."""
     images: int
-    """Number of images."""
     seeds: int
-    """Number of the first of them, which are coded by the simple model."""
     size: int
-    """Bytes of payload."""
     crc: int
-    """CRC32 of its pixels, a byte each."""
 
 
 class Header(NamedTuple):
-    """All that a file says before its payload."""
+    """All that a file says before its payload.
+
+    Attributes:
+      model: first 16 bytes of the model's digest.
+      tables: first 4 bytes of the digest of the coding tables.
+      probe: CRC32 of the network's rounded outputs on fixed inputs.
+      event_shape: height, width and channels of one image.
+      levels: number of values of a pixel, up to 256.
+      num_steps: number of steps T.
+      grid: parts of the narrowest standard deviation (`chain.make`).
+      blocks: blocks in the order of their images. Each call of the network has as many images.
+      meta: bytes that the user of the codec keeps beside the pixels.
+    """
 
     model: bytes
-    """First 16 bytes of the model's digest."""
     tables: bytes
-    """First 4 bytes of the digest of the coding tables."""
     probe: int
-    """CRC32 of the network's rounded outputs on fixed inputs."""
     event_shape: tuple[int, ...]
-    """Height, width and channels of one image."""
     levels: int
-    """Number of values of a pixel, up to 256."""
     num_steps: int
-    """Number of steps T."""
     grid: int
-    """Parts of the narrowest standard deviation (`chain.make`)."""
     blocks: tuple[Block, ...]
-    """Blocks in the order of their images. Each call of the network has as many images."""
     meta: bytes
-    """Bytes that the user of the codec keeps beside the pixels."""
 
     @property
     def images(self) -> int:
@@ -106,8 +100,9 @@ def pack(header: Header, payload: bytes) -> bytes:
             content.append(number & 0x7F | 0x80)
             number >>= 7
         content.append(number)
-    content += b"".join(_CRC.pack(block.crc) for block in header.blocks) + header.meta
-    return bytes(content) + _CRC.pack(zlib.crc32(content)) + payload
+    content += struct.pack(f"<{len(header.blocks)}I", *(block.crc for block in header.blocks))
+    content += header.meta
+    return bytes(content) + struct.pack("<I", zlib.crc32(content)) + payload
 
 
 def check_start(content: bytes) -> None:
@@ -181,31 +176,26 @@ class _Reader:
         _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
         num_steps, grid, below, *event_shape, count = (self._varint() for _ in range(7))
         if not 1 <= count <= MOST_BLOCKS:
-            raise _damaged()
+            raise VdmzError(_DAMAGED)
         rows = [[self._varint() for _ in range(4)] for _ in range(count)]
         meta_size = self._varint()
         if meta_size > MOST_META:
-            raise _damaged()
-        crcs = [self._crc() for _ in range(count)]
+            raise VdmzError(_DAMAGED)
+        crcs = _crcs(self._take(4 * count))
+        blocks = tuple(Block(*row, crc) for row, crc in zip(rows, crcs, strict=True))
         meta = self._take(meta_size)
         found = zlib.crc32(self._content[: self.at])
-        if self._crc() != found:
-            raise _damaged()
-        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
+        if _crcs(self._take(4)) != (found,):
+            raise VdmzError(_DAMAGED)
         shape = tuple(event_shape)
-        return Header(
-            model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta
-        ), payload_crc
+        header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
+        return header, payload_crc
 
     def _take(self, size: int) -> bytes:
         if size > len(self._content) - self.at:
             raise EOFError
         self.at += size
         return self._content[self.at - size : self.at]
-
-    def _crc(self) -> int:
-        (found,) = _CRC.unpack(self._take(_CRC.size))
-        return int(found)
 
     def _varint(self) -> int:
         """Takes a LEB128 number of up to 63 bits."""
@@ -215,8 +205,8 @@ class _Reader:
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
-        raise _damaged()
+        raise VdmzError(_DAMAGED)
 
 
-def _damaged() -> VdmzError:
-    return VdmzError("its header is damaged (checksum); get it anew")
+def _crcs(content: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(content) // 4}I", content)

@@ -138,7 +138,7 @@ class Bound:
 
     def start(self, images: np.ndarray) -> None:
         """Begins anew with images [lanes, dims]."""
-        self._images = images
+        self._images, self._z = images, np.zeros(())
 
     def observe(
         self, level: int, z: np.ndarray, eps_hat: np.ndarray | None, share: np.ndarray | None
@@ -148,8 +148,8 @@ class Bound:
             self._x, self._bound, self._path = self._start(self._images, z)
         else:
             times = self._chain.gammas[level - 1 : level + 1]
-            share = self._share if share is None else share
-            kl, path = self._step(self._x, self._z, z, eps_hat, share, times)
+            shares = self._share if share is None else share
+            kl, path = self._step(self._x, self._z, z, eps_hat, shares, times)
             self._bound, self._path = self._bound + kl, self._path + path
         if level == self._chain.num_steps:
             self._path = self._path + self._last(z)

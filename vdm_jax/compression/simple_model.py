@@ -7,7 +7,7 @@ often each level came before. All in whole numbers.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -21,90 +21,72 @@ _WIDTH_PARTS = 8
 
 def push(stacks: Stacks, lane: int, images: np.ndarray, levels: int) -> None:
     """Pushes integers [n, height, width, channels] onto one stack."""
-    pixels = _Pixels(images.shape, levels)
-    symbols = []
-    for counts, value in zip(pixels, images.reshape(-1).tolist(), strict=True):
+    model, symbols = _model(images.shape, levels), []
+    counts = next(model)
+    for value in images.reshape(-1).tolist():
         symbols.append((int(counts[value]), int(counts[value + 1] - counts[value])))
-        pixels.found(value)
+        counts = model.send(value)
     for start, count in reversed(symbols):
         stacks.push_one(lane, start, count)
 
 
 def pop(stacks: Stacks, lane: int, shape: tuple[int, ...], levels: int) -> np.ndarray:
     """Undoes `push` and returns its images, int64 [n, height, width, channels]."""
-    pixels = _Pixels(shape, levels)
-    for counts in pixels:
+    model, images = _model(shape, levels), np.zeros(shape, np.int64)
+    counts = next(model)
+    for at in np.ndindex(shape):
         value = int(np.searchsorted(counts, stacks.top(lane), side="right")) - 1
         stacks.pop_one(lane, int(counts[value]), int(counts[value + 1] - counts[value]))
-        pixels.found(value)
-    return pixels.images
+        images[at] = value
+        counts = model.send(value)
+    return images
 
 
-class _Pixels:
-    """Goes over all pixels; of each gives the cumulated counts, then must be told the value."""
+def _model(shape: tuple[int, ...], levels: int) -> Generator[np.ndarray, int, None]:
+    """Yields the cumulated counts of each pixel, and is sent its value; once more at the end."""
+    # The last row, at index -1, is above the first pixel.
+    _, height, width, channels = shape
+    values = np.full((height + 1, width, channels), levels // 2)
+    edges = np.zeros_like(values)
+    off = np.full_like(values, levels // 8)
+    # How often each level came before where the guess was 0, low or high.
+    seen = np.ones((3, levels), np.int64)
+    for _, y, x, c in np.ndindex(shape):
+        at, left = (y, x), (y, x - 1) if x else (y - 1, 0)
+        above = (y - 1, x) if y else left
+        corner = (y - 1, x - 1) if x and y else above
+        low, high = sorted((int(values[*left, c]), int(values[*above, c])))
+        edge = low + high - min(max(int(values[*corner, c]), low), high)  # the median
+        guess = edge + (int(values[*at, c - 1] - edges[*at, c - 1]) if c else 0)
+        guess = min(max(guess, 0), levels - 1)
+        total = int(abs(off[*left, c]) + abs(off[*above, c]) + (abs(off[*at, c - 1]) if c else 0))
+        spread = _WIDTH_PARTS * total // (3 + (c > 0)) + _WIDTH_PARTS // 2
+        context = 0 if guess == 0 else 1 if 2 * guess < levels else 2
+        value = yield _counts(guess, spread, seen[context])
+        values[*at, c], edges[*at, c], off[*at, c] = value, edge, value - guess
+        seen[context, value] += 2
+    yield seen[0]
 
-    def __init__(self, shape: tuple[int, ...], levels: int) -> None:
-        self.images = np.zeros(shape, np.int64)
-        self._levels = levels
-        # How often each level came before where the guess was 0, low or high.
-        self._seen = np.ones((3, levels), np.int64)
-        # What part of the probability is that: few levels are soon known.
-        before = (TOTAL - levels) * min(13, 224 // levels) // 16
-        self._shares = TOTAL - levels - before, before
-        self._at, self._guess = 0, 0
-        self._off = np.zeros(shape, np.int64)  # how far predictions were off
-        self._edges = np.zeros(shape, np.int64)  # what the edge detector said
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for at in np.ndindex(self.images.shape):
-            self._predict(*at)
-            yield self._counts(self._guess, self._width(*at))
-            self._at += 1
-
-    def found(self, value: int) -> None:
-        """Takes the value of the pixel that was asked for last."""
-        self.images.reshape(-1)[self._at] = value
-        self._off.reshape(-1)[self._at] = value - self._guess
-        self._seen[self._context(), value] += 2
-
-    def _context(self) -> int:
-        return 0 if self._guess == 0 else 1 if 2 * self._guess < self._levels else 2
-
-    def _predict(self, n: int, y: int, x: int, c: int) -> None:
-        image = self.images[n, :, :, c]
-        left = int(image[y, x - 1]) if x else int(image[y - 1, 0]) if y else self._levels // 2
-        above = int(image[y - 1, x]) if y else left
-        corner = int(image[y - 1, x - 1]) if x and y else above
-        low, high = min(left, above), max(left, above)
-        edge = low if corner >= high else high if corner <= low else left + above - corner
-        self._edges[n, y, x, c] = edge
-        if c:
-            edge += int(self.images[n, y, x, c - 1] - self._edges[n, y, x, c - 1])
-        self._guess = min(max(edge, 0), self._levels - 1)
-
-    def _width(self, n: int, y: int, x: int, c: int) -> int:
-        off = self._off[n]
-        left = abs(int(off[y, x - 1, c])) if x else abs(int(off[y - 1, 0, c])) if y else None
-        left = self._levels // 8 if left is None else left
-        above = abs(int(off[y - 1, x, c])) if y else left
-        total = left + above + (abs(int(off[y, x, c - 1])) if c else 0)
-        return _WIDTH_PARTS * total // (3 + (c > 0)) + _WIDTH_PARTS // 2
-
-    def _counts(self, guess: int, width: int) -> np.ndarray:
-        geometric = _geometric(width, self._levels)[self._levels - 1 - guess :][: self._levels + 1]
-        geometric = geometric - geometric[0]
-        seen = np.concatenate([[0], np.cumsum(self._seen[self._context()])])
-        counts = np.arange(self._levels + 1)
-        for weights, share in zip((geometric, seen), self._shares, strict=True):
-            counts += weights * share // weights[-1]
-        counts[-1] = TOTAL
-        return counts
+def _counts(guess: int, spread: int, seen: np.ndarray) -> np.ndarray:
+    """Returns counts of TOTAL for all levels, cumulated: int64 [levels + 1]."""
+    levels = len(seen)
+    geometric = _geometric(spread, levels)[levels - 1 - guess :][: levels + 1]
+    before = (TOTAL - levels) * min(13, 224 // levels) // 16  # few levels are soon known
+    counts = np.arange(levels + 1)
+    for weights, share in (
+        (geometric - geometric[0], TOTAL - levels - before),
+        (np.concatenate([[0], np.cumsum(seen)]), before),
+    ):
+        counts += weights * share // weights[-1]
+    counts[-1] = TOTAL
+    return counts
 
 
 @functools.cache
-def _geometric(width: int, levels: int) -> np.ndarray:
+def _geometric(spread: int, levels: int) -> np.ndarray:
     """Returns cumulated weights of the distances 1 - levels, ..., levels - 1: int64 [2 levels]."""
     weights = [_PEAK]
     for _ in range(levels - 1):
-        weights.append(max(weights[-1] * width // (width + _WIDTH_PARTS), 1))
+        weights.append(max(weights[-1] * spread // (spread + _WIDTH_PARTS), 1))
     return np.concatenate([[0], np.cumsum(weights[:0:-1] + weights)])

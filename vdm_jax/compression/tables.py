@@ -99,10 +99,6 @@ class PixelTable(NamedTuple):
     first: int
     levels: np.ndarray
 
-    def rows(self, z_0: np.ndarray) -> np.ndarray:
-        """Of numbers on the grid."""
-        return np.clip(z_0 - self.first, 0, len(self.counts) - 1)
-
 
 def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     """For z_0 / alpha_0 on a grid of the given width: `pixels.decode_log_probs` as counts."""
