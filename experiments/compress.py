@@ -12,7 +12,7 @@ longer. What was written is decoded and compared before it gets its name.
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def compress(argv: list[str]) -> Summary:
         raise UserError(f"INPUT ({rest[0]}) and --split exclude each other")
     if not rest and not options["split"]:
         raise UserError("wanted INPUT, a folder of pictures or an .npy; or --split=test")
-    model, pictures = images_for(Path(rest[0]) if rest else None, options)
-    print(f"{pictures.words}; {model.name}, T = {options['num_steps']}", flush=True)
+    model, name, pictures = images_for(Path(rest[0]) if rest else None, options)
+    print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     chosen = Options(options["num_steps"], options["grid"], options["blocks"])
     content, summary, decoding = coded(model, pictures, chosen)
     with files.writing(out) as partial, files.durable(partial) as opened:
@@ -73,40 +73,20 @@ def compress(argv: list[str]) -> Summary:
     return summary
 
 
-def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Source, Pictures]:
-    """Returns the model that the flags name, and the images of `path` or of --split.
-
-    Raises UserError if they don't go together.
-    """
-    if options["official"]:  # made for images of any size
-        if path is None:
-            raise UserError("--split is of a run's images; with --official name INPUT")
+def images_for(
+    path: Path | None, options: Mapping[str, Any]
+) -> tuple[vdmz.Source, str, Pictures]:
+    """Returns the model that the flags name, its name, and the images of `path` or of --split."""
+    if path is not None:
         pictures = pictures_io.read(path)
-        model = vdmz.load(options, pictures.images.shape[1:])
+    elif options["official"] or not options["workdir"]:
+        raise UserError("--split is of a run's images: name its --workdir, or INPUT")
     else:
-        model = vdmz.load(options)
-        pictures = pictures_io.read(path, model.vdm.levels or 0) if path else _split(options)
-    found, wanted = pictures.images.shape[1:], model.vdm.event_shape
-    if found != tuple(wanted):
-        by = "x".join
-        raise UserError(
-            f"the images are {by(map(str, found))}, but {model.name} is for "
-            f"{by(map(str, wanted))} (height x width x channels): bring them to that size, or "
-            "train a model of theirs"
-        )
-    if options["blocks"] and options["blocks"] > len(pictures.images):
-        raise UserError(
-            f"--blocks={options['blocks']} is more than there are images, {len(pictures.images)}"
-        )
-    return model, pictures
-
-
-def _split(options: Mapping[str, Any]) -> Pictures:
-    """Returns the images of the run, as an .npy that decompresses to them."""
-    _, images = restore.images_of(Path(options["workdir"]), {})
-    part = getattr(images, options["split"])
-    words = f"{len(part)} {options['split']} images of {images.name}"
-    return pictures_io.of_array(np.ascontiguousarray(part), words)
+        _, images = restore.images_of(Path(options["workdir"]), {})
+        part = np.ascontiguousarray(getattr(images, options["split"]))
+        words = f"{len(part)} {options['split']} images of {images.name}"
+        pictures = pictures_io.of_array(part, words)
+    return *vdmz.load(options, pictures.images.shape[1:]), pictures
 
 
 def coded(
@@ -117,11 +97,11 @@ def coded(
     try:
         with memory.exhausted(_too_large), vdmz.progress("encoded", total) as tell:
             content, summary = compression.compress(
-                images, *model[:3], options=options, meta=pictures.meta, progress=tell
+                images, *model, options=options, meta=pictures.meta, progress=tell
             )
         began = time.perf_counter()
         with memory.exhausted(_too_large), vdmz.progress("decoded", total) as tell:
-            found, meta = compression.decompress(content, *model[:3], progress=tell)
+            found, meta = compression.decompress(content, *model, progress=tell)
     except compression.VdmzError as error:
         raise UserError(f"nothing was written: on decoding, {error}") from error
     except MemoryError as error:
@@ -139,37 +119,34 @@ def _too_large(said: str) -> UserError:
 
 
 def _lines(
-    summary: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path
-) -> list[str]:
-    raw, s = pictures.images.nbytes, summary
+    s: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path
+) -> Iterator[str]:
+    raw = pictures.images.nbytes
     times = f"{raw / len(content):.2f} times less" if raw > len(content) else "no less than raw"
-    lines = [
-        f"raw      {raw:,} bytes",
-        f"written  {len(content):,} bytes, {s.gross:.4f} bits per dim with all in it, {times}: {out}",
-    ]
+    yield f"raw      {raw:,} bytes"
+    yield (
+        f"written  {len(content):,} bytes, {s.gross:.4f} bits per dim with all in it, {times}: {out}"
+    )
     if s.coded:
         error = f" ± {100 * s.excess_error / s.bound:.2f} %" * (s.coded > 1)
-        lines += [
-            f"net      {s.net:.4f} bits per dim, of {_counted(s.coded)} by the VDM",
+        yield f"net      {s.net:.4f} bits per dim, of {_counted(s.coded)} by the VDM"
+        yield (
             f"bound    {s.bound:.4f} bits per dim on the same images; net is "
             f"{100 * s.overhead:+.2f} %{error} off; by coding alone {100 * s.coding_loss:+.3f} %, "
-            "the rest is chance",
-        ]
+            "the rest is chance"
+        )
     if s.seeds:
         none = "none by the VDM, which has too few bits to borrow or would take more"
         why = "whose bits others borrow" if s.coded else none
-        lines.append(f"besides  {_counted(s.seeds)} by the simple model, {why}")
+        yield f"besides  {_counted(s.seeds)} by the simple model, {why}"
     if s.raw:
-        lines.append(
-            f"besides  {_counted(s.raw)} kept as raw pixels: coded they would take more"
-        )
+        yield f"besides  {_counted(s.raw)} kept as raw pixels: coded they would take more"
     if s.coded:
-        lines.append(
+        yield (
             f"speed    {s.coded / s.seconds:.2f} images/s encoding, network's share "
             f"{100 * s.network_seconds / s.seconds:.0f} %; {s.images / decoding:.2f} images/s "
             "decoding"
         )
-    return lines
 
 
 def _counted(images: int) -> str:
@@ -180,15 +157,16 @@ def compared(images: np.ndarray, size: int, name: str) -> str:
     """Returns what lossless codecs need for the same images, as a table that begins with ours."""
     chosen = some(images, COMPARED)
     note = "" if len(chosen) == len(images) else f" (on {len(chosen):,} of them)"
-    rows, left_out = [[name, f"{8.0 * size / images.size:.4f}"]], ""
+    others: Mapping[str, int] = {}
+    left_out = ""
     try:
-        rows += [
-            [f"{codec}{note}", f"{8.0 * count / chosen.size:.4f}"]
-            for codec, count in other_codecs.sizes(chosen).items()
-        ]
+        others = other_codecs.sizes(chosen)
     except (ValueError, RuntimeError, OSError) as error:  # theirs; ours is written, and stays
         left_out = f"\n\nOther codecs were not compared: {error}"
-    return report.table(("codec", "bits per dim"), rows) + left_out
+    rows = [(name, size / images.size)]
+    rows += [(f"{codec}{note}", count / chosen.size) for codec, count in others.items()]
+    cells = [[codec, f"{8.0 * per_dim:.4f}"] for codec, per_dim in rows]
+    return report.table(("codec", "bits per dim"), cells) + left_out
 
 
 def some(images: np.ndarray, most: int) -> np.ndarray:

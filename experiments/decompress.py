@@ -36,12 +36,12 @@ def decompress(argv: list[str]) -> Path:
     try:
         content = _content(path)
         header, _ = file.unpack(content)
-        model = vdmz.load(options, header.event_shape)
-        compression.read_header(content, *model[:3])
+        model, name = vdmz.load(options, header.event_shape)
+        compression.read_header(content, *model)
         said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape), out)
-        print(f"{said}; {model.name}, T = {header.num_steps}", flush=True)
+        print(f"{said}; {name}, T = {header.num_steps}", flush=True)
         with vdmz.progress("decoded", header.images) as tell:
-            images, meta = compression.decompress(content, *model[:3], progress=tell)
+            images, meta = compression.decompress(content, *model, progress=tell)
     except ValueError as error:
         if isinstance(error, UserError) and not isinstance(error, VdmzError):
             raise

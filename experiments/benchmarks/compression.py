@@ -1,37 +1,27 @@
-"""Rates and speed of compression by number of steps, beside other codecs: the tables of
-docs/compression.md.
+"""Rates and speed of compression by number of steps: the tables of docs/compression.md.
 
-    python -m experiments.benchmarks.compression --workdir=RUN [--num_steps=10,50] [--images=N] [INPUT]
+    python -m experiments.benchmarks.compression --workdir=RUN [--num_steps=10,50] [INPUT]
     python -m experiments.benchmarks.compression --official=PATH --model=cifar10 INPUT
 
 Compresses INPUT (a folder of pictures or an .npy), or the run's test images, for each number of
 steps T, and decodes them again: what all images take with everything in the file (gross), what the
 VDM's images take (net), the bound of T steps on them at the same latents, and how fast. Then what
-other codecs take, and what the entropy coder itself takes for a symbol, beside the library
-constriction if that is installed.
+other codecs take.
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 
 from experiments import compress
-from vdm_jax.compression import Options, Summary, ans, chain, tables
+from vdm_jax.compression import Options, Summary, chain
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import cli
 
-LANES = (1, 8, 64)
-SYMBOLS = 3072
 
 
 def measure(argv: list[str]) -> list[Summary]:
@@ -45,7 +35,7 @@ def measure(argv: list[str]) -> list[Summary]:
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     steps = _several(options["num_steps"])
     options["split"] = None if rest else "test"
-    model, pictures = compress.images_for(Path(rest[0]) if rest else None, options)
+    model, name, pictures = compress.images_for(Path(rest[0]) if rest else None, options)
     chosen = compress.some(pictures.images, options["images"] or len(pictures.images))
     pictures = dataclasses.replace(pictures, images=chosen)
     rows, sizes, summaries = [], {}, []
@@ -56,9 +46,8 @@ def measure(argv: list[str]) -> list[Summary]:
         sizes[num_steps] = len(content)
         summaries.append(summary)
     best = min(steps, key=sizes.__getitem__)
-    print(f"\n{len(chosen)} of {pictures.words}; {model.name}\n\n{report.table(_HEAD, rows)}\n")
-    print(f"{compress.compared(chosen, sizes[best], f'VDMZ, T = {best}')}\n")
-    print(report.table(("coder", *(f"{lanes} at once" for lanes in LANES)), _coders()))
+    print(f"\n{len(chosen)} of {pictures.words}; {name}\n\n{report.table(_HEAD, rows)}\n")
+    print(compress.compared(chosen, sizes[best], f"VDMZ, T = {best}"))
     return summaries
 
 
@@ -90,55 +79,6 @@ def _cells(num_steps: int, size: int, s: Summary, decoding: float) -> list[str]:
         f"{s.images / decoding:.2f}",
         f"{100 * s.network_seconds / s.seconds:.0f} %",
     ]
-
-
-# ---- the entropy coder by itself ----
-
-
-def _coders() -> list[list[str]]:
-    """Returns microseconds to pop and push a symbol, of a Gaussian four parts of the grid wide."""
-    with jax.enable_x64(True):
-        table, rng = tables.gaussian(np.array([4.0]), False), np.random.default_rng(0)
-        rows = [["ours, µs a symbol", *(f"{_ours(table, rng, lanes):.3f}" for lanes in LANES)]]
-    if importlib.util.find_spec("constriction"):
-        one = f"{_constriction(importlib.import_module('constriction'), rng):.3f}"
-        version = importlib.metadata.version("constriction")
-        rows.append([f"constriction {version}, µs a symbol", one, "-", "-"])
-    return rows
-
-
-def _ours(table: tables.GaussianTable, rng: np.random.Generator, lanes: int) -> float:
-    stacks, active = ans.Stacks(lanes), np.ones(lanes, bool)
-    stacks.words = rng.integers(0, 2**32, (lanes, 2 * SYMBOLS), dtype=np.uint32)
-    stacks.sizes[:] = 2 * SYMBOLS
-    stacks.states[:] = 1 << 40
-    rows = rng.integers(0, tables.FRACTIONS, (SYMBOLS, lanes))
-
-    def once() -> None:
-        symbols = stacks.pop(table.counts, rows, active)
-        starts = table.counts[rows, symbols]
-        stacks.push(starts, table.counts[rows, symbols + 1] - starts, active)
-
-    return _fastest(once) / lanes
-
-
-def _constriction(library: Any, rng: np.random.Generator) -> float:
-    coder = library.stream.stack.AnsCoder(rng.integers(1, 2**32, 2 * SYMBOLS, dtype=np.uint32))
-    model = library.stream.model.QuantizedGaussian(-40, 40)
-    means, stds = rng.random(SYMBOLS), np.full(SYMBOLS, 4.0)
-    return _fastest(
-        lambda: coder.encode_reverse(coder.decode(model, means, stds), model, means, stds)
-    )
-
-
-def _fastest(once: Callable[[], object], repeats: int = 30) -> float:
-    """Returns the microseconds of one symbol's way there and back."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - began)
-    return 1e6 * min(times) / SYMBOLS
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from vdm_jax.evaluation import variance_reduction as pilot
 from vdm_jax.evaluation.sample_quality import Rule
 from vdm_jax.run import build as setup
 from vdm_jax.run import cli
-from vdm_jax.run import compilation_cache as cache
 from vdm_jax.run.cli import UserError
 from vdm_jax.run.models import make_model
 from vdm_jax.run.restore import Restored
@@ -364,5 +363,5 @@ def _evaluation(model: Restored, mesh: jax.sharding.Mesh) -> list[Row]:
 
 
 if __name__ == "__main__":
-    os.environ[cache.VARIABLE] = cache.OFF  # what is compiled here is to be compiled
+    os.environ["VDM_JAX_CACHE"] = "off"  # what is compiled here is to be compiled
     cli.guard(lambda: bench(sys.argv))

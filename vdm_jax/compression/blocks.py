@@ -120,9 +120,11 @@ def decode(
         except ValueError as error:
             raise VdmzError("its payload is damaged: it holds no stack of bits") from error
     counts = np.array([(block.images - block.seeds) * (block.mode == CHAIN) for block in blocks])
-    coder, done = make_coder() if counts.any() else None, 0
+    done, numbers = 0, reversed(range(counts.max()))
+    if counts.any():
+        coder = make_coder()
     try:
-        for number in reversed(range(counts.max() if coder else 0)):
+        for number in numbers:
             active = number < counts
             found = coder.decode(stacks, header.dims, active)
             for lane in np.flatnonzero(active).tolist():

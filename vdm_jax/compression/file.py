@@ -182,7 +182,7 @@ class _Reader:
         if meta_size > MOST_META:
             raise VdmzError(_DAMAGED)
         crcs = _crcs(self._take(4 * count))
-        blocks = tuple(Block(*row, crc) for row, crc in zip(rows, crcs, strict=True))
+        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
         meta = self._take(meta_size)
         found = zlib.crc32(self._content[: self.at])
         if _crcs(self._take(4)) != (found,):

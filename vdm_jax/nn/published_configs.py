@@ -4,9 +4,14 @@ Facts of the published code (its configs/*.py): `config.model`, the data set eac
 on, and the bits per dim that its README reports for the released checkpoint, if there is one.
 """
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["PUBLISHED"]
+from vdm_jax.errors import UserError, reaching
+
+__all__ = ["PUBLISHED", "find"]
 
 _PLAIN: dict[str, Any] = {
     "vocab_size": 256,
@@ -41,3 +46,30 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model": _PLAIN | {"sm_n_embd": 256, "sm_n_layer": 64},
     },
 }
+
+
+def find(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
+    """Returns {"model": that code's config.model, "data": the dataset's name or None}, a name."""
+    if name in PUBLISHED:
+        bpd = PUBLISHED[name]["bpd"]
+        said = f" (its README: {bpd} bits per dim)" if bpd else ""
+        return PUBLISHED[name], f"published {name}{said}"
+    known = ", ".join(PUBLISHED)
+    if name is not None:
+        files = [Path(name)]
+        wrong = f"--model={name} is no file and none of {known}"
+    else:
+        folders = (path, path.parent, path.parent.parent)
+        files = [folder / "model_config.json" for folder in folders]
+        wrong = (
+            f"--model=NAME is missing, one of {known}, or a JSON file with the model's "
+            f"configuration (there is no model_config.json beside {path})"
+        )
+    with reaching(files[0]):
+        found = [file for file in files if file.is_file()]
+    if not found:
+        raise UserError(wrong)
+    try:
+        return {"model": json.loads(found[0].read_text())}, f"official {found[0].parent.name}"
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{found[0]} is no JSON file: {error}") from error

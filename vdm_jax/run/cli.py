@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.run import compilation_cache as cache
-from vdm_jax.run import defaults as base
-from vdm_jax.run import distributed as cluster
-from vdm_jax.run import rendezvous
+from vdm_jax.run import compilation_cache, defaults, distributed
 
 __all__ = [
     "MOST",
@@ -71,20 +69,18 @@ def main(run: Callable[[ConfigDict, Path, Options], object], file: str, doc: str
 
 
 def guard(command: Callable[[], object]) -> None:
-    """Run `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
+    """Runs `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
     SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
-    What it compiles is kept on disk, see `experiments.cache`. Of several processes, the end of one
-    ends the others, see `experiments.cluster`.
+    The end of one of several processes ends the others, by `distributed.LOST`. All leave at once,
+    past what JAX or a checkpoint may be doing in the background.
     """
     try:
-        cache.switch_on()
+        compilation_cache.switch_on()
         command()
-        cluster.finish()
-    except UserError as error:
-        _fail(str(error), 2)
+        distributed.finish()
     except Interrupted as interrupted:
-        cluster.part("it was asked to stop")
+        distributed.part()
         if interrupted.number == signal.SIGINT:
             _fail(f"interrupted; {interrupted}", 130)
         print(f"terminated (SIGTERM); {interrupted}", flush=True)
@@ -92,14 +88,17 @@ def guard(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read the output has gone
-        cluster.announce("nobody reads its output any more")
         _leave(1)
     except Exception as error:
+        lost = distributed.lost(error) if distributed.joined() else None
         full = files.full(error, Path(getattr(error, "filename", None) or "a file"))
-        if full:
-            _fail(f"{full}; make space there", 2)
-        if not cluster.joined():
+        if lost:
+            _fail(lost, distributed.LOST)
+        if full or isinstance(error, UserError):
+            _fail(f"{full}; make space there" if full else str(error), 2)
+        if not distributed.joined():
             raise
+        traceback.print_exception(error)
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
@@ -125,7 +124,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         for name, about in _OPTIONS.items():
             flags.DEFINE_bool(name, False, about, flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
-        rendezvous.define_flags(values)
+        distributed.define_flags(values)
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
@@ -139,7 +138,7 @@ def _parse(argv: list[str], config_file: Path, doc: str) -> tuple[ConfigDict, Pa
         raise UserError(
             "--workdir=DIR is missing: the folder for checkpoints, metrics and pictures"
         )
-    cluster.start(values)
+    distributed.start(values)
     options = Options(**{name: bool(values[name].value) for name in _OPTIONS})
     return config, Path(values.workdir), options
 
@@ -195,9 +194,9 @@ def parse_flags(
 def _help(doc: str, config: ConfigDict, values: flags.FlagValues) -> str:
     """What the command does, what each setting means, and its value as given."""
     meanings = (
-        inspect.getsource(base).split("config.data = ConfigDict")[1].split("return config")[0]
+        inspect.getsource(defaults).split("config.data = ConfigDict")[1].split("return config")[0]
     )
-    several = "\n".join(f"  --{name}: {values[name].help}" for name in rendezvous.FLAGS)
+    several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
     options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
     return (
         f"{doc.strip()}\n\nTo go on with a run that was stopped:\n{options}\n\n"
@@ -233,8 +232,6 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    """Say it and leave at once, past what JAX or a checkpoint may be doing in the background."""
-    cluster.announce(message)
     print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,73 +11,59 @@ from filelock import FileLock
 
 __all__ = ["folder", "switch_on"]
 
-VARIABLE = "VDM_JAX_CACHE"
-OFF = "off"
-AT_LEAST_S = 0.5  # of compiling; what takes less is not worth a file
-AT_MOST = 4 << 30  # bytes of `folder()`; beyond, JAX deletes what was used longest ago
-LOCK_S = 10.0  # so long JAX waits for another process that reads or writes a program
+SETTINGS = {
+    "jax_persistent_cache_min_compile_time_secs": 0.5,  # what takes less is not worth a file
+    "jax_compilation_cache_max_size": 4 << 30,  # beyond, JAX deletes what was used longest ago
+}
 
 
 def folder() -> Path | None:
-    """$VDM_JAX_CACHE, or vdm_jax/compiled in the user's cache folder; None for "off".
+    """Returns $VDM_JAX_CACHE, or vdm_jax/compiled in the user's cache folder; None for "off".
 
     Programs for a CPU use all that it can do, and would crash on a lesser one that shares the
     folder: so each kind of processor has a folder of its own in it.
     """
-    given = os.environ.get(VARIABLE)
-    if given == OFF:
+    given = os.environ.get("VDM_JAX_CACHE")
+    if given == "off":
         return None
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(given or f"{caches}/vdm_jax/compiled").expanduser() / _processor()
 
 
 def switch_on() -> None:
-    """Let JAX keep compiled programs in `folder()`; a warning where that can't be written.
+    """Lets JAX keep compiled programs in `folder()`; a warning where that can't be written.
 
     A folder that JAX was given by its own settings is left alone.
     """
     try:
         where = folder()
-    except RuntimeError as error:  # a user without a home
-        print(f"warning: compiled programs are not kept ({error}); {VARIABLE}=DIR names a folder",
-              file=sys.stderr)  # fmt: skip
-        return
-    if where is None or jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    try:
+        if where is None or jax.config.values["jax_compilation_cache_dir"] is not None:
+            return
         where.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(where, os.W_OK | os.X_OK) else "it is read-only"
-        if reason is None:
-            _remove_halves(where)
-    except (OSError, NotImplementedError) as error:  # the latter where files can't be locked
-        reason = getattr(error, "strerror", None) or str(error)
-    if reason is not None:
-        print(
-            f"warning: compiled programs are not kept: no writing to {where} ({reason}); "
-            f"{VARIABLE}=DIR names another folder, {VARIABLE}={OFF} none",
-            file=sys.stderr,
-        )
+        _remove_halves(where)
+    except (OSError, RuntimeError, NotImplementedError) as error:  # no home; no locks
+        print(f"warning: compiled programs are not kept ({error}); VDM_JAX_CACHE=DIR names another "
+              "folder, VDM_JAX_CACHE=off none", file=sys.stderr)  # fmt: skip
         return
     jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", AT_LEAST_S)
-    if jax.config.values["jax_compilation_cache_max_size"] == -1:  # JAX's default
-        jax.config.update("jax_compilation_cache_max_size", AT_MOST)
+    for name, value in SETTINGS.items():
+        jax.config.update(name, value)
 
 
 def _remove_halves(where: Path) -> None:
-    """Delete programs that were being written when their process was killed or the disk full.
+    """Deletes programs that were being written when their process was killed or the disk full.
 
     JAX would find them damaged at each start and never replace them. With a limit of size it
     writes KEY-cache and then KEY-atime, both while it holds this lock.
     """
-    with FileLock(where / ".lockfile", timeout=LOCK_S):
+    with FileLock(where / ".lockfile", timeout=10):
         for program in where.glob("*-cache"):
             if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
                 program.unlink(missing_ok=True)
 
 
 def _processor() -> str:
-    """A short name for what this machine's processor can do."""
+    """Returns a short name for what this machine's processor can do."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

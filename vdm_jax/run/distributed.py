@@ -1,213 +1,283 @@
-"""Several processes that are one run: how they find one another, and what all must have alike."""
+"""Several processes that are one run: how they find one another, and what all must have alike.
 
+JAX's own service watches over them: where one is lost it ends the others within --peer_timeout.
+Between CPUs a collective fails at once when a process ends, and `lost` recognises that.
+"""
+
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import platform
 import re
-import sys
+import socket
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from absl import flags
-from jax._src import distributed  # for its client: the public module only starts and ends it
+from jax.experimental import multihost_utils
 
 import vdm_jax
 from vdm_jax.errors import UserError
-from vdm_jax.run import rendezvous
-from vdm_jax.run.watch import Watch, on_abort
 from vdm_jax.train.settings import differences
 
-__all__ = [
-    "agree",
-    "announce",
-    "check_shared",
-    "finish",
-    "if_lost",
-    "in_turn",
-    "joined",
-    "of_first",
-    "part",
-    "start",
-]
+__all__ = ["FLAGS", "LOST", "agree", "check_shared", "define_flags", "finish", "if_lost",
+           "in_turn", "joined", "lost", "of_first", "part", "start"]  # fmt: skip
 
 T = TypeVar("T")
 
-PART_S = 5.0  # by which processes that stop together may be apart
-DAY_MS = 24 * 3600 * 1000  # waits this long end sooner, by the watch
-# What JAX's collectives and its service, and Orbax, say when another process is gone.
+FLAGS = ("distributed", "coordinator", "num_processes", "process_id", "peer_timeout")
+LOST = 3
+"""Exit code of a process that ends because another one has."""
+TIMEOUT_S = 60  # --peer_timeout
+PART_S = 5  # by which processes that stop together may be apart
+DAY_S = 24 * 3600  # while process 0 prepares the data
+# Words of JAX's collectives and its service, and of Orbax, when another process is gone.
 COMMUNICATION = re.compile(
     r"gloo|nccl|connection|unavailable|deadline|coordination|barrier|heartbeat", re.IGNORECASE
 )
 
-_watch: Watch | None = None
+_again: Callable[[], str] = lambda: "start all processes again"  # noqa: E731
 _numbers = itertools.count()
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of a command that may run in several processes."""
+    flags.DEFINE_bool(
+        "distributed", False, "one of several processes, which SLURM, Open MPI, Kubernetes or a "
+        "Cloud TPU started", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "coordinator", None, "or HOST:PORT of process 0, where the others find it",
+        flag_values=values,
+    )  # fmt: skip
+    for name, about, low, high in (
+        ("num_processes", "with --coordinator: how many there are", 1, None),
+        ("process_id", "with --coordinator: which one this is, from 0", 0, None),
+        ("peer_timeout", "seconds to wait for the others at the start, and within which one that "
+         f"dies ends the others; default {TIMEOUT_S}", 5, 3600),
+    ):  # fmt: skip
+        flags.DEFINE_integer(
+            name, None, about, lower_bound=low, upper_bound=high, flag_values=values
+        )
+
+
 def start(values: flags.FlagValues) -> None:
-    """Join the other processes, if the flags say that there are any.
+    """Joins the other processes, if the flags say that there are any.
 
     Must be called before JAX looks for devices. From then on only process 0 writes to the standard
     output. Raises UserError for flags that don't go together and where the others aren't found.
     """
-    global _watch
-    timeout = rendezvous.join(values)
-    if timeout is None:
+    explicit = [values[name].value for name in FLAGS[1:4]]
+    given = [name for name, value in zip(FLAGS[1:4], explicit, strict=True) if value is not None]
+    if not values.distributed and not given:
+        if values.peer_timeout is not None:
+            raise UserError("--peer_timeout is for several processes: give --distributed or "
+                            "--coordinator too")  # fmt: skip
         return
-    state = distributed.global_state
-    watch = _watch = Watch(state.client, state.process_id, state.num_processes, timeout)
-    on_abort(watch.lost_coordinator)
-    watch.start()
-    if watch.me:
+    if values.distributed and given:
+        raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
+    timeout = values.peer_timeout or TIMEOUT_S
+    if given:
+        _check(explicit[0], explicit[1], explicit[2])
+        _reach(values.coordinator, values.process_id, timeout)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from the run, which has its own agreement on when to stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    _initialize(explicit[0], explicit[1], explicit[2], timeout)
+    if jax.process_index():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    versions = {"jax": jax.__version__, "code": _code()}
-    agree({"num_processes": watch.count, **versions})
+    agree({"jax": jax.__version__, "code": _code(), "num_processes": values.num_processes})
 
 
 def joined() -> bool:
-    """Whether this is one of several processes."""
-    return _watch is not None
+    """Returns whether this is one of several processes."""
+    return bool(jax.distributed.is_initialized())
 
 
 def finish() -> None:
-    """Wait until all processes have come here, and part."""
-    global _watch
-    if _watch is not None:
-        _watch.leave()
+    """Waits until all processes have come here, and parts."""
+    if joined():
         jax.distributed.shutdown()
-        _watch.join()
-        on_abort(None)
-        _watch = None
 
 
-def part(reason: str) -> None:
-    """Before this process ends as it was asked to: with all others, or telling them."""
-    if _watch is not None:
-        if _watch.together(PART_S):
-            finish()
-        else:
-            _watch.tell(reason)
-
-
-def announce(message: str) -> None:
-    """Before this process ends for an error, of which `message` tells: the others end too.
-
-    Where the error being handled shows that another one is lost, leave it to the watch to say so.
-    """
-    if _watch is None:
-        return
-    error = sys.exception()
-    if error is not None and _of_communication(error):
-        _watch.wait_for_word()
-    if error is not None and not isinstance(error, UserError | KeyboardInterrupt):
-        traceback.print_exception(error)
-    _watch.tell(message)
+def part() -> None:
+    """Parts from the others if they too come here within a few seconds, as all were stopped."""
+    with contextlib.suppress(Exception):  # of several kinds
+        if joined():
+            _barrier(PART_S)
+            jax.distributed.shutdown()
 
 
 def if_lost(again: Callable[[], str]) -> None:
-    """Say `again()`, what to do next, where a process is lost."""
-    if _watch is not None:
-        _watch.again = again
+    """Sets what is said of how the run goes on, where a process is lost."""
+    global _again
+    _again = again
+
+
+def lost(error: BaseException | None) -> str | None:
+    """Returns one line if the error, or what caused it, comes of a process that is gone."""
+    while error is not None:
+        if not isinstance(error, UserError) and COMMUNICATION.search(str(error)):
+            reason = " ".join(str(error).split())[:200]
+            return f"another process has ended or can't be reached ({reason}); {_again()}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def agree(mine: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
-    """Raise UserError unless process 0 has the same, but for the dotted names in `may_differ`."""
-    theirs = of_first(mine)
-    for name, said in differences(theirs, json.loads(json.dumps(mine))):
-        if name not in may_differ:
-            raise UserError(
-                f"{_here()} differs from process 0 ({said} here); start all with the same "
-                "settings, data and code"
-            )
+    """Raises UserError, in all processes, unless all have the same as process 0.
+
+    The dotted names in `may_differ` may differ.
+    """
+    first, *others = _gather([mine, platform.node()])
+    for number, (theirs, host) in enumerate(others, 1):
+        for name, said in differences(first[0], theirs):
+            if name not in may_differ:
+                raise UserError(
+                    f"process {number} on {host} differs from process 0 ({said} there); start all "
+                    "with the same settings, data and code"
+                )
 
 
 def of_first(mine: T) -> T:
-    """What process 0 gives here, as JSON."""
-    if _watch is None or _watch.count == 1:
-        return mine
-    client, key = _watch.client, _name("value")
-    if _watch.me == 0:
-        client.key_value_set(key, json.dumps(mine))
-        return mine
-    theirs: T = json.loads(client.blocking_key_value_get(key, DAY_MS))
-    return theirs
+    """Returns what process 0 gives here, which JSON can hold."""
+    first: T = _gather(mine)[0]
+    return first
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """`work()` in process 0, then in the first process of each other machine, then in the rest.
+    """Returns `work()`, done by process 0, then by the first of each machine, then by the rest.
 
-    So what the first leaves on disk the others find there, be the disk shared or not.
+    So what the first leaves on disk the others find there, be the disk shared or not. A UserError
+    in one process is raised in all.
     """
-    if _watch is None:
+    if not joined():
         return work()
-    client, host, name = _watch.client, platform.node(), _name("hosts")
-    client.key_value_set(f"{name}/{_watch.me:08d}", host)
-    _barrier()
-    hosts = [value for _, value in sorted(client.key_value_dir_get(f"{name}/"))]
-    mine = 0 if _watch.me == 0 else 1 if hosts.index(host) == _watch.me else 2
-    result: list[T] = []
+    hosts, me = _gather(platform.node()), jax.process_index()
+    mine = 0 if me == 0 else 1 if hosts.index(hosts[me]) == me else 2
+    results: list[T] = []
+    failure = None
     for turn in range(3):
-        if turn == mine:
-            result.append(work())
-        _barrier()
-    return result[0]
+        try:
+            results += [work()] if turn == mine else []
+        except UserError as error:
+            failure = error
+        _barrier(DAY_S)
+        for number, said in enumerate(_gather(failure and str(failure))):
+            if said is not None:
+                raise failure or UserError(f"process {number} on {hosts[number]}: {said}")
+    return results[0]
 
 
 def check_shared(folder: Path, flag: str) -> None:
-    """Raise UserError unless all processes see the folder of process 0."""
-    if _watch is None:
+    """Raises UserError, in all processes, unless all see the folder of process 0."""
+    if not joined():
         return
     mark = folder / of_first(f".shared-{uuid.uuid4().hex}")
-    if _watch.me == 0:
+    if jax.process_index() == 0:
         mark.touch()
     until = time.monotonic() + 5.0  # network file systems show new files late
-    while not mark.exists():
-        if time.monotonic() > until:
-            raise UserError(
-                f"{_here()} sees another folder than process 0: --{flag}={folder} must lie on a "
-                "disk that all share"
-            )
+    while not mark.exists() and time.monotonic() < until:
         time.sleep(0.2)
-    _barrier()
-    if _watch.me == 0:
+    seen = _gather([mark.exists(), platform.node()])
+    if jax.process_index() == 0:
         mark.unlink()
+    for number, (sees, host) in enumerate(seen):
+        if not sees:
+            raise UserError(
+                f"process {number} on {host} sees another folder than process 0: --{flag}={folder} "
+                "must lie on a disk that all share"
+            )
 
 
-def _name(what: str) -> str:
-    """A key that is new: all processes come by here equally often."""
-    return f"vdm_jax/{what}-{next(_numbers)}"
+def _check(address: str | None, count: int | None, me: int | None) -> None:
+    for name, value in zip(FLAGS[1:4], (address, count, me), strict=True):
+        if value is None:
+            raise UserError(f"--{name} is missing: --coordinator=HOST:PORT, --num_processes and "
+                            "--process_id go together")  # fmt: skip
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) < 65536:
+        raise UserError(f"--coordinator={address} is no HOST:PORT, as node1:12345")
+    if not 0 <= (me or 0) < (count or 0):
+        raise UserError(f"--process_id={me} must lie in [0, {count}): --num_processes is {count}")
 
 
-def _barrier() -> None:
-    assert _watch is not None
-    _watch.client.wait_at_barrier(_name("barrier"), DAY_MS)
+def _reach(address: str, me: int, timeout: int) -> None:
+    """Raises UserError unless process 0 can listen at `address`, where the others find it.
+
+    Without this JAX would abort the process, and say no more than that a deadline was exceeded.
+    """
+    host, port = address.rsplit(":", 1)
+    to, dual, until = (host.strip("[]"), int(port)), socket.has_dualstack_ipv6(), time.monotonic()
+    try:
+        socket.getaddrinfo(*to)
+    except OSError as error:
+        raise UserError(f"--coordinator={address}: there is no host {host} ({error})") from error
+    while True:
+        try:
+            if me == 0:
+                family = socket.AF_INET6 if dual else socket.AF_INET
+                socket.create_server(("", to[1]), family=family, dualstack_ipv6=dual).close()
+            else:
+                socket.create_connection(to, timeout=max(1.0, timeout / 4)).close()
+            return
+        except OSError as error:
+            if me == 0:
+                raise UserError(f"--coordinator={address}: process 0 can't listen at that port "
+                                f"({error.strerror}); choose another") from error  # fmt: skip
+            if time.monotonic() > until + timeout:
+                raise UserError(f"--coordinator={address} could not be reached for {timeout} s "
+                                f"({error}): is process 0 running there?") from error  # fmt: skip
+        time.sleep(0.2)
 
 
-def _here() -> str:
-    assert _watch is not None
-    return f"process {_watch.me} on {platform.node()}"
+def _initialize(address: str | None, count: int | None, me: int | None, timeout: int) -> None:
+    if me == 0:
+        print(f"waiting at most {timeout} s for the other processes; if one doesn't come, JAX "
+              "ends this one: DEADLINE_EXCEEDED", flush=True)  # fmt: skip
+    try:
+        jax.distributed.initialize(
+            address, count, me, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout,
+            cluster_detection_method=None if address is None else "deactivate",
+        )  # fmt: skip
+    except Exception as error:  # JAX raises several kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address is not None:
+            raise UserError(f"--coordinator={address}: {said}") from error
+        raise UserError(
+            f"--distributed finds no cluster, or not all of it ({said}): start the processes by "
+            "SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
+        ) from error
 
 
-def _of_communication(error: BaseException | None) -> bool:
-    """Whether the error, or what caused it, may come of a process that is gone."""
-    while error is not None:
-        if not isinstance(error, UserError) and COMMUNICATION.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _barrier(seconds: int) -> None:
+    """Waits for all processes, at most so long, which may be longer than a collective would."""
+    name = f"vdm_jax-{next(_numbers)}"  # all processes come by here equally often
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
+
+
+def _gather(mine: Any) -> list[Any]:
+    """Returns what each process gives here, which JSON can hold."""
+    text = json.dumps(mine).encode()
+    if not joined():
+        return [json.loads(text)]
+    sizes = multihost_utils.process_allgather(np.asarray(len(text), np.int32))
+    padded = np.frombuffer(text.ljust(-(-int(sizes.max()) // 1024) * 1024), np.uint8)
+    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
 
 
 def _code() -> str:
-    """A short name for the code as it is."""
-    digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(vdm_jax.__file__).parent):
-        for file in sorted(package.rglob("*.py")):
-            digest.update(file.relative_to(package.parent).as_posix().encode())
-            digest.update(file.read_bytes())
+    """Returns a short name for the code as it is."""
+    digest, package = hashlib.sha256(), Path(vdm_jax.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,12 +1,12 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import Mesh
@@ -14,13 +14,8 @@ from ml_collections import ConfigDict
 
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError, reaching
-from vdm_jax.nn import published as official
-from vdm_jax.nn.published_configs import PUBLISHED
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli, rendezvous
-from vdm_jax.run import config as check
-from vdm_jax.run import defaults as base
-from vdm_jax.run import distributed as cluster
+from vdm_jax.nn import published, published_configs
+from vdm_jax.run import build, cli, config, defaults, distributed
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import load_params
@@ -28,18 +23,29 @@ from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.settings import filled
 from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Restored",
-    "define_flags",
-    "from_official",
-    "from_options",
-    "from_workdir",
-    "images_of",
-    "load_official",
-    "restored",
-    "saved_config",
-    "with_data",
-]
+__all__ = ["Loaded", "Restored", "define_flags", "from_official", "from_options", "from_workdir",
+           "images_of", "load", "saved_config", "with_data"]  # fmt: skip
+
+MOST_DIMS = 1 << 24  # of an image
+
+
+class Loaded(NamedTuple):
+    """A model with its parameters, without its dataset."""
+
+    model: Model
+    """Model: how a bound is made of parameters."""
+    params: Params
+    """EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
+    name: str
+    """Name of the model in reports."""
+    step: int
+    """Number of steps that it was trained."""
+    event_shape: tuple[int, ...]
+    """Shape of an image."""
+    num_classes: int
+    """Number of classes on which it is conditioned, or 0."""
+    settings: Mapping[str, Any]
+    """Settings: `config.model` of the run, or of the published code."""
 
 
 class Restored(NamedTuple):
@@ -78,7 +84,7 @@ class Restored(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
-    """The flags that `from_options` reads, with what the command leaves and does with images."""
+    """Defines the flags of `from_options`; `what` it leaves, `images` it does to images."""
     text, _, _ = cli.definers(values)
     text("workdir", f"folder of the run; with --official, where the {what} go")
     text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
@@ -88,138 +94,98 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     text("path", "the file or folder of --data=arrays or folder")
     text("manual_dir", "folder with a data set's original archives")
     text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
-    rendezvous.define_flags(values)
+    distributed.define_flags(values)
 
 
 def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
-    """The model and data that a command's flags name, the same in all processes.
+    """Returns the model and dataset that a command's flags name, the same in all processes.
 
     These are checkpoint, official, model, data, path, manual_dir and data_dir.
     """
-    if options["official"] and options["checkpoint"]:
-        raise UserError("--official and --checkpoint exclude each other")
+    _check_flags(options)
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
-    cluster.agree({f"--{name}": value for name, value in options.items() if name not in elsewhere})
+    distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
     if options["official"]:
         found = from_official(Path(options["official"]), options["model"], data, mesh)
-    elif options["model"]:
-        raise UserError("--model goes with --official; a run has its own configuration")
     else:
         found = from_workdir(workdir, options["checkpoint"], data, mesh)
-    cluster.agree({"data": setup.describe(found.images)})
+    distributed.agree({"data": build.describe(found.images)})
     return found
+
+
+def load(
+    options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...] | None = None, dtype: str = ""
+) -> Loaded:
+    """Returns the model that the flags workdir, checkpoint, official and model name.
+
+    No dataset is needed: config.json says of which images a run is, and a published model is for
+    images of any size, here of `shape`. `dtype` takes the place of a run's config.model.dtype.
+    """
+    if bool(options["workdir"]) == bool(options["official"]):
+        raise UserError(
+            "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"
+        )
+    _check_flags(options)
+    if options["official"]:
+        return _load_official(Path(options["official"]), options["model"], mesh, shape)
+    workdir = Path(options["workdir"])
+    c, saved = saved_config(workdir)
+    c.model.dtype = dtype or c.model.dtype
+    config.config(c)
+    event_shape, levels, classes = _images_of(workdir, saved)
+    model = make_model(c, event_shape, levels, classes)
+    step, params = _params(workdir, options["checkpoint"], model, mesh)
+    return Loaded(model, params, str(workdir), step, event_shape, classes, c.model.to_dict())
 
 
 def from_workdir(
     workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
 ) -> Restored:
-    """The model of a run's folder, with the data it was trained on, or that `data` names.
+    """Returns the model of a run's folder, with the data it was trained on, or that `data` names.
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    config, images = images_of(workdir, data)
-    model = make_model(config, images.event_shape, images.levels, images.num_classes)
-    step, params = restored(workdir, checkpoint, model, mesh)
-    c = config.eval
-    part = setup.eval_name(config)
+    c, images = images_of(workdir, data)
+    model = make_model(c, images.event_shape, images.levels, images.num_classes)
+    step, params = _params(workdir, checkpoint, model, mesh)
+    part, c = build.eval_name(c), c.eval
     return Restored(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
-
-
-def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
-    """The configuration of a run, and the data it was trained on, or that `data` names."""
-    config, saved = saved_config(workdir)
-    config = with_data(config, data, saved.get("levels"))
-    check.config(config)
-    images = setup.load(config)
-    _check_same_kind(workdir, saved, images, bool(data))
-    return config, images
-
-
-def restored(workdir: Path, checkpoint: str | None, model: Model, mesh: Mesh) -> tuple[int, Params]:
-    """The step and the EMA parameters of a run's checkpoint, as `from_workdir` names it."""
-    folder, step = workdir / "checkpoints", None
-    if checkpoint is not None:
-        folder, step = _checkpoint(workdir, checkpoint)
-    if step is None and folder.is_dir():  # a run that goes on may save a newer one meanwhile
-        step = cluster.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    return load_params(folder, expected, mesh, step)
 
 
 def from_official(
     path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
 ) -> Restored:
-    """A published checkpoint, with the data it was trained on, or that `data` names.
+    """Returns a published checkpoint, with the data it was trained on, or that `data` names.
 
-    `model_name` is a key of `PUBLISHED` or a JSON file with that code's `config.model`; None looks
-    for `model_config.json` beside the checkpoint.
+    `model_name` is one of `published_configs`, or a JSON file with that code's `config.model`; None
+    looks for `model_config.json` beside the checkpoint.
     """
-    loaded, published, name = load_official(path, model_name)
-    if not data and published.get("data") is None:
+    known = published_configs.find(path, model_name)[0].get("data")
+    if not data and known is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
-    config = with_data(base.get_config(), {"name": published.get("data"), **data})
-    images = setup.load(config)
-    _check_channels(loaded, images)
-
-    model = Model(lambda key: loaded.params, loaded.bind(images.event_shape))
-    params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
-    c = config.eval
-    part = setup.eval_name(config)
-    return Restored(model, params, images, part, name, loaded.step, c.batch_size, c.final_repeats)
-
-
-def load_official(
-    path: Path, model_name: str | None
-) -> tuple[official.OfficialModel, Mapping[str, Any], str]:
-    """A published checkpoint, its {"model": configuration, "data": name or None}, and its name."""
-    published, name = _official_config(path, model_name)
-    try:
-        return official.load(path, published["model"]), published, name
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"--official: {error}") from error
+    c = with_data(defaults.get_config(), {"name": known, **data})
+    images = build.load(c)
+    of = _load_official(path, model_name, mesh, images.event_shape, images.name)
+    levels = of.model.facts().levels
+    if levels != images.levels:
+        raise UserError(
+            f"the checkpoint is for {levels} levels, but {images.name} has {images.levels}"
+        )
+    part, c = build.eval_name(c), c.eval
+    return Restored(
+        of.model, of.params, images, part, of.name, of.step, c.batch_size, c.final_repeats
+    )
 
 
-def with_data(config: ConfigDict, data: Mapping[str, Any], levels: int | None = None) -> ConfigDict:
-    """`config` with other images: what of its own settings suits them stays.
-
-    `levels` is how arrays are read, by default with all 256.
-    """
-    name = data.get("name")
-    if name is not None:
-        config.data.validation = 0
-        config.data.levels = levels if name == "arrays" and levels else 256
-        if name not in ("arrays", "folder"):
-            config.data.path = None
-        if name != "folder":
-            defaults = base.get_config().data
-            config.data.update({k: defaults[k] for k in ("size", "fit", "channels", "held_out")})
-    with config.data.ignore_type():
-        config.data.update({k: v for k, v in data.items() if v is not None})
-    return config
-
-
-def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
-    """The configuration of a run, and what its config.json says of the data."""
-    file = workdir / "config.json"
-    with reaching(file):
-        is_run = file.is_file()
-    if not is_run:
-        raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
-    try:
-        saved = json.loads(file.read_text())
-        config = ConfigDict(filled(base.get_config().to_dict(), saved["config"]))
-        return config, dict(saved.get("data", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _check_same_kind(
-    workdir: Path, saved: Mapping[str, Any], images: ImageData, other_data: bool
-) -> None:
-    """Whether a number found on these images says anything of the run."""
-    if not other_data and saved.get("fingerprint") not in (None, images.fingerprint):
+def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
+    """Returns a run's configuration, and the data it was trained on, or that `data` names."""
+    c, saved = saved_config(workdir)
+    c = with_data(c, data, saved.get("levels"))
+    config.config(c)
+    images = build.load(c)
+    if not data and saved.get("fingerprint") not in (None, images.fingerprint):
         raise UserError(
             f"{images.name} holds other images than the run in {workdir} was trained with; to "
             "evaluate it on them nevertheless, name them with --data"
@@ -233,60 +199,101 @@ def _check_same_kind(
                 f"the run in {workdir} is of images with {wanted} {what}, but {images.name} has "
                 f"{has}: no number found on them would be its bits per dim"
             )
+    return c, images
 
 
-def _checkpoint(workdir: Path, given: str) -> tuple[Path, int]:
-    if given.isdecimal():
-        return workdir / "checkpoints", int(given)
-    path = Path(given)
-    with reaching(path):
-        is_folder = path.is_dir()
-    if not is_folder or not path.name.isdecimal():
-        raise UserError(
-            f"--checkpoint={given} is neither a step nor the folder of a checkpoint, as "
-            f"{workdir / 'checkpoints' / '1000'}"
-        )
-    return path.parent, int(path.name)
+def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None) -> ConfigDict:
+    """Returns `c` with other images: what of its own settings suits them stays.
 
-
-def _official_config(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
-    """{"model": that code's config.model, "data": the data set's name or None}, and a name."""
-    if name is not None and name in PUBLISHED:
-        bpd = PUBLISHED[name]["bpd"]
-        said = f" (its README: {bpd} bits per dim)" if bpd else ""
-        return PUBLISHED[name], f"published {name}{said}"
-    known = ", ".join(PUBLISHED)
+    `levels` is how arrays are read, by default with all 256.
+    """
+    name = data.get("name")
     if name is not None:
-        file = Path(name)
-        with reaching(file):
-            is_file = file.is_file()
-        if not is_file:
-            raise UserError(f"--model={name} is no file and none of {known}")
-    else:
-        folders = (path, path.parent, path.parent.parent)
-        files = [folder / "model_config.json" for folder in folders]
-        found = [file for file in files if file.is_file()]
-        if not found:
-            raise UserError(
-                f"--model=NAME is missing, one of {known}, or a JSON file with the model's "
-                f"configuration (there is no model_config.json beside {path})"
-            )
-        file = found[0]
+        c.data.validation = 0
+        c.data.levels = levels if name == "arrays" and levels else 256
+        if name not in ("arrays", "folder"):
+            c.data.path = None
+        if name != "folder":
+            plain = defaults.get_config().data
+            c.data.update({k: plain[k] for k in ("size", "fit", "channels", "held_out")})
+    with c.data.ignore_type():
+        c.data.update({k: v for k, v in data.items() if v is not None})
+    return c
+
+
+def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
+    """Returns the configuration of a run, and what its config.json says of the data."""
+    file = workdir / "config.json"
+    with reaching(file):
+        is_run = file.is_file()
+    if not is_run:
+        raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
-        return {"model": json.loads(file.read_text())}, f"official {file.parent.name}"
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON file: {error}") from error
+        saved = json.loads(file.read_text())
+        c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))
+        return c, dict(saved.get("data", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _check_channels(model: official.OfficialModel, images: ImageData) -> None:
-    bias = model.params["score_model"]["conv_out"]["bias"]
-    channels = images.event_shape[-1]
-    if np.shape(bias) != (channels,):
+def _check_flags(options: Mapping[str, Any]) -> None:
+    if options["official"] and options["checkpoint"]:
+        raise UserError("--official and --checkpoint exclude each other")
+    if options["model"] and not options["official"]:
+        raise UserError("--model goes with --official; a run has its own configuration")
+
+
+def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
+    """Returns what config.json says of the images: their shape, levels, and classes or 0."""
+    match saved:
+        case {"event_shape": [int(height), int(width), int(channels)], "levels": int(levels)}:
+            shape, classes = (height, width, channels), saved.get("classes", 0)
+            fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
+            if fits and isinstance(classes, int) and classes >= 0:
+                return shape, levels, classes
+    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
+
+
+def _params(workdir: Path, checkpoint: str | None, model: Model, mesh: Mesh) -> tuple[int, Params]:
+    """Returns the step and the EMA parameters of a run's checkpoint, as `from_workdir` names it."""
+    folder, step = workdir / "checkpoints", None
+    if checkpoint is not None and checkpoint.isdecimal():
+        step = int(checkpoint)
+    elif checkpoint is not None:
+        path = Path(checkpoint)
+        with reaching(path):
+            is_folder = path.is_dir()
+        if not is_folder or not path.name.isdecimal():
+            raise UserError(
+                f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as "
+                f"{folder / '1000'}"
+            )
+        folder, step = path.parent, int(path.name)
+    elif folder.is_dir():  # a run that goes on may save a newer one meanwhile
+        step = distributed.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    return load_params(folder, expected, mesh, step)
+
+
+def _load_official(
+    path: Path,
+    name: str | None,
+    mesh: Mesh,
+    shape: tuple[int, ...] | None,
+    named: str = "what is given",
+) -> Loaded:
+    """Returns a published checkpoint for images of `shape`, `named` so in errors."""
+    known, name = published_configs.find(path, name)
+    try:
+        loaded = published.load(path, known["model"])
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"--official: {error}") from error
+    channels = len(loaded.params["score_model"]["conv_out"]["bias"])
+    if shape is None or shape[-1] != channels:
         raise UserError(
-            f"the checkpoint is for images of {len(bias)} channel(s), but {images.name} has "
-            f"{channels}"
+            f"the checkpoint is for images of {channels} channel(s), but {named} has "
+            f"{'none' if shape is None else shape[-1]}"
         )
-    if model.levels != images.levels:
-        raise UserError(
-            f"the checkpoint is for {model.levels} levels, but {images.name} has {images.levels}"
-        )
+    model = Model(lambda key: loaded.params, loaded.bind(shape))
+    params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
+    return Loaded(model, params, name, loaded.step, shape, 0, known["model"])
