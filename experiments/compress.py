@@ -73,9 +73,7 @@ def compress(argv: list[str]) -> Summary:
     return summary
 
 
-def images_for(
-    path: Path | None, options: Mapping[str, Any]
-) -> tuple[vdmz.Source, str, Pictures]:
+def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Source, str, Pictures]:
     """Returns the model that the flags name, its name, and the images of `path` or of --split."""
     if path is not None:
         pictures = pictures_io.read(path)
@@ -89,9 +87,7 @@ def images_for(
     return *vdmz.load(options, pictures.images.shape[1:]), pictures
 
 
-def coded(
-    model: vdmz.Source, pictures: Pictures, options: Options
-) -> tuple[bytes, Summary, float]:
+def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[bytes, Summary, float]:
     """Returns the file, what it came to, and the seconds that it took to decode it once more."""
     images, total = pictures.images, len(pictures.images)
     try:
@@ -125,7 +121,8 @@ def _lines(
     times = f"{raw / len(content):.2f} times less" if raw > len(content) else "no less than raw"
     yield f"raw      {raw:,} bytes"
     yield (
-        f"written  {len(content):,} bytes, {s.gross:.4f} bits per dim with all in it, {times}: {out}"
+        f"written  {len(content):,} bytes, {s.gross:.4f} bits per dim with all in it, "
+        f"{times}: {out}"
     )
     if s.coded:
         error = f" ± {100 * s.excess_error / s.bound:.2f} %" * (s.coded > 1)

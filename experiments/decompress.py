@@ -55,7 +55,9 @@ def _content(path: Path) -> bytes:
     """Returns the bytes of a VDMZ file, whatever it holds; what doesn't begin as one isn't read."""
     with reaching(path):
         if not path.is_file():  # others may never end
-            raise UserError(f"{path} is no file; wanted FILE.vdmz, which experiments.compress wrote")
+            raise UserError(
+                f"{path} is no file; wanted FILE.vdmz, which experiments.compress wrote"
+            )
         with path.open("rb") as opened:
             start = opened.read(file.START)
             file.check_start(start)

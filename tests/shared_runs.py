@@ -9,7 +9,6 @@ import pytest
 import tiny
 import vdmz
 
-from vdm_jax.run import vdmz as commands
 from vdm_jax.run import training as run
 
 

@@ -23,7 +23,6 @@ from vdm_jax.evaluation import report
 from vdm_jax.run import cli
 
 
-
 def measure(argv: list[str]) -> list[Summary]:
     """Parses `argv`, prints the tables; returns what each number of steps came to."""
     values = flags.FlagValues()

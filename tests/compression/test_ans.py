@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from vdm_jax.compression.scramble import scramble
 
 from vdm_jax.compression.ans import PRECISION, TOTAL, Stacks, Underflow
-from vdm_jax.compression.scramble import scramble
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vdm_jax.compression.vdm import Bound, Network
 
 import vdm_jax.compression as compression
 from vdm_jax import loss, process
 from vdm_jax.compression import VdmzError, bits_back, codec, file, ladder
 from vdm_jax.compression.ans import Stacks
-from vdm_jax.compression.vdm import Bound, Network
 
 
 def round_trip(images, vdm, **given):

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from vdm_jax.compression.ladder import EPS_GRID
 
 from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import ladder, tables
 from vdm_jax.compression.ans import TOTAL
-from vdm_jax.compression.ladder import EPS_GRID
 from vdm_jax.compression.tables import FRACTIONS
 from vdm_jax.parameterization import to_x
 

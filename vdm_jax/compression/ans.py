@@ -6,10 +6,7 @@ probabilities: the half of bits-back coding that makes it possible. The number i
 of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
 
 Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. The library `constriction` codes one stack as fast
-(docs/compression.md), but an empty one decodes silently, and its top bits can't be got at.
-
-Needs 64-bit JAX (`jax.enable_x64`).
+symbols with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
 """
 
 import jax
@@ -38,8 +35,6 @@ class Underflow(Exception):
 class Stacks:
     """One stack for each lane. An empty stack is the state TOTAL and no words.
 
-    (From a smaller state on, symbols that start at 0 would take no bits at all.)
-
     Attributes:
       states: uint64 [lanes]; at least 2^32 wherever there are words, else at least TOTAL.
       words: uint32 [lanes, capacity], of which the first `sizes` count.
@@ -62,12 +57,10 @@ class Stacks:
         """Returns the lanes whose stacks are empty, as booleans."""
         return (self.sizes == 0) & (self.states == TOTAL)
 
-    # ---- many symbols ----
-
     def push(self, starts: np.ndarray, counts: np.ndarray, active: np.ndarray) -> None:
-        """Pushes symbols, [n, lanes], of `counts` out of TOTAL that follow the first `starts`.
+        """Pushes n symbols of each active lane, the last first; [n, lanes] each.
 
-        The last of n is pushed first. Only lanes that are `active` change.
+        Their counts are the `counts` after the first `starts` of TOTAL.
         """
         with jax.default_device(_cpu()):
             states, words, spilled = _push(
@@ -83,11 +76,11 @@ class Stacks:
         self.sizes = self.sizes + spilled.sum(axis=0)
 
     def pop(self, table: np.ndarray, rows: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """Pops n symbols of each lane and returns them, int32 [n, lanes].
+        """Pops n symbols of each active lane and returns them, int32 [n, lanes].
 
         `table`, uint32 [any, symbols + 1], has in each row counts summed up, from 0 to TOTAL;
-        `rows`, [n, lanes], says which row each symbol has. Lanes that aren't `active` keep their
-        bits. Raises Underflow if an active one needs a word where there is none.
+        `rows`, [n, lanes], says which row each symbol has. Raises Underflow if an active lane needs
+        a word where there is none.
         """
         place = self.sizes - 1 - np.arange(len(rows))[:, None]
         tops = self.words[self._all, np.maximum(place, 0)]
@@ -100,8 +93,6 @@ class Stacks:
         self.states = np.where(active, np.asarray(states), self.states)
         self.sizes = self.sizes - np.where(active, used, 0)
         return np.asarray(symbols)
-
-    # ---- one symbol of one lane ----
 
     def push_one(self, lane: int, start: int, count: int) -> None:
         """Pushes one symbol onto one stack."""
@@ -118,10 +109,7 @@ class Stacks:
         return int(self.states[lane]) & (TOTAL - 1)
 
     def pop_one(self, lane: int, start: int, count: int) -> None:
-        """Drops the symbol on top, which has `start` <= top < `start` + `count`.
-
-        Raises Underflow if nothing is left that it could be on top of.
-        """
+        """Drops the symbol on top. Raises Underflow if there is nothing that it could lie on."""
         state = int(self.states[lane])
         state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
         if state <= _LOW and self.sizes[lane]:
@@ -131,15 +119,13 @@ class Stacks:
             raise Underflow(self._all == lane)
         self.states[lane] = state
 
-    # ---- bits that look like chance ----
-
     def scramble(self, n: int, salt: int, active: np.ndarray) -> None:
-        """Makes the bits that `n` symbols will be popped from look like chance.
+        """Makes the bits that `n` symbols will be popped from look like chance, by XOR.
 
         Bits that were pushed under an imperfect model are no fair coins, and noise popped from them
-        is none either: later levels would cost a few per cent more. They are XORed with a
-        pseudorandom sequence of the stack's size and `salt`, in [0, 2^16): twice is not at all. No
-        size changes: the state's leading 8 bits stay, for random ones would lengthen it.
+        is none either: later levels would cost a few per cent more. The sequence is of the stack's
+        size and `salt`, in [0, 2^16); twice is not at all. Sizes stay, and for that the state's
+        leading bits.
         """
         count = n // 2 + 1  # words: up to 16 bits a symbol
         place = self.sizes - 1 - np.arange(count)[:, None]
@@ -151,8 +137,6 @@ class Stacks:
         kept = np.where(self.sizes > 0, np.maximum(length - _LEADING, 0), 0).astype(np.uint64)
         low = mask[0].astype(np.uint64) << np.uint64(WORD) | mask[1]
         self.states = self.states ^ (low & ((np.uint64(1) << kept) - np.uint64(1)))
-
-    # ---- bytes ----
 
     def dump(self, lane: int) -> bytes:
         """Returns a stack as bytes: its words, then its state without leading zeros."""

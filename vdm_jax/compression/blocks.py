@@ -1,4 +1,4 @@
-"""Blocks of images, each on a stack of its own: seeds by the simple model, the others by the VDM."""
+"""Blocks of images, each on its own stack: seeds by the simple model, the others by the VDM."""
 
 import zlib
 from collections.abc import Callable, Sequence

@@ -19,8 +19,8 @@ from jax.typing import ArrayLike
 from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import tables
 from vdm_jax.compression.tables import GaussianTable, PixelTable
-from vdm_jax.parameterization import to_x
 from vdm_jax.errors import UserError
+from vdm_jax.parameterization import to_x
 from vdm_jax.types import Gamma, ReverseVar
 
 __all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Chain", "make"]

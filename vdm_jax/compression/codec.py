@@ -75,6 +75,9 @@ class Summary(NamedTuple):
         return self.net / self.path - 1.0
 
 
+_DEFAULTS = Options()
+
+
 def _silent(done: int, of: int) -> None:
     pass
 
@@ -84,7 +87,7 @@ def compress(
     bind: Bind,
     params: Any,
     settings: Mapping[str, Any] | None = None,
-    options: Options = Options(),
+    options: Options = _DEFAULTS,
     meta: bytes = b"",
     progress: Progress = _silent,
 ) -> tuple[bytes, Summary]:
@@ -184,7 +187,7 @@ def decompress(
     """Returns the images of a VDMZ file, uint8 [n, *event_shape], and its meta.
 
     The model must be the one that the file was made with: besides parameters and settings, which
-    are compared, the same function `bind`. JAX computes in 64 bits for the time of the call.
+    are compared, the same function `bind`.
 
     Raises VdmzError, in this order: no VDMZ file, another version, cut short or damaged, another
     model, a machine that computes tables or network otherwise, images that aren't what they were.
@@ -253,9 +256,7 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     return Coder(steps, network)
 
 
-def _summary(
-    header: Header, size: int, bits: np.ndarray, seconds: tuple[float, float]
-) -> Summary:
+def _summary(header: Header, size: int, bits: np.ndarray, seconds: tuple[float, float]) -> Summary:
     coded = bits / header.dims
     net, bound, path = coded.mean(axis=0) if len(coded) else np.full(3, np.nan)
     excess = coded[:, 0] - coded[:, 1]

@@ -13,8 +13,8 @@ import numpy as np
 
 from vdm_jax import loss, pixels, process, schedule
 from vdm_jax.compression.chain import EPS_GRID, Chain
-from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.errors import UserError
+from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.types import Images, PerExample, Tensor
 from vdm_jax.vdm import VDM
 

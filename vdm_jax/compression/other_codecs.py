@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image, features
 
 __all__ = ["sizes"]
 
@@ -26,11 +27,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def sizes(images: np.ndarray) -> dict[str, int]:
     """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
-    Image codecs see one image at a time ("PNG, each image"), then all side by side ("PNG, one
-    mosaic", or several of at most 8192 pixels a side). One channel is grey, three are RGB, any
-    other number lie side by side as grey. xz packs the values at its highest setting. WebP and
-    JPEG-XL are left out where Pillow hasn't them (JPEG-XL comes with the package
-    pillow-jxl-plugin). Each picture is decoded again and compared.
+    Image codecs see one image at a time, then all side by side in mosaics. One channel is grey,
+    three are RGB, any other number lie side by side as grey. Codecs that Pillow hasn't are left out
+    (JPEG-XL comes with the package pillow-jxl-plugin). Each picture is decoded and compared.
 
     Raises:
       ValueError: images larger than 8192 a side.
@@ -59,8 +58,6 @@ def _xz(raw: bytes) -> int:
 
 
 def _is_there(name: str) -> bool:
-    from PIL import features
-
     if name == "JPEG-XL":
         try:
             importlib.import_module("pillow_jxl")  # which makes it known to Pillow
@@ -80,11 +77,10 @@ def _planes(images: np.ndarray) -> np.ndarray:
 def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
     """Yields about as many rows as columns of tiles; those that are left over are zero."""
     _, height, width, *channels = planes.shape
-    most_rows, most_columns = SIDE // height, SIDE // width
-    for start in range(0, len(planes), most_rows * most_columns):
-        tiles = planes[start : start + most_rows * most_columns]
-        square = min(math.ceil(math.sqrt(len(tiles))), most_columns)
-        columns = max(square, -(-len(tiles) // most_rows))
+    most = SIDE // max(height, width)
+    for start in range(0, len(planes), most**2):
+        tiles = planes[start : start + most**2]
+        columns = math.ceil(math.sqrt(len(tiles)))
         rows = -(-len(tiles) // columns)
         grid = np.zeros((rows * columns, height, width, *channels), np.uint8)
         grid[: len(tiles)] = tiles
@@ -94,8 +90,6 @@ def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
 
 def _size(name: str, pixels: np.ndarray) -> int:
     """Returns the bytes of one picture. Raises RuntimeError if it doesn't come back as it was."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **_OPTIONS[name])
     with Image.open(buffer) as image:
