@@ -9,10 +9,12 @@ import math
 import struct
 import zlib
 
+import golden
 import jax
 import known
 import numpy as np
 import pytest
+import vdmz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, ndtr
@@ -362,3 +364,20 @@ def test_every_flip_of_every_byte_is_told():
             damaged[at] ^= flip
             with pytest.raises(VdmzError):
                 model.decompress(bytes(damaged))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_published_checkpoint(tmp_path, capsys):
+    """It is untrained: with it nothing gets smaller, and images are kept as raw pixels."""
+    model = f"--official={golden.DATA / 'no_fourier_odd_batch' / 'checkpoints-0'}"
+    noise = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "in.npy", noise)
+    out = tmp_path / "a.vdmz"
+    vdmz.plain_compress(model, tmp_path / "in.npy", "--num_steps=1", "--nocompare", "-o", out)
+    said = capsys.readouterr().out
+    assert "besides  2 images kept as raw pixels: coded they would take more" in said
+    header, payload = file.unpack(out.read_bytes())
+    assert [block.mode for block in header.blocks] == [file.RAW] and payload == noise.tobytes()
+    assert f"written  {out.stat().st_size} bytes" in said and "net " not in said
+    vdmz.plain_decompress(model, out, "-o", tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), noise)
