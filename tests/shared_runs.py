@@ -9,8 +9,8 @@ import pytest
 import tiny
 import vdmz
 
-from vdm_jax.run import coding
 from vdm_jax.run import training as run
+from vdm_jax.run import vdmz as commands
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +28,17 @@ def digits_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_vdm(digits_run):
-    """Its newest checkpoint, as the codec takes it."""
+    """Its newest checkpoint, as the codec takes it: bind, params and settings."""
     options = dict.fromkeys(("checkpoint", "official", "model"))
     with tiny.one_device():
-        return coding.load({"workdir": str(digits_run), **options})[0]
+        return commands.load({"workdir": str(digits_run), **options}, (8, 8, 1))[0]
 
 
 @pytest.fixture(scope="session")
 def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
-    """Eight digits by columns in big-endian numbers of 16 bits, and their VDMZ file."""
+    """Eight digits in numbers of 16 bits, and their VDMZ file."""
     folder = tmp_path_factory.mktemp("vdmz")
-    np.save(folder / "digits.npy", np.asfortranarray(vdmz.digits(8).astype(">i2")))
+    np.save(folder / "digits.npy", vdmz.digits(8).astype(np.int16))
     with tiny.one_device():
         return vdmz.compress(digits_run, folder / "digits.npy", "-o", folder / "digits.vdmz")
 

@@ -1,9 +1,7 @@
 """The commands compress and decompress in this process, and files that lie."""
 
 import contextlib
-import dataclasses
 import io
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,13 +53,7 @@ def decompress(workdir: Path, path: Path, out: Path) -> Path:
         return plain_decompress(f"--workdir={workdir}", path, "-o", out)
 
 
-def matches(pattern: str, said: str) -> bool:
-    """Whether it is in it; else an AssertionError that shows both."""
-    assert re.search(pattern, said), f"{said!r} has no {pattern!r}"
-    return True
-
-
 def changed(content: bytes, **fields: Any) -> bytes:
     """The file with other words in its header, and right checksums."""
     header, payload = file.unpack(content)
-    return file.pack(dataclasses.replace(header, **fields), bytes(payload))
+    return file.pack(header._replace(**fields), bytes(payload))

@@ -1,15 +1,12 @@
 """Stacks of bits: range asymmetric numeral systems (Duda 2009, arXiv 1311.2540), many in step.
 
-A stack holds a number. To push a symbol of probability p multiplies it by about 1/p and is undone
-by popping it, exactly, so that popping symbols from bits that are there already draws them with
-these probabilities: the half of bits-back coding that makes it possible. The number is kept as a
-`state` of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
+A stack holds a number. Pushing a symbol of probability p multiplies it by about 1/p; popping undoes
+this exactly, so that popping symbols from bits that are there already draws them with these
+probabilities: the half of bits-back coding that makes it possible. The number is kept as a `state`
+of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
 
 Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. The library `constriction` codes one stack as fast
-(docs/compression.md), but an empty one decodes silently, and its top bits can't be got at.
-
-Needs 64-bit JAX (`jax.enable_x64`).
+symbols with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
 """
 
 import jax
@@ -22,15 +19,13 @@ PRECISION = 26
 TOTAL = 1 << PRECISION
 WORD = 32
 _LOW = (1 << WORD) - 1
-# A word leaves the state where the push would take it past 64 bits.
-_SPILL = 64 - PRECISION
+_SPILL = 64 - PRECISION  # a word leaves the state where the push would take it past 64 bits
+_LEADING = 8  # bits of a state that are never scrambled
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Underflow(Exception):
-    """Stacks had not enough bits to pop from; they are no longer of use.
-
-    `lanes` says which, as booleans.
-    """
+    """Stacks had not enough bits to pop from; `lanes`, booleans, says which. They are lost."""
 
     def __init__(self, lanes: np.ndarray) -> None:
         super().__init__("a stack ran empty")
@@ -39,9 +34,6 @@ class Underflow(Exception):
 
 class Stacks:
     """One stack for each lane. An empty stack is the state TOTAL and no words.
-
-    From a smaller state on, symbols that start at 0 would take no bits at all: any number of them
-    would be a file of no size.
 
     Attributes:
       states: uint64 [lanes]; at least 2^32 wherever there are words, else at least TOTAL.
@@ -58,26 +50,23 @@ class Stacks:
         self._all = np.arange(lanes)
 
     def bits(self) -> np.ndarray:
-        """How much each stack holds, float64 [lanes]; 0 when empty."""
+        """Returns the number of bits that each stack holds, float64 [lanes]; 0 when empty."""
         return WORD * self.sizes + np.log2(self.states.astype(float)) - PRECISION
 
     def empty(self) -> np.ndarray:
-        """Which stacks are, [lanes]."""
+        """Returns the lanes whose stacks are empty, as booleans."""
         return (self.sizes == 0) & (self.states == TOTAL)
 
-    # ---- many symbols ----
-
     def push(self, starts: np.ndarray, counts: np.ndarray, active: np.ndarray) -> None:
-        """Symbols whose counts are the `counts` after the first `starts` of TOTAL: [n, lanes] each.
+        """Pushes n symbols of each active lane, the last first; [n, lanes] each.
 
-        The last of n is pushed first. Only lanes that are `active` change.
+        Their counts are the `counts` after the first `starts` of TOTAL.
         """
         with jax.default_device(_cpu()):
             states, words, spilled = _push(
                 self.states, starts.astype(np.uint64), counts.astype(np.uint64)
             )
-        # Backwards, as they were pushed.
-        spilled = np.asarray(spilled)[::-1] & active
+        spilled = np.asarray(spilled)[::-1] & active  # backwards, as they were pushed
         words = np.asarray(words)[::-1]
         self.states = np.where(active, np.asarray(states), self.states)
         self._reserve(int(spilled.sum(axis=0).max(initial=0)))
@@ -87,14 +76,13 @@ class Stacks:
         self.sizes = self.sizes + spilled.sum(axis=0)
 
     def pop(self, table: np.ndarray, rows: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """n symbols of each lane: int32 [n, lanes].
+        """Pops n symbols of each active lane and returns them, int32 [n, lanes].
 
-        table: uint32 [any, symbols + 1], in each row counts summed up, from 0 to TOTAL; rows: which
-        row each symbol has, [n, lanes]. Lanes that aren't `active` keep their bits. Raises
-        Underflow if an active one needs a word where there is none.
+        `table`, uint32 [any, symbols + 1], has in each row counts summed up, from 0 to TOTAL;
+        `rows`, [n, lanes], says which row each symbol has. Raises Underflow if an active lane needs
+        a word where there is none.
         """
-        n = len(rows)
-        place = self.sizes - 1 - np.arange(n)[:, None]
+        place = self.sizes - 1 - np.arange(len(rows))[:, None]
         tops = self.words[self._all, np.maximum(place, 0)]
         with jax.default_device(_cpu()):
             states, used, symbols = _pop(self.states, tops, table, rows.astype(np.int32))
@@ -106,10 +94,8 @@ class Stacks:
         self.sizes = self.sizes - np.where(active, used, 0)
         return np.asarray(symbols)
 
-    # ---- one symbol of one lane ----
-
     def push_one(self, lane: int, start: int, count: int) -> None:
-        """As `push`."""
+        """Pushes one symbol onto one stack."""
         state = int(self.states[lane])
         if state >= count << _SPILL:
             self._reserve(1)
@@ -119,14 +105,11 @@ class Stacks:
         self.states[lane] = ((state // count) << PRECISION) + state % count + start
 
     def top(self, lane: int) -> int:
-        """Where in [0, TOTAL) the symbol on top lies; it must be popped with `pop_one`."""
+        """Returns where in [0, TOTAL) the symbol on top lies; `pop_one` then drops it."""
         return int(self.states[lane]) & (TOTAL - 1)
 
     def pop_one(self, lane: int, start: int, count: int) -> None:
-        """Drop the symbol on top, which has `start` <= top < `start` + `count`.
-
-        Raises Underflow if nothing is left that it could be on top of.
-        """
+        """Drops the symbol on top. Raises Underflow if there is nothing that it could lie on."""
         state = int(self.states[lane])
         state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
         if state <= _LOW and self.sizes[lane]:
@@ -136,16 +119,33 @@ class Stacks:
             raise Underflow(self._all == lane)
         self.states[lane] = state
 
-    # ---- bytes ----
+    def scramble(self, n: int, salt: int, active: np.ndarray) -> None:
+        """Makes the bits that `n` symbols will be popped from look like chance, by XOR.
+
+        Bits that were pushed under an imperfect model are no fair coins, and noise popped from them
+        is none either: later levels would cost a few per cent more. The sequence is of the stack's
+        size and `salt`, in [0, 2^16); twice is not at all. Sizes stay, and for that the state's
+        leading bits.
+        """
+        count = n // 2 + 1  # words: up to 16 bits a symbol
+        place = self.sizes - 1 - np.arange(count)[:, None]
+        mask = _random(self.sizes, salt, count + 2) * active
+        there = place >= 0
+        _, lane = np.nonzero(there)
+        self.words[lane, place[there]] ^= mask[2:][there]
+        length = np.frexp((self.states >> np.uint64(11)).astype(float))[1] + 11
+        kept = np.where(self.sizes > 0, np.maximum(length - _LEADING, 0), 0).astype(np.uint64)
+        low = mask[0].astype(np.uint64) << np.uint64(WORD) | mask[1]
+        self.states = self.states ^ (low & ((np.uint64(1) << kept) - np.uint64(1)))
 
     def dump(self, lane: int) -> bytes:
-        """A stack as bytes: its words, then its state without leading zeros; little-endian."""
+        """Returns a stack as bytes: its words, then its state without leading zeros."""
         state = int(self.states[lane])
         words = self.words[lane, : self.sizes[lane]].astype("<u4").tobytes()
         return words + state.to_bytes(-(-state.bit_length() // 8), "little")
 
     def load(self, lane: int, content: bytes) -> None:
-        """The inverse of `dump`. Raises ValueError for bytes that it doesn't give."""
+        """Fills a stack with what `dump` gave. Raises ValueError for bytes that it doesn't give."""
         # A state above words has 5 to 8 bytes, one alone 4 to 8.
         size = max(len(content) - 5, 0) // 4
         top = content[4 * size :]
@@ -163,8 +163,21 @@ class Stacks:
             self.words = np.concatenate([self.words, wider], axis=1)
 
 
+def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:
+    """Returns uint32 [count, lanes], each a SplitMix64 (Steele et al. 2014) of size and salt."""
+    at = sizes.astype(np.uint64) << np.uint64(32) | np.uint64(salt << 16)
+    x = _mixed(at) + np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN)
+    return (_mixed(x) >> np.uint64(32)).astype(np.uint32)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def _cpu() -> jax.Device:
-    """A loop over symbols, one after the other, is nothing for an accelerator."""
+    """Returns a CPU if JAX has one: a loop over symbols is nothing for an accelerator."""
     try:
         return jax.devices("cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out

@@ -4,22 +4,21 @@ Reading checks everything in order, and takes no memory for what the header prom
 plausible for the bytes that are there.
 """
 
-import dataclasses
 import math
 import struct
 import zlib
 from typing import NamedTuple
 
-from vdm_jax.compression.errors import VdmzError
-from vdm_jax.compression.ladder import MOST_PARTS, MOST_STEPS
+from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
+from vdm_jax.errors import UserError
 
-__all__ = ["CHAIN", "FALLBACK", "RAW", "START", "Block", "Header", "check_start", "pack", "unpack"]
+__all__ = ["Block", "Header", "VdmzError", "check_start", "pack", "unpack"]
 
 MAGIC = b"VDMZ"
 VERSION = 1
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
-"""How a block is coded: its bytes as they are, by the simple model alone, by the VDM."""
+"""Modes of a block: its bytes as they are, by the simple model alone, by the VDM."""
 MOST_BLOCKS = 4096
 MOST_GRID = 64
 MOST_DIMS = 1 << 28  # of one image
@@ -27,43 +26,49 @@ PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
 PER_SIMPLE_BYTE = 1 << 7  # of the simple model, which takes at least 0.069 bits for one
 MOST_META = 1 << 26
 _FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
-_CRC = struct.Struct("<I")
+_DAMAGED = "its header is damaged (checksum); get it anew"
+
+
+class VdmzError(UserError):
+    """Bytes that are no whole, undamaged VDMZ file for this model and machine; says which."""
 
 
 class Block(NamedTuple):
-    """Images that are coded on one stack."""
-
-    mode: int
-    """RAW, FALLBACK or CHAIN."""
-    images: int
-    seeds: int
-    """The first of them, coded by the simple model."""
-    size: int
-    """Bytes of payload."""
-    crc: int
-    """CRC32 of its pixels, a byte each."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """What a file says before its payload.
+    """Images that are coded on one stack.
 
     Attributes:
-      model: the first 16 bytes of the SHA-256 of the model.
-      tables: the first 4 bytes of the SHA-256 of the coding tables.
+      mode: RAW, FALLBACK or CHAIN.
+      images: number of images; the first `seeds` of them are coded by the simple model.
+      size: bytes of payload.
+      crc: CRC32 of its pixels, a byte each.
+    """
+
+    mode: int
+    images: int
+    seeds: int
+    size: int
+    crc: int
+
+
+class Header(NamedTuple):
+    """All that a file says before its payload.
+
+    Attributes:
+      model: first 16 bytes of the model's digest.
+      tables: first 4 bytes of the digest of the coding tables.
       probe: CRC32 of the network's rounded outputs on fixed inputs.
-      event_shape: of one image, (height, width, channels).
-      levels: the number of values of a pixel, up to 256.
-      num_steps: T.
-      grid: see `ladder.make`.
-      blocks: in the order of their images. Their number is the batch of each call of the network.
-      meta: what the user of the codec keeps beside the pixels.
+      event_shape: height, width and channels of one image.
+      levels: number of values of a pixel, up to 256.
+      num_steps: number of steps T.
+      grid: parts of the narrowest standard deviation (`chain.make`).
+      blocks: blocks in the order of their images. Each call of the network has as many images.
+      meta: bytes that the user of the codec keeps beside the pixels.
     """
 
     model: bytes
     tables: bytes
     probe: int
-    event_shape: tuple[int, int, int]
+    event_shape: tuple[int, ...]
     levels: int
     num_steps: int
     grid: int
@@ -72,17 +77,17 @@ class Header:
 
     @property
     def images(self) -> int:
-        """How many."""
+        """The number of images."""
         return sum(block.images for block in self.blocks)
 
     @property
     def dims(self) -> int:
-        """Pixels of an image, each channel for itself."""
+        """The number of values of an image."""
         return math.prod(self.event_shape)
 
 
 def pack(header: Header, payload: bytes) -> bytes:
-    """The file."""
+    """Returns the bytes of a file."""
     content = bytearray(
         _FIXED.pack(MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload))
     )
@@ -91,9 +96,13 @@ def pack(header: Header, payload: bytes) -> bytes:
     for block in header.blocks:
         numbers += [block.mode, block.images, block.seeds, block.size]
     for number in (*numbers, len(header.meta)):
-        content += _varint(number)
-    content += b"".join(_CRC.pack(block.crc) for block in header.blocks) + header.meta
-    return bytes(content) + _CRC.pack(zlib.crc32(content)) + payload
+        while number >= 0x80:
+            content.append(number & 0x7F | 0x80)
+            number >>= 7
+        content.append(number)
+    content += struct.pack(f"<{len(header.blocks)}I", *(block.crc for block in header.blocks))
+    content += header.meta
+    return bytes(content) + struct.pack("<I", zlib.crc32(content)) + payload
 
 
 def check_start(content: bytes) -> None:
@@ -105,7 +114,7 @@ def check_start(content: bytes) -> None:
 
 
 def unpack(content: bytes) -> tuple[Header, memoryview]:
-    """A file's header and payload, whole and undamaged. Raises VdmzError for others."""
+    """Returns a file's header and payload, whole and undamaged. Raises VdmzError for others."""
     check_start(content)
     reader = _Reader(content)
     try:
@@ -128,8 +137,8 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
 
 
 def _check_plausible(header: Header) -> None:
-    """Before anything is allocated by it; a header with a right checksum may still be a lie."""
-    dims, blocks = header.dims, header.blocks
+    """Checks a header before anything is allocated by it: a right checksum may still lie."""
+    dims, first = header.dims, header.blocks[0].images
     if not (
         1 <= header.num_steps <= MOST_STEPS
         and 1 <= header.grid <= MOST_GRID
@@ -138,16 +147,17 @@ def _check_plausible(header: Header) -> None:
         and 1 <= dims <= MOST_DIMS
     ):
         raise VdmzError("its header promises what no VDMZ file holds; get it anew")
-    for block in blocks:
+    for block in header.blocks:
         # A block that would be larger than its pixels is stored raw, and blocks are of one length,
         # so that one long payload takes no memory in the lanes of all.
+        pixels = block.images * dims
         fits = {
-            RAW: block.size == block.images * dims and block.seeds == 0,
-            FALLBACK: block.images * dims <= PER_SIMPLE_BYTE * block.size and block.seeds == 0,
-            CHAIN: block.images * dims <= PER_BYTE * block.size and 0 < block.seeds < block.images,
+            RAW: block.size == pixels and block.seeds == 0,
+            FALLBACK: pixels <= PER_SIMPLE_BYTE * block.size and block.seeds == 0,
+            CHAIN: pixels <= PER_BYTE * block.size and 0 < block.seeds < block.images,
         }.get(block.mode, False)
-        even = 0 <= blocks[0].images - block.images <= 1
-        if not fits or not even or block.images < 1 or block.size > block.images * dims:
+        even = 1 <= block.images <= first <= block.images + 1
+        if not fits or not even or block.size > pixels:
             raise VdmzError(
                 f"its header promises {block.images:,} images in {block.size:,} bytes, which can't "
                 "be; get it anew"
@@ -162,25 +172,24 @@ class _Reader:
         self._content = content
 
     def header(self) -> tuple[Header, int]:
-        """And the payload's CRC. Raises VdmzError if its own doesn't agree."""
+        """Returns it and the payload's CRC. Raises VdmzError if its own doesn't agree."""
         _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
-        num_steps, grid, below, height, width, channels, count = (self._varint() for _ in range(7))
+        num_steps, grid, below, *event_shape, count = (self._varint() for _ in range(7))
         if not 1 <= count <= MOST_BLOCKS:
-            raise _damaged()
+            raise VdmzError(_DAMAGED)
         rows = [[self._varint() for _ in range(4)] for _ in range(count)]
         meta_size = self._varint()
         if meta_size > MOST_META:
-            raise _damaged()
-        crcs = [self._crc() for _ in range(count)]
+            raise VdmzError(_DAMAGED)
+        crcs = _crcs(self._take(4 * count))
+        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
         meta = self._take(meta_size)
         found = zlib.crc32(self._content[: self.at])
-        if self._crc() != found:
-            raise _damaged()
-        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
-        levels = below + 1
-        return Header(
-            model, tables, probe, (height, width, channels), levels, num_steps, grid, blocks, meta
-        ), payload_crc
+        if _crcs(self._take(4)) != (found,):
+            raise VdmzError(_DAMAGED)
+        shape = tuple(event_shape)
+        header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
+        return header, payload_crc
 
     def _take(self, size: int) -> bytes:
         if size > len(self._content) - self.at:
@@ -188,29 +197,16 @@ class _Reader:
         self.at += size
         return self._content[self.at - size : self.at]
 
-    def _crc(self) -> int:
-        (found,) = _CRC.unpack(self._take(_CRC.size))
-        return int(found)
-
     def _varint(self) -> int:
-        """LEB128, up to 63 bits."""
+        """Takes a LEB128 number of up to 63 bits."""
         number = 0
         for shift in range(0, 63, 7):
             (byte,) = self._take(1)
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
-        raise _damaged()
+        raise VdmzError(_DAMAGED)
 
 
-def _damaged() -> VdmzError:
-    return VdmzError("its header is damaged (checksum); get it anew")
-
-
-def _varint(number: int) -> bytes:
-    content = bytearray()
-    while number >= 0x80:
-        content.append(number & 0x7F | 0x80)
-        number >>= 7
-    content.append(number)
-    return bytes(content)
+def _crcs(content: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(content) // 4}I", content)

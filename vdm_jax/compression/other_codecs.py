@@ -1,4 +1,4 @@
-"""What other lossless codecs need for the same images.
+"""PNG, WebP, JPEG-XL and xz: the sizes that other lossless codecs need for the same images.
 
 Values go in as they are, as grey or RGB values of 8 bits, also if there are fewer levels: 0..16 of
 17 levels stays 0..16, and is not spread over 0..255.
@@ -9,11 +9,12 @@ import io
 import lzma
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from PIL import Image, features
 
-__all__ = ["Size", "sizes"]
+__all__ = ["sizes"]
 
 SIDE = 8192  # pixels of a mosaic at most; WebP takes 16383, and Pillow finds far more suspicious
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,50 +24,33 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Size(NamedTuple):
-    """What all images take together, in bytes; `name` says with what, as "PNG, each image"."""
+def sizes(images: np.ndarray) -> dict[str, int]:
+    """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
-    name: str
-    bytes: int
-
-
-def sizes(images: np.ndarray, levels: int) -> list[Size]:
-    """Returns what lossless codecs need for uint8 images [n, height, width, channels].
-
-    Image codecs see one image at a time ("each image"), then all side by side ("one mosaic", or
-    several of at most 8192 pixels a side). One channel is grey, three are RGB, any other number lie
-    side by side as grey. xz packs the values at its highest setting. WebP and JPEG-XL are left out
-    where Pillow hasn't them (JPEG-XL comes with the package pillow-jxl-plugin).
-
-    Each picture is decoded again and compared.
+    Image codecs see one image at a time, then all side by side in mosaics. One channel is grey,
+    three are RGB, any other number lie side by side as grey. Codecs that Pillow hasn't are left out
+    (JPEG-XL comes with the package pillow-jxl-plugin). Each picture is decoded and compared.
 
     Raises:
-      ValueError: images of another kind, larger than 8192 a side, or with values beyond `levels`.
+      ValueError: images larger than 8192 a side.
       RuntimeError: a codec didn't give the same pixels again.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise ValueError(
-            f"images must be uint8 [n, height, width, channels], not {images.dtype} {images.shape}"
-        )
-    if int(images.max()) >= levels:
-        raise ValueError(f"images hold the value {images.max()}, outside [0, {levels})")
     planes = _planes(images)
     if max(planes.shape[1:3]) > SIDE:
         raise ValueError(f"images must have at most {SIDE} pixels a side, not {planes.shape[1:3]}")
-    codecs = [name for name in _OPTIONS if _is_there(name)]
     mosaics = list(_mosaics(planes))
     whole = "one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"
-    raw = np.ascontiguousarray(images).tobytes()
-    return [
-        *(Size(f"{name}, each image", sum(_size(name, one) for one in planes)) for name in codecs),
-        *(Size(f"{name}, {whole}", sum(_size(name, one) for one in mosaics)) for name in codecs),
-        Size("xz", _xz(raw)),
-        Size("raw", len(raw)),
-    ]
+    codecs = [name for name in _OPTIONS if _is_there(name)]
+    found = {
+        f"{name}, {kind}": sum(_size(name, picture) for picture in pictures)
+        for kind, pictures in (("each image", planes), (whole, mosaics))
+        for name in codecs
+    }
+    return found | {"xz": _xz(images.tobytes()), "raw": images.nbytes}
 
 
 def _xz(raw: bytes) -> int:
-    """Bytes as by `xz -9e`; a window beyond the input's size would only take memory."""
+    """Returns the bytes as by `xz -9e`; a window beyond the input's size would only take memory."""
     window = max(1 << 12, min(1 << 26, len(raw)))
     preset = 9 | lzma.PRESET_EXTREME
     filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
@@ -74,8 +58,6 @@ def _xz(raw: bytes) -> int:
 
 
 def _is_there(name: str) -> bool:
-    from PIL import features
-
     if name == "JPEG-XL":
         try:
             importlib.import_module("pillow_jxl")  # which makes it known to Pillow
@@ -95,11 +77,10 @@ def _planes(images: np.ndarray) -> np.ndarray:
 def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
     """Yields about as many rows as columns of tiles; those that are left over are zero."""
     _, height, width, *channels = planes.shape
-    most_rows, most_columns = SIDE // height, SIDE // width
-    for start in range(0, len(planes), most_rows * most_columns):
-        tiles = planes[start : start + most_rows * most_columns]
-        square = min(math.ceil(math.sqrt(len(tiles))), most_columns)
-        columns = max(square, -(-len(tiles) // most_rows))
+    most = SIDE // max(height, width)
+    for start in range(0, len(planes), most**2):
+        tiles = planes[start : start + most**2]
+        columns = math.ceil(math.sqrt(len(tiles)))
         rows = -(-len(tiles) // columns)
         grid = np.zeros((rows * columns, height, width, *channels), np.uint8)
         grid[: len(tiles)] = tiles
@@ -108,27 +89,13 @@ def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _size(name: str, pixels: np.ndarray) -> int:
-    """Bytes of one picture. Raises RuntimeError if it doesn't come back as it was."""
-    content = _encoded(name, pixels)
-    if not np.array_equal(_decoded(content, pixels.ndim == 2), pixels):
-        raise RuntimeError(f"{name} is not lossless on a picture of shape {pixels.shape}")
-    return len(content)
-
-
-def _encoded(name: str, pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
+    """Returns the bytes of one picture. Raises RuntimeError if it doesn't come back as it was."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, **_OPTIONS[name])
-    return buffer.getvalue()
-
-
-def _decoded(content: bytes, is_grey: bool) -> np.ndarray:
-    """Pixels [height, width] of grey, also where the codec keeps it as RGB, or with 3 channels."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        pixels = np.asarray(image)
-    if is_grey and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        return pixels[..., 0]
-    return pixels
+    with Image.open(buffer) as image:
+        found = np.asarray(image)
+    if pixels.ndim == 2 and found.ndim == 3 and (found == found[..., :1]).all():
+        found = found[..., 0]  # JPEG-XL keeps some grey pictures as RGB
+    if not np.array_equal(found, pixels):
+        raise RuntimeError(f"{name} is not lossless on a picture of shape {pixels.shape}")
+    return len(buffer.getvalue())

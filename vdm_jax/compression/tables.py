@@ -1,7 +1,7 @@
 """Probabilities as whole numbers: cumulated counts of `ans.TOTAL`, for numbers on a grid.
 
-What two machines must agree on to the last bit is made here, once, ahead of all coding; so that it
-can be compared (`ladder.Ladder.digest`) before anything is decoded.
+Machines must agree on them to the last bit: they are made once, ahead of all coding, and compared
+(`chain.Chain.digest`) before anything is decoded.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 
 from vdm_jax import pixels
 from vdm_jax.compression.ans import TOTAL
+from vdm_jax.errors import UserError
 
 __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", "split"]
 
@@ -43,13 +44,13 @@ class GaussianTable(NamedTuple):
 
 
 def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
-    """Of standard deviations [widths] in units of the grid.
+    """Returns the table of standard deviations [widths], in units of the grid.
 
-    Raises ValueError for one so wide that without `escape` the table would be too large.
+    Raises UserError for one so wide that without `escape` the table would be too large.
     """
     span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
-        raise ValueError(
+        raise UserError(
             f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
             "narrowest of its level: take a smaller grid, fewer steps, or a gamma that rises evenly"
         )
@@ -62,27 +63,23 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     scaled = (edges - fractions) / narrowed[:, None, None]
     below = _normal_cdf(scaled.reshape(-1, len(edges)))
     if escape:
-        ones = np.ones((len(below), 1))
-        below = np.concatenate([below - below[:, :1], ones], axis=1)
+        below = np.pad(below - below[:, :1], ((0, 0), (0, 1)), constant_values=1.0)
     else:
         below[:, 0], below[:, -1] = 0.0, 1.0
     return GaussianTable(_counts(below), span, escape)
 
 
 def _normal_cdf(values: np.ndarray) -> np.ndarray:
-    flat = values.reshape(-1)
-    pieces = [
-        np.resize(piece, _AT_ONCE) for piece in np.split(flat, range(_AT_ONCE, flat.size, _AT_ONCE))
-    ]
+    pieces = np.resize(values, (-(-values.size // _AT_ONCE), _AT_ONCE))
     found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
-    return found[: flat.size].reshape(values.shape)
+    return found[: values.size].reshape(values.shape)
 
 
 _ndtr = jax.jit(jax.scipy.special.ndtr)
 
 
 def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means in units of the grid -> their whole part, int64, and the row of their fraction."""
+    """Returns the whole part, int64, of means in units of the grid, and their fraction's row."""
     rounded = np.floor(mean * FRACTIONS + 0.5).astype(np.int64)
     return rounded // FRACTIONS, rounded % FRACTIONS
 
@@ -98,18 +95,14 @@ class PixelTable(NamedTuple):
     first: int
     levels: np.ndarray
 
-    def rows(self, z_0: np.ndarray) -> np.ndarray:
-        """Of numbers on the grid."""
-        return np.clip(z_0 - self.first, 0, len(self.counts) - 1)
-
 
 def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
-    """For z_0 / alpha_0 on a grid of the given width: `pixels.decode_log_probs` as counts."""
+    """Returns `pixels.decode_log_probs` as counts, for z_0 / alpha_0 on a grid of this width."""
     # How far a level reaches that has any probability, and how many do at once.
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
     if -first > _MOST_ROWS:
-        raise ValueError(
+        raise UserError(
             f"z_0 would lie on {-2 * first:,} points, too many for a table: gamma_0 = "
             f"{gamma_0:.3g} is too small for so fine a grid; take a smaller one or fewer steps"
         )
@@ -122,12 +115,10 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     for start in range(0, len(every), size):
         part = slice(start, start + size)
         probs = np.asarray(_probs(np.resize(every[part] * grid, size), gamma_0, levels))
-        near = np.take_along_axis(
-            probs[: len(every[part])], lowest[part, None] + np.arange(width), axis=1
-        )
-        below = np.concatenate([np.zeros((len(near), 1)), np.cumsum(near, axis=1)], axis=1)
-        ends = np.ones((len(near), 1))
-        counts[part] = _counts(np.concatenate([np.minimum(below, 1.0), ends], axis=1))
+        symbols = lowest[part, None] + np.arange(width)
+        near = np.take_along_axis(probs[: len(symbols)], symbols, axis=1)
+        below = np.minimum(np.cumsum(near, axis=1), 1.0)
+        counts[part] = _counts(np.pad(below, ((0, 0), (1, 1)), constant_values=(0.0, 1.0)))
     return PixelTable(counts, first, lowest)
 
 
@@ -137,7 +128,7 @@ def _probs(z_0_rescaled: jax.Array, gamma_0: jax.Array, levels: int) -> jax.Arra
 
 
 def _counts(below: np.ndarray) -> np.ndarray:
-    """Cumulated probabilities [rows, symbols + 1] from 0 to 1 -> counts; no symbol has none.
+    """Returns cumulated probabilities [rows, symbols + 1], from 0 to 1, as counts of at least 1.
 
     To the nearest: what is 1 but for its last bit, as sums are in the tails, becomes what 1 does.
     """

@@ -9,6 +9,7 @@ log in float64 then agrees, but for one time in some hundred million.
 """
 
 import dataclasses
+import functools
 import hashlib
 
 import jax.numpy as jnp
@@ -18,16 +19,17 @@ from jax.typing import ArrayLike
 from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import tables
 from vdm_jax.compression.tables import GaussianTable, PixelTable
+from vdm_jax.errors import UserError
 from vdm_jax.parameterization import to_x
 from vdm_jax.types import Gamma, ReverseVar
 
-__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Ladder", "make"]
+__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Chain", "make"]
 
 MOST_STEPS = 4096
 MOST_PARTS = 1 << 15
-"""Of T times grid: what the tables take grows with it, to about a GB."""
+"""Largest T times grid: what the tables take grows with it, to about a GB."""
 DEFAULT_GRID = 2
-"""Finer ones make no smaller files (docs/compression.md), but need more bits to begin with."""
+"""Finer grids make no smaller files (docs/compression.md), but need more bits to begin with."""
 EPS_GRID = 2.0**-8
 """The network's noise is rounded to multiples of this, which costs next to nothing."""
 _SHARE_STEP = 0.02  # of the logarithm of a learned variance, unless that makes
@@ -35,23 +37,22 @@ _MOST_SHARES = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ladder:
+class Chain:
     """The levels of a VDM with T steps. All means are in units of the grid of what they are of.
 
     Attributes:
       gammas: float64 [T + 1].
       grids: float64 [T + 1], the distance of neighbouring values of z_i.
       forward: [T + 1], mean of z_i = forward[i] * k_{i-1}; of z_0 = forward[0] * x.
-      encoders: the tables of q(z_0|x) and q(z_i|z_{i-1}), T + 1.
+      encoders: T + 1 tables, of q(z_0|x) and q(z_i|z_{i-1}).
       of_z, of_eps: [T], mean of z_{i-1} given z_i = of_z[i-1] * k_i + of_eps[i-1] * n, with eps_hat
         = n EPS_GRID.
-      decoders: the tables of p(z_{i-1}|z_i), T.
-      shares: [T], into how many values `share` (`process.reverse`) is rounded, the widths of these
-        tables; 1 where none is learned.
-      prior: the table of p(z_T).
-      values: [levels], x of each.
-      pixels: the table of p(x|z_0).
-      digest: sha256 of all of it.
+      decoders: T tables, of p(z_{i-1}|z_i).
+      shares: [T], the number of values to which `share` (`process.reverse`) is rounded, the widths
+        of these tables; 1 where none is learned.
+      prior: table of p(z_T).
+      values: [levels], x of each level.
+      pixels: table of p(x|z_0).
     """
 
     gammas: np.ndarray
@@ -65,38 +66,47 @@ class Ladder:
     prior: GaussianTable
     values: np.ndarray
     pixels: PixelTable
-    digest: bytes
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """The number of steps T."""
         return len(self.gammas) - 1
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """The SHA-256 of all that coding uses."""
+        parts = [self.grids, self.forward, self.of_z, self.of_eps, self.shares, self.values]
+        parts += [table.counts for table in (*self.encoders, *self.decoders, self.prior)]
+        running = hashlib.sha256()
+        for part in (*parts, self.pixels.counts, self.pixels.levels):
+            running.update(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).tobytes())
+        return running.digest()
 
 
 def make(
     gamma: Gamma, num_steps: int, levels: int, grid: int, reverse_var: ReverseVar = "posterior"
-) -> Ladder:
-    """The ladder of a schedule. Needs 64-bit JAX.
+) -> Chain:
+    """Returns the chain of a schedule. Needs 64-bit JAX.
 
     Args:
-      gamma: t -> gamma(t), of float64.
-      num_steps: T, up to MOST_STEPS.
-      levels: the number of values of a pixel.
-      grid: into how many parts the narrowest standard deviation of a level is divided.
-      reverse_var: the variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
+      gamma: schedule t -> gamma(t), of float64.
+      num_steps: number of steps T, up to MOST_STEPS.
+      levels: number of values of a pixel.
+      grid: number of parts into which the narrowest standard deviation of a level is divided.
+      reverse_var: variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
 
     Raises:
-      ValueError: if gamma doesn't rise from step to step, or hardly in some; or if num_steps times
-        grid is more than MOST_PARTS.
+      UserError: gamma doesn't rise from step to step, or hardly in some; or num_steps times grid
+        is more than MOST_PARTS.
     """
     if num_steps * grid > MOST_PARTS:
-        raise ValueError(
+        raise UserError(
             f"num_steps = {num_steps} and grid = {grid} need too large tables: their product may "
             f"be {MOST_PARTS} at most; take a smaller grid"
         )
     gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
-        raise ValueError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
+        raise UserError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
     s, t = jnp.asarray(gammas[:-1]), jnp.asarray(gammas[1:])
     one, zero = jnp.ones(num_steps), jnp.zeros(num_steps)
     share = float(reverse_var == "transition")
@@ -110,37 +120,26 @@ def make(
     there, back = there / grids, back / grids
     widest = np.asarray(process.variance_log_ratio(s, t)) * (reverse_var == "learned")
     shares = np.minimum(1 + np.ceil(widest / _SHARE_STEP).astype(int), _MOST_SHARES)
-    decoders = []
-    for std, log_ratio, count in zip(back, widest, shares, strict=False):
-        share_of = np.arange(count) / max(count - 1, 1)
-        decoders.append(tables.gaussian(_float32(std * np.exp(0.5 * log_ratio * share_of)), True))
-    alpha_0 = np.asarray(schedule.alpha(gammas[0]))
-    found = Ladder(
+    width_0 = _float32(grids[0] / np.asarray(schedule.alpha(gammas[0])))
+    return Chain(
         gammas=gammas,
         grids=grids,
         forward=_float32(np.append(first.mean / grids[0], step.mean * grids[:-1] / grids[1:])),
         encoders=[tables.gaussian(std, False) for std in _float32(there)[:, None]],
         of_z=_float32(of_z.mean * grids[1:] / grids[:-1]),
         of_eps=_float32(of_eps.mean * EPS_GRID / grids[:-1]),
-        decoders=decoders,
+        decoders=[_decoder(*level) for level in zip(back, widest, shares, strict=False)],
         shares=shares,
         prior=tables.gaussian(_float32(back[-1:]), True),
         values=_float32(pixels.level_values(levels)),
-        pixels=tables.of_pixels(
-            float(_float32(gammas[0])), levels, float(_float32(grids[0] / alpha_0))
-        ),
-        digest=b"",
+        pixels=tables.of_pixels(float(_float32(gammas[0])), levels, float(width_0)),
     )
-    return dataclasses.replace(found, digest=_digest(found))
 
 
-def _digest(ladder: Ladder) -> bytes:
-    running = hashlib.sha256()
-    parts = [ladder.grids, ladder.forward, ladder.of_z, ladder.of_eps, ladder.shares, ladder.values]
-    parts += [table.counts for table in (*ladder.encoders, *ladder.decoders, ladder.prior)]
-    for part in (*parts, ladder.pixels.counts, ladder.pixels.levels):
-        running.update(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).tobytes())
-    return running.digest()
+def _decoder(std: float, log_ratio: float, shares: int) -> GaussianTable:
+    """Returns the table of p(z_s|z_t), whose variance is exp(log_ratio) times larger at most."""
+    share = np.arange(shares) / max(shares - 1, 1)
+    return tables.gaussian(_float32(std * np.exp(0.5 * log_ratio * share)), True)
 
 
 def _float32(values: ArrayLike) -> np.ndarray:

@@ -1,0 +1,160 @@
+"""A trained VDM as the codec uses it: in float64, on batches of one size; and its bound."""
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import loss, pixels, process, schedule
+from vdm_jax.compression.chain import EPS_GRID, Chain
+from vdm_jax.errors import UserError
+from vdm_jax.parameterization import split, to_eps, to_x
+from vdm_jax.types import Images, PerExample, Tensor
+from vdm_jax.vdm import VDM
+
+__all__ = ["Bind", "Bound", "Network", "digest"]
+
+Bind = Callable[[Any], VDM]
+"""Function parameters -> VDM, of images [height, width, channels] of up to 256 levels."""
+_PROBED = 4  # levels
+
+
+def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> bytes:
+    """Returns the SHA-256 of parameters and settings: of all that a model's files hold of it."""
+    said = {
+        "event_shape": list(vdm.event_shape),
+        "levels": vdm.levels,
+        "kind": vdm.kind,
+        "reverse_var": vdm.reverse_var,
+        "settings": settings or {},
+    }
+    running = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    for path, leaf in sorted(leaves, key=lambda pair: jax.tree_util.keystr(pair[0])):
+        array = np.asarray(leaf)
+        running.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        running.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return running.digest()
+
+
+class Network:
+    """The noise that a model sees in latents of `lanes` images (`bits_back.Noise`).
+
+    Needs 64-bit JAX; parameters are taken to float64.
+
+    Attributes:
+      seconds: time that all calls took.
+    """
+
+    def __init__(self, bind: Bind, params: Any, chain: Chain, lanes: int) -> None:
+        self.seconds = 0.0
+        self._chain = chain
+        self._shape = (lanes, *bind(params).event_shape)
+        self._params = jax.tree.map(_wide, params)
+
+        def noise(params: Any, z_t: Tensor, gamma_t: PerExample) -> tuple[Tensor, Any]:
+            vdm = bind(params)
+            prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
+            return to_eps(prediction, z_t, gamma_t, vdm.kind), share
+
+        self._noise = jax.jit(noise)
+
+    def __call__(self, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns eps_hat and share, see `bits_back.Noise`."""
+        began = time.perf_counter()
+        gamma_t = np.full(self._shape[0], self._chain.gammas[level])
+        eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t)
+        found = np.asarray(eps_hat).reshape(z.shape)
+        if found.dtype != np.float64:
+            raise UserError(
+                f"the network computes in {found.dtype} where its input is float64; compression "
+                "needs one that computes in the type of its input"
+            )
+        shares = None if np.ndim(share) == 0 else np.asarray(share).reshape(z.shape)
+        self.seconds += time.perf_counter() - began
+        return found, shares
+
+    def probe(self) -> int:
+        """Returns the CRC32 of the rounded noise of fixed latents at some levels.
+
+        Machines on which it is the same decode what one of them encoded.
+        """
+        found = 0
+        values = np.arange(np.prod(self._shape)).reshape(self._shape[0], -1)
+        for level in np.linspace(1, self._chain.num_steps, _PROBED).astype(int):
+            z = (values * 7919 % 401 - 200) / 128.0  # in [-1.6, 1.6], exact in binary
+            for part in self(z, int(level)):
+                if part is not None:
+                    with np.errstate(invalid="ignore"):  # what isn't finite, the coder refuses
+                        rounded = np.rint(part / EPS_GRID).astype("<i8")
+                    found = zlib.crc32(rounded.tobytes(), found)
+        return found
+
+
+def _wide(leaf: Any) -> jax.Array:
+    array = jnp.asarray(leaf)
+    return array.astype(float) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+class Bound:
+    """The variational bound of T steps (VDM eq. 11), summed up while images are encoded.
+
+    Their latents are those of the chain, every level of it: each image's is an unbiased estimate.
+    Beside it what these very latents cost, log q - log p of them all, which a perfect entropy coder
+    would need; its mean is the bound if what was popped is as good as chance.
+    """
+
+    def __init__(self, vdm: VDM, chain: Chain) -> None:
+        self._chain = chain
+        self._share = np.float64(vdm.reverse_var == "transition")
+        gamma_0, gamma_1, levels = chain.gammas[0], chain.gammas[-1], len(chain.values)
+
+        def start(images: Images, z_0: Tensor) -> tuple[Tensor, PerExample, PerExample]:
+            x = loss.to_data(images, levels)
+            ends = loss.expected_reconstruction(images, gamma_0, levels) + loss.prior(x, gamma_1)
+            q = process.marginal(x, gamma_0).log_prob(z_0)
+            p = pixels.log_prob(images, z_0 / schedule.alpha(gamma_0), gamma_0, levels)
+            return x, ends, loss.sum_event(q - p)
+
+        def step(
+            x: Tensor, z_s: Tensor, z_t: Tensor, eps_hat: Tensor, share: Any, times: Tensor
+        ) -> tuple[PerExample, PerExample]:
+            s, t = times
+            p = process.reverse(z_t, to_x(eps_hat, z_t, t, "eps"), s, t, share)
+            kl = process.posterior(z_t, x, s, t).kl(p)
+            path = process.transition(z_s, s, t).log_prob(z_t) - p.log_prob(z_s)
+            return loss.sum_event(kl), loss.sum_event(path)
+
+        def last(z_1: Tensor) -> PerExample:
+            return -loss.sum_event(jax.scipy.stats.norm.logpdf(z_1))
+
+        self._start, self._step, self._last = jax.jit(start), jax.jit(step), jax.jit(last)
+
+    def start(self, images: np.ndarray) -> None:
+        """Begins anew with images [lanes, dims]."""
+        self._images, self._z = images, np.zeros(())
+
+    def observe(
+        self, level: int, z: np.ndarray, eps_hat: np.ndarray | None, share: np.ndarray | None
+    ) -> None:
+        """Adds a level's terms, see `bits_back.Observe`."""
+        if level == 0:
+            self._x, self._bound, self._path = self._start(self._images, z)
+        else:
+            times = self._chain.gammas[level - 1 : level + 1]
+            shares = self._share if share is None else share
+            kl, path = self._step(self._x, self._z, z, eps_hat, shares, times)
+            self._bound, self._path = self._bound + kl, self._path + path
+        if level == self._chain.num_steps:
+            self._path = self._path + self._last(z)
+        self._z = z
+
+    def bits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the bound of each image, and what its latents cost: [lanes] each."""
+        return np.asarray(self._bound) / np.log(2.0), np.asarray(self._path) / np.log(2.0)

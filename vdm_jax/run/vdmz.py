@@ -1,0 +1,91 @@
+"""What compress and decompress share: the model as the codec takes it, and how they talk."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+
+from vdm_jax import files
+from vdm_jax.errors import UserError, user_path
+from vdm_jax.run import build, cli, restore
+from vdm_jax.run.bar import Bar
+from vdm_jax.train import sharding
+from vdm_jax.train.model import Params
+from vdm_jax.vdm import VDM
+
+__all__ = ["Source", "define_flags", "free", "load", "progress"]
+
+# The part of a run's `config.model` that says which function the parameters stand for.
+_FUNCTION = (
+    "network", "head", "channels", "num_blocks", "attention", "fourier_features", "gamma",
+    "gamma_min", "gamma_max", "gamma_pinned", "learn_end_points",
+)  # fmt: skip
+
+
+class Source(NamedTuple):
+    """A trained model as the codec takes it."""
+
+    bind: Callable[[Params], VDM]
+    params: Params
+    settings: Mapping[str, Any]
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that name the model, and the output."""
+    text, _, _ = cli.definers(values)
+    text("workdir", "folder of the run: its config.json and checkpoints are all that is needed")
+    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("official", "in place of --workdir: a published checkpoint, ckpt-N.flax or its folder")
+    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
+
+
+def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, str]:
+    """Returns the model that the flags name, and its name in reports; no dataset is needed.
+
+    A published model is for images of any size, here of `shape`. Raises UserError for a model that
+    can't compress.
+    """
+    mesh = sharding.make_mesh(build.make_mesh().devices.reshape(-1).tolist()[:1])
+    with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
+        # Parameters are float32; in float64 nothing narrower may come between.
+        of = restore.load(options, mesh, shape, dtype="float32")
+    if of.num_classes:
+        raise UserError(
+            f"the run in {of.name} is conditioned on the class of an image, which images to be "
+            "compressed don't have; train one without --config.data.class_labels"
+        )
+    facts = of.model.facts()
+    if not isinstance(facts, VDM) or facts.levels is None:
+        raise UserError(
+            f"the run in {of.name} is no VDM of pixel levels ({facts.words}); only those compress"
+        )
+    names = of.settings if options["official"] else _FUNCTION
+    settings = {name: of.settings[name] for name in names}
+    source = Source(of.model.bind, jax.device_get(of.params), settings)
+    return source, f"{of.name}, step {of.step}"
+
+
+@contextlib.contextmanager
+def progress(words: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Gives what shows a bar of images; it goes back where the codec begins anew."""
+    with Bar(words, total) as bar:
+        shown = 0
+
+        def tell(done: int, of: int) -> None:
+            nonlocal shown
+            bar.advance(total - of + done - shown)  # the others are seeds
+            shown = total - of + done
+
+        yield tell
+
+
+def free(given: str | None, flag: str) -> Path:
+    """Returns a path to write to. Raises UserError if something is there already."""
+    if not given:
+        raise UserError(f"{flag} is missing: what to write")
+    out = user_path(given, flag.split()[0])
+    files.check_free(out)
+    return out
