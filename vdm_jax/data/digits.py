@@ -1,11 +1,11 @@
-"""The embedded default data set: scikit-learn's 8x8 handwritten digits."""
+"""The embedded default dataset: scikit-learn's 8x8 handwritten digits."""
 
 import dataclasses
 import functools
 
 import numpy as np
 
-from vdm_jax.data.images import ImageData, fingerprint
+from vdm_jax.data.image_data import ImageData, fingerprint
 
 LEVELS = 17  # the published values are 0..16
 TRAIN_COUNT = 1437

@@ -53,7 +53,7 @@ class ImageData:
 
 def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
     """Returns the sha256 (hex) of the shapes, the levels and the pixel bytes of both parts."""
-    header = {"levels": int(levels), "train": train.shape, "test": test.shape}
+    header = {"levels": levels, "train": train.shape, "test": test.shape}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for part in (train, test):
         rows = max(1, _CHUNK_BYTES // max(1, part[0].nbytes))
@@ -67,35 +67,31 @@ def validation_split(data: ImageData, count: int) -> ImageData:
 
     Returns:
       `data` with `train` shortened by `count` images and those images as `test`, each with its
-      labels. The name and the fingerprint both tell it from `data`; the latter is derived from
-      that of `data`.
+      labels, and a name and a fingerprint of its own, derived from those of `data`.
 
     Raises:
       DataError: where `count` leaves no image to validate on or none to train on.
     """
     total = len(data.train)
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        raise DataError(f"count={count!r} is no whole number; give how many images to hold out")
     if not 0 < count < total:
         raise DataError(
             f"count={count} of the {total} training images of {data.name} can't be held out for "
             f"validation; give a count in 1..{total - 1}"
         )
-    kept = total - int(count)
+    kept = total - count
 
     def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
         if labels is None or "train" not in labels:
             return None
         return {"train": labels["train"][:kept], "test": labels["train"][kept:]}
 
-    derived = f"validation_split:{int(count)}:{data.fingerprint}"
-    return ImageData(
-        name=f"{data.name}:validation{int(count)}",
+    derived = f"validation_split:{count}:{data.fingerprint}"
+    return dataclasses.replace(
+        data,
+        name=f"{data.name}:validation{count}",
         train=data.train[:kept],
         test=data.train[kept:],
-        levels=data.levels,
         fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
         source=split(data.source),
         labels=split(data.labels),
-        label_names=data.label_names,
     )

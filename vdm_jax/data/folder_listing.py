@@ -1,4 +1,14 @@
-"""Which pictures a folder holds, and which of them are there to train on and which to test on."""
+"""The pictures in a folder: which of them are there to train on and which to test on.
+
+Either it has the subfolders `train` and `test`, or a part of it is held out by a hash: a picture
+is a test image if the sha256 of its path below the folder, read as a fraction of 2**256, lies
+below `held_out`. So each picture's part depends on its own path alone, and adding or removing
+others moves none. Pictures that belong together (frames, bursts, copies) may come apart: use
+`train` and `test` for those.
+
+Each part is in the order of these hashes, which is as good as random: `validation_split` takes
+its last images, and would hold out single classes were they in alphabetical order.
+"""
 
 import dataclasses
 import hashlib
@@ -9,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdm_jax.data import file_states
 from vdm_jax.data.errors import DataError
 from vdm_jax.errors import reason
 
@@ -40,21 +51,13 @@ class Listing:
         """Returns where a picture lies."""
         return self.folders[part] / name
 
-    def state(self) -> tuple[str, float]:
-        """Returns a hash of all paths, sizes and times, and the youngest of these times (s)."""
-        running = hashlib.sha256()
-        youngest = 0.0
-        for part, names in self.parts.items():
-            for name in names:
-                path = self.file(part, name)
-                try:
-                    stat = path.stat()
-                except OSError as error:
-                    raise DataError(f"{path} can't be read: {reason(error)}") from error
-                times = (stat.st_mtime_ns, stat.st_ctime_ns)
-                running.update(repr((part, name, stat.st_size, times)).encode())
-                youngest = max(youngest, stat.st_mtime, stat.st_ctime)
-        return running.hexdigest(), youngest
+    def state(self) -> str:
+        """Returns a digest of all paths, sizes and times."""
+        files = [self.file(part, name) for part in _PARTS for name in self.parts[part]]
+        try:
+            return file_states.unread(files)
+        except OSError as error:
+            raise DataError(f"{error.filename} can't be read: {reason(error)}") from error
 
     def labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Returns the class of each picture, int32 in the order of `parts`, and the names.
@@ -132,7 +135,7 @@ def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listin
 
 def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
     fraction = HELD_OUT if held_out is None else held_out
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise DataError(f"held_out={held_out!r} must lie between 0 and 1: the fraction to test on")
     ordered = sorted(names, key=_hash)
     count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
@@ -172,7 +175,7 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    """All files that aren't hidden, in the order of their names; links are followed."""
+    """Yields all files that aren't hidden, in the order of their names; links are followed."""
     real = folder.resolve()
     if real in above:
         raise DataError(f"{folder} is a link to a folder that it lies in; remove it")
