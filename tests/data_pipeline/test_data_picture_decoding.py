@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax.data import picture
+from vdm_jax.data import picture_decoding as picture
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)

@@ -84,13 +84,15 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
       UserError: `out`, where it is to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
-    what = "an .npy" if isinstance(layout, _Npy) else "a folder"
-    others = {".npz", ".png", ".jpg", ".jpeg", ".webp"} | {".npy"} * isinstance(layout, _Folder)
+    others = (".npz", ".png", ".jpg", ".jpeg", ".webp")
+    if isinstance(layout, _Npy):
+        what, words = "an .npy", f".npy of {layout.dtype.name}"
+    else:
+        what, words = "a folder", f"folder of {_counted(shape[0], 'picture')}"
+        others += (".npy",)
     if out and out.suffix.lower() in others:
         raise UserError(f"{out} would be {what}, as what was compressed; name it so")
-    if isinstance(layout, _Npy):
-        return f".npy of {layout.dtype.name}"
-    return f"folder of {_counted(shape[0], 'picture')}"
+    return words
 
 
 def write(meta: bytes, images: np.ndarray, out: Path) -> None:
@@ -242,7 +244,9 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
         flags, axes = meta[1], 4 if meta[1] & _CHANNEL_AXIS else 3
         if flags & ~(_SIZE | _SIGNED | _CHANNEL_AXIS) or (axes == 3 and channels != 1):
             raise ValueError(f"the layout {flags} is none of an .npy of these images")
-        return _Npy(np.dtype(f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"), shape[:axes])
+        return _Npy(
+            np.dtype(f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"), shape[:axes]
+        )
     if not meta.startswith(_FOLDER) or channels not in (1, 3):
         raise ValueError("of no known kind; known are an .npy and a folder of pictures")
     unpacker = zlib.decompressobj()
