@@ -41,7 +41,7 @@ def test_downloads_that_are_not_the_archive(
     cifar10.register(monkeypatch, site)
     archive = cifar10.archives[0]
     archive.write_bytes(archive.read_bytes() + b"x")
-    with one_clear_line("cifar10 has a wrong checksum.*manual_dir="):
+    with one_clear_line("of cifar10 could not be downloaded.*wrong checksum.*manual_dir="):
         open_cifar10()
 
 

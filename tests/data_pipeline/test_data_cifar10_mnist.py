@@ -44,8 +44,8 @@ def test_wrong_checksum_in_manual_dir(cifar10, tmp_path, one_clear_line, damage)
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content if damage == "flip" else content[:-1000])
-    found = "sha256 [0-9a-f]{64}" if damage == "flip" else f"{len(content) - 1000} bytes"
-    with one_clear_line(f"{archive} has a wrong checksum: it has {found}; wanted .* from http://"):
+    size = archive.stat().st_size
+    with one_clear_line(f"{archive} has a wrong checksum: it has {size} bytes .* from http://"):
         load("cifar10", data_dir=tmp_path / "d", manual_dir=cifar10.manual_dir)
 
 

@@ -154,7 +154,7 @@ def test_files_that_are_not_taken(tmp_path):
 
 def test_folders_that_are_not_taken(folder):
     for name, image, kind, match in (
-        ("too.png", IMAGES[0, 1:], "PNG", r"is 3x6 \(height x width\) but .* is 4x6"),
+        ("too.png", IMAGES[0, 1:], "PNG", r"is \(3, 6\) \(height, width\) but .* is \(4, 6\)"),
         ("a.gif", IMAGES[0], "GIF", "is a .gif file"),
         ("é x.jpg.png", IMAGES[0], "PNG", "'é x.jpg.png' is there twice; rename it"),
         ("é x.jpg.png/b.png", IMAGES[0], "PNG", "lies in a folder that is a picture, too"),
@@ -199,7 +199,7 @@ def test_names_that_are_refused(names):
      (listed(b"a.png"), (1, 4, 6, 2)), (b"\3\1" + zlib.compress(bytes(65 << 20)), SHAPE)],
 )  # fmt: skip
 def test_meta_that_is_refused(meta, shape):
-    with pytest.raises(ValueError, match="known|layout|names|path"):
+    with pytest.raises(ValueError, match=r"known|layout|names|path"):
         pictures_io.check_meta(meta, shape)
 
 

@@ -55,16 +55,12 @@ def obtain(
         `instead` says what else could be done.
     """
     paths = {}
-    missing = []
     for archive in archives:
         manual = manual_dir / archive.filename
-        path = manual if manual.exists() else _downloaded(archive, data_dir)
-        if path is None:
-            missing.append(archive)
-        else:
+        if path := manual if manual.exists() else _downloaded(archive, data_dir):
             _check(path, archive)
             paths[archive.filename] = path
-    if missing:
+    if missing := [archive for archive in archives if archive.filename not in paths]:
         _check_offered(name, missing, f"manual_dir={manual_dir}, or {instead}")
         paths |= _download(name, missing, data_dir, manual_dir)
     return paths
@@ -80,19 +76,13 @@ def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
 
 
 def _check(path: Path, archive: Archive) -> None:
-    size = path.stat().st_size
-    if size != archive.size:
-        what = f"has {size} bytes; wanted {archive.size}"
-    else:
-        digest = file_states.sha256(path)
-        if digest == archive.sha256:
-            return
-        what = f"has sha256 {digest}; wanted {archive.sha256}"
-    origin = f" from {archive.url}" if archive.offered else ""
-    raise DataError(
-        f"{path} has a wrong checksum: it {what}; it is cut short or another file: get it anew"
-        f"{origin} (sha256 {archive.sha256}), or delete it"
-    )
+    digest = file_states.sha256(path)
+    if digest != archive.sha256:
+        raise DataError(
+            f"{path} has a wrong checksum: it has {path.stat().st_size} bytes and sha256 {digest}; "
+            f"wanted {archive.size} and {archive.sha256}: it is cut short or another file; get it "
+            f"anew{f' from {archive.url}' * archive.offered}, or delete it"
+        )
 
 
 def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
@@ -146,7 +136,6 @@ def _download(
     files = ", ".join(archive.filename for archive in archives)
     size = sum(archive.size for archive in archives)
     print(f"vdm_jax: downloading {files} ({size:,} bytes)", file=sys.stderr)
-    instead = f"put the original archives into manual_dir={manual_dir}"
     try:
         manager = tfds.download.DownloadManager(
             download_dir=data_dir / "downloads",
@@ -154,14 +143,10 @@ def _download(
             dataset_name=name.replace("/", "_"),
         )
         paths = manager.download({archive.filename: archive.url for archive in archives})
-    except NonMatchingChecksumError as error:
+    except (NonMatchingChecksumError, OSError, DownloadError) as error:
         raise DataError(
-            f"the download of {name} has a wrong checksum ({reason(error, 400)}); try again, or "
-            f"{instead}"
-        ) from error
-    except (OSError, DownloadError) as error:
-        raise DataError(
-            f"{files} of {name} could not be downloaded to {data_dir}: {reason(error)}; see to the "
-            f"network and the disk, or {instead}"
+            f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}; see "
+            "to the network and the disk and try again, or put the original archives into "
+            f"manual_dir={manual_dir}"
         ) from error
     return {file: Path(path) for file, path in paths.items()}

@@ -27,8 +27,7 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
     Args:
       path: a file with `train` and `test`, integers in [0, levels), [n, height, width] or
         [n, height, width, channels]; optionally `train_source` and `test_source`, group labels
-        of shape [n], and `train_label` with `test_label`, class labels: integers of shape [n]
-        from 0 on.
+        [n], and `train_label` with `test_label`, class labels [n]: integers from 0 on.
       levels: number of pixel values, 2..256.
       data_dir: where the decoded copy is kept, one for each state of the file.
 
@@ -65,10 +64,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """Returns those arrays of the file that mean something here."""
     kinds = ("train", "test", "train_source", "test_source", "train_label", "test_label")
     if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"{path} is no .npz file, or one cut short (it isn't a whole zip archive); wanted "
-            f"{_WANTED}, as numpy.savez writes it"
-        )
+        raise DataError(f"{path} is no .npz file, or one cut short; wanted {_WANTED}")
     key = ""
     found = {}
     try:
@@ -80,8 +76,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except _UNREADABLE as error:
         what = f"array {key!r} in {path}" if key else str(path)
         raise DataError(
-            f"{what} can't be read ({reason(error)}); wanted {_WANTED}, plain numbers in an "
-            "undamaged file, as numpy.savez writes it"
+            f"{what} can't be read ({reason(error)}); wanted {_WANTED}, plain and undamaged"
         ) from error
     for key in ("train", "test"):
         if key not in found:

@@ -49,9 +49,6 @@ def train_batches(
       "conditioning": float32 [local], 1 where an augmentation was applied and else 0}. With
       labels "conditioning" is float32 [local, 2], that flag and the class label; images, order
       and augmentations are those without labels.
-
-    Raises:
-      ValueError: an argument out of range.
     """
     images = _checked_images(images)
     labels = _checked_labels(labels, len(images))
@@ -59,31 +56,17 @@ def train_batches(
     checks.count(seed, "seed", least=0, most=2**32 - 1)
     transform = augment_lib.get(augment, images.shape[1:])
 
-    def element(item: tuple[np.ndarray, Any], rng: np.random.Generator) -> dict[str, Any]:
-        image, changed = transform(item[0], rng)
+    def element(index: int, rng: np.random.Generator) -> dict[str, Any]:
+        image, changed = transform(images[index], rng)
         flag = np.float32(changed)
-        conditioning = flag if item[1] is None else np.array([flag, item[1]], np.float32)
+        conditioning = flag if labels is None else np.array([flag, labels[index]], np.float32)
         return {"images": np.array(image), "conditioning": conditioning}  # own memory
 
-    source = _Items(images, labels)
-    stream = grain.MapDataset.source(source).seed(int(seed)).shuffle().repeat()
+    stream = grain.MapDataset.range(len(images)).seed(int(seed)).shuffle().repeat()
     # Without `drop_remainder` Grain gets the length of an endless stream of batches of 1 wrong.
     blocks = stream.random_map(element).batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
-
-
-class _Items:
-    """Pairs of an image and its label (None without labels), as Grain reads them."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None):
-        self._images, self._labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
-        return self._images[index], None if self._labels is None else self._labels[index]
 
 
 def eval_batches(
@@ -111,9 +94,6 @@ def eval_batches(
       (with labels float32 [local, 2], zero and the class label),
       "mask": float32 [local], 1 for an image and 0 for padding, "index": int32 [local], the
       image's place in `images`, -1 for padding}. Padding repeats the last image.
-
-    Raises:
-      ValueError: an argument out of range (at the call, not at the first batch).
     """
     images = _checked_images(images)
     labels = _checked_labels(labels, len(images))
@@ -160,7 +140,6 @@ def _checked_labels(labels: np.ndarray | None, count: int) -> np.ndarray | None:
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
-    """Returns how many images of a batch one process gets."""
     checks.count(batch_size, "batch_size")
     checks.count(process_count, "process_count")
     checks.count(process_index, "process_index", least=0, most=process_count - 1)

@@ -3,7 +3,6 @@
 An archive is read only after its checksum was found right, and nothing of it is unpacked to disk.
 """
 
-import dataclasses
 import gzip
 import hashlib
 import struct
@@ -11,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,11 @@ LEVELS = 256
 _Arrays = dict[str, np.ndarray]  # for "train" and "test"
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published dataset.
+class Published(NamedTuple):
+    """The archives of a dataset, and a function that reads them.
 
-    Attributes:
-      archives: the files to be had.
-      read: `read(paths)` returns the images of each part, uint8 [n, height, width, channels],
-        their class labels [n], and the names of the classes; `paths` are where the archives lie.
+    `read(paths)` returns the images of each part, uint8 [n, height, width, channels], their class
+    labels [n], and the names of the classes; `paths` are where the archives lie.
     """
 
     archives: tuple[Archive, ...]
@@ -82,12 +79,11 @@ def _read_cifar10(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str
         for member in archive:
             if member.isfile():
                 files[Path(member.name).name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    batches = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-    images, labels = {}, {}
-    for part, names in batches.items():
-        rows = np.frombuffer(b"".join(files[name] for name in names), np.uint8).reshape(-1, 3073)
-        images[part] = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        labels[part] = rows[:, 0]
+    train = b"".join(files[f"data_batch_{i}.bin"] for i in range(1, 6))
+    contents = {"train": train, "test": files["test_batch.bin"]}
+    rows = {part: np.frombuffer(contents[part], np.uint8).reshape(-1, 3073) for part in contents}
+    images = {p: rows[p][:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for p in rows}
+    labels = {part: rows[part][:, 0] for part in rows}
     return images, labels, files["batches.meta.txt"].decode().split()
 
 

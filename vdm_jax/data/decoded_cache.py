@@ -150,15 +150,11 @@ def read(folder: Path, name: str) -> ImageData:
     try:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _checked(folder / file, told) for file, told in meta["files"].items()}
+        train, test = (_map(folder, part) for part in _PARTS)
+        source, labels = (_per_image(folder, kind, meta) for kind in ("source", "label"))
+        names = tuple(meta["label_names"])
         data = ImageData(
-            name,
-            _map(folder, "train"),
-            _map(folder, "test"),
-            levels=meta["levels"],
-            fingerprint=meta["fingerprint"],
-            source=_small(folder, "source", meta) or None,
-            labels=_small(folder, "label", meta) or None,
-            label_names=tuple(meta["label_names"]),
+            name, train, test, meta["levels"], meta["fingerprint"], source, labels, names
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
@@ -183,14 +179,10 @@ def _checked(path: Path, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _map(folder: Path, part: str) -> np.ndarray:
-    array: np.ndarray = np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False)
-    return array
+    return np.asanyarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
 
 
-def _small(folder: Path, kind: str, meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _per_image(folder: Path, kind: str, meta: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {
-        part: np.load(folder / name, allow_pickle=False)
-        for part, name in names.items()
-        if name in meta["files"]
-    }
+    there = {part: name for part, name in names.items() if name in meta["files"]}
+    return {part: np.load(folder / name) for part, name in there.items()} or None

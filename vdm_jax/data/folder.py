@@ -132,7 +132,7 @@ class _Decoding:
 
     def _blocks(self, part: str) -> Iterator[Block]:
         for name in self.listing.parts[part]:
-            path = self.listing.file(part, name)
+            path = self.listing.root / name
             image = _decode(path, self.options.channels)
             yield picture_decoding.pixels(self._fitted(image, path))[None], None
         if self.listing.state() != self.state:
@@ -149,7 +149,7 @@ class _Decoding:
             return image
         problem = f"{path} is {_by(found)}; wanted size={_by(self.size)}"
         if self.options.size is None:
-            first = self.listing.file("train", self.listing.parts["train"][0])
+            first = self.listing.root / self.listing.parts["train"][0]
             problem = f"{first} is {_by(self.size)} but {path} is {_by(found)}"
         raise DataError(
             f"{problem} (height x width); images must have one size: set size= and fit='crop' or "
@@ -167,7 +167,7 @@ def _decode(path: Path, channels: int) -> Any:
 
 
 def _first_size(listing: Listing, channels: int) -> Size:
-    image = _decode(listing.file("train", listing.parts["train"][0]), channels)
+    image = _decode(listing.root / listing.parts["train"][0], channels)
     return image.height, image.width
 
 

@@ -39,23 +39,21 @@ class Listing:
 
     Attributes:
       root: the folder.
-      folders: where the paths of each part start: `root` itself or its `train` and `test`.
-      parts: for "train" and "test" the paths below that, with "/", in the order of their hashes.
+      parts: for "train" and "test" the paths below the folder, with "/", in the order of their
+        hashes.
+      above: how many folders of a path lie above a class: 1 for `train` and `test`, else 0.
     """
 
     root: Path
-    folders: Mapping[str, Path]
     parts: Mapping[str, list[str]]
-
-    def file(self, part: str, name: str) -> Path:
-        """Returns where a picture lies."""
-        return self.folders[part] / name
+    above: int
 
     def state(self) -> str:
         """Returns a digest of all paths, sizes and times."""
-        files = [self.file(part, name) for part in _PARTS for name in self.parts[part]]
         try:
-            return file_states.unread(files)
+            return file_states.unread(
+                self.root / name for part in _PARTS for name in self.parts[part]
+            )
         except OSError as error:
             raise DataError(f"{error.filename} can't be read: {reason(error)}") from error
 
@@ -65,19 +63,19 @@ class Listing:
         A class is a subfolder, at whatever depth below it the picture lies; they are numbered in
         the order of their names.
         """
+        found: dict[str, list[str]] = {part: [] for part in self.parts}
         for part, names in self.parts.items():
             for name in names:
-                if "/" not in name:
+                *folders, _ = name.split("/")
+                if len(folders) <= self.above:
                     raise DataError(
-                        f"{self.file(part, name)} lies in no class: with class_labels each image "
-                        f"must lie in a subfolder of {self.folders[part]} named by its class"
+                        f"{self.root / name} lies in no class: with class_labels each image must "
+                        f"lie in a subfolder of {(self.root / name).parent} named by its class"
                     )
-        classes = sorted({name.split("/")[0] for names in self.parts.values() for name in names})
+                found[part].append(folders[self.above])
+        classes = sorted({*found["train"], *found["test"]})
         number = {name: i for i, name in enumerate(classes)}
-        labels = {
-            part: np.array([number[name.split("/")[0]] for name in names], np.int32)
-            for part, names in self.parts.items()
-        }
+        labels = {p: np.array([number[c] for c in found[p]], np.int32) for p in found}
         return labels, tuple(classes)
 
 
@@ -117,20 +115,18 @@ def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listin
             f"held_out={held_out} is for a folder without train and test, but {root} has them; "
             "leave it out"
         )
-    parts: dict[str, list[str]] = {part: [] for part in _PARTS}
+    parts = {part: [name for name in names if name.startswith(f"{part}/")] for part in _PARTS}
     for name in names:
-        part, _, rest = name.partition("/")
-        if part not in parts or not rest:
+        if not name.startswith(("train/", "test/")):
             raise DataError(
                 f"{root / name} lies beside the subfolders train and test and is in neither; move "
                 "it into one of them or away"
             )
-        parts[part].append(rest)
     for part, found in parts.items():
         if not found:
             raise DataError(f"{root / part} holds no images; wanted {', '.join(_TAKEN)} in it")
-    folders = {part: root / part for part in _PARTS}
-    return Listing(root, folders, {part: sorted(parts[part], key=_hash) for part in _PARTS})
+        found.sort(key=lambda name: _hash(name.partition("/")[2]))
+    return Listing(root, parts, above=1)
 
 
 def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
@@ -145,8 +141,7 @@ def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
             f"of the {len(ordered)} images in {root} {lacking} would be test images with "
             f"held_out={fraction}; add images, or put them into subfolders train and test"
         )
-    parts = {"train": ordered[count:], "test": ordered[:count]}
-    return Listing(root, dict.fromkeys(_PARTS, root), parts)
+    return Listing(root, {"train": ordered[count:], "test": ordered[:count]}, above=0)
 
 
 def _hash(name: str) -> int:

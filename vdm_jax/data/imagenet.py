@@ -70,8 +70,7 @@ def _label_names() -> list[str]:
     """Returns the classes' WordNet ids in the order of the labels."""
     import tensorflow_datasets as tfds
 
-    names: list[str] = tfds.core.tfds_path(_LABELS).read_text().split()
-    return names
+    return str(tfds.core.tfds_path(_LABELS).read_text()).split()
 
 
 def _stream(name: str, part: str, paths: Mapping[str, Path]) -> Stream:

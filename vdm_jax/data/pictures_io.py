@@ -1,10 +1,10 @@
 """Images of a file or folder as one array, and the file or folder again from that array.
 
-- An .npy of integers [n, height, width] or [n, height, width, channels] comes back with the same
-  values, integer type and shape.
+- An .npy of integers [n, height, width(, channels)] comes back with the same values, integer type
+  and shape.
 - A folder of PNG, JPEG and WebP pictures of one size comes back as a folder of PNG files with the
-  same pixels, upright as EXIF says. Nothing else of a file is kept. A grey picture comes back as
-  grey, one with a palette as RGB. NAME.png keeps its name, any other NAME comes back as NAME.png.
+  same pixels, grey or RGB, upright as EXIF says. NAME.png keeps its name, any other NAME comes back
+  as NAME.png.
 
 What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may
 come from anybody, so no name in them leads out of a folder.
@@ -29,8 +29,7 @@ _NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
 _WANTED = (
-    "an .npy of integers [n, height, width] or [n, height, width, channels], or a folder of PNG, "
-    "JPEG or WebP pictures"
+    "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP pictures"
 )
 
 
@@ -84,12 +83,12 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
       UserError: `out`, where it is to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
-    others = (".npz", ".png", ".jpg", ".jpeg", ".webp")
+    others = [".npz", ".png", ".jpg", ".jpeg", ".webp"]
     if isinstance(layout, _Npy):
         what, words = "an .npy", f".npy of {layout.dtype.name}"
     else:
-        what, words = "a folder", f"folder of {_counted(shape[0], 'picture')}"
-        others += (".npy",)
+        what, words = "a folder", f"folder of {shape[0]} pictures"
+        others.append(".npy")
     if out and out.suffix.lower() in others:
         raise UserError(f"{out} would be {what}, as what was compressed; name it so")
     return words
@@ -144,11 +143,11 @@ def _read_npy(path: Path, levels: int) -> Pictures:
         raise DataError(f"{path} holds {array.dtype} values; wanted integers in [0, {levels})")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
-            f"{path} has shape {array.shape}; wanted at least one image, as [n, height, width] or "
-            "[n, height, width, channels] (save one image alone as images[None])"
+            f"{path} has shape {array.shape}; wanted at least one image, [n, height, width(, "
+            "channels)] (save one image alone as images[None])"
         )
     images = _pixels(array, levels, path).reshape(*array.shape[:3], -1)
-    words = f"{_summary(images, 'image')} of {path.name} ({array.dtype.name})"
+    words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
 
 
@@ -166,12 +165,8 @@ def _pixels(array: np.ndarray, levels: int, path: Path) -> np.ndarray:
     return np.array(array, np.uint8, order="C")
 
 
-def _summary(images: np.ndarray, what: str) -> str:
-    return f"{_counted(len(images), what)} {'x'.join(map(str, images.shape[1:]))}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _by(images: np.ndarray) -> str:
+    return "x".join(map(str, images.shape[1:]))
 
 
 # ---- a folder ----
@@ -195,10 +190,9 @@ def _read_folder(root: Path, levels: int) -> Pictures:
     pictures = [_read_picture(root / name, levels) for _, name in names]
     for (_, name), pixels in zip(names, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
-            sizes = ["x".join(map(str, each.shape[:2])) for each in (pixels, pictures[0])]
             raise DataError(
-                f"{root / name} is {sizes[0]} (height x width) but {root / names[0][1]} is "
-                f"{sizes[1]}; wanted pictures of one size"
+                f"{root / name} is {pixels.shape[:2]} (height, width) but {root / names[0][1]} is "
+                f"{pictures[0].shape[:2]}; wanted pictures of one size"
             )
     grey = np.array([pixels.shape[2] == 1 for pixels in pictures])
     channels = 1 if grey.all() else 3
@@ -206,7 +200,9 @@ def _read_folder(root: Path, levels: int) -> Pictures:
     marks = b"" if grey.all() else np.packbits(grey).tobytes()
     listed = b"".join(out.encode() + b"\0" for out, _ in names)
     left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
-    words = f"{_summary(images, 'picture')} of the folder {root.name} (their pixels{left_out})"
+    words = (
+        f"{len(images)} pictures {_by(images)} of the folder {root.name} (their pixels{left_out})"
+    )
     return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
 
 

@@ -45,10 +45,9 @@ class BatchIterator(Iterator[_Item]):
         self._worker = ThreadPoolExecutor(1, "vdm_jax-batches")
         self._ready: collections.deque[Future[_Item]] = collections.deque()
         for _ in range(prefetch):
-            self._order()
+            self._order_one()
 
-    def _order(self) -> None:
-        """Has the worker make one item more."""
+    def _order_one(self) -> None:
         arguments = self._dataset, next(self._steps), self._steps_per_call
         self._ready.append(self._worker.submit(_stacked, *arguments))
 
@@ -61,7 +60,7 @@ class BatchIterator(Iterator[_Item]):
         except BaseException:
             self.close()
             raise
-        self._order()
+        self._order_one()
         return item
 
     def close(self) -> None:

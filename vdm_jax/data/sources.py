@@ -56,19 +56,14 @@ def load(
     Raises:
       UserError: one line, on whatever keeps the dataset from being had.
     """
-    if name not in SOURCES:
-        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
-    _check_levels(name, levels)
-    _check_unused(name, path, folder)
+    _check_unused(name, path, levels, folder)
     root = user_path(data_dir, "data_dir") if data_dir else decoded_cache.default_data_dir()
     manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
-        if name == "digits":
-            data = load_digits()
-        elif name == "digits_binary":
-            data = load_digits_binary()
+        if name in ("digits", "digits_binary"):
+            data = load_digits() if name == "digits" else load_digits_binary()
         elif name == "arrays":
-            data = load_arrays(path, int(levels), root)
+            data = load_arrays(path, levels, root)
         elif name == "folder":
             data = load_folder(path, folder, class_labels, root)
         elif name in IMAGENET:
@@ -85,17 +80,15 @@ def load(
     return data
 
 
-def _check_levels(name: str, levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, (int, np.integer)):
-        raise DataError(f"levels={levels!r} must be a whole number in 2..256")
-    if not 2 <= levels <= 256:
-        raise DataError(f"levels={levels} must lie in 2..256, as images are uint8")
+def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
+    """Raises DataError for an unknown name, and for what means nothing with the name."""
+    if name not in SOURCES:
+        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+    if type(levels) is not int or not 2 <= levels <= 256:
+        raise DataError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
     own = {"arrays": levels, "digits": DIGITS_LEVELS, "digits_binary": 2}.get(name, 256)
     if levels not in (own, 256):
         raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
-
-
-def _check_unused(name: str, path: _PathLike, folder: FolderOptions) -> None:
     if path and name not in ("arrays", "folder"):
         raise DataError(
             f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
