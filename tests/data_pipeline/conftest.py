@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import gzip
-import hashlib
 import http.server
 import io
 import struct
@@ -65,11 +64,6 @@ def serve():
         yield start
 
 
-def archive_of(path: Path, site: str = "http://127.0.0.1:9/", **kwargs) -> Archive:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Archive(site + path.name, path.stat().st_size, digest, **kwargs)
-
-
 @dataclasses.dataclass
 class Synthetic:
     """A published dataset in small: its true pixels, and the folder of its archives."""
@@ -93,8 +87,11 @@ class Synthetic:
 
     def register(self, monkeypatch, site: str = "http://127.0.0.1:9/") -> None:
         """Puts the sizes and checksums of the small archives into the table."""
-        archives = tuple(archive_of(path, site) for path in self.archives)
-        spec = dataclasses.replace(cifar10_mnist.PUBLISHED[self.name], archives=archives)
+        archives = tuple(
+            Archive(site + path.name, path.stat().st_size, file_states.sha256(path))
+            for path in self.archives
+        )
+        spec = cifar10_mnist.PUBLISHED[self.name]._replace(archives=archives)
         monkeypatch.setitem(cifar10_mnist.PUBLISHED, self.name, spec)
 
 

@@ -1,7 +1,6 @@
 """The two pairs of small ImageNets, from archives in the original layout to mapped pixels."""
 
 import dataclasses
-import hashlib
 import io
 import tarfile
 import tracemalloc
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax.data import archives, imagenet, load
+from vdm_jax.data import archives, file_states, imagenet, load
 from vdm_jax.data.imagenet import IMAGENET, png_blocks
 
 COUNTS = {"train": 23, "test": 6}
@@ -44,10 +43,8 @@ class Small:
 
         def small(archive):
             path = self.folder / archive.filename
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            return dataclasses.replace(
-                archive, url=site + path.name, size=path.stat().st_size, sha256=digest
-            )
+            told = {"size": path.stat().st_size, "sha256": file_states.sha256(path)}
+            return dataclasses.replace(archive, url=site + path.name, **told)
 
         parts = IMAGENET[self.name].archives.items()
         found = {part: tuple(map(small, archives)) for part, archives in parts}

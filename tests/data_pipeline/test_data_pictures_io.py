@@ -123,7 +123,7 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
 @pytest.mark.parametrize(
     ("array", "match"),
     [
-        (IMAGES[0, ..., 0], r"images\[None\]"),
+        (IMAGES[0, ..., 0], r"shape \(4, 6\); wanted at least one image"),
         (IMAGES[:0], "at least one image"),
         (IMAGES.astype(np.float32), "float32 values; wanted integers"),
         (IMAGES > 3, "bool values"),

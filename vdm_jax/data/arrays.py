@@ -10,7 +10,7 @@ import numpy as np
 
 from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.errors import DataError
-from vdm_jax.data.image_data import ImageData
+from vdm_jax.data.image_data import ImageData, as_images
 from vdm_jax.errors import reason, user_path
 
 MOST_CLASSES = 100_000
@@ -46,7 +46,9 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
         found = _read(path)
         if file_states.unread([path]) != state:
             raise DataError(f"{path} was changed while it was read; run again when it is at rest")
-        train, test = (_images(found, key, levels, path) for key in ("train", "test"))
+        train, test = (
+            as_images(found[key], levels, f"array {key!r} in {path}") for key in ("train", "test")
+        )
         if train.shape[1:] != test.shape[1:]:
             raise DataError(
                 f"images of 'train' in {path} are {train.shape[1:]} but those of 'test' "
@@ -84,28 +86,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 f"{path} has no array {key!r}; found {', '.join(there) or 'none'}; wanted {_WANTED}"
             )
     return found
-
-
-def _images(found: Mapping[str, np.ndarray], key: str, levels: int, path: Path) -> np.ndarray:
-    """Returns an array as uint8 [n, height, width, channels] with values in [0, levels)."""
-    array = found[key]
-    if array.dtype.kind not in "ui":
-        raise DataError(
-            f"array {key!r} in {path} holds {array.dtype} values; wanted integers in [0, {levels}):"
-            f" quantise them first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
-        )
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise DataError(
-            f"array {key!r} in {path} has shape {array.shape}; wanted at least one image, as "
-            "[n, height, width] or [n, height, width, channels]"
-        )
-    for extreme in (int(array.min()), int(array.max())):
-        if not 0 <= extreme < levels:
-            raise DataError(
-                f"array {key!r} in {path} holds the value {extreme}, outside [0, {levels}); set "
-                "levels= to the number of pixel values, or rescale the images"
-            )
-    return array.astype(np.uint8, order="C").reshape(*array.shape[:3], -1)
 
 
 def _check_extra(extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path) -> None:

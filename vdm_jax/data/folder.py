@@ -22,7 +22,7 @@ from vdm_jax.data.decoded_cache import Block, Stream
 from vdm_jax.data.errors import DataError
 from vdm_jax.data.folder_listing import Listing, find
 from vdm_jax.data.image_data import ImageData
-from vdm_jax.errors import reason, user_path
+from vdm_jax.errors import user_path
 
 LEVELS = 256
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
@@ -133,7 +133,7 @@ class _Decoding:
     def _blocks(self, part: str) -> Iterator[Block]:
         for name in self.listing.parts[part]:
             path = self.listing.root / name
-            image = _decode(path, self.options.channels)
+            image = picture_decoding.read(path, self.options.channels)
             yield picture_decoding.pixels(self._fitted(image, path))[None], None
         if self.listing.state() != self.state:
             raise DataError(
@@ -157,17 +157,8 @@ class _Decoding:
         )
 
 
-def _decode(path: Path, channels: int) -> Any:
-    try:
-        return picture_decoding.decode(path.read_bytes(), channels)
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
-    except ValueError as error:
-        raise DataError(f"{path} {error}") from error
-
-
 def _first_size(listing: Listing, channels: int) -> Size:
-    image = _decode(listing.root / listing.parts["train"][0], channels)
+    image = picture_decoding.read(listing.root / listing.parts["train"][0], channels)
     return image.height, image.width
 
 

@@ -51,6 +51,32 @@ class ImageData:
         return len(self.label_names)
 
 
+def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
+    """Returns integers [n, height, width(, channels)] as uint8 [n, height, width, channels].
+
+    Raises:
+      DataError: `what`, as the array is called, has another type or shape, no image, or values
+        outside [0, levels).
+    """
+    if array.dtype.kind not in "ui":
+        raise DataError(
+            f"{what} holds {array.dtype} values; wanted integers in [0, {levels}): quantise them "
+            f"first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
+        )
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise DataError(
+            f"{what} has shape {array.shape}; wanted at least one image, as [n, height, width] or "
+            "[n, height, width, channels]"
+        )
+    for extreme in (int(array.min()), int(array.max())):
+        if not 0 <= extreme < levels:
+            raise DataError(
+                f"{what} holds the value {extreme}, outside [0, {levels}); rescale the images, or "
+                "set levels= to the number of their pixel values"
+            )
+    return np.array(array, np.uint8, order="C").reshape(*array.shape[:3], -1)
+
+
 def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
     """Returns the sha256 (hex) of the shapes, the levels and the pixel bytes of both parts."""
     header = {"levels": levels, "train": train.shape, "test": test.shape}

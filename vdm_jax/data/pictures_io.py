@@ -21,6 +21,7 @@ import numpy as np
 from vdm_jax import files
 from vdm_jax.data import folder_listing, picture_decoding
 from vdm_jax.data.errors import DataError
+from vdm_jax.data.image_data import as_images
 from vdm_jax.errors import UserError, reaching, reason, user_path
 
 __all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
@@ -139,14 +140,7 @@ def _read_npy(path: Path, levels: int) -> Pictures:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} can't be read ({reason(error)}); write it anew") from error
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{path} holds {array.dtype} values; wanted integers in [0, {levels})")
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise DataError(
-            f"{path} has shape {array.shape}; wanted at least one image, [n, height, width(, "
-            "channels)] (save one image alone as images[None])"
-        )
-    images = _pixels(array, levels, path).reshape(*array.shape[:3], -1)
+    images = as_images(array, levels, str(path))
     words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
 
@@ -155,14 +149,6 @@ def _npy_meta(array: np.ndarray) -> bytes:
     flags = array.dtype.itemsize.bit_length() - 1
     flags |= _SIGNED * (array.dtype.kind == "i") | _CHANNEL_AXIS * (array.ndim == 4)
     return _NPY + bytes([flags])
-
-
-def _pixels(array: np.ndarray, levels: int, path: Path) -> np.ndarray:
-    """Returns integers as uint8 in C order. Raises DataError for those outside [0, levels)."""
-    for extreme in (int(array.min()), int(array.max())):
-        if not 0 <= extreme < levels:
-            raise DataError(f"{path} holds the value {extreme}, outside [0, {levels})")
-    return np.array(array, np.uint8, order="C")
 
 
 def _by(images: np.ndarray) -> str:
@@ -187,7 +173,10 @@ def _read_folder(root: Path, levels: int) -> Pictures:
         _check_names([out for out, _ in names])
     except ValueError as error:
         raise DataError(f"{root}: as PNG files, {error}; rename it") from error
-    pictures = [_read_picture(root / name, levels) for _, name in names]
+    pictures = []
+    for _, name in names:
+        pixels = picture_decoding.pixels(picture_decoding.read(root / name, None))
+        pictures.append(as_images(pixels[None], levels, str(root / name))[0])
     for (_, name), pixels in zip(names, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
             raise DataError(
@@ -204,17 +193,6 @@ def _read_folder(root: Path, levels: int) -> Pictures:
         f"{len(images)} pictures {_by(images)} of the folder {root.name} (their pixels{left_out})"
     )
     return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
-
-
-def _read_picture(path: Path, levels: int) -> np.ndarray:
-    """Returns the pixels [height, width, 1 or 3] of a picture's file."""
-    with reaching(path):
-        content = path.read_bytes()
-    try:
-        pixels = picture_decoding.pixels(picture_decoding.decode(content, None))
-    except ValueError as error:
-        raise DataError(f"{path} {error}") from error
-    return _pixels(pixels, levels, path)
 
 
 def _check_names(names: list[str]) -> None:
