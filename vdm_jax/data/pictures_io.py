@@ -138,7 +138,7 @@ class _Npy(NamedTuple):
 def _read_npy(path: Path, levels: int) -> Pictures:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises many kinds for damaged files
         raise DataError(f"{path} can't be read ({reason(error)}); write it anew") from error
     images = as_images(array, levels, str(path))
     words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
