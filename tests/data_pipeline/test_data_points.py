@@ -33,6 +33,15 @@ def test_points_are_distributed_as_their_density_says(name, monkeypatch):
     np.testing.assert_allclose(coarse, points.log_prob(name, x[:200]), rtol=0, atol=1e-4)
 
 
+def test_the_curves_lie_where_they_should():
+    # The ends and the middle of the roll; of the upper moon, and of the lower one.
+    swirl = [[0.0, -0.3], [-0.6, 0.0], [0.0, 0.9]]
+    moons = [[0.3, -0.15], [-0.3, 0.45], [-0.9, -0.15], [-0.3, 0.15], [0.3, -0.45], [0.9, 0.15]]
+    for name, on_it in (("swirl", swirl), ("moons", moons)):
+        assert np.all(points.log_prob(name, np.array(on_it)) > 0.0)
+        assert points.log_prob(name, np.array([[0.7, 0.85]])) < -5.0
+
+
 def test_checkerboard_is_uniform_on_every_other_square():
     x = points.draw("checkerboard", 80_000, 0)
     counts = cells(x, np.linspace(-1.0, 1.0, 5))
