@@ -140,7 +140,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 # Declared, but imported by tensorflow-datasets and not by us.
-INDIRECT = {"importlib-resources", "array-record"}
+INDIRECT = {"importlib-resources"}
 
 
 def distributions(requirements: list[str]) -> set[str]:

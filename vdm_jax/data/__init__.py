@@ -1,4 +1,4 @@
-"""Image data: where it comes from (`load`) and how it is batched (`train_batches`, ...).
+"""Image datasets: where they come from (`load`) and how they are batched (`train_batches`, ...).
 
 Points in the plane, of a known density, are in `points`.
 
@@ -10,9 +10,10 @@ Points in the plane, of a known density, are in `points`.
 
 from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS
+from vdm_jax.data.batches import Batch, eval_batches, train_batches
 from vdm_jax.data.errors import DataError
-from vdm_jax.data.images import ImageData, validation_split
-from vdm_jax.data.pipeline import Batch, eval_batches, train_batches
+from vdm_jax.data.folder import FolderOptions
+from vdm_jax.data.image_data import ImageData, validation_split
 from vdm_jax.data.prefetch import BatchIterator, iterate
 from vdm_jax.data.sources import SOURCES, load
 
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "BatchIterator",
     "DataError",
+    "FolderOptions",
     "ImageData",
     "eval_batches",
     "iterate",

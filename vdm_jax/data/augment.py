@@ -4,7 +4,7 @@ Every augmentation maps `(image, rng)` to `(image, changed)`: `image` is uint8
 [height, width, channels], `rng` a NumPy generator of this image's own. `changed` becomes the
 batch's "conditioning" (1 where a transform was applied, 0 for the image as it is), as in the
 published CIFAR-10 runs with augmentation: the network learns both densities and is evaluated
-with 0. A flag says that a transform was drawn, even on an image that it leaves unchanged.
+with 0.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,10 @@
-"""The embedded default data set: scikit-learn's 8x8 handwritten digits."""
+"""The embedded default dataset: scikit-learn's 8x8 handwritten digits."""
 
-import dataclasses
 import functools
 
 import numpy as np
 
-from vdm_jax.data.images import ImageData, fingerprint
+from vdm_jax.data.image_data import ImageData, fingerprint
 
 LEVELS = 17  # the published values are 0..16
 TRAIN_COUNT = 1437
@@ -19,9 +18,8 @@ def load_digits_binary() -> ImageData:
     for part in (train, test):
         part.flags.writeable = False
     digest = fingerprint(train, test, 2)
-    return dataclasses.replace(
-        grey, name="digits_binary", train=train, test=test, levels=2, fingerprint=digest
-    )
+    names = grey.label_names
+    return ImageData("digits_binary", train, test, 2, digest, labels=grey.labels, label_names=names)
 
 
 @functools.cache

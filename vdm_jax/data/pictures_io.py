@@ -1,51 +1,98 @@
 """Images of a file or folder as one array, and the file or folder again from that array.
 
-- An .npy of integers [n, height, width] or [n, height, width, channels] comes back with the same
-  values, type, byte order, shape and memory order.
-- An .npz comes back with the same arrays under the same names in the same order. Those that hold
-  integers in 3 or 4 axes are the images; the others are kept as they are.
-- A folder of PNG, JPEG and WebP pictures of one size comes back as a folder of PNG files: their
-  pixels as decoded, upright as EXIF says, not their files. EXIF, colour profiles and an alpha
-  channel that is opaque are not kept. A grey picture comes back as grey, one with a palette as RGB.
-  NAME.png keeps its name, any other NAME comes back as NAME.png.
+- An .npy of integers [n, height, width(, channels)] comes back with the same values, integer type
+  and shape.
+- A folder of PNG, JPEG and WebP pictures of one size comes back as a folder of PNG files with the
+  same pixels, grey or RGB, upright as EXIF says. NAME.png keeps its name, any other NAME comes back
+  as NAME.png.
+
+What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may
+come from anybody, so no name in them leads out of a folder.
 """
 
+import dataclasses
 import io
-import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax import files
-from vdm_jax.data.pictures_meta import Array, Folder, Npy, Npz, unpack
-from vdm_jax.data.pictures_read import Pictures, of_array, read
-from vdm_jax.errors import UserError
+from vdm_jax.data import folder_listing, picture_decoding
+from vdm_jax.data.errors import DataError
+from vdm_jax.data.image_data import as_images
+from vdm_jax.errors import UserError, reaching, reason, user_path
 
 __all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
 
-_PIECE = 1 << 24  # bytes
+_NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
+_SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
+_MOST_NAMES = 64 << 20  # bytes
+_WANTED = (
+    "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP pictures"
+)
 
 
-_SUFFIXES = {Npy: ".npy", Npz: ".npz", Folder: ""}
-_KINDS = {".npy": "an .npy", ".npz": "an .npz", "": "a folder"}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images, and what they came in.
+
+    Attributes:
+      images: uint8 [n, height, width, channels], in C order.
+      meta: all that `write` needs, besides the pixels, to give the input back.
+      words: what it was, for a summary.
+    """
+
+    images: np.ndarray
+    meta: bytes
+    words: str
+
+
+def read(path: Path, levels: int = 256) -> Pictures:
+    """Returns the images of an .npy or a folder, with values in [0, levels).
+
+    Raises:
+      UserError: it isn't there, can't be read, is of another kind, or holds other values.
+    """
+    path = user_path(path, "the input")
+    with reaching(path):
+        if path.is_dir():
+            return _read_folder(path, levels)
+        if not path.is_file():
+            raise DataError(f"{path} is not there; wanted {_WANTED}")
+        with path.open("rb") as file:
+            start = file.read(6)
+    if start != b"\x93NUMPY":
+        raise DataError(
+            f"{path} is none of what is taken: {_WANTED}; save an array of an .npz with np.save, "
+            "and put a single picture into a folder"
+        )
+    return _read_npy(path, levels)
+
+
+def of_array(images: np.ndarray, words: str) -> Pictures:
+    """Returns uint8 images [n, height, width, channels] as if an .npy of them had been read."""
+    return Pictures(np.ascontiguousarray(images), _npy_meta(images), words)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
     """Returns in words what came in, such as "folder of 12 pictures".
 
-    `meta` may be anything: nothing in it is run, or unpacked to more than 64 MiB.
-
     Raises:
-      ValueError: it isn't one for images of `shape`, [n, height, width, channels].
+      ValueError: `meta` isn't one for images of `shape`, [n, height, width, channels].
       UserError: `out`, where it is to be written, has the suffix of something else.
     """
-    layout = unpack(meta, shape)
-    wanted = _SUFFIXES[type(layout)]
-    found = out.suffix.lower() if out else wanted
-    if found != wanted and found in (".npy", ".npz", ".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"{out} would be {_KINDS[wanted]}, as what was compressed; name it so")
-    return layout.words()
+    layout = _unpack(meta, shape)
+    others = [".npz", ".png", ".jpg", ".jpeg", ".webp"]
+    if isinstance(layout, _Npy):
+        what, words = "an .npy", f".npy of {layout.dtype.name}"
+    else:
+        what, words = "a folder", f"folder of {shape[0]} pictures"
+        others.append(".npy")
+    if out and out.suffix.lower() in others:
+        raise UserError(f"{out} would be {what}, as what was compressed; name it so")
+    return words
 
 
 def write(meta: bytes, images: np.ndarray, out: Path) -> None:
@@ -55,83 +102,138 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
 
     Raises:
       ValueError: `meta` isn't one for images of this shape.
-      UserError: `out` is there already or can't be written, or the images don't go with `meta`.
+      UserError: `out` is there already or can't be written.
     """
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, not {images.dtype}")
-    layout = unpack(meta, images.shape)
+    layout = _unpack(meta, images.shape)
     with files.writing(out) as partial:
-        if isinstance(layout, Folder):
-            _write_folder(partial, layout, images)
-        else:
+        if isinstance(layout, _Npy):
             with files.durable(partial) as file:
-                _write_file(file, layout, images)
-
-
-def _write_file(file: Any, layout: Npy | Npz, images: np.ndarray) -> None:
-    if isinstance(layout, Npy):
-        _write_array(file, layout.array, images)
-        return
-    first = at = 0
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in layout.arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                if array.is_images:
-                    _write_array(member, array, images[first : first + array.shape[0]])
-                    first += array.shape[0]
-                else:
-                    _write_header(member, array)
-                    member.write(layout.others[at : at + array.bytes])
-                    at += array.bytes
-
-
-def _write_header(file: Any, array: Array) -> None:
-    """As numpy writes it, to the byte."""
-    told = {
-        "descr": np.lib.format.dtype_to_descr(array.dtype),
-        "fortran_order": array.by_columns,
-        "shape": array.shape,
-    }
-    np.lib.format.write_array_header_1_0(file, told)
-
-
-def _write_array(file: Any, array: Array, images: np.ndarray) -> None:
-    most = int(images.max())
-    if most > np.iinfo(array.dtype).max:
-        raise UserError(
-            f"the images hold the value {most}, which {array.dtype} can't: they or the words on "
-            "what came in are damaged"
-        )
-    _write_header(file, array)
-    rows = images.reshape(array.shape)
-    if array.by_columns:
-        rows = rows.T
-    step = max(1, _PIECE // (array.bytes // len(rows)))
-    for start in range(0, len(rows), step):
-        file.write(rows[start : start + step].astype(array.dtype).tobytes())
-
-
-def _write_folder(partial: Path, folder: Folder, images: np.ndarray) -> None:
-    made = {partial}
-    partial.mkdir()
-    for index, (name, pixels) in enumerate(zip(folder.names(), images, strict=True)):
-        path = partial / name
-        if path.parent not in made:
+                np.save(file, images.reshape(layout.shape).astype(layout.dtype))
+            return
+        for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
+            path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            made.update(path.parents[: len(Path(name).parents) - 1])
-        with files.durable(path) as file:
-            file.write(_png(pixels, folder.is_grey(index), name))
-    for each in made:
-        files.sync(each)
+            with files.durable(path) as file:
+                file.write(_png(pixels[..., 0] if grey else pixels))
+        for folder in (partial, *partial.rglob("*/")):
+            files.sync(folder)
 
 
-def _png(pixels: np.ndarray, is_grey: bool, name: str) -> bytes:
+def _png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
-    if is_grey:
-        if (pixels != pixels[..., :1]).any():
-            raise UserError(f"{name!r} was grey, but its pixels are not: they are damaged")
-        pixels = pixels[..., 0]
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+# ---- an .npy ----
+
+
+class _Npy(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def _read_npy(path: Path, levels: int) -> Pictures:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for damaged files
+        raise DataError(f"{path} can't be read ({reason(error)}); write it anew") from error
+    images = as_images(array, levels, str(path))
+    words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
+    return Pictures(images, _npy_meta(array), words)
+
+
+def _npy_meta(array: np.ndarray) -> bytes:
+    flags = array.dtype.itemsize.bit_length() - 1
+    flags |= _SIGNED * (array.dtype.kind == "i") | _CHANNEL_AXIS * (array.ndim == 4)
+    return _NPY + bytes([flags])
+
+
+def _by(images: np.ndarray) -> str:
+    return "x".join(map(str, images.shape[1:]))
+
+
+# ---- a folder ----
+
+
+class _Folder(NamedTuple):
+    grey: np.ndarray  # bool [n]: whether each picture is written as grey
+    names: list[str]
+
+
+def _read_folder(root: Path, levels: int) -> Pictures:
+    there, skipped = folder_listing.walk(root)
+    if not there:
+        raise DataError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
+    # What each is called when it comes back, and is called now.
+    names = sorted((n if n.lower().endswith(".png") else f"{n}.png", n) for n in there)
+    try:
+        _check_names([out for out, _ in names])
+    except ValueError as error:
+        raise DataError(f"{root}: as PNG files, {error}; rename it") from error
+    pictures = []
+    for _, name in names:
+        pixels = picture_decoding.pixels(picture_decoding.read(root / name, None))
+        pictures.append(as_images(pixels[None], levels, str(root / name))[0])
+    for (_, name), pixels in zip(names, pictures, strict=True):
+        if pixels.shape[:2] != pictures[0].shape[:2]:
+            raise DataError(
+                f"{root / name} is {pixels.shape[:2]} (height, width) but {root / names[0][1]} is "
+                f"{pictures[0].shape[:2]}; wanted pictures of one size"
+            )
+    grey = np.array([pixels.shape[2] == 1 for pixels in pictures])
+    channels = 1 if grey.all() else 3
+    images = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])
+    marks = b"" if grey.all() else np.packbits(grey).tobytes()
+    listed = b"".join(out.encode() + b"\0" for out, _ in names)
+    left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
+    words = (
+        f"{len(images)} pictures {_by(images)} of the folder {root.name} (their pixels{left_out})"
+    )
+    return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
+
+
+def _check_names(names: list[str]) -> None:
+    """Raises ValueError unless these are names of PNG files below a folder, each there once."""
+    taken: set[str] = set()
+    for name in names:
+        parts = name.split("/")
+        name.encode()  # raises UnicodeEncodeError for what isn't Unicode
+        if not name.lower().endswith(".png") or any(p[:1] in ("", ".") for p in parts):
+            raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
+        if name in taken:
+            raise ValueError(f"{name!r} is there twice")
+        taken.add(name)
+    for name in names:
+        if not taken.isdisjoint(map(str, Path(name).parents)):
+            raise ValueError(f"{name!r} lies in a folder that is a picture, too")
+
+
+def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
+    """Returns what `meta` says of images [n, height, width, channels]. Raises ValueError."""
+    count, *_, channels = shape
+    if meta[:1] == _NPY and len(meta) == 2:
+        flags, axes = meta[1], 4 if meta[1] & _CHANNEL_AXIS else 3
+        if flags & ~(_SIZE | _SIGNED | _CHANNEL_AXIS) or (axes == 3 and channels != 1):
+            raise ValueError(f"the layout {flags} is none of an .npy of these images")
+        return _Npy(
+            np.dtype(f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"), shape[:axes]
+        )
+    if not meta.startswith(_FOLDER) or channels not in (1, 3):
+        raise ValueError("of no known kind; known are an .npy and a folder of pictures")
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(meta[2:], _MOST_NAMES)
+    except zlib.error as error:
+        raise ValueError(f"the names can't be unpacked ({error})") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("the names are cut short, go on after their end, or are too many")
+    marks = -(-count // 8) if channels == 3 else 0
+    names = content[marks:].decode().split("\0")
+    if len(names) != count + 1 or names.pop():
+        raise ValueError(f"there aren't names for {count} pictures")
+    _check_names(names)
+    bits = np.unpackbits(np.frombuffer(content[:marks], np.uint8), count=count if marks else None)
+    return _Folder(bits.astype(bool) if marks else np.ones(count, bool), names)

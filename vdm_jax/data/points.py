@@ -12,9 +12,10 @@ cross-entropy, in nats, that any model of these points can have.
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
+
+from vdm_jax import checks
 
 __all__ = ["NAMES", "draw", "entropy", "log_prob"]
 
@@ -27,14 +28,13 @@ _NODES = 3000
 
 
 def draw(name: str, count: int, seed: int) -> np.ndarray:
-    """`count` independent points [count, 2], float32: a function of its arguments.
+    """Returns `count` independent points [count, 2], float32: a function of its arguments.
 
     Raises ValueError for an unknown name, or a count or seed that is no integer of at least 0.
     """
     _check(name)
-    for argument, value in (("count", count), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-            raise ValueError(f"{argument} must be an integer of at least 0, got {value!r}.")
+    checks.count(count, "count", least=0)
+    checks.count(seed, "seed", least=0)
     rng = np.random.default_rng((int(seed), NAMES.index(name)))
     if name == "checkerboard":
         column, pair = rng.integers(0, _SQUARES, count), rng.integers(0, _SQUARES // 2, count)
@@ -49,10 +49,10 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
 
 
 def log_prob(name: str, x: np.ndarray) -> np.ndarray:
-    """log p(x) of points [n, 2], in nats and float64: [n].
+    """Returns log p(x) of points [n, 2], in nats and float64: [n].
 
-    Of the curves with noise it is the integral of the noise's density along the curve, by the
-    midpoint rule (to 1e-4 nats where there are points); of the checkerboard
+    For the curves with noise it is the integral of the noise's density along the curve, by the
+    midpoint rule (to 1e-4 nats where there are points); for the checkerboard
     -log 2 on its squares and -inf elsewhere. Raises ValueError for another name or shape.
     """
     _check(name)
@@ -70,7 +70,7 @@ def log_prob(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def entropy(name: str) -> float:
-    """The entropy E[-log p(x)], in nats: exact, or by quadrature over the plane."""
+    """Returns the entropy E[-log p(x)], in nats: exact, or by quadrature over the plane."""
     _check(name)
     if name == "checkerboard":
         return math.log(2.0)  # the squares have an area of 2
@@ -94,8 +94,7 @@ def _swirl(u: np.ndarray) -> np.ndarray:
 
 
 def _moons(u: np.ndarray) -> np.ndarray:
-    """The first half of [0, 1] runs along the upper moon, the second along the lower."""
-    upper = u < 0.5
+    upper = u < 0.5  # else the lower moon
     angle = 2.0 * np.pi * (u % 0.5)
     x = np.where(upper, np.cos(angle), 1.0 - np.cos(angle))
     y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle))
@@ -106,7 +105,7 @@ _CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"swirl": _swirl, "moon
 
 
 def _mixture(x: np.ndarray, means: np.ndarray, noise: float) -> np.ndarray:
-    """log density at x [n, 2] of the equal mixture of N(means[k], noise^2 I), means [K, 2]."""
+    """Returns the log density at x [n, 2] of the equal mixture of N(means[k], noise^2 I)."""
     square = (
         np.sum(x**2, axis=1)[:, None] + np.sum(means**2, axis=1) - 2.0 * x @ means.T
     ) / noise**2

@@ -1,16 +1,16 @@
 """Batches built ahead of time in a background thread."""
 
-import queue
-import threading
-import weakref
+import collections
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError
+from vdm_jax import checks
 
-_Queue = queue.Queue[Any]
+_Item = dict[str, np.ndarray]
 
 
 def iterate(
@@ -28,56 +28,45 @@ def iterate(
       An iterator of dicts with leaves [steps_per_call, local_batch, ...] (that leading axis is
       there for 1 too). Close it with `.close()` or `with`; an exception of the worker is raised
       by the `next` that would have given the missing item.
-
-    Raises:
-      DataError: an argument out of range.
     """
-    for name, value, least in (
-        ("start", start, 0),
-        ("steps_per_call", steps_per_call, 1),
-        ("prefetch", prefetch, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise DataError(f"{name}={value!r} must be a whole number of at least {least}")
-    return BatchIterator(dataset, int(start), int(steps_per_call), int(prefetch))
+    checks.count(start, "start", least=0)
+    checks.count(steps_per_call, "steps_per_call")
+    checks.count(prefetch, "prefetch")
+    return BatchIterator(dataset, start, steps_per_call, prefetch)
 
 
-class BatchIterator(Iterator[dict[str, np.ndarray]]):
+class BatchIterator(Iterator[_Item]):
     """See `iterate`. For one consumer; after `close` it is exhausted."""
 
     def __init__(self, dataset: Any, start: int, steps_per_call: int, prefetch: int):
         """Starts the worker; the arguments are those of `iterate`, checked."""
-        self._ready: _Queue = queue.Queue(maxsize=prefetch)
-        self._stop = threading.Event()
-        # The worker must not refer to `self`, or an abandoned iterator would live for ever.
-        self._worker = threading.Thread(
-            target=_work,
-            args=(dataset, start, steps_per_call, self._ready, self._stop),
-            name="vdm_jax-batches",
-            daemon=True,
-        )
-        self._finalizer = weakref.finalize(self, _shut, self._ready, self._stop)
-        self._worker.start()
+        self._dataset, self._steps_per_call = dataset, steps_per_call
+        self._steps = itertools.count(start, steps_per_call)
+        self._worker = ThreadPoolExecutor(1, "vdm_jax-batches")
+        self._ready: collections.deque[Future[_Item]] = collections.deque()
+        for _ in range(prefetch):
+            self._order_one()
 
-    def __iter__(self) -> "BatchIterator":
-        """Returns itself."""
-        return self
+    def _order_one(self) -> None:
+        arguments = self._dataset, next(self._steps), self._steps_per_call
+        self._ready.append(self._worker.submit(_stacked, *arguments))
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> _Item:
         """Waits for the next item; raises what the worker met instead of making it."""
-        if self._stop.is_set():
+        if not self._ready:
             raise StopIteration
-        item = self._ready.get()
-        if isinstance(item, BaseException):
+        try:
+            item = self._ready.popleft().result()
+        except BaseException:
             self.close()
-            raise item
-        result: dict[str, np.ndarray] = item
-        return result
+            raise
+        self._order_one()
+        return item
 
     def close(self) -> None:
         """Stops the worker and waits for it; may be called more than once."""
-        self._finalizer()
-        self._worker.join()
+        self._worker.shutdown(cancel_futures=True)
+        self._ready.clear()
 
     def __enter__(self) -> "BatchIterator":
         """Returns itself; the end of the block closes it."""
@@ -88,28 +77,6 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
-def _work(
-    dataset: Any, start: int, steps_per_call: int, ready: _Queue, stop: threading.Event
-) -> None:
-    step = start
-    while not stop.is_set():
-        try:
-            batches = [dataset[step + i] for i in range(steps_per_call)]
-            item: Any = {key: np.stack([b[key] for b in batches]) for key in batches[0]}
-        except BaseException as error:  # whatever it is, it is the consumer's to see
-            item = error
-        ready.put(item)
-        if isinstance(item, BaseException):
-            return
-        step += steps_per_call
-
-
-def _shut(ready: _Queue, stop: threading.Event) -> None:
-    stop.set()
-    # Room for a worker that waits in `put`: it then finds `stop` set. It puts one item at most,
-    # and the queue has place for one once it is empty, so it can't be left waiting.
-    while True:
-        try:
-            ready.get_nowait()
-        except queue.Empty:
-            return
+def _stacked(dataset: Any, start: int, count: int) -> _Item:
+    batches = [dataset[start + i] for i in range(count)]
+    return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}

@@ -1,41 +1,40 @@
-"""`load`: the one door to all data sets."""
+"""`load`: the one door to all datasets."""
 
+import dataclasses
 import os
 
 import numpy as np
 
-from vdm_jax.data import cache
-from vdm_jax.data import folder as pictures
+from vdm_jax.data import decoded_cache
 from vdm_jax.data.arrays import load_arrays
+from vdm_jax.data.cifar10_mnist import load_published
 from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
 from vdm_jax.data.digits import load_digits, load_digits_binary
 from vdm_jax.data.errors import DataError
+from vdm_jax.data.folder import FolderOptions, load_folder
+from vdm_jax.data.image_data import ImageData
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
-from vdm_jax.data.images import ImageData, validation_split
-from vdm_jax.data.tfds_source import load_published
 from vdm_jax.errors import reason, user_path
 
-__all__ = ["SOURCES", "DataError", "ImageData", "load", "validation_split"]
+__all__ = ["SOURCES", "load"]
 
 SOURCES = ("digits", "digits_binary", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
 _PathLike = str | os.PathLike[str] | None
+_NO_OPTIONS = FolderOptions()
 
 
 def load(
     name: str,
     *,
     data_dir: _PathLike = None,
+    manual_dir: _PathLike = None,
     path: _PathLike = None,
     levels: int = 256,
-    manual_dir: _PathLike = None,
-    size: int | str | tuple[int, int] | None = None,
-    fit: str = "none",
-    channels: int = 3,
-    held_out: float | None = None,
+    folder: FolderOptions = _NO_OPTIONS,
     class_labels: bool = False,
 ) -> ImageData:
-    """Returns a data set by name.
+    """Returns a dataset by name.
 
     Args:
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
@@ -43,47 +42,35 @@ def load(
         the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
         `manual_dir`);
         "downsampled_imagenet/SIZE" (built from `manual_dir`). SIZE is 32x32 or 64x64. The two
-        ImageNets are different data sets.
+        ImageNets are different datasets.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. The digits need none.
+      manual_dir: where the original archives of published datasets lie, for a machine without
+        network; `data_dir/manual` where it isn't given.
       path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
-      manual_dir: where the original archives of published data sets lie, for a machine without
-        network; `data_dir/manual` where it isn't given.
-      size: for "folder": the height and width of all images, as one number for a square, as
-        (height, width) or as "48x64"; None takes that of the first image, and all must have it.
-      fit: for "folder": "none" takes images of the one size only; "crop" takes the largest part
-        of that shape about the centre and brings it to the size; "resize" stretches.
-      channels: for "folder": 3 (RGB) or 1 (grey).
-      held_out: for a "folder" without `train` and `test`: the fraction of the images to test on,
-        chosen by a hash of their paths; None is 0.1.
+      folder: what pictures are made into; for "folder" only.
       class_labels: whether labels are wanted. Those of a folder are the names of its subfolders
         and only there if wanted; the others have theirs in any case, or none: an error if wanted.
 
     Raises:
-      DataError: one line, on whatever keeps the data set from being had.
+      UserError: one line, on whatever keeps the dataset from being had.
     """
-    if name not in SOURCES:
-        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
-    _check_levels(name, levels)
-    wanted = pictures.options(size, fit, channels)
-    _check_unused(name, path, size, fit, channels, held_out)
-    root = user_path(data_dir, "data_dir") if data_dir else cache.default_data_dir()
-    manual = user_path(manual_dir, "manual_dir") if manual_dir else None
+    _check_unused(name, path, levels, folder)
+    root = user_path(data_dir, "data_dir") if data_dir else decoded_cache.default_data_dir()
+    manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
-        if name == "digits":
-            data = load_digits()
-        elif name == "digits_binary":
-            data = load_digits_binary()
+        if name in ("digits", "digits_binary"):
+            data = load_digits() if name == "digits" else load_digits_binary()
         elif name == "arrays":
-            data = load_arrays(path, int(levels), root)
+            data = load_arrays(path, levels, root)
         elif name == "folder":
-            data = pictures.load_folder(path, wanted, held_out, class_labels, root)
+            data = load_folder(path, folder, class_labels, root)
         elif name in IMAGENET:
             data = load_imagenet(name, root, manual)
         else:
             data = load_published(name, root, manual)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a disk without file locks
         raise DataError(
             f"{name} can't be kept in data_dir={root}: {reason(error)}; free some space or mend "
             "the permissions there, or choose another data_dir (or $VDM_JAX_DATA)"
@@ -93,17 +80,21 @@ def load(
     return data
 
 
-def _check_unused(
-    name: str, path: _PathLike, size: object, fit: str, channels: int, held_out: float | None
-) -> None:
+def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
+    """Raises DataError for an unknown name, and for what means nothing with the name."""
+    if name not in SOURCES:
+        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+    if type(levels) is not int or not 2 <= levels <= 256:
+        raise DataError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
+    own = {"arrays": levels, "digits": DIGITS_LEVELS, "digits_binary": 2}.get(name, 256)
+    if levels not in (own, 256):
+        raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):
         raise DataError(
             f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
         )
-    given = {"size": size, "fit": fit, "channels": channels, "held_out": held_out}
-    unset = {"size": None, "fit": "none", "channels": 3, "held_out": None}
-    for key, value in given.items():
-        if name != "folder" and value != unset[key]:
+    for key, value in dataclasses.asdict(folder).items():
+        if name != "folder" and value != getattr(_NO_OPTIONS, key):
             raise DataError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
 
 
@@ -116,13 +107,3 @@ def _check_classes(data: ImageData) -> None:
             f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images but none "
             "to train on; remove it or give it some"
         )
-
-
-def _check_levels(name: str, levels: int) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, (int, np.integer)):
-        raise DataError(f"levels={levels!r} must be a whole number in 2..256")
-    if not 2 <= levels <= 256:
-        raise DataError(f"levels={levels} must lie in 2..256, as images are uint8")
-    own = {"arrays": levels, "digits": DIGITS_LEVELS, "digits_binary": 2}.get(name, 256)
-    if levels not in (own, 256):
-        raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")

@@ -75,13 +75,10 @@ def load(config: ConfigDict) -> ImageData:
         lambda: data.load(
             d.name,
             data_dir=d.dir,
+            manual_dir=d.manual_dir,
             path=d.path,
             levels=d.levels,
-            manual_dir=d.manual_dir,
-            size=d.size,
-            fit=d.fit,
-            channels=d.channels,
-            held_out=d.held_out,
+            folder=data.FolderOptions(d.size, d.fit, d.channels, d.held_out),
             class_labels=d.class_labels,
         )
     )

@@ -12,10 +12,12 @@ CMYK, animations.
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vdm_jax.data.errors import DataError
 from vdm_jax.errors import reason
 
 FITS = ("none", "crop", "resize")
@@ -25,6 +27,16 @@ _GREY = ("1", "L", "LA")
 _JPEG_MARK = b"\xff\xd8"
 _WEBP_MARK = b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
+
+
+def read(path: Path, channels: int | None) -> Any:
+    """Returns the picture in a file, as `decode` does. Raises DataError, which names the file."""
+    try:
+        return decode(path.read_bytes(), channels)
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
+    except ValueError as error:
+        raise DataError(f"{path} {error}") from error
 
 
 def decode(content: bytes, channels: int | None) -> Any:

@@ -1,4 +1,14 @@
-"""Which pictures a folder holds, and which of them are there to train on and which to test on."""
+"""The pictures in a folder: which of them are there to train on and which to test on.
+
+Either it has the subfolders `train` and `test`, or a part of it is held out by a hash: a picture
+is a test image if the sha256 of its path below the folder, read as a fraction of 2**256, lies
+below `held_out`. So each picture's part depends on its own path alone, and adding or removing
+others moves none. Pictures that belong together (frames, bursts, copies) may come apart: use
+`train` and `test` for those.
+
+Each part is in the order of these hashes, which is as good as random: `validation_split` takes
+its last images, and would hold out single classes were they in alphabetical order.
+"""
 
 import dataclasses
 import hashlib
@@ -9,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdm_jax.data import file_states
 from vdm_jax.data.errors import DataError
 from vdm_jax.errors import reason
 
@@ -28,33 +39,23 @@ class Listing:
 
     Attributes:
       root: the folder.
-      folders: where the paths of each part start: `root` itself or its `train` and `test`.
-      parts: for "train" and "test" the paths below that, with "/", in the order of their hashes.
+      parts: for "train" and "test" the paths below the folder, with "/", in the order of their
+        hashes.
+      above: how many folders of a path lie above a class: 1 for `train` and `test`, else 0.
     """
 
     root: Path
-    folders: Mapping[str, Path]
     parts: Mapping[str, list[str]]
+    above: int
 
-    def file(self, part: str, name: str) -> Path:
-        """Returns where a picture lies."""
-        return self.folders[part] / name
-
-    def state(self) -> tuple[str, float]:
-        """Returns a hash of all paths, sizes and times, and the youngest of these times (s)."""
-        running = hashlib.sha256()
-        youngest = 0.0
-        for part, names in self.parts.items():
-            for name in names:
-                path = self.file(part, name)
-                try:
-                    stat = path.stat()
-                except OSError as error:
-                    raise DataError(f"{path} can't be read: {reason(error)}") from error
-                times = (stat.st_mtime_ns, stat.st_ctime_ns)
-                running.update(repr((part, name, stat.st_size, times)).encode())
-                youngest = max(youngest, stat.st_mtime, stat.st_ctime)
-        return running.hexdigest(), youngest
+    def state(self) -> str:
+        """Returns a digest of all paths, sizes and times."""
+        try:
+            return file_states.unread(
+                self.root / name for part in _PARTS for name in self.parts[part]
+            )
+        except OSError as error:
+            raise DataError(f"{error.filename} can't be read: {reason(error)}") from error
 
     def labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Returns the class of each picture, int32 in the order of `parts`, and the names.
@@ -62,19 +63,19 @@ class Listing:
         A class is a subfolder, at whatever depth below it the picture lies; they are numbered in
         the order of their names.
         """
+        found: dict[str, list[str]] = {part: [] for part in self.parts}
         for part, names in self.parts.items():
             for name in names:
-                if "/" not in name:
+                *folders, _ = name.split("/")
+                if len(folders) <= self.above:
                     raise DataError(
-                        f"{self.file(part, name)} lies in no class: with class_labels each image "
-                        f"must lie in a subfolder of {self.folders[part]} named by its class"
+                        f"{self.root / name} lies in no class: with class_labels each image must "
+                        f"lie in a subfolder of {(self.root / name).parent} named by its class"
                     )
-        classes = sorted({name.split("/")[0] for names in self.parts.values() for name in names})
+                found[part].append(folders[self.above])
+        classes = sorted({*found["train"], *found["test"]})
         number = {name: i for i, name in enumerate(classes)}
-        labels = {
-            part: np.array([number[name.split("/")[0]] for name in names], np.int32)
-            for part, names in self.parts.items()
-        }
+        labels = {p: np.array([number[c] for c in found[p]], np.int32) for p in found}
         return labels, tuple(classes)
 
 
@@ -114,25 +115,23 @@ def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listin
             f"held_out={held_out} is for a folder without train and test, but {root} has them; "
             "leave it out"
         )
-    parts: dict[str, list[str]] = {part: [] for part in _PARTS}
+    parts = {part: [name for name in names if name.startswith(f"{part}/")] for part in _PARTS}
     for name in names:
-        part, _, rest = name.partition("/")
-        if part not in parts or not rest:
+        if not name.startswith(("train/", "test/")):
             raise DataError(
                 f"{root / name} lies beside the subfolders train and test and is in neither; move "
                 "it into one of them or away"
             )
-        parts[part].append(rest)
     for part, found in parts.items():
         if not found:
             raise DataError(f"{root / part} holds no images; wanted {', '.join(_TAKEN)} in it")
-    folders = {part: root / part for part in _PARTS}
-    return Listing(root, folders, {part: sorted(parts[part], key=_hash) for part in _PARTS})
+        found.sort(key=lambda name: _hash(name.partition("/")[2]))
+    return Listing(root, parts, above=1)
 
 
 def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
     fraction = HELD_OUT if held_out is None else held_out
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise DataError(f"held_out={held_out!r} must lie between 0 and 1: the fraction to test on")
     ordered = sorted(names, key=_hash)
     count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
@@ -142,8 +141,7 @@ def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
             f"of the {len(ordered)} images in {root} {lacking} would be test images with "
             f"held_out={fraction}; add images, or put them into subfolders train and test"
         )
-    parts = {"train": ordered[count:], "test": ordered[:count]}
-    return Listing(root, dict.fromkeys(_PARTS, root), parts)
+    return Listing(root, {"train": ordered[count:], "test": ordered[:count]}, above=0)
 
 
 def _hash(name: str) -> int:
@@ -172,7 +170,7 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    """All files that aren't hidden, in the order of their names; links are followed."""
+    """Yields all files that aren't hidden, in the order of their names; links are followed."""
     real = folder.resolve()
     if real in above:
         raise DataError(f"{folder} is a link to a folder that it lies in; remove it")

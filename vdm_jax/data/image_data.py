@@ -51,9 +51,35 @@ class ImageData:
         return len(self.label_names)
 
 
+def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
+    """Returns integers [n, height, width(, channels)] as uint8 [n, height, width, channels].
+
+    Raises:
+      DataError: `what`, as the array is called, has another type or shape, no image, or values
+        outside [0, levels).
+    """
+    if array.dtype.kind not in "ui":
+        raise DataError(
+            f"{what} holds {array.dtype} values; wanted integers in [0, {levels}): quantise them "
+            f"first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
+        )
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise DataError(
+            f"{what} has shape {array.shape}; wanted at least one image, as [n, height, width] or "
+            "[n, height, width, channels]"
+        )
+    for extreme in (int(array.min()), int(array.max())):
+        if not 0 <= extreme < levels:
+            raise DataError(
+                f"{what} holds the value {extreme}, outside [0, {levels}); rescale the images, or "
+                "set levels= to the number of their pixel values"
+            )
+    return np.array(array, np.uint8, order="C").reshape(*array.shape[:3], -1)
+
+
 def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
     """Returns the sha256 (hex) of the shapes, the levels and the pixel bytes of both parts."""
-    header = {"levels": int(levels), "train": train.shape, "test": test.shape}
+    header = {"levels": levels, "train": train.shape, "test": test.shape}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for part in (train, test):
         rows = max(1, _CHUNK_BYTES // max(1, part[0].nbytes))
@@ -67,35 +93,31 @@ def validation_split(data: ImageData, count: int) -> ImageData:
 
     Returns:
       `data` with `train` shortened by `count` images and those images as `test`, each with its
-      labels. The name and the fingerprint both tell it from `data`; the latter is derived from
-      that of `data`.
+      labels, and a name and a fingerprint of its own, derived from those of `data`.
 
     Raises:
       DataError: where `count` leaves no image to validate on or none to train on.
     """
     total = len(data.train)
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        raise DataError(f"count={count!r} is no whole number; give how many images to hold out")
     if not 0 < count < total:
         raise DataError(
             f"count={count} of the {total} training images of {data.name} can't be held out for "
             f"validation; give a count in 1..{total - 1}"
         )
-    kept = total - int(count)
+    kept = total - count
 
     def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
         if labels is None or "train" not in labels:
             return None
         return {"train": labels["train"][:kept], "test": labels["train"][kept:]}
 
-    derived = f"validation_split:{int(count)}:{data.fingerprint}"
-    return ImageData(
-        name=f"{data.name}:validation{int(count)}",
+    derived = f"validation_split:{count}:{data.fingerprint}"
+    return dataclasses.replace(
+        data,
+        name=f"{data.name}:validation{count}",
         train=data.train[:kept],
         test=data.train[kept:],
-        levels=data.levels,
         fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
         source=split(data.source),
         labels=split(data.labels),
-        label_names=data.label_names,
     )

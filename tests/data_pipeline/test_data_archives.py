@@ -1,0 +1,85 @@
+"""Downloads, and what is said where there is none: always one line, within ten seconds."""
+
+import hashlib
+import shutil
+import socket
+import time
+
+import pytest
+
+from vdm_jax.data import archives, load
+from vdm_jax.data.cifar10_mnist import PUBLISHED
+
+
+@pytest.fixture
+def open_cifar10(tmp_path):
+    return lambda: load("cifar10", data_dir=tmp_path / "d", manual_dir=tmp_path / "none")
+
+
+def test_a_download_is_kept_and_checked_again(
+    cifar10, serve, tmp_path, monkeypatch, open_cifar10, one_clear_line
+):
+    cifar10.register(monkeypatch, serve(cifar10.manual_dir))
+    cifar10.check(open_cifar10())
+    shutil.rmtree(tmp_path / "d" / "decoded")
+    monkeypatch.setattr(archives, "unreachable", lambda *_: pytest.fail("asked the network"))
+    cifar10.check(open_cifar10())
+    (archive,) = (tmp_path / "d" / "downloads").rglob("*.tar.gz")
+    archive.write_bytes(archive.read_bytes()[:-1])
+    shutil.rmtree(tmp_path / "d" / "decoded")
+    with one_clear_line(f"{archive} has a wrong checksum: .* or delete it"):
+        open_cifar10()
+
+
+def test_downloads_that_are_not_the_archive(
+    cifar10, serve, monkeypatch, open_cifar10, one_clear_line
+):
+    site = serve(cifar10.manual_dir)
+    cifar10.register(monkeypatch, site + "gone/")
+    with one_clear_line("the server answers HTTP 404"):
+        open_cifar10()
+    cifar10.register(monkeypatch, site)
+    archive = cifar10.archives[0]
+    archive.write_bytes(archive.read_bytes() + b"x")
+    with one_clear_line("of cifar10 could not be downloaded.*wrong checksum.*manual_dir="):
+        open_cifar10()
+
+
+def test_no_network(cifar10, tmp_path, open_cifar10, one_clear_line):
+    sha256 = hashlib.sha256(cifar10.archives[0].read_bytes()).hexdigest()
+    with one_clear_line(
+        "http://127.0.0.1:9/cifar-10-binary.tar.gz can't be downloaded .*no network.*put "
+        f"cifar-10-binary.tar.gz .[0-9,]+ bytes, sha256 {sha256}.*"
+        f"manual_dir={tmp_path / 'none'}.*'digits'"
+    ):
+        open_cifar10()
+    assert not (tmp_path / "d").exists()  # nothing half-done is left
+
+
+def test_no_network_names_every_archive_that_is_missing(mnist, tmp_path, one_clear_line):
+    _, *missing = mnist.archives
+    for path in missing:
+        path.unlink()
+    names = {path.name for path in missing}
+    order = [a.filename for a in PUBLISHED["mnist"].archives if a.filename in names]
+    with one_clear_line("put " + " .[0-9,]+ bytes, sha256 .*".join(order)):
+        load("mnist", data_dir=tmp_path / "d", manual_dir=mnist.manual_dir)
+
+
+def test_a_network_that_swallows_everything(cifar10, monkeypatch, open_cifar10, one_clear_line):
+    monkeypatch.setattr(archives, "LIMIT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
+        cifar10.register(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        with one_clear_line(r"no answer within 0.3 s"):
+            open_cifar10()
+
+
+def test_a_host_name_that_is_never_found(monkeypatch):
+    def look_up(*args, **kwargs):
+        time.sleep(9)  # in a thread that nobody waits for
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    begun = time.monotonic()
+    assert "no answer within 0.2 s" in archives.unreachable("http://nowhere.invalid/file", 0.2)
+    assert time.monotonic() - begun < 8

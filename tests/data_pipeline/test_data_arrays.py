@@ -1,0 +1,158 @@
+"""The user's own arrays, from an .npz file."""
+
+import os
+
+import numpy as np
+import pytest
+
+from vdm_jax.data import file_states, load
+from vdm_jax.data.image_data import fingerprint
+
+
+def _images(count: int, shape=(4, 4, 3), levels=256, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, levels, (count, *shape), dtype=np.uint8)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def save(**arrays):
+        np.savez_compressed(tmp_path / "mine.npz", **arrays)
+        return tmp_path / "mine.npz"
+
+    return save
+
+
+@pytest.fixture
+def load_mine(tmp_path):
+    return lambda path, **kwargs: load("arrays", path=path, data_dir=tmp_path / "d", **kwargs)
+
+
+def test_arrays_come_with_their_groups_and_classes(write, load_mine):
+    train, test = _images(5), _images(2, seed=1)
+    labels = {"train_label": np.array([2, 0, 2, 5, 0]), "test_label": np.array([5, 2], np.uint8)}
+    groups = {"train_source": np.array([3, 3, 7, 7, 7]), "test_source": ["a", "b"]}
+    data = load_mine(write(train=train, test=test, **labels, **groups), class_labels=True)
+    np.testing.assert_array_equal(data.train, train)
+    np.testing.assert_array_equal(data.test, test)
+    for part in ("train", "test"):
+        np.testing.assert_array_equal(data.labels[part], labels[f"{part}_label"])
+        np.testing.assert_array_equal(data.source[part], groups[f"{part}_source"])
+    assert (data.num_classes, data.label_names[5]) == (6, "5")
+    assert isinstance(data.train, np.memmap)
+    assert (data.name, data.levels, data.event_shape) == ("arrays:mine.npz", 256, (4, 4, 3))
+    plain = load_mine(write(train=train, test=test, notes=np.array(3.0)))
+    assert plain.fingerprint == data.fingerprint == fingerprint(train, test, 256)
+    assert (plain.labels, plain.source, plain.num_classes) == (None, None, 0)
+
+
+def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine):
+    train = _images(5, (3, 2), levels=9)
+    for kind in (np.int64, ">u2"):
+        wide = np.asfortranarray(train.astype(kind))
+        data = load_mine(write(train=wide, test=train[:2]), levels=9)
+        np.testing.assert_array_equal(data.train, train[..., None])
+        assert (data.train.dtype, data.event_shape, data.levels) == (np.uint8, (3, 2, 1), 9)
+
+
+def test_digits_under_another_name_have_the_same_fingerprint(write, load_mine):
+    digits = load("digits")
+    data = load_mine(write(train=digits.train, test=digits.test), levels=17)
+    assert data.fingerprint == digits.fingerprint
+
+
+def test_a_changed_file_is_noticed_even_one_of_the_same_size_and_time(tmp_path, load_mine):
+    path = tmp_path / "mine.npz"
+    train, test = _images(5), _images(2)
+    np.savez(path, train=train, test=test)
+    stat = path.stat()
+    np.testing.assert_array_equal(load_mine(path).train, train)
+    np.savez(path, train=train[::-1], test=test)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    np.testing.assert_array_equal(load_mine(path).train, train[::-1])
+    assert len(list((tmp_path / "d" / "decoded").glob("arrays-*-levels256-v2"))) == 2
+
+
+def test_a_file_just_written_is_taken_once_its_time_tells_it_from_a_later_one(
+    write, load_mine, monkeypatch
+):
+    waited = []
+    monkeypatch.setattr(file_states, "AT_REST_S", 2.0)
+    monkeypatch.setattr(file_states.time, "sleep", waited.append)
+    path = write(train=_images(2), test=_images(1))
+    load_mine(path)
+    assert 1.0 < waited[0] <= 2.0
+    monkeypatch.setattr(file_states.time, "time", lambda: path.stat().st_ctime + 3)
+    load_mine(path)
+    assert waited[-1] == 0.0
+
+
+def test_a_file_that_changes_meanwhile(write, load_mine, monkeypatch, one_clear_line):
+    states = iter("ab")
+    monkeypatch.setattr(file_states, "unread", lambda paths: next(states))
+    with one_clear_line("mine.npz was changed while it was read; run again"):
+        load_mine(write(train=_images(2), test=_images(1)))
+
+
+TWO = {"train": _images(2), "test": _images(2)}
+LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"train": _images(2)}, "no array 'test'; found train; wanted an .npz"),
+        ({"x": _images(2)}, "no array 'train'; found x; wanted an .npz"),
+        (TWO | {"train": _images(2) / 255}, "'train' in .* holds float64 .*quantise"),
+        (TWO | {"test": _images(2) > 9}, "'test' in .* holds bool values"),
+        (TWO | {"test": [["a"]]}, "'test' in .* holds <U1 values"),
+        (TWO | {"train": _images(0)}, r"'train' in .* has shape \(0, 4, 4, 3\).*one image"),
+        (TWO | {"test": _images(2, (4,))}, r"'test' in .* has shape \(2, 4\); wanted"),
+        (TWO | {"test": _images(2, (4, 5, 3))}, r"are \(4, 4, 3\) but those of 'test' \(4, 5, 3\)"),
+        (TWO | {"train": np.full((2, 4, 4, 3), 256)}, r"holds the value 256, outside \[0, 256\)"),
+        (TWO | {"train": np.full((2, 4, 4, 3), -3)}, "holds the value -3, outside"),
+        (TWO | {"test_source": np.arange(3)}, r"'test_source' in .* has shape \(3,\); .*, \(2,\)"),
+        (TWO | {"test_label": [0, 1]}, "but one of 'train_label' and 'test_label'; give class"),
+        (TWO | LABELS | {"test_label": [0, 1, 2]}, r"'test_label' in .* has shape \(3,\)"),
+        (TWO | LABELS | {"train_label": ["a", "b"]}, "holds <U1 values; wanted .*np.unique"),
+        (TWO | LABELS | {"train_label": [0, -1]}, "'train_label' in .* holds the value -1"),
+        (TWO | LABELS | {"train_label": [0, 100_000]}, "'train_label' in .* the value 100000"),
+        (TWO | {"train": np.array([None, {}])}, "array 'train' in .* can't be read .*pickle"),
+    ],
+)
+def test_unfit_arrays(write, load_mine, one_clear_line, arrays, match):
+    with one_clear_line(match):
+        load_mine(write(**arrays))
+
+
+def test_a_value_beyond_the_levels(write, load_mine, one_clear_line):
+    path = write(train=np.full((1, 2, 2), 17, np.uint8), test=np.zeros((1, 2, 2), np.uint8))
+    with one_clear_line(r"holds the value 17, outside \[0, 17\); .*set levels="):
+        load_mine(path, levels=17)
+    assert load_mine(path, levels=18).levels == 18
+
+
+def test_unfit_files(tmp_path, load_mine, one_clear_line):
+    with one_clear_line("arrays needs path="):
+        load("arrays")
+    with one_clear_line("nowhere.npz is not there; path= must name an .npz"):
+        load_mine(tmp_path / "nowhere.npz")
+    with one_clear_line("is a folder; path= must name"):
+        load_mine(tmp_path)
+    path = tmp_path / "bad.npz"
+    np.savez(path, **TWO)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with one_clear_line("bad.npz is no .npz file, or one cut short"):
+        load_mine(path)
+    at = whole.index(TWO["train"].tobytes()) + 50
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with one_clear_line("array 'train' in .*bad.npz can't be read .*CRC"):
+        load_mine(path)
+    path.write_bytes(whole.replace(b"(2, 4, 4, 3)", b"(2, 4, 4, 9)", 1))  # a header that lies
+    with one_clear_line("array 'train' in .*bad.npz can't be read"):
+        load_mine(path)
+    with path.open("wb") as file:
+        np.save(file, _images(2))
+    with one_clear_line("bad.npz is no .npz file"):
+        load_mine(path)

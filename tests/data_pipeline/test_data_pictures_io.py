@@ -1,0 +1,232 @@
+"""What goes in comes out again, what can't be taken is refused, and nothing hostile is believed."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax.data import picture_decoding, pictures_io
+from vdm_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 128, (9, 4, 6, 3), dtype=np.uint8)
+SHAPE = IMAGES.shape
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def put(folder: Path, name: str, image: np.ndarray, kind: str = "PNG", **options) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / name, format=kind, **options)
+
+
+def back(path: Path) -> Path:
+    """Reads `path`, and writes what it was under another name."""
+    came = pictures_io.read(path)
+    assert came.images.dtype == np.uint8 and came.images.flags.c_contiguous
+    out = path.with_name("back" + path.suffix)
+    pictures_io.write(came.meta, came.images, out)
+    return out
+
+
+def refused(path: Path, match: str, levels: int = 256) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        pictures_io.read(path, levels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "axes", "meta"),
+    [("u1", 4, "01 20"), ("u1", 3, "01 00"), ("i2", 3, "01 05"), ("u4", 4, "01 22"),
+     ("i8", 4, "01 27")],
+)  # fmt: skip
+def test_an_npy_comes_back_to_the_byte(tmp_path, dtype, axes, meta):
+    values = (IMAGES if axes == 4 else IMAGES[..., 0]).astype(dtype)
+    path = saved(tmp_path / "a.npy", values)
+    came = pictures_io.read(path)
+    np.testing.assert_array_equal(came.images.reshape(values.shape), values)
+    assert came.images.ndim == 4
+    assert came.meta == bytes.fromhex(meta)
+    size = "4x6x3" if axes == 4 else "4x6x1"
+    assert came.words == f"9 images {size} of a.npy ({values.dtype.name})"
+    assert pictures_io.check_meta(came.meta, came.images.shape) == f".npy of {values.dtype.name}"
+    assert back(path).read_bytes() == path.read_bytes()
+
+
+def test_other_orders_of_bytes_and_axes_come_back_as_values(tmp_path):
+    path = saved(tmp_path / "a.npy", np.asfortranarray(IMAGES.astype(">i4")))
+    found = np.load(back(path))
+    np.testing.assert_array_equal(found, IMAGES)
+    assert found.dtype == np.int32
+    array = pictures_io.of_array(IMAGES[::-1], "mine")
+    np.testing.assert_array_equal(array.images, IMAGES[::-1])
+    assert (array.meta, array.words) == (b"\1\x20", "mine")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Pictures of all kinds."""
+    root = tmp_path / "in"
+    put(root, "c/sub/a.PNG", IMAGES[0])
+    put(root, "c/grey.png", IMAGES[1, ..., 0])
+    put(root, "opaque.png", np.dstack([IMAGES[1, ..., 0], np.full((4, 6), 255, np.uint8)]))
+    put(root, "é x.jpg", IMAGES[2], "JPEG")
+    put(root, "c/w.WebP", IMAGES[4], "WEBP", lossless=True)
+    put(root, "jpeg.png", IMAGES[2], "JPEG")
+    (root / "notes.txt").write_text("left out")
+    (root / ".hidden.png").write_text("left out")
+    return root
+
+
+def test_a_folder_comes_back_picture_by_picture(folder):
+    came = pictures_io.read(folder)
+    assert came.words == (
+        "6 pictures 4x6x3 of the folder in (their pixels; left out, as no pictures by name: 1)"
+    )
+    assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 6 pictures"
+    out = back(folder)
+    found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    names = ["c/sub/a.PNG", "c/grey.png", "opaque.png", "é x.jpg", "c/w.WebP", "jpeg.png"]
+    outs = [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
+    assert found.keys() == set(outs)
+    for name, made in zip(names, outs, strict=True):
+        with Image.open(found[made], formats=["PNG"]) as image:
+            grey = name in ("c/grey.png", "opaque.png")
+            assert image.mode == ("L" if grey else "RGB")
+            wanted = picture_decoding.decode((folder / name).read_bytes(), 1 if grey else 3)
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(wanted))
+
+
+def test_a_folder_of_grey_pictures_has_one_channel(tmp_path):
+    for index in range(9):
+        put(tmp_path / "in", f"{index}.png", IMAGES[index, ..., 0])
+    np.testing.assert_array_equal(pictures_io.read(tmp_path / "in").images, IMAGES[..., :1])
+    np.testing.assert_array_equal(Image.open(back(tmp_path / "in") / "8.png"), IMAGES[8, ..., 0])
+
+
+def test_meta_of_a_folder_is_as_documented(tmp_path):
+    """docs/vdmz.md, read with nothing but zlib."""
+    put(tmp_path / "in", "a-b.png", IMAGES[0])
+    put(tmp_path / "in", "a/x.jpg", IMAGES[1, ..., 0], "JPEG")
+    came = pictures_io.read(tmp_path / "in")
+    assert came.meta[:2] == b"\3\1"
+    assert zlib.decompress(came.meta[2:]) == b"\x40a-b.png\0a/x.jpg.png\0"
+    np.testing.assert_array_equal(came.images[0], IMAGES[0])
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (IMAGES[0, ..., 0], r"shape \(4, 6\); wanted at least one image"),
+        (IMAGES[:0], "at least one image"),
+        (IMAGES.astype(np.float32), "float32 values; wanted integers"),
+        (IMAGES > 3, "bool values"),
+        (IMAGES.astype(int) + 173 * (IMAGES == 127), r"value 300, outside \[0, 256\)"),
+        (IMAGES.astype(int) - (IMAGES == 0), "value -1, outside"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, array, match):
+    refused(saved(tmp_path / "a.npy", array), f"a.npy .*{match}")
+
+
+def test_files_that_are_not_taken(tmp_path):
+    path = saved(tmp_path / "a.npy", IMAGES)
+    most = int(IMAGES.max())
+    assert pictures_io.read(path, most + 1).images.max() == most
+    refused(path, rf"value {most}, outside \[0, {most}\)", levels=most)
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(path, "a.npy can't be read")
+    np.save(path, np.array([{}, {}]), allow_pickle=True)
+    refused(path, "a.npy can't be read .*Python objects")
+    np.savez(tmp_path / "a.npz", IMAGES)
+    put(tmp_path, "one.png", IMAGES[0])
+    path.write_text("hello")
+    for name in ("a.npz", "one.png", "a.npy"):
+        refused(tmp_path / name, f"{name} is none of what is taken: an .npy of integers .* folder")
+    refused(tmp_path / "no.npy", "no.npy is not there")
+
+
+def test_folders_that_are_not_taken(folder):
+    for name, image, kind, match in (
+        ("too.png", IMAGES[0, 1:], "PNG", r"is \(3, 6\) \(height, width\) but .* is \(4, 6\)"),
+        ("a.gif", IMAGES[0], "GIF", "is a .gif file"),
+        ("é x.jpg.png", IMAGES[0], "PNG", "'é x.jpg.png' is there twice; rename it"),
+        ("é x.jpg.png/b.png", IMAGES[0], "PNG", "lies in a folder that is a picture, too"),
+        ("t.png", np.dstack([IMAGES[0], IMAGES[0, ..., 0]]), "PNG", "is transparent"),
+    ):
+        put(folder, name, image, kind)
+        refused(folder, match)
+        (folder / name).unlink()
+        if "/" in name:
+            (folder / name).parent.rmdir()
+    os.symlink(folder / "jpeg.png", os.fsencode(folder) + b"/\xff.png")
+    refused(folder, "as PNG files, .*rename it")
+    (folder.parent / "none").mkdir()
+    refused(folder.parent / "none", "holds no pictures")
+
+
+def listed(*names: bytes) -> bytes:
+    """The meta of a folder of pictures of these names, none of them grey."""
+    bits = bytes(-(-len(names) // 8))
+    return b"\3\1" + zlib.compress(bits + b"".join(name + b"\0" for name in names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [b"/etc/a.png"], [b"../a.png"], [b"a/../../b.png"], [b"./a.png"], [b".bashrc.png"],
+        [b"a//b.png"], [b"a.png/"], [b""], [b"a.txt"], [b"a.png", b"a.png"],
+        [b"a.png", b"a.png/b.png"], [b"\xff.png"],
+    ],
+)  # fmt: skip
+def test_names_that_are_refused(names):
+    with pytest.raises(ValueError, match=r"plain relative path|twice|a picture, too|utf-8"):
+        pictures_io.check_meta(listed(*names), (len(names), 4, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("meta", "shape"),
+    [(b"", SHAPE), (b"\1", SHAPE), (b"\1\x20\0", SHAPE), (b"\1\x00", SHAPE), (b"\1\x28", SHAPE),
+     (b"\1\x40", SHAPE), (b"\2\x20", SHAPE), (b"\3\2", SHAPE), (b"\3\1xyz", SHAPE),
+     (listed(b"a.png")[:-1], (1, 4, 6, 3)), (listed(b"a.png") + b"x", (1, 4, 6, 3)),
+     (listed(b"a.png"), (2, 4, 6, 3)), (listed(b"a.png", b"b.png"), (1, 4, 6, 3)),
+     (listed(b"a.png"), (1, 4, 6, 2)), (b"\3\1" + zlib.compress(bytes(65 << 20)), SHAPE)],
+)  # fmt: skip
+def test_meta_that_is_refused(meta, shape):
+    with pytest.raises(ValueError, match=r"known|layout|names|path"):
+        pictures_io.check_meta(meta, shape)
+
+
+def test_what_is_written_is_named_as_what_it_is(tmp_path):
+    folder = listed(b"a.png"), (1, 4, 6, 3)
+    for meta, shape, wrong, right in (
+        (b"\1\x20", SHAPE, ("x.png", "x.npz", "x.JPG"), ("x", "x.npy", "x.of")),
+        (*folder, ("x.png", "x.npz", "x.npy"), ("x", "x.of")),
+    ):
+        for name in wrong:
+            with pytest.raises(UserError, match=f"{name} would be an? .*; name it so"):
+                pictures_io.check_meta(meta, shape, tmp_path / name)
+        for name in right:
+            assert pictures_io.check_meta(meta, shape, tmp_path / name)
+
+
+def test_a_failing_write_leaves_nothing(folder, tmp_path, monkeypatch):
+    came = [pictures_io.read(folder), pictures_io.of_array(IMAGES, "")]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"there already"):
+        pictures_io.write(came[0].meta, came[0].images, folder)
+
+    def fails(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    for each in came:
+        with pytest.raises(UserError, match="out can't be written: Input/output error"):
+            pictures_io.write(each.meta, each.images, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,123 @@
+"""CIFAR-10 and MNIST: their original archives, and the pixels and class labels in these.
+
+An archive is read only after its checksum was found right, and nothing of it is unpacked to disk.
+"""
+
+import gzip
+import hashlib
+import struct
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vdm_jax.data import archives, decoded_cache
+from vdm_jax.data.archives import Archive
+from vdm_jax.data.image_data import ImageData
+
+LEVELS = 256
+_Arrays = dict[str, np.ndarray]  # for "train" and "test"
+
+
+class Published(NamedTuple):
+    """The archives of a dataset, and a function that reads them.
+
+    `read(paths)` returns the images of each part, uint8 [n, height, width, channels], their class
+    labels [n], and the names of the classes; `paths` are where the archives lie.
+    """
+
+    archives: tuple[Archive, ...]
+    read: Callable[[Mapping[str, Path]], tuple[_Arrays, _Arrays, list[str]]]
+
+
+def load_published(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
+    """Returns a dataset of the table `PUBLISHED`, uint8 with 256 levels, memory-mapped.
+
+    The first of these that exists is used: the decoded copy in `data_dir/decoded`; the archives
+    in `manual_dir`; those downloaded before; a download. Both parts are in the order that
+    tensorflow-datasets gives their records.
+
+    Raises:
+      DataError: it can't be had, or an archive is not the published one.
+    """
+    spec = PUBLISHED[name]
+    folder = decoded_cache.folder(data_dir, archives.key(name, spec.archives))
+    if not folder.exists():
+        instead = "use the embedded data set 'digits'"
+        paths = archives.obtain(name, spec.archives, data_dir, manual_dir, instead)
+        print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
+        images, labels, names = spec.read(paths)
+        for part in images:
+            order = _record_order(part, len(images[part]))
+            images[part], labels[part] = images[part][order], labels[part][order]
+        extra = {f"{part}_label": labels[part] for part in labels}
+        decoded_cache.write(folder, images["train"], images["test"], LEVELS, extra, names)
+    return decoded_cache.read(folder, name)
+
+
+def _record_order(part: str, count: int) -> list[int]:
+    """Returns the publisher's numbers in the order of tensorflow-datasets' records.
+
+    That is the order of the md5 of the part's name and the number, and the fingerprints of all
+    runs so far depend on it.
+    """
+
+    def digest(number: int) -> bytes:
+        return hashlib.md5(f"{part}{number}".encode(), usedforsecurity=False).digest()
+
+    return sorted(range(count), key=digest)
+
+
+def _read_cifar10(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]:
+    """Reads the binary version: records of one label byte and 3 x 32 x 32 bytes."""
+    (path,) = paths.values()
+    files = {}
+    with tarfile.open(path, "r|gz") as archive:
+        for member in archive:
+            if member.isfile():
+                files[Path(member.name).name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+    train = b"".join(files[f"data_batch_{i}.bin"] for i in range(1, 6))
+    contents = {"train": train, "test": files["test_batch.bin"]}
+    rows = {part: np.frombuffer(contents[part], np.uint8).reshape(-1, 3073) for part in contents}
+    images = {p: rows[p][:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for p in rows}
+    labels = {part: rows[part][:, 0] for part in rows}
+    return images, labels, files["batches.meta.txt"].decode().split()
+
+
+def _read_mnist(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]:
+    """Reads gzipped IDX files: big-endian magic number and shape, then bytes."""
+
+    def array(file: str, axes: int) -> np.ndarray:
+        content = gzip.decompress(paths[f"{file}-idx{axes}-ubyte.gz"].read_bytes())
+        _, *shape = struct.unpack_from(f">{1 + axes}I", content)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+    files = {"train": "train", "test": "t10k"}
+    images = {part: array(f"{file}-images", 3)[..., None] for part, file in files.items()}
+    labels = {part: array(f"{file}-labels", 1) for part, file in files.items()}
+    return images, labels, [str(digit) for digit in range(10)]
+
+
+_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+# fmt: off
+PUBLISHED: dict[str, Published] = {
+    "cifar10": Published((
+        Archive(_CIFAR10, 170_052_171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    ), _read_cifar10),
+    "mnist": Published((
+        Archive(_MNIST + "train-images-idx3-ubyte.gz", 9_912_422,
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        Archive(_MNIST + "train-labels-idx1-ubyte.gz", 28_881,
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        Archive(_MNIST + "t10k-images-idx3-ubyte.gz", 1_648_877,
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        Archive(_MNIST + "t10k-labels-idx1-ubyte.gz", 4_542,
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+    ), _read_mnist),
+}
+# fmt: on

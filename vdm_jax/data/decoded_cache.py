@@ -1,0 +1,188 @@
+"""Decoded datasets on disk: a folder of .npy files to memory-map, and `meta.json` beside them.
+
+A folder appears under its final name only once it is whole: it is written under a temporary
+name, flushed to disk and renamed. What a killed run leaves behind has the temporary name and is
+never read. `meta.json` holds each file's size, time of change and sha256, so that a start-up
+reads no pixels: only a file whose time differs is hashed again, and one whose content differs
+is an error.
+
+The format's number is part of a folder's name: a copy of another version is left alone.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import Progress
+
+from vdm_jax import files
+from vdm_jax.data import file_states
+from vdm_jax.data.errors import DataError
+from vdm_jax.data.image_data import ImageData, fingerprint
+from vdm_jax.errors import reason, user_path
+
+_FORMAT = 2
+_META = "meta.json"
+_PARTS = ("train", "test")
+
+# Some images, uint8 [k, height, width, channels], and their class labels [k] where there are any.
+Block = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Images that come one block after another: decoded while written, and never held whole.
+
+    Attributes:
+      what: what errors and the progress line call it, e.g. "imagenet_resized/32x32, train".
+      shape: (count, height, width, channels) of all blocks together.
+      blocks: the blocks in order; gone through once.
+    """
+
+    what: str
+    shape: tuple[int, int, int, int]
+    blocks: Iterable[Block]
+
+
+Part = np.ndarray | Stream
+
+
+def default_data_dir() -> Path:
+    """Returns $VDM_JAX_DATA, or ~/.cache/vdm_jax where that isn't set."""
+    return user_path(os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax", "$VDM_JAX_DATA")
+
+
+def folder(data_dir: Path, key: str) -> Path:
+    """Returns the folder for the decoded copy of the content that `key` stands for."""
+    return data_dir / "decoded" / f"{key}-v{_FORMAT}"
+
+
+def write(
+    folder: Path,
+    train: Part,
+    test: Part,
+    levels: int,
+    extra: Mapping[str, np.ndarray] | None = None,
+    label_names: Sequence[str] = (),
+) -> None:
+    """Writes a decoded dataset as `folder`, all or nothing.
+
+    `extra` may have group labels, "train_source" and "test_source", and class labels,
+    "train_label" and "test_label". A `Stream` is decoded while it is written, and may bring class
+    labels of its own. Where another process writes the same folder, its copy is waited for.
+
+    Raises:
+      OSError: the disk is full or `folder` can't be written.
+      DataError: from a stream.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
+        try:
+            partial.mkdir()
+            arrays = dict(extra or {})
+            for part, images in zip(_PARTS, (train, test), strict=True):
+                streamed = _save(partial / f"{part}.npy", images)
+                arrays |= {} if streamed is None else {f"{part}_label": streamed}
+            for name, array in arrays.items():
+                kind = np.int32 if name.endswith("_label") else array.dtype
+                _save(partial / f"{name}.npy", array.astype(kind))
+            _describe(partial, levels, label_names, [*_PARTS, *arrays])
+            files.sync(partial)
+            partial.rename(folder)
+            files.sync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save(path: Path, part: Part) -> np.ndarray | None:
+    """Writes `part` as .npy; returns the class labels that its blocks brought."""
+    labels: list[np.ndarray] = []
+    with files.durable(path) as file:
+        if isinstance(part, np.ndarray):
+            np.save(file, part, allow_pickle=False)
+            return None
+        header = {"descr": "|u1", "fortran_order": False, "shape": part.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        done, count = 0, part.shape[0]
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(part.what, total=count)
+            for images, label in part.blocks:
+                file.write(np.ascontiguousarray(images).data)
+                labels += [] if label is None else [label]
+                done += len(images)
+                bar.advance(task, len(images))
+    if done != count:
+        raise DataError(f"{part.what}: {done} images came; wanted {count}")
+    return np.concatenate(labels) if labels else None
+
+
+def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list[str]) -> None:
+    meta = {
+        "format": _FORMAT,
+        "levels": levels,
+        "fingerprint": fingerprint(_map(folder, "train"), _map(folder, "test"), levels),
+        "label_names": list(label_names),
+        "files": {f"{name}.npy": file_states.state(folder / f"{name}.npy") for name in names},
+    }
+    with files.durable(folder / _META) as file:
+        file.write(json.dumps(meta, indent=1).encode())
+
+
+def read(folder: Path, name: str) -> ImageData:
+    """Memory-maps the dataset that `write` left as `folder`; `name` goes into the result.
+
+    Raises:
+      DataError: the folder is damaged: a file is missing, cut short or has other content.
+    """
+    try:
+        meta = json.loads((folder / _META).read_bytes())
+        found = {file: _checked(folder / file, told) for file, told in meta["files"].items()}
+        train, test = (_map(folder, part) for part in _PARTS)
+        source, labels = (_per_image(folder, kind, meta) for kind in ("source", "label"))
+        names = tuple(meta["label_names"])
+        data = ImageData(
+            name, train, test, meta["levels"], meta["fingerprint"], source, labels, names
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "
+            "folder and run again to rebuild it"
+        ) from error
+    if found != meta["files"]:  # same content, other time (say, copied): don't hash it every time
+        with contextlib.suppress(OSError):
+            files.write_whole(folder / _META, json.dumps(meta | {"files": found}, indent=1))
+    return data
+
+
+def _checked(path: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of the file now. Raises ValueError where its content has changed."""
+    size = path.stat().st_size
+    if size != told["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, not {told['bytes']}")
+    found = file_states.state(path, told)
+    if found["sha256"] != told["sha256"]:
+        raise ValueError(f"the content of {path.name} has changed")
+    return found
+
+
+def _map(folder: Path, part: str) -> np.ndarray:
+    return np.asanyarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
+
+
+def _per_image(folder: Path, kind: str, meta: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    names = {part: f"{part}_{kind}.npy" for part in _PARTS}
+    there = {part: name for part, name in names.items() if name in meta["files"]}
+    return {part: np.load(folder / name) for part, name in there.items()} or None

@@ -1,0 +1,46 @@
+"""Whether files are still what they were: by size and time of change, and by sha256."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+AT_REST_S = 2.0  # file systems keep times to a second or two at worst
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 (hex) of a file, read now."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the size, time of change and sha256 of a file.
+
+    Where size and time are those of `known`, an earlier state, so is the sha256: the file is not
+    read.
+    """
+    stat = path.stat()
+    found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if known and found.items() <= known.items():
+        return dict(known)
+    return found | {"sha256": sha256(path)}
+
+
+def unread(paths: Iterable[Path]) -> str:
+    """Returns a digest (hex) of the files' paths, sizes and times, without reading them.
+
+    It waits until the last change is some seconds ago: a later one then has another time, also
+    that of the inode, which nobody can set.
+    """
+    running = hashlib.sha256()
+    youngest = 0.0
+    for path in paths:
+        stat = path.stat()
+        told = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        running.update(repr(told).encode())
+        youngest = max(youngest, stat.st_mtime, stat.st_ctime)
+    time.sleep(min(max(0.0, youngest + AT_REST_S - time.time()), AT_REST_S))
+    return running.hexdigest()
