@@ -13,7 +13,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench test test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench test test-thorough test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -36,14 +36,16 @@ ladder: install
 bench: install
 	$(BIN)/python -m experiments.benchmarks.speed --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
 
-# Most of the time of these is compiling programs that run once: they are compiled with few
-# optimisations, in less than half the time. The others compare with golden values or bit by bit, and
-# are compiled as users' programs are; so is everything by `.venv/bin/python -m pytest`.
-QUICK := tests/core tests/compression $(filter-out %/test_published.py,$(wildcard tests/nn/test_*.py))
+# Most of the time of the tests is compiling programs that run once: here they are compiled with few
+# optimisations, in less than half the time. Golden values ask for the usual ones themselves.
 test: install
 	VDM_JAX_TESTS_XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false" \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(QUICK))
+	  $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/thorough
+
+# The rest: several processes, kills, full disks, fuzzing, whole trainings; compiled as users'
+# programs are.
+test-thorough: install
+	VDM_JAX_TESTS_DEVICES=8 $(BIN)/python -m pytest -n 2 --dist loadfile tests/thorough
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
 test-oldest: $(OLDEST)/installed

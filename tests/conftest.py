@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the precision in which a test runs, and eight simulated devices."""
+"""Fixtures for all tests: the precision in which a test runs, and the simulated devices."""
 
 import atexit
 import os
@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# The Makefile says how many devices are simulated, and how programs are compiled.
+_DEVICES = os.environ.get("VDM_JAX_TESTS_DEVICES", "2")
 os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 {os.environ.get('VDM_JAX_TESTS_XLA_FLAGS', '')}"
+    f"--xla_force_host_platform_device_count={_DEVICES} "
+    f"{os.environ.get('VDM_JAX_TESTS_XLA_FLAGS', '')}"
 )
 # XLA on a CPU splits a convolution's sums among its threads, of which it starts one for each core
 # or device: this makes them as many in every process, or runs would differ in their last bits.
-os.environ["NPROC"] = "8"
+os.environ["NPROC"] = _DEVICES
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
