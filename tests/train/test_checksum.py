@@ -76,7 +76,7 @@ def test_flips_zeros_swaps_signs_and_payloads_of_nan_are_seen():
     nan = np.full(4096, np.nan, np.float32)
     other = nan.copy()
     other.view(np.uint32)[1] ^= 1
-    damaged = [ones, zeroed, halves, np.roll(halves, 2048), halves[::-1].copy(), ones[:-1]]
+    damaged = [ones, zeroed, halves, np.roll(halves, 2048), ones[:-1]]
     damaged += [0 * ones, -0.0 * ones, nan, other]
     for bit in range(64):
         flipped = ones.copy()

@@ -98,13 +98,19 @@ def test_a_long_computation_is_waited_for_and_can_be_left(stop):
 
 
 def test_the_handlers_are_those_of_before_also_after_an_error(stop):
-    with pytest.raises(ZeroDivisionError), stop.noted(print):
+    with stop.noted(print):
         assert all(signal.getsignal(n) is not signal.default_int_handler for n in SIGNALS)
+    with pytest.raises(ZeroDivisionError), stop.noted(print):
         raise ZeroDivisionError
-    with pytest.raises(KeyboardInterrupt) as raised:
+    assert all(signal.getsignal(n) is signal.default_int_handler for n in SIGNALS)
+
+    def block():
         with signals.deferred():
             press()
             raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        block()
     assert isinstance(raised.value.__context__, ZeroDivisionError)
 
 

@@ -181,7 +181,7 @@ def test_skipped_steps_are_noted_with_their_key_and_left_out_of_the_mean(tmp_pat
 def test_after_too_many_in_a_row_the_state_before_them_is_saved(tmp_path):
     fake = Fake(skipped={2: 1, 3: 2, 4: 3, 5: 3, 6: 3, 7: 3})
     with pytest.raises(
-        loop.TrainingError, match="from step . on, 3 steps in a row .*learning_rate"
+        loop.TrainingError, match=r"from step . on, 3 steps in a row .*learning_rate"
     ):
         fake.train(tmp_path, loop.Plan(12, 1, 1, 12, 12, 12, 3))
     assert fake.events[-1] == ("save", 2) and int(fake.last.skipped) == 0
@@ -193,6 +193,6 @@ def test_a_state_with_more_skipped_steps_than_are_borne_ends_the_run(tmp_path):
     """As where the limit was lowered; a state that is no newer isn't saved."""
     fake = Fake(skipped=dict.fromkeys(range(10, 20), 8))
     fake.newest = 10
-    with pytest.raises(loop.TrainingError, match="8 steps in a row .* newest checkpoint is of 10"):
+    with pytest.raises(loop.TrainingError, match=r"8 steps in a row .* newest checkpoint is of 10"):
         fake.train(tmp_path, loop.Plan(20, 1, 1, 20, 20, 20, 3), first=10, skipped=8)
     assert not [event for event in fake.events if event[0] == "save"]

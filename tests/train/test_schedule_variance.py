@@ -42,8 +42,8 @@ def terms_of(model, params, batch, key, dropout=True):
     return vdm.elbo(key_elbo, batch["images"])
 
 
-def update(model, optimizer, batch, accumulate=1):
-    training = step.Training(model, optimizer, 0.9, jax.random.key(1), accumulate)
+def update(model, optimizer, batch):
+    training = step.Training(model, optimizer, 0.9, jax.random.key(1))
     return jax.jit(lambda state: step.update(state, batch, training))
 
 
@@ -87,7 +87,7 @@ def assert_close(a, b, rtol):
     )
 
 
-def test_dropout_is_that_of_the_bound_and_accumulation_works():
+def test_dropout_is_that_of_the_bound():
     model, key = monotone_model(), jax.random.key(5)
     params = model.init(jax.random.key(0))
     got, terms = jax.jit(variance.gradient(model))(params, one_batch(), key)
@@ -97,11 +97,8 @@ def test_dropout_is_that_of_the_bound_and_accumulation_works():
         return terms.total.mean() / (4 * np.log(2)), terms
 
     plain, expected = jax.jit(jax.grad(mean, has_aux=True))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), terms, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), terms, expected)
     assert_close(got["score_model"], plain["score_model"], 1e-4)
-    state = step.init_state(model, optax.sgd(0.1), key)
-    _, metrics = update(model, optax.sgd(0.1), one_batch(), accumulate=4)(state)
-    assert np.isfinite(metrics["bpd"]) and metrics["grad_norm"] > 0
 
 
 def test_curvature_is_the_second_derivative(x64):
@@ -123,7 +120,7 @@ def test_it_costs_no_second_backward_pass_through_the_network():
     def flops(model):
         state = jax.eval_shape(lambda key: step.init_state(model, optax.sgd(0.1), key),
                                jax.random.key(0))  # fmt: skip
-        return update(model, optax.sgd(0.1), batch).lower(state).compile().cost_analysis()["flops"]
+        return update(model, optax.sgd(0.1), batch).lower(state).cost_analysis()["flops"]
 
     assert flops(model) < 1.05 * flops(model._replace(end_points=None))
 

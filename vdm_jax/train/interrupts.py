@@ -60,7 +60,7 @@ class Stop:
             yield
 
     def vote(self) -> Vote:
-        """Returns the signal that this process or another has noted, 0 if none: to be `heed`ed later.
+        """Returns the signal that any process has noted, 0 if none: to be `heed`ed later.
 
         It is on its way like a step's metrics, and waits for no other process.
         """

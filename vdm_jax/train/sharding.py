@@ -33,7 +33,7 @@ SMALL = 2**14
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1) -> Mesh:
-    """Returns a mesh ("data", "fsdp") over the given devices, by default all; `shard_params` in "fsdp".
+    """Returns a mesh ("data", "fsdp") over the devices, by default all; `shard_params` in "fsdp".
 
     Raises ValueError unless `shard_params` divides the number of devices.
     """
