@@ -1,182 +1,113 @@
-"""Whole runs: what they leave behind, and that a stop changes nothing."""
+"""A run: what it leaves, that a stop in the middle of a call changes nothing, and its memory."""
 
 import json
+import shutil
 import signal
-import subprocess
-import time
 
-import jax
 import numpy as np
 import pytest
-from commands import ROOT, TINY, command, environment, refused, run
+import tiny
+from ml_collections import ConfigDict
 from PIL import Image
-from tiny import assert_same_run, last_state
 
-from vdm_jax.run import lock
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = run("digits", f"--workdir={workdir}", *TINY)
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+from vdm_jax.errors import UserError
+from vdm_jax.run import cli, defaults, training
+from vdm_jax.train import memory
+from vdm_jax.train.logging import read_metrics
 
 
-def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(undisturbed):
-    workdir, out = undisturbed
-    result = json.loads((workdir / "result.json").read_text())
-    assert result["split"] == "test" and result["num_images"] == 360 and result["step"] == 60
+def config_of(workdir, **changes):
+    """The settings of a run, with changes as train__steps=3."""
+    config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(digits_run):
+    result = tiny.strict_json(digits_run / "result.json")
+    assert (result["split"], result["num_images"], result["step"]) == ("test", 360, 60)
     assert 0 < result["bpd_standard_error"] < 1 < result["bpd"] < 5
     parts = result["reconstruction"] + result["prior"] + result["diffusion"]
     assert result["bpd"] == pytest.approx(parts)
-    assert f"{result['bpd']:.4f} ± {result['bpd_standard_error']:.4f}" in out.splitlines()[-1]
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["split"] == "train"] == [10, 20, 30, 40, 50, 60]
-    assert [x["step"] for x in lines if x["split"] == "test"] == [60]
-    for line in lines:
-        assert line["bpd"] == pytest.approx(
-            line["reconstruction"] + line["prior"] + line["diffusion"], rel=1e-5
-        )
-    with Image.open(workdir / "samples" / "00000060.png") as picture:
+    lines = read_metrics(digits_run / "metrics.jsonl")
+    assert [(line["step"], line["split"]) for line in lines] == [(60, "train"), (60, "test")]
+    assert lines[1]["bpd"] == result["bpd"] and lines[0]["steps_per_second"] > 0
+    with Image.open(digits_run / "samples" / "00000060.png") as picture:
         assert np.asarray(picture).std() > 10
-    assert Image.open(workdir / "loss.png").size[0] > 300
-    assert list((workdir / "tensorboard").iterdir())
-    config = json.loads((workdir / "config.json").read_text())
+    assert Image.open(digits_run / "loss.png").size[0] > 300
+    assert list((digits_run / "tensorboard").iterdir())
+    config = tiny.strict_json(digits_run / "config.json")
     assert config["config"]["train"]["steps"] == 60 and len(config["data"]["fingerprint"]) == 64
-    assert "step 60/60" in out and "recon" in out
+    assert config["data"]["event_shape"] == [8, 8, 1] and config["data"]["levels"] == 17
 
 
-def life(workdir, number, after, *arguments, meanwhile=lambda: None):
-    """Begin the run; once its checkpoint of step `after` appears, end it by a signal."""
-    process = subprocess.Popen(
-        command("digits", f"--workdir={workdir}", *TINY, *arguments),
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Where the tests run in the background, a shell has switched the signal off.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list((workdir / "checkpoints").glob(f"{after}*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    meanwhile()
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err, err
-    return process.returncode, out, err
-
-
-def test_a_run_that_is_stopped_by_each_signal_goes_on_as_if_nothing_had_happened(
-    undisturbed, tmp_path
+@pytest.mark.usefixtures("compiled_once")
+def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(
+    digits_run, tmp_path, capsys
 ):
-    """SIGKILL right after a checkpoint appears; SIGTERM and Ctrl-C save at the step they find."""
-    workdir = tmp_path / "stopped"
-    assert life(workdir, signal.SIGKILL, 10)[0] == -signal.SIGKILL
-
-    code, out, err = life(workdir, signal.SIGTERM, 20)
-    assert code == 0 and "error" not in err, err
-    assert "SIGTERM: saving and stopping" in out
-    last = out.splitlines()[-1]
-    saved = last_state(workdir)[0]
-    assert last == f"terminated (SIGTERM); the same command goes on at {saved}"
-    assert saved >= 20
-
-    code, out, err = life(workdir, signal.SIGINT, 40)
-    assert code == 130
-    saved = last_state(workdir)[0]
-    assert err == f"error: interrupted; the same command goes on at {saved}\n" and saved >= 40
-    assert "press Ctrl-C again to stop at once" in out
-
-    assert not (workdir / "result.json").exists()
-    done = run("digits", f"--workdir={workdir}", *TINY)
-    assert done.returncode == 0, done.stderr
-    assert f"going on from step {saved}" in done.stdout
-    assert_same_run(undisturbed[0], workdir)
-    lines = [(w / "metrics.jsonl").read_text().splitlines() for w in (undisturbed[0], workdir)]
-    ends = [json.loads(x[-1]) for x in lines]
-    assert ends[0] == ends[1] and ends[0]["split"] == "test"
+    """33 is no multiple of steps_per_call; and a finished run is only evaluated again."""
+    training.train(config_of(digits_run, train__steps=33, eval__every=33), tmp_path)
+    for said in ("going on from step 33", "going on from step 60"):
+        training.train(config_of(digits_run), tmp_path)
+        assert said in capsys.readouterr().out
+        tiny.assert_same_run(digits_run, tmp_path)
 
 
-def test_a_folder_holds_one_run_at_a_time(tmp_path):
-    refusals = []
-
-    def second():
-        refusals.append(refused("digits", f"--workdir={tmp_path}", *TINY))
-
-    long = ("--config.train.steps=1000000", "--config.eval.every=1000000")
-    code, out, _ = life(
-        tmp_path, signal.SIGTERM, 20, *long, "--config.sample.every=1000000", meanwhile=second
-    )
-    assert code == 0, out
-    assert f"--workdir={tmp_path} is in use by another run (process " in refusals[0]
-    assert "give another workdir" in refusals[0]
-    with lock.owned(tmp_path):  # the system let it go with the process
-        pass
+def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_path):
+    workdir = shutil.copytree(digits_run, tmp_path / "w")
+    with tiny.one_device(), pytest.raises(UserError, match=r"\(config.optimizer.b1: 0.9 -> 0.8\)"):
+        training.train(config_of(digits_run, optimizer__b1=0.8), workdir)
+    assert json.loads((workdir / "config.json").read_text())["config"]["optimizer"]["b1"] == 0.9
 
 
-def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(undisturbed, tmp_path):
-    """42 is no multiple of steps_per_call, and the learning rate follows decay_steps alone."""
-    steps = [a for a in TINY if "train.steps=" not in a]
-    keep = "--config.optimizer.decay_steps=60"
-    first = run("digits", f"--workdir={tmp_path}", *steps, "--config.train.steps=42", keep)
-    assert first.returncode == 0, first.stderr
-    second = run("digits", f"--workdir={tmp_path}", *steps, "--config.train.steps=60", keep)
-    assert second.returncode == 0, second.stderr
-    assert "going on from step 42" in second.stdout
-    assert_same_run(undisturbed[0], tmp_path)
+def test_what_may_differ_is_in_every_configuration():
+    known = {f"config.{name}" for name in defaults.get_config().to_dict()}
+    fields = {
+        f"config.{part}.{name}"
+        for part, settings in defaults.get_config().items()
+        if isinstance(settings, ConfigDict)
+        for name in settings
+    }
+    assert known and set(training.MAY_DIFFER) <= fields
+    assert "config.train.steps" in training.MAY_DIFFER
+    assert "config.train.batch_size" not in training.MAY_DIFFER
 
 
-def test_a_finished_run_is_only_evaluated_again(undisturbed):
-    workdir, _ = undisturbed
-    before = json.loads((workdir / "result.json").read_text())
-    done = run("digits", f"--workdir={workdir}", *TINY)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((workdir / "result.json").read_text()) == before
+def test_a_signal_outside_the_loop_ends_the_run_and_says_where_it_goes_on(digits_run, tmp_path):
+    for folder, again in (
+        (digits_run / "checkpoints", "the same command goes on at 60"),
+        (tmp_path / "none", "the same command starts anew: there is no checkpoint yet"),
+    ):
+        with pytest.raises(cli.Interrupted, match=again) as found, training._stopping(folder):
+            signal.raise_signal(signal.SIGTERM)
+        assert found.value.number == signal.SIGTERM
+    with pytest.raises(cli.Interrupted) as found, training._stopping(tmp_path):
+        raise KeyboardInterrupt
+    assert found.value.number == signal.SIGINT
 
 
-def test_other_settings_on_the_same_workdir_are_refused_by_name(undisturbed):
-    workdir, _ = undisturbed
-    done = run("digits", f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
-    assert done.returncode == 2
-    difference, line = done.stderr.splitlines()
-    assert difference == "  config.optimizer.b1: 0.9 -> 0.8"
-    assert line.startswith(f"error: the run in {workdir} was started with other settings. Give the")
-    assert last_state(workdir)[0] == 60
-
-
-def test_a_diverging_run_stops_before_its_first_bad_step(tmp_path):
-    line = refused(
-        "digits", f"--workdir={tmp_path}", *TINY, "--config.optimizer.learning_rate=1e30",
-        "--config.train.max_skipped=3", "--config.train.log_every=1",
-    )  # fmt: skip
-    assert "from step 2 on, 3 steps in a row" in line and "learning_rate" in line
-    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    skipped = [line for line in lines if line["split"] == "skipped"]
-    assert [line["step"] for line in skipped] == [2, 3, 4]
-    found = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert found["step"] == 2 and found["key"] == skipped[0]["key"] and found["in_a_row"] == 3
-    step, state = last_state(tmp_path)
-    assert step == 2 and int(state["step"]) == 2 and int(state["skipped"]) == 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-
-
-def test_the_paper_s_network_trains_from_an_npz_file(tmp_path):
-    """U-Net, monotone schedule, augmentation, accumulation, discrete time, other image sizes."""
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, 6 * 6 * 2).reshape(1, 6, 6, 2)
-    images = (ramp + rng.integers(0, 56, (60, 1, 1, 1))).astype(np.uint8)
-    np.savez(tmp_path / "ramps.npz", train=images[:40], test=images[40:])
-    done = run(
-        "cifar10", f"--workdir={tmp_path / 'w'}", "--config=experiments/configs/cifar10.py:tiny",
-        "--config.data.name=arrays", f"--config.data.path={tmp_path / 'ramps.npz'}",
-        f"--config.data.dir={tmp_path / 'cache'}", "--config.data.augment=flip_rot90",
-        "--config.model.gamma=monotone", "--config.model.num_blocks=1",
-        "--config.model.num_steps=10", "--config.model.head=levels",
-        "--config.train.steps=4", "--config.train.accumulate=2", "--config.train.batch_size=4",
-        "--config.eval.batch_size=7", "--config.sample.num_steps=3", "--config.sample.count=3",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "w" / "result.json").read_text())
-    assert result["num_images"] == 20 and result["data"]["event_shape"] == [6, 6, 2]
-    assert 0 < result["bpd"] < 60
+@pytest.mark.parametrize(
+    ("free", "most", "out", "warned", "refused"),
+    [
+        (3, 4, "needs about 2.0 GiB per device of 3.0 GiB\n", False, False),
+        (1, 4, "needs about 2.0 GiB per device of 1.0 GiB\n", True, False),
+        (1, 1.5, "out of memory: a step needs about 2.0 GiB per device of 1.0 GiB", False, True),
+        (None, None, "needs about 2.0 GiB per device\n", False, False),
+    ],
+)
+def test_what_a_step_needs_is_said_before_the_first(
+    free, most, out, warned, refused, monkeypatch, capsys
+):
+    room = None if free is None else memory.Room(int(free * 2**30), int(most * 2**30))
+    monkeypatch.setattr(memory, "need", lambda compiled: 2 * 2**30)
+    monkeypatch.setattr(memory, "room", lambda device: room)
+    config = defaults.get_config()
+    config.model.network = "unet" if warned else "mlp"
+    if refused:
+        with pytest.raises(UserError, match=f"{out}. Less is needed with a larger .*batch_size"):
+            training._check_room(config, None)
+        return
+    training._check_room(config, None)
+    said = capsys.readouterr().out
+    assert said.startswith(out) and ("warning" in said) == warned == ("remat=blocks" in said)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vdm_jax.train import restoring
+from vdm_jax.train.checkpoint import complete_steps
 
 HERE = Path(__file__).parent
 
@@ -29,4 +29,4 @@ def test_fifty_kills_at_any_moment_of_a_save_cost_no_finished_step(tmp_path):
         finished = max([finished] + [line.get("restored", line.get("saved", 0)) for line in life])
         in_the_middle += "saving" in life[-1] or "restored" in life[-1]
     assert in_the_middle > 40
-    assert restoring.complete_steps(tmp_path / "c")[-1] >= finished
+    assert complete_steps(tmp_path / "c")[-1] >= finished

@@ -1,263 +1,286 @@
+"""Saving and restoring: the same bits or one line that names what is wrong."""
+
 import os
+import shutil
 import signal
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import assert_equal, mlp_model
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from toy import assert_equal
 
-from vdm_jax.train import optimizer, sharding, step
+from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
+    DamagedError,
     SettingsError,
+    complete_steps,
     load_params,
 )
-from vdm_jax.train.settings import differences
+from vdm_jax.train.step import TrainState
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
 
 
-def state_at(number, mesh=None):
-    adamw = optimizer.make(1e-3)
-    state = step.init_state(mlp_model(), adamw, jax.random.key(number))
-    state = state._replace(step=jnp.int32(number))
-    return jax.device_put(state, sharding.replicated(mesh or sharding.make_mesh()))
+def state_at(step, devices=1):
+    """A state of every dtype; its EMA parameters are others than its parameters."""
+    rng = np.random.default_rng(step)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(32, 40)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16),
+        "mask": jnp.array([True, False, True]),
+    }
+    ema = {**params, "kernel": params["kernel"] + step}
+    whole = TrainState(jnp.int32(step), params, ema, {"mu": params["kernel"] / 2}, jnp.int32(0))
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    whole = jax.device_put(whole, sharding.replicated(mesh))
+    if devices > 1:
+        split = jax.device_put(params["kernel"], NamedSharding(mesh, P(None, "data")))
+        whole = whole._replace(params={**whole.params, "kernel": split})
+    return whole
 
 
-def test_what_is_saved_comes_back_bit_for_bit_in_a_new_process_shape(tmp_path):
-    eight, one = sharding.make_mesh(), sharding.make_mesh(jax.devices()[:1])
-    saved = Checkpoints(tmp_path / "c", META)
-    saved.save(7, state_at(7, eight))
-    saved.close()
-    restored = Checkpoints(tmp_path / "c", META).restore(state_at(0, one))
-    assert_equal(jax.device_get(restored), jax.device_get(state_at(7)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(restored, state_at(0, one))
-    assert type(restored) is step.TrainState
-    assert jax.tree.leaves(restored)[0].sharding == sharding.replicated(one)
+def saved(folder, *steps, **options):
+    """The folder with the states of these steps."""
+    with Checkpoints(folder, META, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_at(step))
+    return folder
 
 
-def test_the_newest_few_are_kept_and_any_of_them_can_be_restored(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META, keep=2)
-    for number in (1, 2, 3):
-        checkpoints.save(number, state_at(number))
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path / "c", META, keep=2)
-    assert checkpoints.latest_step() == 3
-    assert int(checkpoints.restore(state_at(0)).step) == 3
-    assert int(checkpoints.restore(state_at(0), 2).step) == 2
-    with pytest.raises(CheckpointError, match="no checkpoint of step 1 in"):
-        checkpoints.restore(state_at(0), 1)
+def restore(folder, meta=META, devices=1, **options):
+    with Checkpoints(folder, meta, **options) as checkpoints:
+        return checkpoints.restore(state_at(0, devices))
 
 
-def test_a_step_that_is_not_newer_is_an_error_and_not_silence(tmp_path):
+def refusal(kind, call, *arguments, **options):
+    """The one line of an error of exactly this kind."""
+    with pytest.raises(CheckpointError) as error:
+        call(*arguments, **options)
+    assert type(error.value) is kind and "\n" not in str(error.value), error.value
+    return str(error.value)
+
+
+def files(folder):
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def test_the_newest_few_are_kept_and_the_newest_comes_back_bit_for_bit(tmp_path):
+    folder = saved(tmp_path / "c", 1, 2, 10, keep=2)
+    assert complete_steps(folder) == [2, 10]
+    for devices in (1, 2):  # wherever it was saved
+        state = restore(folder, devices=devices)
+        assert type(state) is TrainState
+        assert_equal(state, state_at(10))
+        wanted = state_at(0, devices)
+        assert jax.tree.map(lambda x: (x.dtype, x.sharding), state) == jax.tree.map(
+            lambda x: (x.dtype, x.sharding), wanted
+        )
+
+
+def test_a_step_that_is_not_newer_is_refused_and_nothing_restored_from_nothing(tmp_path):
+    with Checkpoints(tmp_path / "c", META) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert "no checkpoint in" in refusal(CheckpointError, checkpoints.restore, state_at(0))
+        checkpoints.save(5, state_at(5))
+        for step in (5, 4):
+            said = refusal(CheckpointError, checkpoints.save, step, state_at(step))
+            assert f"of step {step} was not written" in said and "holds step 5 already" in said
+
+
+def test_ctrl_c_in_the_middle_of_a_save_takes_effect_after_it(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(5, state_at(5))
-    for number in (4, 5):
-        with pytest.raises(CheckpointError, match=f"step {number} was not written .* step 5"):
-            checkpoints.save(number, state_at(number))
-    checkpoints.close()
-
-
-def test_ctrl_c_in_the_middle_of_a_save_takes_effect_behind_it(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    save, reached = checkpoints._manager.save, []
+    save = checkpoints._manager.save
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         save(*args, **kwargs)
-        reached.append(True)
 
     monkeypatch.setattr(checkpoints._manager, "save", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(3, state_at(3))
-        assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     checkpoints.close()
-    assert_equal(
-        jax.device_get(Checkpoints(tmp_path / "c", META).restore(state_at(0))),
-        jax.device_get(state_at(3)),
-    )
+    assert_equal(restore(tmp_path / "c"), state_at(3))
 
 
-def test_an_empty_folder_has_nothing_to_restore(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    assert checkpoints.latest_step() is None
-    with pytest.raises(CheckpointError, match="no checkpoint in"):
-        checkpoints.restore(state_at(0))
+# ---- settings ----
 
 
-def test_another_run_s_checkpoint_is_refused_with_the_difference_by_name(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(1, state_at(1))
-    checkpoints.close()
-    other = {"config": {"seed": 2, "train": {"steps": 10}}, "data": {"fingerprint": "cd"}}
-    with pytest.raises(SettingsError, match="was started with other settings") as error:
-        Checkpoints(tmp_path / "c", other).restore(state_at(0))
-    assert error.value.differences == ["config.seed: 1 -> 2", "data.fingerprint: ab -> cd"]
-    assert "\n" not in str(error.value)
+def test_another_run_s_checkpoint_is_refused_with_each_difference_by_name(tmp_path, capsys):
+    folder = saved(tmp_path / "c", 1)
+    other = {"config": {"seed": 2, "train": {"steps": 99}}, "data": META["data"]}
+    said = refusal(SettingsError, restore, folder, other)
+    assert f"the run in {tmp_path} was started with other settings" in said
+    assert "(config.seed: 1 -> 2; config.train.steps: 10 -> 99)" in said
+    assert "--allow_config_change" in said
+    said = refusal(SettingsError, restore, folder, other, may_differ=("config.train.steps",))
+    assert "(config.seed: 1 -> 2)" in said
+    more = {**META, "new": 3}  # which an older run doesn't have
+    assert int(restore(folder, more, defaults={"new": 3}).step) == 1
+    assert "(new: 4 -> 3)" in refusal(SettingsError, restore, folder, more, defaults={"new": 4})
+    assert capsys.readouterr().out == ""
+    with Checkpoints(folder, other, allow_change=True) as checkpoints:
+        assert int(checkpoints.restore(state_at(0)).step) == 1
+        checkpoints.save(2, state_at(2))  # from here on these are the settings of the run
+    told = "  config.seed: 1 -> 2\n  config.train.steps: 10 -> 99\n"
+    assert capsys.readouterr().out == told
+    assert int(restore(folder, other).step) == 2
 
 
-def test_other_settings_are_told_and_taken_where_that_is_allowed(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(1, state_at(1))
-    checkpoints.close()
-    other = {**META, "config": {"seed": 2, "train": {"steps": 10}}}
-    changed, said = Checkpoints(tmp_path / "c", other, allow_change=True), []
-    assert int(changed.restore(state_at(0), say=said.append).step) == 1
-    assert said == ["  config.seed: 1 -> 2"]
-    changed.save(2, state_at(2))  # from here on the new ones are those of the run
-    changed.close()
-    assert int(Checkpoints(tmp_path / "c", other).restore(state_at(0)).step) == 2
-    with pytest.raises(SettingsError):
-        Checkpoints(tmp_path / "c", META).restore(state_at(0))
+def shapes(change=lambda params: params):
+    return jax.eval_shape(lambda: change(state_at(0).params))
 
 
-def test_what_may_differ_may_differ(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(1, state_at(1))
-    checkpoints.close()
-    longer = {**META, "config": {"seed": 1, "train": {"steps": 99}}}
-    restored = Checkpoints(tmp_path / "c", longer, may_differ=("config.train.steps",)).restore(
-        state_at(0)
-    )
-    assert int(restored.step) == 1
-
-
-@pytest.mark.parametrize("victim", ["state", "meta"])
-def test_a_damaged_checkpoint_is_named_in_one_line(tmp_path, victim):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(3, state_at(3))
-    checkpoints.close()
-    for file in (tmp_path / "c" / "3" / victim).rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"is damaged .*others there: none") as error:
-        Checkpoints(tmp_path / "c", META).restore(state_at(0))
-    assert str(tmp_path / "c" / "3") in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_model_of_another_shape_is_refused(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    checkpoints.save(3, {"w": np.zeros(3), "v": np.zeros(2)})
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    for other, message in (
-        ({"w": np.zeros(4), "v": np.zeros(2)}, r"w of .*3 is float64\[3\], .* for float64\[4\]"),
-        ({"w": np.zeros(3, np.int32), "v": np.zeros(2)}, r"w of .*float64\[3\], .* for int32\[3\]"),
-        ({"w": np.zeros(3)}, r"v of .*float64\[2\], .* for absent"),
-        ({"u": np.zeros(1), "w": np.zeros(3), "v": np.zeros(2)}, r"u of .*absent, .* for float64"),
+def test_another_model_is_refused_by_its_first_leaf(tmp_path):
+    folder = saved(tmp_path / "c", 3)
+    for change, said in (
+        (lambda p: {**p, "mask": p["mask"][1:]}, "mask of {} is bool[3], .* for bool[2]"),
+        (lambda p: {**p, "mask": p["mask"] + 1}, "mask of {} is bool[3], .* for int32[3]"),
+        (lambda p: {"kernel": p["kernel"], "mask": p["mask"]}, "bias of {} .*[8], .* for absent"),
+        (lambda p: {**p, "a": {"b": p["bias"]}}, "a/b of {} is absent, .* for bfloat16[8]"),
     ):
-        with pytest.raises(CheckpointError, match=message) as error:
-            checkpoints.restore(other, allow_fallback=True)  # which it isn't for
-        assert type(error.value) is CheckpointError and "\n" not in str(error.value)
+        said = said.format(folder / "3").replace("[", r"\[")
+        with pytest.raises(CheckpointError, match=f"the parameter {said}"):
+            load_params(folder, shapes(change), sharding.make_mesh(jax.devices()[:1]))
+        other = state_at(0)._replace(params=change(state_at(0).params))
+        with Checkpoints(folder, META, allow_fallback=True) as checkpoints:  # which it isn't for
+            for call in (checkpoints.check, checkpoints.restore):
+                with pytest.raises(CheckpointError, match=f"the parameter params/{said}") as error:
+                    call(other)
+                assert type(error.value) is CheckpointError
 
 
-def test_differences_names_leaves_on_either_side():
-    found = dict(differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}))
-    assert found == {
-        "a.c": "a.c: 2 -> unset",
-        "a.d": "a.d: unset -> 3",
-    }
-
-
-# ---- load_params: parameters without the run they are of ----
-
-
-def shapes():
-    return jax.eval_shape(mlp_model().init, jax.random.key(0))
-
-
-def load(folder, expected=None, step=None):
-    expected = shapes() if expected is None else expected
-    return load_params(folder, expected, sharding.make_mesh(), step)
-
-
-@pytest.fixture
-def three(tmp_path):
-    """A folder with the states 1, 2 and 10; each has its own parameters, and others as EMA."""
-    checkpoints = Checkpoints(tmp_path / "c", META)
-    for number in (1, 2, 10):
-        state = state_at(number)
-        ema = jax.tree.map(lambda leaf, n=number: leaf + n, state.ema_params)
-        checkpoints.save(number, state._replace(ema_params=ema))
-    checkpoints.close()
-    return tmp_path / "c"
-
-
-@pytest.mark.parametrize(("asked", "step"), [(None, 10), (2, 2), (1, 1)])
-def test_parameters_are_the_ema_of_the_step_asked_for_or_the_newest(three, asked, step):
-    found, params = load(three, step=asked)
-    assert found == step  # as numbers: 10 is newer than 2
-    params_then = jax.device_get(state_at(step).params)
-    assert_equal(jax.device_get(params), jax.tree.map(lambda leaf: leaf + step, params_then))
-    leaf = jax.tree.leaves(params)[0]
-    assert leaf.sharding == sharding.replicated(sharding.make_mesh())
-
-
-def test_parameters_of_a_step_that_is_not_there(three, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 in .*there: 1, 2, 10\.$"):
-        load(three, step=3)
+def test_parameters_are_the_average_of_the_step_asked_for_or_the_newest(tmp_path):
+    folder, mesh = saved(tmp_path / "c", 1, 2, 10), sharding.make_mesh(jax.devices()[:2])
+    for asked, step in ((None, 10), (2, 2)):  # as numbers: 10 is newer than 2
+        found, params = load_params(folder, shapes(), mesh, asked)
+        assert found == step
+        assert_equal(params, state_at(step).ema_params)
+        assert params["kernel"].sharding == sharding.replicated(mesh)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*empty; there: none\.$"):
-        load(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match=r"no folder .*nowhere with checkpoints"):
-        load(tmp_path / "nowhere")
+    for where, asked, said in (
+        (folder, 3, "no checkpoint of step 3 in {}; there: 1, 2, 10."),
+        (tmp_path / "empty", None, "no checkpoint in {}; there: none."),
+        (tmp_path / "nowhere", None, "there is no folder {} with checkpoints."),
+    ):
+        found = refusal(CheckpointError, load_params, where, shapes(), mesh, asked)
+        assert found == said.format(where)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_parameters_of_another_model_are_refused_by_the_first_leaf(three):
-    expected = shapes()
-    names = sorted(
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(expected)
+# ---- damage ----
+
+
+def other_arrays(folder, change):
+    """A whole, sealed checkpoint whose arrays are those of another state."""
+    donor = folder.parent / "donor"
+    with Checkpoints(donor, META) as checkpoints:
+        checkpoints.save(7, change(state_at(7)))
+    shutil.rmtree(folder / "7" / "state")
+    shutil.copytree(donor / "7" / "state", folder / "7" / "state")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "change"),
+    [
+        ("params/kernel", lambda s: s.params["kernel"].at[8:16].set(0)),
+        ("params/mask", lambda s: ~s.params["mask"]),
+        ("ema_params/bias", lambda s: -s.ema_params["bias"]),
+        ("ema_params/kernel", lambda s: s.params["kernel"]),
+    ],
+)
+def test_what_orbax_restores_without_complaint(leaf, change, tmp_path):
+    folder, (tree, name) = saved(tmp_path / "c", 7), leaf.split("/")
+    other_arrays(folder, lambda s: s._replace(**{tree: {**getattr(s, tree), name: change(s)}}))
+    for devices in (1, 2):
+        said = refusal(DamagedError, restore, folder, devices=devices)
+        assert f"{folder / '7'} is damaged ({leaf} has other bits than were saved)" in said
+    load = (load_params, folder, shapes(), sharding.make_mesh(jax.devices()[:1]))
+    if tree == "ema_params":
+        assert f"{leaf} has other bits" in refusal(DamagedError, *load)
+    else:  # of these nothing has changed
+        assert_equal(load[0](*load[1:])[1], state_at(7).ema_params)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is damaged"),
+        ('{"config": {"seed": 1}}', "it lacks its checksums"),  # as they once were
+        ("null", "it lacks its checksums"),
+        ('{"leaves": {}}', "its record of settings and checksums has changed"),
+        ('{"settings": {}, "leaves": {}, "sha256": "00"}', "has changed since it was saved"),
+        (None, "has changed since it was saved"),  # another seed is damage, no other setting
+    ],
+)
+def test_a_record_that_is_none(content, said, tmp_path):
+    folder = saved(tmp_path / "c", 5, 7)
+    file = folder / "7" / "meta" / "metadata"
+    file.write_text(
+        file.read_text().replace('"seed": 1', '"seed": 2') if content is None else content
     )
-
-    def refusal(change):
-        other = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: change(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-            expected,
-        )
-        with pytest.raises(CheckpointError) as error:
-            load(three, other, step=2)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    def wider(name, leaf, wanted):
-        return jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype) if name in wanted else leaf
-
-    have = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
-    }
-    for wanted in ([names[0]], names[3:], [names[-1]]):
-        message = refusal(lambda name, leaf, w=wanted: wider(name, leaf, w))
-        first, shape = wanted[0], have[wanted[0]]
-        said = [f"float32[{','.join(map(str, each))}]" for each in (shape, (3, *shape))]
-        assert f"the parameter {first} of {three / '2'} is {said[0]}, but" in message
-        assert f"the configuration calls for {said[1]}:" in message
+    found = refusal(DamagedError, restore, folder)
+    assert said in found and "; others there: 5. With --allow_fallback" in found
 
 
-def test_a_leaf_on_one_side_only_is_absent_on_the_other(three):
-    more, fewer = shapes(), shapes()
-    more["score_model"]["zusatz"] = {"bias": jax.ShapeDtypeStruct((5,), np.float32)}
-    with pytest.raises(CheckpointError, match=r"score_model/zusatz/bias .* is absent, .*32\[5\]"):
-        load(three, more)
-    del fewer["gamma"]
-    with pytest.raises(CheckpointError, match=r"gamma/b of .* is float32\[\], .* calls for absent"):
-        load(three, fewer)
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "c", 7)
+    for error in (PermissionError(13, "Permission denied", "somewhere"), MemoryError("too large")):
+        checkpoints = Checkpoints(folder, META, allow_fallback=True)
+
+        def refuse(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        assert "can't be read (" in refusal(CheckpointError, checkpoints.restore, state_at(0))
 
 
-def test_a_damaged_checkpoint_leaves_the_others_to_choose_from(three):
-    for file in (three / "10" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"is damaged .*others there: 1, 2\.") as error:
-        load(three)
-    assert "\n" not in str(error.value)
-    assert load(three, step=2)[0] == 2
+def spoil(folder, step):
+    for file in files(folder / str(step) / "state"):
+        file.write_bytes(file.read_bytes()[:-3])
+
+
+def test_the_newest_good_one_is_taken_and_damaged_ones_are_kept_aside(tmp_path, capsys):
+    folder, aside = saved(tmp_path / "c", 3, 5, 7), tmp_path / "damaged"
+    spoil(folder, 7)
+    (folder / "5" / "meta" / "metadata").write_text("{}")
+    before = [file.read_bytes() for file in files(folder / "7")]
+    assert "c/7 is damaged (" in refusal(DamagedError, restore, folder)
+    with Checkpoints(folder, META, allow_fallback=True) as checkpoints:
+        checkpoints.check(state_at(0))  # whose record is whole
+        assert_equal(checkpoints.restore(state_at(0)), state_at(3))
+        said = capsys.readouterr().out.splitlines()
+        assert [line.split(" is damaged (")[0] for line in said] == [
+            f"the checkpoint {folder / '7'}", f"the checkpoint {folder / '5'}",
+        ]  # fmt: skip
+        assert said[0].endswith(f"Moved to {aside / '7'}; going on from step 3.")
+        assert [file.read_bytes() for file in files(aside / "7")] == before
+        assert checkpoints.latest_step() == 3
+        checkpoints.save(5, state_at(5))  # the steps are free again
+        checkpoints.save(7, state_at(7))
+    spoil(folder, 7)
+    assert_equal(restore(folder, allow_fallback=True), state_at(5))
+    assert sorted(path.name for path in aside.iterdir()) == ["5", "7", "7-2"]
+
+
+def test_nothing_is_moved_where_none_is_good_or_settings_differ(tmp_path):
+    folder, other = saved(tmp_path / "c", 5), {**META, "data": {"fingerprint": "cd"}}
+    with Checkpoints(folder, other, allow_change=True) as checkpoints:
+        checkpoints.save(7, state_at(7))
+    spoil(folder, 7)
+    said = refusal(SettingsError, restore, folder, other, allow_fallback=True)
+    assert "(data.fingerprint: ab -> cd)" in said
+    spoil(folder, 5)
+    said = refusal(CheckpointError, restore, folder, META, allow_change=True, allow_fallback=True)
+    assert "is whole, and none was moved: " in said
+    assert "c/5 is damaged" in said and "c/7 is damaged" in said
+    assert not (tmp_path / "damaged").exists()

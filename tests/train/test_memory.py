@@ -46,8 +46,8 @@ def test_devices_of_a_cpu_share_the_machine_s_memory(tmp_path):
     file = tmp_path / "meminfo"
     lines = ("MemTotal: 800 kB", "MemAvailable: 160 kB", "SwapTotal: 80 kB", "HugePages_Total: 0")
     file.write_text("\n".join(lines))
-    assert jax.local_device_count() == 8
-    assert memory.room(jax.devices()[0], file) == (20 * 1024, 110 * 1024)
+    count = jax.local_device_count()
+    assert memory.room(jax.devices()[0], file) == (160 * 1024 // count, 880 * 1024 // count)
     assert memory.room(jax.devices()[0], tmp_path / "none") is None
     here = memory.room(jax.devices()[0])  # of this machine
     assert here is None or 2**24 < here.free <= here.most

@@ -49,7 +49,9 @@ def test_clipping_bounds_what_adam_sees():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="one of none, linear, cosine, got 'step'"):
         optimizer.learning_rate(1.0, 10, "step")
-    with pytest.raises(ValueError, match=r"decay_steps \(10\) must be above warmup_steps \(10\)"):
+    with pytest.raises(
+        ValueError, match=r"decay ends at step 10 .* within the warm-up of 10 steps"
+    ):
         optimizer.learning_rate(1.0, 10, "cosine", 10)
 
 

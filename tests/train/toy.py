@@ -7,45 +7,59 @@ from vdm_jax.nn.mlp import MLP
 
 from vdm_jax import schedule
 from vdm_jax.train.model import Model
+from vdm_jax.vdm import VDM
 
 SHAPE = (2, 2, 1)
 LEVELS = 4
 
 
-def mlp_model(dropout: float = 0.2, num_steps: int | None = None) -> Model:
-    """A small network with dropout and a learned end point."""
-    network = MLP(
-        gamma_min=-6.0, gamma_max=4.0, width=16, num_blocks=1, dropout=dropout, levels=LEVELS
-    )
+def network(key, width=16):
+    """Parameters of a network with one hidden layer."""
+    first, second = jax.random.split(key)
+    return {
+        "in": {"kernel": 0.5 * jax.random.normal(first, (6, width)), "bias": jnp.zeros(width)},
+        "out": {"kernel": 0.3 * jax.random.normal(second, (width, 4)), "bias": jnp.zeros(4)},
+    }
+
+
+def apply(params, z_t, gamma_t, conditioning, key=None, dropout=0.2):
+    """Its prediction of the noise, with dropout where there is a key."""
+    rows = [z_t.reshape(-1, 4), jnp.broadcast_to(gamma_t, len(z_t))[:, None] / 10]
+    given = jnp.zeros(len(z_t)) if conditioning is None else conditioning
+    hidden = jnp.concatenate([*rows, given[:, None]], axis=1) @ params["in"]["kernel"]
+    hidden = jnp.tanh(hidden + params["in"]["bias"])
+    if key is not None:
+        hidden *= jax.random.bernoulli(key, 1 - dropout, hidden.shape) / (1 - dropout)
+    return (hidden @ params["out"]["kernel"] + params["out"]["bias"]).reshape(z_t.shape)
+
+
+def mlp_model() -> Model:
+    """The network with a learned end point. Its bound is NaN for a negative conditioning."""
 
     def init(key):
-        variables = network.init(key, jnp.zeros((1, *SHAPE)), jnp.zeros(1))
-        return {"gamma": {"b": jnp.array(-6.0)}, "score_model": variables["params"]}
+        return {"gamma": {"b": jnp.array(-6.0)}, "score_model": network(key)}
 
-    def bind(params, conditioning, dropout_key):
+    def bind(params, conditioning=None, key=None):
         def denoise(z_t, gamma_t):
-            rngs = {} if dropout_key is None else {"dropout": dropout_key}
-            return network.apply(
-                {"params": params["score_model"]}, z_t, gamma_t, conditioning,
-                dropout_key is None, rngs=rngs,
-            )  # fmt: skip
+            eps_hat = apply(params["score_model"], z_t, gamma_t, conditioning, key)
+            bad = False if conditioning is None else jnp.any(conditioning < 0)
+            return jnp.where(bad, jnp.nan, eps_hat)
 
-        return denoise, schedule.linear(params["gamma"]["b"], 4.0)
+        return VDM(denoise, schedule.linear(params["gamma"]["b"], 4.0), SHAPE, LEVELS)
 
-    return Model(init, bind, "eps", SHAPE, LEVELS, num_steps)
+    return Model(init, bind)
 
 
-def constant_model() -> Model:
-    """eps_hat is a learned constant: the gradient doesn't depend on dropout or gamma."""
+def constant_model(of=lambda c: c) -> Model:
+    """eps_hat is a function of a learned constant, whatever the dropout or gamma."""
 
-    def init(key):
-        return {"c": jnp.zeros(SHAPE)}
+    def bind(params, conditioning=None, key=None):
+        return VDM(
+            lambda z_t, gamma_t: jnp.broadcast_to(of(params["c"]), z_t.shape),
+            schedule.linear(-6.0, 4.0), SHAPE, LEVELS,
+        )  # fmt: skip
 
-    def bind(params, conditioning, dropout_key):
-        gamma = schedule.linear(-6.0, 4.0)
-        return lambda z_t, gamma_t: jnp.broadcast_to(params["c"], z_t.shape), gamma
-
-    return Model(init, bind, "eps", SHAPE, LEVELS)
+    return Model(lambda key: {"c": jnp.zeros(SHAPE)}, bind)
 
 
 def batches(count: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -57,6 +71,14 @@ def batches(count: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]
     }
 
 
+def one_batch(size=16):
+    return {k: v[0] for k, v in batches(1, size).items()}
+
+
 def assert_equal(a, b):
     """Bit for bit."""
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def assert_close(a, b, rtol, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), a, b)

@@ -72,14 +72,9 @@ def keys(config: ConfigDict) -> dict[str, jax.Array]:
 
 def plan(config: ConfigDict) -> loop.Plan:
     """Returns when what happens."""
+    c, every = config.train, (config.eval.every, config.sample.every)
     return loop.Plan(
-        steps=config.train.steps,
-        steps_per_call=config.train.steps_per_call,
-        log_every=config.train.log_every,
-        eval_every=config.eval.every,
-        sample_every=config.sample.every,
-        checkpoint_every=config.train.checkpoint_every,
-        max_skipped=config.train.max_skipped,
+        c.steps, c.steps_per_call, c.log_every, *every, c.checkpoint_every, c.max_skipped
     )
 
 

@@ -36,6 +36,13 @@ _ANOTHER_PROCESS = re.compile(r"barrier|coordination|deadline|heartbeat|unavaila
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
+_WAY_ON = (
+    "With --allow_fallback a run goes on from the newest good one, and keeps what is damaged in a "
+    "folder of its own.",
+    "Move that folder away, and start all processes again to go on from the one before it.",
+)
+
+
 class SettingsError(CheckpointError):
     """A checkpoint of a run with other settings; the message names each difference."""
 
@@ -43,7 +50,7 @@ class SettingsError(CheckpointError):
 class Checkpoints:
     """The checkpoints of a run, the newest few kept, written in the background by Orbax.
 
-    A context manager: at the end of the block all is written, unless a second Ctrl-C ends it.
+    They are a context manager: at its end all is written, unless a second Ctrl-C ends it.
     """
 
     def __init__(
@@ -58,16 +65,11 @@ class Checkpoints:
     ) -> None:
         """Opens the folder, and removes what a killed run left half written in it.
 
-        Args:
-          folder: of the checkpoints.
-          meta: JSON object saved beside each state, the configuration and the dataset's
-            fingerprint; a state is only restored to a run with the same.
-          keep: number of checkpoints that are kept.
-          may_differ: dotted names in `meta` that may differ nevertheless.
-          defaults: what is meant where an older checkpoint's meta lacks a name.
-          allow_change: whether anything may differ; the differences are printed.
-          allow_fallback: whether a run of one process goes on from the newest checkpoint that
-            isn't damaged; newer ones are moved into the folder `damaged` beside this one.
+        `meta` is a JSON object saved beside each state. A state is only restored to a run with the
+        same, but for the dotted names in `may_differ`, or with `allow_change`, which prints the
+        differences. `defaults` says what is meant where an older checkpoint's meta lacks a name.
+        With `allow_fallback` a run of one process goes on from the newest checkpoint that isn't
+        damaged, and newer ones are moved into the folder `damaged` beside this one.
         """
         self._folder, self._may_differ = folder.absolute(), may_differ
         self._meta, self._defaults = json.loads(json.dumps([dict(meta), dict(defaults or {})]))
@@ -103,10 +105,8 @@ class Checkpoints:
         """
         newest = self.latest_step()
         if newest is not None and newest >= step:  # Orbax would skip it without a word
-            raise CheckpointError(
-                f"the checkpoint of step {step} was not written to {self._folder}: "
-                f"it holds step {newest} already."
-            )
+            what = f"the checkpoint of step {step} was not written to {self._folder}"
+            raise CheckpointError(f"{what}: it holds step {newest} already.")
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave(record.make(self._meta, state)),
@@ -168,8 +168,8 @@ class Checkpoints:
     def restore(self, template: T) -> T:
         """Returns the newest state with the shardings of `template`, a tree of arrays or shapes.
 
-        Raises DamagedError unless it has the very bits that were saved, SettingsError if it is of
-        other settings, CheckpointError if there is none or if it is of another model.
+        Raises DamagedError unless it has the bits that were saved, SettingsError if it is of other
+        settings, CheckpointError if there is none or if it is of another model.
         """
         step, (saved, state), damaged = self._newest(lambda step: self._state(step, template))
         for each, error in damaged.items():
@@ -186,14 +186,7 @@ class Checkpoints:
                 return step, read(step), damaged
             except DamagedError as error:
                 if not self._allow_fallback:
-                    how = (
-                        "With --allow_fallback a run goes on from the newest good one, and keeps "
-                        "what is damaged in a folder of its own."
-                        if jax.process_count() == 1
-                        else "Move that folder away, and start all processes again to go on from "
-                        "the one before it."
-                    )
-                    raise DamagedError(f"{error} {how}") from error
+                    raise DamagedError(f"{error} {_WAY_ON[jax.process_count() > 1]}") from error
                 damaged[step] = error
         if not damaged:
             raise CheckpointError(f"no checkpoint in {self._folder}.")
@@ -249,9 +242,8 @@ def load_params(
     """Returns a checkpoint's step, by default the newest, and its EMA parameters.
 
     They lie on the mesh as `sharding.of_parameters` has them; `expected` is their model's tree of
-    arrays or shapes. Raises DamagedError unless they have the very bits that were saved, and
-    CheckpointError if there is no such checkpoint, or if a leaf, which it names, is that of another
-    model.
+    arrays or shapes. Raises DamagedError unless they have the bits that were saved, and
+    CheckpointError if there is no such checkpoint, or if a leaf is that of another model.
     """
     folder = folder.absolute()
     if not folder.is_dir():

@@ -25,7 +25,7 @@ Vote = jax.Array | np.ndarray
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; no `Exception`, so nothing that survives errors swallows it."""
+    """The run was asked to stop. No `Exception`: nothing that survives errors swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Notes the first Ctrl-C or SIGTERM, of which `heed` and `check` make `Stopped`.
+    """The first Ctrl-C or SIGTERM, which `heed` and `check` raise as `Stopped`.
 
     A second Ctrl-C raises KeyboardInterrupt at once. In a run of several processes all stop at the
     same place, whichever of them was asked: each calls `vote`, `heed` and `check` equally often.
@@ -47,7 +47,7 @@ class Stop:
 
     @contextlib.contextmanager
     def noted(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Note signals within the block; `say` tells the user that one was."""
+        """Notes signals within the block; `say` tells the user of each."""
 
         def note(number: int, frame: object) -> None:
             self._asked.append(number)
@@ -60,7 +60,7 @@ class Stop:
             yield
 
     def vote(self) -> Vote:
-        """The signal that this process or another has noted, 0 if none: to be `heed`ed later.
+        """Returns the signal that any process has noted, 0 if none: to be `heed`ed later.
 
         It is on its way like a step's metrics, and waits for no other process.
         """
@@ -71,17 +71,17 @@ class Stop:
         return self._any(sharding.put({"noted": here}, self._mesh)["noted"])
 
     def heed(self, vote: Vote) -> None:
-        """Raise `Stopped` if the vote says so; waits for it. A single process needs no vote."""
+        """Raises `Stopped` if the vote says so; waits for it. A single process needs no vote."""
         number = int(np.max(self.vote() if jax.process_count() == 1 else vote))
         if number:
             raise Stopped(number)
 
     def check(self) -> None:
-        """`vote` and `heed` it."""
+        """Calls `vote` and `heed`."""
         self.heed(self.vote())
 
     def wait_for(self, tree: Any) -> None:
-        """Wait until arrays are there, `check`ing meanwhile: what computes them may take minutes.
+        """Waits until arrays are there, `check`ing meanwhile: what computes them may take minutes.
 
         In a run of several processes it only waits.
         """

@@ -13,18 +13,18 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class Room(NamedTuple):
-    """Bytes of one device."""
+    """The memory of one device, in bytes."""
 
     free: int
-    """What it has for programs; a step that needs more may fail, or be slow where memory swaps."""
+    """Memory for programs now; a step that needs more may fail, or be slow where memory swaps."""
     most: int
-    """What it can have at the very best; a step that needs more is certain to fail."""
+    """Memory at the very best; a step that needs more is certain to fail."""
 
 
 def need(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes on each device: arguments + temporaries + outputs - what outputs share with arguments.
+    """Returns the bytes on each device, without the program itself; None if that isn't known.
 
-    Without the program itself, and without what else lies there. None if the back end can't tell.
+    These are arguments + temporaries + outputs - what outputs share with arguments.
     """
     found = compiled.memory_analysis()
     if found is None:
@@ -38,10 +38,9 @@ def need(compiled: jax.stages.Compiled) -> int | None:
 
 
 def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
-    """What `device` has: its limit, or a CPU's equal share of this machine's memory.
+    """Returns a device's limit, or a CPU's equal share of this machine's memory; None if unknown.
 
     `free` of a CPU is what the machine has available now, `most` all of it and its swap space.
-    None if neither the device nor the machine tells.
     """
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
@@ -57,13 +56,13 @@ def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
 
 
 def words(size: int) -> str:
-    """Bytes in GiB, or below a tenth of one in MiB."""
+    """Returns bytes in GiB, or below a tenth of one in MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 @contextlib.contextmanager
 def exhausted(instead: Callable[[str], Exception]) -> Iterator[None]:
-    """Where the runtime runs out of memory in the block, raise `instead(what it says)`."""
+    """Raises `instead(what it says)` where the runtime runs out of memory in the block."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

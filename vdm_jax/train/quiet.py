@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore print when they fail: tracebacks of what they raise as well.
+"""No tracebacks on the screen of what Orbax and TensorStore raise as well.
 
 One write or read that fails leaves others behind, and Python complains of each when it ends or is
 let go, at any later time and from any thread. What is raised is said in one line already.

@@ -1,4 +1,4 @@
-"""What is saved beside a state: the run's settings, and what each leaf of the state was.
+"""The record saved beside a state: the run's settings, and the form and bits of each leaf.
 
 A record is a JSON object: "settings", "leaves" (path -> "dtype[shape] checksum"), and "sha256" of
 the canonical text of both. So a record shows by itself whether it is what was written, and a state

@@ -28,7 +28,7 @@ __all__ = ["ScheduleValues", "curvature", "gradient", "schedule_values"]
 
 
 class ScheduleValues(NamedTuple):
-    """All that the bound sees of a schedule: gamma(t) and gamma'(t), [batch], and its two ends."""
+    """The values of a schedule in the bound: gamma(t) and gamma'(t), [batch], and its two ends."""
 
     gamma_t: PerExample
     slope: PerExample
@@ -37,26 +37,22 @@ class ScheduleValues(NamedTuple):
 
 
 def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> ScheduleValues:
-    """The values at times `t`, as a function of the schedule's parameters."""
-    gamma = _schedule(model, gamma_params)
+    """Returns the values at times `t`, as a function of the schedule's parameters."""
+    gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     return ScheduleValues(gamma_t, slope, *gamma(jnp.array([0.0, 1.0], t.dtype)))
 
 
 def curvature(model: Model, gamma_params: Params, t: PerExample) -> PerExample:
-    """gamma''(t)."""
-    gamma = _schedule(model, gamma_params)
-
-    def slope(t: PerExample) -> PerExample:
-        return jax.jvp(gamma, (t,), (jnp.ones_like(t),))[1]
-
-    return jax.jvp(slope, (t,), (jnp.ones_like(t),))[1]
+    """Returns gamma''(t)."""
+    ones = (jnp.ones_like(t),)
+    return jax.jvp(lambda t: schedule_values(model, gamma_params, t).slope, (t,), ones)[1]
 
 
 def gradient(
     model: Model,
 ) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
-    """(params, batch, key) -> (gradient, terms of the bound [batch] in nats).
+    """Returns the function (params, batch, key) -> (gradient, terms of the bound [batch] in nats).
 
     The gradient is that of the mean bound, in the model's unit, for the network and for the
     schedule's end points, `params["gamma"][model.end_points]`, and of E[L^2], L the diffusion loss
@@ -97,8 +93,3 @@ def gradient(
         return {"gamma": of_gamma, "score_model": of_network}, terms
 
     return compute
-
-
-def _schedule(model: Model, gamma_params: Params) -> Gamma:
-    gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
-    return gamma

@@ -29,11 +29,11 @@ __all__ = [
 T = TypeVar("T")
 
 SMALL = 2**14
-"""Elements below which a leaf is copied: 64 KiB saved are not worth waiting for a gather."""
+"""Number of elements below which a leaf is copied: 64 KiB saved are not worth a gather."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1) -> Mesh:
-    """A mesh ("data", "fsdp") over the given devices, by default all; `shard_params` in "fsdp".
+    """Returns a mesh ("data", "fsdp") over the devices, by default all; `shard_params` in "fsdp".
 
     Raises ValueError unless `shard_params` divides the number of devices.
     """
@@ -48,17 +48,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding of a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis number `axis` split over all devices, the others whole."""
+    """Returns the sharding of axis number `axis` over all devices, the others whole."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
 def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
-    """The sharding of each leaf of parameters, or of a whole training state: by its shape alone.
+    """Returns the sharding of each leaf of parameters, or of a whole state, by its shape alone.
 
     So a parameter, its average and its moments lie on the same device. The largest axis that
     "fsdp" divides is split (the last of several); a leaf without one, or one with less than
@@ -77,7 +77,7 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
 
 
 def gathered(mesh: Mesh, tree: T) -> T:
-    """In a compiled program: the same parameters, of which every device has all from here on.
+    """Returns the same parameters, of which every device has all from here on in the program.
 
     Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
     exchange activations of the whole batch at each layer, many times the bytes of the parameters.
@@ -88,7 +88,7 @@ def gathered(mesh: Mesh, tree: T) -> T:
 
 
 def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
-    """Shapes -> shapes with the shardings of `of_parameters`."""
+    """Returns the shapes with the shardings of `of_parameters`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -97,10 +97,7 @@ def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
-    """This host's part of a batch -> the global batch, split along `axis`.
-
-    Axes before `axis` are the same on every host.
-    """
+    """Returns the global batch, split along `axis`, of which `batch` is this host's part."""
     sharding = split_over(mesh, axis)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
@@ -109,14 +106,14 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str,
 
 
 def of_first(found: bool) -> bool:
-    """What process 0 has found. All processes must come here, and then go the same way."""
+    """Returns what process 0 has found. All processes must call it, and then go the same way."""
     if jax.process_count() == 1:
         return found
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raise ValueError unless each device gets a whole, equal share of every micro-batch."""
+    """Raises ValueError unless each device gets a whole, equal share of every micro-batch."""
     parts = mesh.size * accumulate
     if batch_size < 1 or accumulate < 1 or batch_size % parts:
         raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,7 +21,6 @@ __all__ = [
     "Training",
     "abstract_state",
     "ema_update",
-    "gradient",
     "init_state",
     "make_step",
     "start",
@@ -31,7 +31,7 @@ __all__ = [
 Metrics = dict[str, jax.Array]
 
 MAX_SKIPPED = 10
-"""Steps in a row without a finite loss and gradient after which a state stays as it is."""
+"""Number of steps in a row without a finite loss and gradient after which a state stays."""
 
 
 class TrainState(NamedTuple):
@@ -49,7 +49,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
-    """The state before the first step; EMA parameters start as a copy of the parameters."""
+    """Returns the state before the first step; its EMA parameters are a copy of the parameters."""
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -59,7 +59,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) 
 def abstract_state(
     model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
-    """The shapes of the state before the first step, and where each leaf lies."""
+    """Returns the shapes of that state, and where each leaf lies."""
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
     return sharding.placed(mesh, shapes)
 
@@ -67,7 +67,7 @@ def abstract_state(
 def start(
     model: Model, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
 ) -> TrainState:
-    """`init_state` over a mesh: no device ever holds more than its share."""
+    """Returns `init_state` over a mesh: no device ever holds more than its share."""
     shardings = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
     init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
     return init(key)
@@ -100,8 +100,9 @@ def update(
     once. Metrics are scalars: the loss `bpd` (`nats_per_dim` for a density), its three terms, and
     the norm of the gradient.
     """
+    chex.assert_equal_shape_prefix(list(batch.values()), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
-    compute = gradient(training.model, training.accumulate)
+    compute = _accumulated(_gradient(training.model), training.accumulate)
     grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -118,22 +119,12 @@ def update(
 
 
 def step_key(key: Key, step: jax.Array | int) -> Key:
-    """Of the training key, that of a step: all its random numbers are functions of it."""
+    """Returns the key of a step: all its random numbers are functions of it."""
     return jax.random.fold_in(key, step)
 
 
-def gradient(
-    model: Model, accumulate: int = 1
-) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
-    """(params, batch, key of the step) -> (gradient of what `model` is trained for, its terms).
-
-    The terms are means over the batch, in the model's unit. See `update` for `accumulate`.
-    """
-    return _accumulated(_gradient(model), accumulate)
-
-
 def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
-    """(params, batch, key) -> (gradient of what `model` is trained for, mean terms in its unit)."""
+    """Returns (params, batch, key) -> (gradient for what `model` is trained for, `_metrics`)."""
 
     def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
         key_elbo, key_dropout = jax.random.split(key)
@@ -159,7 +150,7 @@ def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
-    """Exponential moving average: average + (1 - rate) (params - average).
+    """Returns the moving average: average + (1 - rate) (params - average).
 
     In this form a parameter that stands still leaves its average alone; rate * average +
     (1 - rate) * params would add a rounding error to it at every step.
@@ -168,7 +159,7 @@ def ema_update(average: Params, params: Params, rate: float) -> Params:
 
 
 def _accumulated(gradient: Callable, parts: int) -> Callable:
-    """Mean of `gradient(params, part, key)` over `parts` interleaved parts of the batch."""
+    """Returns the mean of `gradient` over `parts` interleaved parts of the batch."""
     if parts == 1:
         return gradient
 
@@ -210,6 +201,7 @@ def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
     def many(
         state: TrainState, chunk: Batch, start: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        chex.assert_tree_shape_prefix(chunk, (training.steps_per_call,))
         if training.steps_per_call == 1:
             state, metrics = one(state, at(chunk, 0))
             return state, {**metrics, "skipped": state.skipped[None]}

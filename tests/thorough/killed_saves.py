@@ -38,7 +38,7 @@ def child(folder, pipe):
     def say(**what):
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
-    checkpoints = Checkpoints(folder, {}, keep=2, clean=True)
+    checkpoints = Checkpoints(folder, {}, keep=2)
     step = checkpoints.latest_step() or 0
     if step:
         say(restored=step, same=same(checkpoints.restore(state_at(step)), state_at(step)))
