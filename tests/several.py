@@ -126,6 +126,29 @@ def command(config: Any, workdir: Path) -> list[Any]:
 # ---- what such a process does ----
 
 
+def _meet(folder: str) -> None:
+    """All that processes agree on, to where they differ."""
+    import jax
+
+    from vdm_jax.run import build, distributed
+
+    me = jax.process_index()
+
+    def turn() -> int:
+        time.sleep(0.5 - 0.5 * me)
+        with (Path(folder) / "turns").open("a") as file:
+            file.write(f"{me} ")
+        return me
+
+    assert distributed.joined() and jax.device_count() == 2
+    assert distributed.in_turn(turn) == me
+    assert distributed.of_first({"me": me}) == {"me": 0}
+    assert build.make_workdir(Path(folder) / "run") == Path(folder) / "run"
+    distributed.agree({"a": {"b": 1}, "dir": me}, ("dir",))
+    print("met")
+    distributed.agree({"a": {"b": me}})
+
+
 def _mistake(_: str) -> None:
     """Process 1 fails, while process 0 waits for it."""
     import jax
@@ -195,7 +218,8 @@ def _main(what: str, argument: str, *flags_: str) -> None:
     distributed.define_flags(values)
     values(["", *flags_])
     distributed.start(values)
-    {"mistake": _mistake, "differ": _differ, "act": _act, "wait": _wait}[what](argument)
+    acts = {"mistake": _mistake, "differ": _differ, "act": _act, "wait": _wait, "meet": _meet}
+    acts[what](argument)
 
 
 if __name__ == "__main__":

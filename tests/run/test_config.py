@@ -1,180 +1,265 @@
-"""Settings of the model that don't go together are refused, each with its own message."""
+"""Settings that can't be run are refused, each by its name; where their bounds lie."""
+
+import math
 
 import pytest
+from ml_collections import ConfigDict
 
-from experiments.configs import binomial, digits, mhvae, vae
+from experiments.configs import (
+    arrays,
+    binomial,
+    cifar10,
+    digits,
+    folder,
+    imagenet32,
+    imagenet64,
+    mhvae,
+    mnist,
+    vae,
+)  # fmt: skip
+from vdm_jax.errors import UserError
 from vdm_jax.run import config as check
-from vdm_jax.run import defaults as base
-from vdm_jax.run.cli import UserError
+from vdm_jax.run import defaults
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 
-CONFIGS = {
-    "digits": digits.get_config,
-    "vae": vae.get_config,
-    "mhvae": mhvae.get_config,
-    "binomial": binomial.get_config,
-}
+CONFIGS = {"digits": digits, "vae": vae, "mhvae": mhvae, "binomial": binomial}
 LEVELS = {"binomial": 2}
 VDM = {"hierarchy.data_size": True, "hierarchy.fixed_encoder": True}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_experiments_own_configurations_are_accepted(name):
-    check.config(CONFIGS[name]())
-    check.model(CONFIGS[name](), LEVELS.get(name, 17), 0)
-
-
 @pytest.mark.parametrize(
-    ("name", "changes", "message"),
+    ("name", "good", "bad", "message"),
     [
-        ("digits", {"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
-        ("digits", {"model.process": "poisson"}, "process is 'poisson'; known: gaussian, binomial"),
-        (
-            "digits",
-            {"model.reverse_var": "free"},
-            "reverse_var is 'free'; known: posterior, transition, learned",
-        ),
-        # How the U-Net is computed.
-        ("digits", {"model.remat": "all"}, "remat is 'all'; known: none, matmuls, blocks"),
-        ("digits", {"model.dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
-        (
-            "digits",
-            {"model.dtype": "bfloat16"},
-            "config.model.dtype is 'bfloat16', which is for the network unet only; leave it out "
-            "with resnet",
-        ),
-        ("vae", {"model.remat": "none"}, "config.model.remat is 'none', which is for the network"),
-        (
-            "digits",
-            {"model.network": "unet", "model.fused_attention": True},
-            "config.model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
-            "float32",
-        ),
-        # What continuous time has no use for.
-        (
-            "digits",
-            {"model.reverse_var": "learned"},
-            "reverse_var is 'learned', which in continuous time makes no difference: give a number "
-            "of steps, --config.model.num_steps=T",
-        ),
-        ("digits", {"model.reverse_var": "transition"}, "in continuous time makes no difference"),
-        # Bits.
-        (
-            "digits",
-            {"model.head": "logits"},
-            "head is 'logits' and process 'gaussian': the head logits and the process binomial go "
-            "together",
-        ),
-        ("binomial", {"model.head": "levels"}, "head is 'levels' and process 'binomial'"),
-        ("binomial", {"model.num_steps": None}, "'binomial', which needs config.model.num_steps"),
-        ("binomial", {"model.decoder": "density"}, "no config.model.decoder but discretised"),
-        ("binomial", {"model.reverse_var": "learned"}, "no config.model.reverse_var but posterior"),
-        ("binomial", {"model.gamma": "monotone"}, "no config.model.gamma but fixed, got monotone"),
-        (
-            "binomial",
-            {"model.fourier_features": True},
-            "no config.model.fourier_features but False, got True",
-        ),
-        ("binomial", {"hierarchy.depth": 2}, "'binomial', which goes with no hierarchy"),
-        # Hierarchies.
-        ("vae", {"hierarchy.depth": 0}, "depth must be at least 1 and latent_size at least 1"),
-        ("vae", {"hierarchy.latent_size": 0}, "latent_size at least 1, got 1 and 0"),
-        ("vae", VDM, "depth must be at least 2"),
-        ("vae", {"model.num_steps": 5}, "num_steps is 5, but a hierarchy has as many steps as its"),
-        ("mhvae", {**VDM, "model.num_steps": 5}, "leave it out"),
-        ("vae", {"model.network": "resnet"}, "network is 'resnet'; a hierarchical VAE wants 'mlp'"),
-        ("vae", {"model.head": "v"}, "head is 'v'; a hierarchical VAE wants 'eps'"),
-        ("vae", {"model.gamma": "scalar"}, "gamma is 'scalar'; a hierarchical VAE wants 'fixed'"),
-        ("vae", {"model.fourier_features": True}, "fourier_features is True; a hierarchical VAE"),
-        ("vae", {"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: it"),
-        ("vae", {"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
-        ("vae", {"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
-        ("vae", {"model.attention": "all"}, "attention is all, which nothing reads here"),
-        (
-            "vae",
-            {"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0},
-            "gamma_max is 2.0, where the latent is not N(0, I) yet",
-        ),
-        (
-            "vae",
-            {"hierarchy.data_size": True, "hierarchy.latent_size": 8},
-            "latent_size is 8, but with data_size latents are as large as an image",
-        ),
-        (
-            "mhvae",
-            VDM | {"model.gamma": "scalar"},
-            "gamma is 'scalar', whose end would be learned, but without",
-        ),
-        ("digits", {"model.decoder": "density", "model.gamma": "scalar"}, "no best gamma_0"),
-        ("vae", {"classes": 10}, "class_labels: a hierarchical VAE is not conditioned on them"),
-        (
-            "digits",
-            {"hierarchy.latent_size": 8},
-            "config.hierarchy.latent_size is set, but there is no hierarchy: give "
-            "--config.hierarchy.depth=L",
-        ),
-        *(
-            ("digits", {f"hierarchy.{switch}": True}, f"config.hierarchy.{switch} is set, but")
-            for switch in ("data_size", "fixed_encoder", "ends_at_normal")
-        ),
-        # The variance of the loss of one time; a hierarchy's loss has none.
-        (
-            "mhvae",
-            {**VDM, "model.gamma": "monotone", "model.gamma_objective": "variance"},
-            "config.model.gamma_objective is 'variance', which is for a VDM's own bound",
-        ),
-        # By the networks themselves.
-        (
-            "vae",
-            {"hierarchy.latent_size": 65, "hierarchy.fixed_encoder": True},
-            "config.model, config.hierarchy: latent_size is 65, but x has 64 elements",
-        ),
-        (
-            "mhvae",
-            {"hierarchy.fixed_encoder": True, "model.gamma_min": 1.0},
-            "config.hierarchy: the schedule can't rise from gamma_min (1.0) up to 0.0",
-        ),
+        ("seed", [0, 2**32 - 1], [-1, 2**32, None, 1.0], "config.seed must"),
+        ("optimizer.learning_rate", [1e-30], [0.0, -1.0, math.nan, math.inf, 1e-50, 1e300],
+         "config.optimizer.learning_rate must be finite and above 0, got"),
+        ("optimizer.b1", [0.0, 0.5], [1.0, 1 - 1e-9, -0.1, math.nan], "must lie in [0, 1)"),
+        ("optimizer.b2", [0.0], [1.0], "must lie in [0, 1)"),
+        ("optimizer.ema_rate", [0.0, 0.99999], [1.0, 1 - 1e-9], "must lie in [0, 1)"),
+        ("optimizer.eps", [1e-30], [0.0, 1e-46], "be finite and above 0"),
+        ("optimizer.clip_norm", [None, 1e-9], [0.0, math.inf, math.nan], "above 0, or None"),
+        ("optimizer.decay_steps", [None, 300], [0, -1, 2**31], "config.optimizer.decay_steps must"),
+        ("optimizer.warmup_steps", [0], [-1, 2**31], "config.optimizer.warmup_steps must"),
+        ("optimizer.weight_decay", [0.0], [-0.1, math.nan, math.inf], "must not be negative"),
+        ("model.dropout", [0.0, 0.9], [1.0, -0.5, math.nan], "must lie in [0, 1)"),
+        ("model.gamma_min", [-40.0], [-40.1, 5.0, 6.0, math.nan, -math.inf], "below gamma_max"),
+        ("model.gamma_max", [40.0], [40.1, -8.0, math.nan, math.inf], "both in [-40, 40]"),
+        ("model.num_steps", [None, 1, 2**23], [0, -1, 2**23 + 1], "config.model.num_steps must"),
+        ("model.num_blocks", [1, 1000], [0, 1001, 10**9], "config.model.num_blocks must"),
+        ("model.channels", [1, 2**16], [0, -1, 2**16 + 1, 10**18], "config.model.channels must"),
+        ("train.steps", [1, 2**31 - 1], [0, -5, 2**31, 10**30, None], "config.train.steps must"),
+        ("train.batch_size", [1, 10**6], [0, 10**6 + 1, 2**40], "config.train.batch_size must"),
+        ("train.steps_per_call", [10**5], [10**5 + 1], "must be at most 100000"),
+        ("train.max_skipped", [1], [0], "config.train.max_skipped must"),
+        ("eval.batch_size", [1, 10**6], [0, 10**6 + 1], "config.eval.batch_size must"),
+        ("eval.repeats", [1, 10**7], [0, 10**7 + 1], "config.eval.repeats must"),
+        ("eval.final_repeats", [1, 10**7], [0, 10**7 + 1], "config.eval.final_repeats must"),
+        ("sample.count", [1, 10**5], [0, 10**5 + 1], "config.sample.count must"),
+        ("sample.num_steps", [1, 10**7], [0, 10**7 + 1], "config.sample.num_steps must"),
+        ("hierarchy.depth", [None, 1000], [1001], "config.hierarchy.depth must be at most 1000"),
+        ("hierarchy.latent_size", [1, 2**20], [0, 2**20 + 1], "config.hierarchy.latent_size must"),
+        ("data.levels", [17], [0, -1, 10**30], "config.data.levels must"),
+        ("data.validation", [0, 1], [-1, 2**31], "config.data.validation must"),
+        ("data.name", ["x"], ["cifar\n10", None, "a\0b"], "config.data.name must be"),
+        ("data.path", [None, ""], [5, {"a": 1}, "n\t" * 200], "config.data.path must be"),
+        ("train", [], [3, None], "config.train must be a group of settings, got"),
+        ("seed", [], [{"a": 1}], "config.seed must be int, got a: 1"),
+        ("train.more", [], [1], "config.train.more is no setting"),
     ],
-)
-def test_a_mistake_gets_one_line_that_names_it(name, changes, message):
-    config, changes = CONFIGS[name](), dict(changes)
-    classes = changes.pop("classes", 0)
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(UserError) as error:
-        make_model(config, (8, 8, 1), LEVELS.get(name, 17), classes)
-    assert message in str(error.value) and "\n" not in str(error.value)
-    assert str(error.value).startswith("config.")
+)  # fmt: skip
+def test_where_the_bounds_of_a_setting_lie(name, good, bad, message):
+    for value in good + bad:
+        config = digits.get_config()
+        *parts, last = name.split(".")
+        part = config[parts[0]] if parts else config
+        with part.ignore_type():
+            part[last] = value
+        if value in good:
+            check.config(config)
+            continue
+        with pytest.raises(UserError) as refused:
+            check.config(config)
+        said = str(refused.value)
+        assert message in said and "\n" not in said and len(said) < 400, value
 
 
-def test_cudnns_attention_is_refused_where_a_run_would_train_without_a_gpu():
-    config = digits.get_config()
-    config.model.update(network="unet", fused_attention=True, dtype="bfloat16", channels=64)
-    make_model(config, (8, 8, 1), 17)  # a run of a GPU can be evaluated anywhere
-    with pytest.raises(UserError, match="fused_attention is cuDNN's, for a GPU; this is a cpu"):
-        check.training(config, sharding.make_mesh())
-
-
-def test_bits_need_images_of_two_levels():
-    with pytest.raises(UserError, match=r"of 2 levels; these have 17 .*data\.name=digits_binary"):
-        check.model(binomial.get_config(), 17, 0)
-
-
-def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
-    config = mhvae.get_config()
-    config.update_from_flattened_dict(VDM)
-    config.model.update(network="resnet", channels=8, head="levels")
-    config.model.reverse_var = "learned"
-    assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, 10).words
-    config.hierarchy.ends_at_normal = True
-    config.model.gamma = "monotone"
-    assert make_model(config, (8, 8, 1), 17, 10).words.endswith(", a VDM of T = 3")
-
-
-def test_the_saved_configuration_of_a_run_without_decay_is_taken():
-    config = base.get_config()
+def test_a_setting_that_is_missing_and_the_saved_zero_of_a_run_without_decay():
+    config = digits.get_config().to_dict()
+    del config["train"]["steps"]
+    with pytest.raises(UserError, match=r"config\.train\.steps is missing"):
+        check.config(ConfigDict(config))
+    config = defaults.get_config()
     config.optimizer.update(decay="none", decay_steps=0)
     check.config(config)
     config.optimizer.decay = "linear"
     with pytest.raises(UserError, match=r"config\.optimizer\.decay_steps must be above 0"):
         check.config(config)
+
+
+SHAPE_OF_GAMMA = {"model.gamma_objective": "variance", "model.gamma": "monotone"}
+DIGITS = [
+    ({"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
+    ({"model.process": "poisson"}, "process is 'poisson'; known: gaussian, binomial"),
+    ({"model.reverse_var": "free"}, "known: posterior, transition, learned"),
+    ({"model.network": "cnn"}, "network is 'cnn'; known: unet, resnet, mlp"),
+    ({"model.head": "odds"}, "head is 'odds'; known: eps, x, v, score, levels, logits"),
+    ({"model.timesteps": "grid"}, "known: uniform, antithetic"),
+    ({"model.gamma": "cosine"}, "config.model: "),
+    ({"model.remat": "all"}, "remat is 'all'; known: none, matmuls, blocks"),
+    ({"model.dtype": "float16"}, "dtype is 'float16'; known: float32, bfloat16"),
+    ({"model.dtype": "bfloat16"}, "which is for the network unet only; leave it out with resnet"),
+    ({"model.network": "unet", "model.fused_attention": True}, "=bfloat16; this is float32"),
+    ({"model.network": "unet"}, "config.model.channels is 32; the unet's normalisation"),
+    ({"model.network": "unet", "model.channels": 80}, "config.model.channels is 80; the unet's"),
+    ({"model.channels": 2}, "multiple of 4, got 2"),
+    ({"model.reverse_var": "learned"}, "makes no difference: give a number of steps"),
+    ({"model.reverse_var": "transition"}, "in continuous time makes no difference"),
+    ({"model.head": "logits"}, "head is 'logits' and process 'gaussian': the head"),
+    ({"model.decoder": "density", "model.gamma": "scalar"}, "no best gamma_0"),
+    ({"model.decoder": "density", "model.gamma": "monotone"}, "no best gamma_0"),
+    ({"model.gamma_objective": "variance"}, "config.model.gamma to be monotone, got fixed"),
+    (SHAPE_OF_GAMMA | {"model.num_steps": 5}, "num_steps to be None, got 5"),
+    (SHAPE_OF_GAMMA | {"model.gamma_pinned": False}, "gamma_pinned to be True"),
+    (
+        {"model.gamma": "monotone", "model.gamma_pinned": False, "model.learn_end_points": False},
+        "needs pinned=True",
+    ),
+    ({"hierarchy.latent_size": 8}, "there is no hierarchy: give --config.hierarchy.depth=L"),
+    *(
+        ({f"hierarchy.{name}": True}, f"config.hierarchy.{name} is set, but there is no hierarchy")
+        for name in ("data_size", "fixed_encoder", "ends_at_normal")
+    ),
+]  # fmt: skip
+BINOMIAL = [
+    ({"model.head": "levels"}, "head is 'levels' and process 'binomial'"),
+    ({"model.num_steps": None}, "'binomial', which needs config.model.num_steps"),
+    ({"model.decoder": "density"}, "no config.model.decoder but discretised"),
+    ({"model.reverse_var": "learned"}, "no config.model.reverse_var but posterior"),
+    ({"model.gamma": "monotone"}, "no config.model.gamma but fixed, got monotone"),
+    ({"model.fourier_features": True}, "no config.model.fourier_features but False, got True"),
+    ({"hierarchy.depth": 2}, "'binomial', which goes with no hierarchy"),
+    ({"levels": 17}, "of 2 levels; these have 17 (--config.data.name=digits_binary has 2)"),
+]
+VAE = [
+    ({"hierarchy.depth": 0}, "depth must be at least 1 and latent_size at least 1"),
+    (VDM, "depth must be at least 2"),
+    ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has as many steps as its"),
+    ({"model.network": "resnet"}, "network is 'resnet'; a hierarchical VAE wants 'mlp'"),
+    ({"model.head": "v"}, "head is 'v'; a hierarchical VAE wants 'eps'"),
+    ({"model.gamma": "scalar"}, "gamma is 'scalar'; a hierarchical VAE wants 'fixed'"),
+    ({"model.fourier_features": True}, "fourier_features is True; a hierarchical VAE"),
+    ({"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: it"),
+    ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
+    ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
+    ({"model.attention": "all"}, "attention is all, which nothing reads here"),
+    ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
+    ({"hierarchy.data_size": True, "hierarchy.latent_size": 8}, "latent_size is 8, but with data"),
+    ({"classes": 10}, "class_labels: a hierarchical VAE is not conditioned on them"),
+    ({"hierarchy.latent_size": 65, "hierarchy.fixed_encoder": True},
+     "config.model, config.hierarchy: latent_size is 65, but x has 64 elements"),
+]  # fmt: skip
+MHVAE = [
+    (VDM | {"model.num_steps": 5}, "leave it out"),
+    (VDM | {"model.gamma": "scalar"}, "gamma is 'scalar', whose end would be learned, but without"),
+    (VDM | {"model.gamma": "monotone", "model.gamma_objective": "variance"},
+     "config.model.gamma_objective is 'variance', which is for a VDM's own bound"),
+    ({"hierarchy.fixed_encoder": True, "model.gamma_min": 1.0},
+     "config.hierarchy: the schedule can't rise from gamma_min (1.0) up to 0.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (name, *case)
+        for name, cases in (
+            ("digits", DIGITS), ("binomial", BINOMIAL), ("vae", VAE), ("mhvae", MHVAE),
+        )
+        for case in cases
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(name, changes, message):
+    config, changes = CONFIGS[name].get_config(), dict(changes)
+    classes, levels = changes.pop("classes", 0), changes.pop("levels", LEVELS.get(name, 17))
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        make_model(config, (8, 8, 1), levels, classes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("config.")
+
+
+def test_the_devices_must_fit():
+    config = digits.get_config()
+    config.model.update(network="unet", fused_attention=True, dtype="bfloat16", channels=64)
+    make_model(config, (8, 8, 1), 17)  # a run of a GPU can be evaluated anywhere
+    mesh = sharding.make_mesh()
+    with pytest.raises(UserError, match="fused_attention is cuDNN's, for a GPU; this is a cpu"):
+        check.training(config, mesh)
+    config = digits.get_config()
+    config.train.batch_size, config.eval.batch_size = 8 * mesh.size, 8 * mesh.size
+    check.training(config, mesh)
+    config.train.accumulate = 16
+    with pytest.raises(UserError, match=r"^config\.train\.batch_size: .*into 16 micro-batch"):
+        check.training(config, mesh)
+    config.train.accumulate, config.eval.batch_size = 8, 8 * mesh.size + 1
+    with pytest.raises(UserError, match=r"^config\.eval\.batch_size: "):
+        check.training(config, mesh)
+
+
+def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
+    config = mhvae.get_config()
+    config.update_from_flattened_dict(VDM)
+    config.model.update(network="resnet", channels=8, head="levels", reverse_var="learned")
+    assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, 10).facts().words
+    config.hierarchy.ends_at_normal = True
+    config.model.gamma = "monotone"
+    assert make_model(config, (8, 8, 1), 17, 10).facts().words.endswith(", a VDM of T = 3")
+
+
+# ---- the experiments' own ----
+
+
+def test_the_experiments_own_configurations_are_accepted():
+    for module in (arrays, binomial, digits, folder, mhvae, mnist, vae):
+        check.config(module.get_config())
+    for depth, width in (("2", 196), ("8", 92)):
+        config = mhvae.get_config(depth)
+        check.config(config)
+        assert (config.hierarchy.depth, config.model.channels) == (int(depth), width)
+    for name, module in CONFIGS.items():
+        check.model(module.get_config(), LEVELS.get(name, 17), 0)
+    with pytest.raises(ValueError, match="depth '3'; known: 2, 4, 8"):
+        mhvae.get_config("3")
+
+
+def published(config):
+    """What all the published configurations have alike."""
+    check.config(config)
+    m, o = config.model, config.optimizer
+    assert (m.gamma_min, m.gamma_max, m.num_steps, m.fourier_features) == (-13.3, 5.0, None, True)
+    assert (o.b1, o.b2, o.eps, o.weight_decay, o.ema_rate) == (0.9, 0.99, 1e-8, 0.01, 0.9999)
+    assert (o.warmup_steps, o.decay, o.clip_norm) == (100, "none", None)
+    return (
+        config.data.name, m.channels, m.num_blocks, m.dropout, m.gamma, m.attention,
+        config.train.batch_size, o.learning_rate, config.train.steps, config.data.augment,
+    )  # fmt: skip
+
+
+def test_the_published_hyperparameters():
+    million, old, new = 10**6, "downsampled_imagenet/", "imagenet_resized/"
+    plain = ("scalar", "middle", 128, 2e-4, 10 * million, "none")
+    aug = (100 * million, "flip_rot90")
+    assert [published(cifar10.get_config(variant)) for variant in ("", "aug", "aug_paper")] == [
+        ("cifar10", 128, 32, 0.1, *plain),
+        ("cifar10", 256, 32, 0.05, "monotone", "middle", 768, 1e-4, *aug),
+        ("cifar10", 256, 32, 0.05, "monotone", "all", 1024, 2e-4, *aug),
+    ]
+    check.config(cifar10.get_config("tiny"))
+    for module, size, blocks in ((imagenet32, "32x32", 32), (imagenet64, "64x64", 64)):
+        for variant, kind in (("", old), ("resized", new), ("labels", new)):
+            config = module.get_config(variant)
+            assert published(config) == (kind + size, 256, blocks, 0.1, *plain)
+            assert config.data.class_labels == (variant == "labels")
+        with pytest.raises(ValueError, match="unknown variant 'old'"):
+            module.get_config("old")

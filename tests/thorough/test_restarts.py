@@ -11,11 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
-from commands import ROOT, environment, refused
+from commands import ROOT, environment, refused, run
 
-from vdm_jax.run import cli, training
+from vdm_jax.errors import UserError
 from vdm_jax.run import compilation_cache as cache
-from vdm_jax.run.cli import Options, UserError
+from vdm_jax.run import training
+from vdm_jax.run.cli import Options
 
 FALLBACK, CHANGE = Options(allow_fallback=True), Options(allow_config_change=True)
 
@@ -160,14 +161,6 @@ def test_another_network_is_refused_by_its_first_leaf_even_then(options, stopped
     assert (stopped / "config.json").read_text() == before
 
 
-def test_the_flags_reach_the_run(monkeypatch, tmp_path):
-    seen = []
-    for flags in ([], ["--allow_fallback"], ["--allow_config_change", "--noallow_fallback"]):
-        monkeypatch.setattr("sys.argv", ["experiments.digits", f"--workdir={tmp_path}", *flags])
-        cli.main(lambda *given: seen.append(given[2]), cli.CONFIGS / "digits.py", "")
-    assert seen == [Options(), FALLBACK, CHANGE]
-
-
 # ---- a full disk ----
 
 FULL = "error: {} can't be written to: {}; "
@@ -258,3 +251,25 @@ def test_an_evaluation_and_samples_without_room(stopped):
         line = without_room(0, name, f"--workdir={stopped}", *arguments)
         assert line.startswith(FULL.format(stopped / files, os.strerror(27)))
         assert "make space there" in line
+
+
+# ---- kept programs, no device, no network ----
+
+
+def test_a_run_is_the_same_bit_for_bit_with_kept_programs_new_ones_and_none(tmp_path):
+    kept = tmp_path / "kept"
+    for name, where in (("none", "off"), ("new", str(kept)), ("kept", str(kept))):
+        before = {file.name: file.stat().st_mtime_ns for file in kept.glob("*/*-cache")}
+        done = run("digits", f"--workdir={tmp_path / name}", *SAME, VDM_JAX_CACHE=where)
+        assert done.returncode == 0, done.stderr
+        after = {file.name: file.stat().st_mtime_ns for file in kept.glob("*/*-cache")}
+        assert {"none": not after, "new": after and not before, "kept": after == before}[name]
+        same_state(tmp_path / name, tmp_path / "none")
+
+
+def test_a_platform_that_is_not_there_and_no_network_are_said_in_one_line(tmp_path):
+    done = run("digits", f"--workdir={tmp_path}", JAX_PLATFORMS="cuda")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: JAX finds no device")
+    line = refused("cifar10", f"--workdir={tmp_path / 'w'}", f"--config.data.dir={tmp_path / 'd'}")
+    assert "cifar-10-" in line and "sha256" in line

@@ -1,0 +1,189 @@
+"""A trained model comes back as it was: from its run's folder, or as the published code has it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vdm_jax.errors import UserError
+from vdm_jax.nn import published_configs
+from vdm_jax.run import build, defaults, restore
+from vdm_jax.train import sharding
+from vdm_jax.vdm import VDM
+
+GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
+NONE = dict.fromkeys(
+    ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir")
+)
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(jax.devices()[:1])
+
+
+def copied(run, tmp_path, change=lambda saved: None):
+    """The run with another config.json."""
+    saved = json.loads((run / "config.json").read_text())
+    change(saved)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    return tmp_path
+
+
+def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
+    options = NONE | {"workdir": str(digits_run)}
+    with_data = restore.from_options(digits_run, options, mesh)
+    alone = restore.load(options, mesh)
+    assert alone.event_shape == with_data.images.event_shape == (8, 8, 1)
+    assert (alone.name, alone.step, alone.num_classes) == (str(digits_run), 60, 0)
+    assert with_data[3:] == ("test", str(digits_run), 60, 360, 1)
+    assert (alone.settings["network"], alone.settings["channels"]) == ("mlp", 16)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, with_data.params)
+    z_t, gamma_t = np.ones((2, 8, 8, 1), np.float32), np.zeros(2, np.float32)
+    a, b = (of.model.bind(of.params).denoise(z_t, gamma_t) for of in (alone, with_data))
+    np.testing.assert_array_equal(a, b)
+    assert isinstance(with_data.vdm, VDM) and with_data.on(mesh, 7).batch_size == 7
+    for checkpoint in ("20", str(digits_run / "checkpoints" / "20")):
+        older = restore.load(options | {"checkpoint": checkpoint}, mesh)
+        assert older.step == 20
+    assert any(
+        np.any(a != b)
+        for a, b in zip(jax.tree.leaves(older.params), jax.tree.leaves(alone.params), strict=True)
+    )
+
+
+def test_a_published_model(mesh):
+    options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
+    alone = restore.load(options, mesh, (8, 8, 3))
+    assert (alone.name, alone.event_shape) == ("official scalar_gamma", (8, 8, 3))
+    assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
+    assert alone.model.facts().event_shape == (8, 8, 3)
+    for shape, said in ((None, "none"), ((8, 8, 1), "1")):
+        with pytest.raises(UserError, match=rf"for images of 3 channel\(s\), but .* has {said}$"):
+            restore.load(options, mesh, shape)
+    with pytest.raises(UserError, match="--data=NAME is missing"):
+        restore.from_options(Path("W"), options, mesh)
+    with pytest.raises(UserError, match=r"3 channel\(s\), but digits has 1"):
+        restore.from_options(Path("W"), options | {"data": "digits"}, mesh)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"),
+        ({"workdir": "a", "official": "b"}, "name the model by one of"),
+        ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
+        ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),
+        ({"workdir": "none"}, "--workdir=none holds no run: it has no config.json"),
+        ({"official": "none", "model": "x"}, "--model=x is no file and none of cifar10, cifar10_"),
+        ({"official": "none"}, "--model=NAME is missing, one of cifar10"),
+        ({"official": "none", "model": "cifar10"}, "--official: no checkpoint file or folder at"),
+        ({"workdir": "RUN", "checkpoint": "x"}, "--checkpoint=x is neither a step nor the folder"),
+        ({"workdir": "RUN", "checkpoint": "30"}, "no checkpoint of step 30"),
+    ],
+)
+def test_flags_that_name_no_model(options, message, mesh, digits_run):
+    options = {key: value.replace("RUN", str(digits_run)) for key, value in options.items()}
+    with pytest.raises(UserError) as error:
+        restore.load(NONE | options, mesh, (8, 8, 3))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"event_shape": [8, 8]}, {"event_shape": [0, 8, 1]}, {"event_shape": "8x8"},
+        {"event_shape": [1 << 12, 1 << 12, 2]}, {"levels": 1}, {"levels": 257}, {"levels": "17"},
+        {"classes": -1}, {"classes": "ten"},
+    ],
+)  # fmt: skip
+def test_a_config_json_that_does_not_say_of_which_images(data, digits_run, tmp_path, mesh):
+    run = copied(digits_run, tmp_path, lambda saved: saved["data"].update(data))
+    with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
+        restore.load(NONE | {"workdir": str(run)}, mesh)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}']
+)
+def test_a_damaged_config_json(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged \("):
+        restore.saved_config(tmp_path)
+
+
+def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, mesh):
+    def images(change, **data):
+        return restore.images_of(
+            copied(digits_run, tmp_path, lambda s: s["data"].update(change)), data
+        )
+
+    with pytest.raises(UserError, match="other images than the run in .* name them with --data"):
+        images({"fingerprint": "0"})
+    assert len(images({"fingerprint": "0"}, name="digits")[1].test) == 360
+    with pytest.raises(
+        UserError, match=r"images with 17 levels, but digits_binary has 2: no number"
+    ):
+        images({}, name="digits_binary")
+    with pytest.raises(UserError, match=r"images with 10 classes, but digits has 0"):
+        images({"classes": 10})
+
+
+def test_a_run_from_before_some_settings_has_their_defaults(digits_run, tmp_path):
+    def forget(saved):
+        del saved["config"]["hierarchy"], saved["config"]["model"]["decoder"]
+
+    config, data = restore.saved_config(copied(digits_run, tmp_path, forget))
+    assert config.to_dict() == restore.saved_config(digits_run)[0].to_dict()
+    assert data["levels"] == 17 and isinstance(config, ConfigDict)
+
+
+def test_other_data_keep_what_of_the_settings_suits_them():
+    def of(levels=None, **data):
+        config = defaults.get_config()
+        config.data.update(name="folder", path="p", size="8", held_out=0.5, validation=3, levels=9)
+        return restore.with_data(config, data, levels).data
+
+    same = of(dir="d")
+    assert (same.name, same.path, same.levels, same.validation, same.dir) == (
+        "folder",
+        "p",
+        9,
+        3,
+        "d",
+    )
+    arrays = of(16, name="arrays")
+    assert (arrays.path, arrays.levels, arrays.validation, arrays.size) == ("p", 16, 0, None)
+    cifar = of(16, name="cifar10")
+    assert (cifar.path, cifar.levels, cifar.held_out) == (None, 256, None)
+    assert (of(name="folder", path="q").size, of(name="folder").levels) == ("8", 256)
+
+
+def test_a_model_that_is_no_vdm_says_so(digits_run, mesh):
+    of = restore.from_workdir(digits_run, None, {}, mesh)
+    other = of._replace(model=of.model._replace(bind=lambda *_: type("M", (), {"words": "VAE"})()))
+    with pytest.raises(UserError, match=r"is no VDM: VAE"):
+        other.vdm  # noqa: B018
+    assert build.eval_name(defaults.get_config()) == "test"
+
+
+def test_the_published_configurations(tmp_path):
+    found, name = published_configs.find(tmp_path, "cifar10")
+    assert name == "published cifar10 (its README: 2.637 bits per dim)"
+    assert (found["data"], found["model"]["sm_n_embd"], found["model"]["sm_n_layer"]) == (
+        "cifar10",
+        128,
+        32,
+    )
+    assert published_configs.find(tmp_path, "imagenet64")[1] == "published imagenet64"
+    (tmp_path / "bad.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"bad\.json is no JSON file"):
+        published_configs.find(tmp_path, str(tmp_path / "bad.json"))
+    folder = shutil.copytree(GOLDEN / "checkpoints-0", tmp_path / "c" / "checkpoints-0")
+    shutil.copy(GOLDEN / "model_config.json", tmp_path / "c")
+    assert published_configs.find(folder, None)[1] == "official c"
+    assert published_configs.find(next(folder.iterdir()), None)[1] == "official c"
