@@ -28,10 +28,10 @@ from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
 from vdm_jax.evaluation.estimate import estimate
-from vdm_jax.evaluation.likelihood import Ode, Row, Settings
+from vdm_jax.evaluation.likelihood import Row, Settings
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
-from vdm_jax.train import report
+from vdm_jax.train.logging import read_metrics
 from vdm_jax.train.model import unit
 
 _SHORT, _LONG = {"train.steps": 1_500}, {"train.steps": 3_000}
@@ -186,7 +186,7 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
 def _objective(at: _Ladder, name: str) -> Row:
     """Returns a parameterization's row, with its test bound during training."""
     row = at.row("objective", name)
-    lines = report.read_metrics(at.folder("objective", name) / "metrics.jsonl")
+    lines = read_metrics(at.folder("objective", name) / "metrics.jsonl")
     return row | {
         "curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
     }
@@ -195,8 +195,8 @@ def _objective(at: _Ladder, name: str) -> Row:
 def _flow(at: _Ladder) -> list[Row]:
     """Returns the ODE's likelihood of the last rung's VDM beside its bound, same images."""
     model, _ = at.train("rung", LAST)
-    ode = Ode(64, solver=trainings.SOLVER)
-    return trainings.likelihoods(model, Settings(2 * trainings.REPEATS, ode=ode))
+    asked = Settings(2 * trainings.REPEATS, ode_images=64, solver=trainings.SOLVER)
+    return trainings.likelihoods(model, asked)
 
 
 def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from experiments import paper_report, trainings
 from experiments.configs import digits
 from vdm_jax import bounds, loss, pixels, schedule
 from vdm_jax.evaluation import likelihood
-from vdm_jax.evaluation.likelihood import Chains, Ode, Row, Settings
+from vdm_jax.evaluation.likelihood import Row, Settings
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
 from vdm_jax.train.model import Batch, Model, Params
@@ -145,8 +145,10 @@ def _nats(model: Model, function: Callable[..., loss.ElboTerms]) -> Callable:
 
 def _likelihoods(trained: Subject) -> list[Row]:
     """Returns bound, importance-weighted bound and ODE on the same images."""
-    ode = Ode(64, pixels.DEQUANTIZATIONS, solver=trainings.SOLVER)
-    asked = Settings(2 * trainings.REPEATS, (None, 20), chains=Chains(32, 20), ode=ode)
+    asked = Settings(
+        2 * trainings.REPEATS, (None, 20), chains=32, chain_steps=20, ode_images=64,
+        dequantizations=pixels.DEQUANTIZATIONS, solver=trainings.SOLVER,
+    )  # fmt: skip
     return trainings.likelihoods(trained, asked)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vdm_jax.nn.mlp import MLP
 
 from vdm_jax import schedule
 from vdm_jax.train.model import Model

@@ -38,7 +38,9 @@ def mmd(x: ArrayLike, y: ArrayLike, scales: ArrayLike) -> Tensor:
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squares = _squares(a, b)
-        return jnp.sum(jnp.stack([jnp.exp(-0.5 * squares / s**2) for s in jnp.ravel(jnp.asarray(scales))]), 0)
+        return jnp.sum(
+            jnp.stack([jnp.exp(-0.5 * squares / s**2) for s in jnp.ravel(jnp.asarray(scales))]), 0
+        )
 
     def within(points: Tensor) -> Tensor:
         n, k = len(points), kernel(points, points)

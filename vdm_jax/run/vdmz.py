@@ -11,7 +11,7 @@ from absl import flags
 from vdm_jax import files
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, cli, restore
-from vdm_jax.run.bar import Bar
+from vdm_jax.train.progress import Bar
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.vdm import VDM
