@@ -1,247 +1,163 @@
-"""`experiments.evaluate` on tiny runs: its numbers agree with one another and with the core."""
+"""`experiments.evaluate` and `experiments.sample` on a run of seconds, and what they refuse."""
 
 import json
 import math
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
-from vdm_jax import loss
-from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.run import build as setup
-from vdm_jax.run import restore as trained
-from vdm_jax.run import training as run
+from experiments.evaluate import evaluate, steps_of
+from experiments.sample import sample
+from vdm_jax.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with tiny.one_device():
-        yield
+def _one_device(compiled_once):
+    pass
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("plain")
-    run.train(tiny.config(), workdir)
-    return workdir
+def newest(folder):
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("labelled")
-    run.train(tiny.config(class_labels=True), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def sweep(plain):
-    """The bound for three T, and the folder it was written to."""
-    found = tiny.evaluate(plain, "--num_steps=10,100,inf")
-    return found, tiny.newest(plain)
-
-
-def bound(workdir: Path, *arguments: object):
-    """The only row of an evaluation."""
-    (row,) = tiny.evaluate(workdir, *arguments)["rows"]
-    return row
-
-
-def combined(*rows, name="monte_carlo_error"):
-    return math.hypot(*(row[name] for row in rows))
-
-
-def test_the_sweep_agrees_with_the_run_s_own_result(plain, sweep):
-    found, _ = sweep
-    result = json.loads((plain / "result.json").read_text())
-    last = found["rows"][-1]
-    assert found["model"]["step"] == result["step"] == 60
+def test_an_evaluation_agrees_with_the_run_s_own_result_and_its_file(digits_run):
+    found = tiny.evaluate(digits_run, "--num_steps=10,inf", "--repeats=2")
+    folder = tiny.newest(digits_run)
+    result = json.loads((digits_run / "result.json").read_text())
+    coarse, row = found["rows"]
+    assert found["model"]["step"] == result["step"] == 60 and folder.name.startswith("step-60")
     assert found["data"]["fingerprint"] == result["data"]["fingerprint"]
-    assert (last["num_images"], last["draws"]) == (result["num_images"], result["repeats"])
-    assert (last["num_images"], last["draws"]) == (360, 4)
-    # Other draws of the same bound; the prior has none.
-    error = math.hypot(last["monte_carlo_error"], result["bpd_monte_carlo_error"])
-    assert abs(last["bpd"] - result["bpd"]) < 5 * error < 0.2
-    assert last["terms"]["prior"]["mean"] == pytest.approx(result["prior"], rel=1e-5)
-
-
-def test_terms_and_errors_add_up(sweep):
-    found, _ = sweep
-    for row in found["rows"]:
-        parts = sum(term["mean"] for term in row["terms"].values())
-        assert row["bpd"] == pytest.approx(parts, rel=1e-6)
-        total, draws = row["standard_error"], row["monte_carlo_error"]
-        between = row["between_images_error"]
-        if between > 0:
-            assert total**2 == pytest.approx(draws**2 + between**2)
-        else:
-            assert total <= draws
-
-
-def test_more_steps_give_a_lower_bound_on_the_same_draws(sweep):
-    found, _ = sweep
-    rows = found["rows"]
-    assert [row["num_steps"] for row in rows] == [10, 100, None]
-    assert rows[0]["bpd"] > rows[1]["bpd"] > rows[2]["bpd"]
-    # T touches the diffusion alone: with the same draws the rest is the same number.
-    for term in ("reconstruction", "prior"):
-        assert rows[0]["terms"][term] == rows[1]["terms"][term] == rows[2]["terms"][term]
-
-
-@pytest.mark.parametrize("row", [0, 1, 2])
-def test_a_row_is_what_the_core_computes(plain, sweep, row):
-    """Against `loss.elbo`, with its own draws, over the whole test set."""
-    found, _ = sweep
-    row = found["rows"][row]
-    of = trained.from_workdir(plain, None, {}, setup.make_mesh())
-    params = jax.device_put(jax.device_get(of.params), jax.devices()[0])
-    denoise, gamma = of.model.bind(params, jnp.zeros(len(of.images.test)), None)
-    kind, levels, num_steps = of.model.kind, of.model.levels, row["num_steps"]
-
-    @jax.jit
-    def nats(key):
-        terms = loss.elbo(key, of.images.test, denoise, gamma, levels, num_steps, kind)
-        return terms.total.mean()
-
-    draws = [float(nats(key)) for key in jax.random.split(jax.random.key(123), 8)]
-    bits = np.asarray(loss.bits_per_dim(np.array(draws), (8, 8, 1)))
-    error = math.hypot(bits.std(ddof=1) / math.sqrt(len(bits)), row["monte_carlo_error"])
-    assert abs(bits.mean() - row["bpd"]) < 5 * error < 0.1 * row["bpd"]
-
-
-def test_the_file_is_what_was_returned_and_the_table_has_each_row(sweep):
-    found, folder = sweep
+    assert (row["num_images"], row["draws"], row["num_steps"]) == (360, 2, None)
+    # Other draws of the same bound; the prior has none, and fewer steps cost more.
+    assert abs(row["bpd"] - result["bpd"]) < 5 * math.sqrt(3) * row["monte_carlo_error"] < 0.5
+    assert row["terms"]["prior"]["mean"] == pytest.approx(result["prior"], rel=1e-5)
+    assert coarse["bpd"] > row["bpd"] and coarse["terms"]["prior"] == row["terms"]["prior"]
     assert tiny.strict_json(folder / "result.json") == json.loads(json.dumps(found))
-    text = (folder / "result.md").read_text()
-    assert found["command"] in text and "--num_steps=10,100,inf" in found["command"]
-    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| bound")]
-    assert len(lines) == 3
-    for cells, row in zip(lines, found["rows"], strict=True):
-        assert cells[0] == f"| {row['quantity']}"
-        assert cells[2] == f"{row['bpd']:.4f}"
-        assert cells[6:9] == [f"{term['mean']:.4f}" for term in row["terms"].values()]
-        assert cells[9:] == ["360", "4", f"{360 * 4} |"]
+    assert found["command"].endswith("--num_steps=10,inf --repeats=2")
+    assert (folder / "result.md").read_text().count("\n| bound") == 2
+    assert (folder / "diffusion_loss.png").is_file()
 
 
-def test_the_profile_s_area_is_the_diffusion_term(sweep):
-    found, folder = sweep
-    profile = found["profile"]
-    assert np.mean(profile["mean"]) == pytest.approx(
-        found["rows"][-1]["terms"]["diffusion"]["mean"], rel=0.02
-    )
-    assert np.all(np.asarray(profile["rms"]) >= np.asarray(profile["mean"]))
-    # The run's schedule is fixed and linear, from -8 to 5.
-    np.testing.assert_allclose(profile["gamma"], -8 + 13 * np.asarray(profile["t"]), atol=1e-4)
-    with Image.open(folder / "diffusion_loss.png") as picture:
-        assert np.asarray(picture.convert("L")).std() > 10
-
-
-def test_repeats_images_and_seed_choose_the_draws(plain, sweep):
-    before = sorted((plain / "evaluation").iterdir())
-    kept = [(folder / "result.json").read_bytes() for folder in before]
-    once = bound(plain, "--repeats=1", "--images=100")
-    assert (once["num_images"], once["draws"]) == (100, 1)
-    # One draw doesn't tell its error: no number, and none in the file.
-    saved = tiny.strict_json(tiny.newest(plain) / "result.json")
-    assert math.isnan(once["monte_carlo_error"])
-    assert saved["rows"][0]["monte_carlo_error"] is None
-    assert saved["rows"][0]["bpd"] == once["bpd"]
-    # The same command gives the same numbers, in another folder; another seed others.
-    assert bound(plain, "--repeats=1", "--images=100")["bpd"] == once["bpd"]
-    assert bound(plain, "--repeats=1", "--images=100", "--seed=1")["bpd"] != once["bpd"]
-    assert [(folder / "result.json").read_bytes() for folder in before] == kept
-    assert len(list((plain / "evaluation").iterdir())) == len(before) + 3
-    # The draws of an image don't depend on how many there are, nor on the batches.
-    batches = bound(plain, "--repeats=1", "--images=100", "--batch_size=64")
-    assert batches["bpd"] == pytest.approx(once["bpd"], rel=1e-5)
-
-
-def test_a_checkpoint_is_chosen_by_step_or_by_path(plain):
+def test_checkpoint_images_and_seed_choose_the_numbers(digits_run):
     few = ("--repeats=1", "--images=40", "--batch_size=40")
-    rows = {step: bound(plain, *few, f"--checkpoint={step}") for step in (20, 40, 60)}
-    assert rows[20]["bpd"] > rows[40]["bpd"] > rows[60]["bpd"]  # it learns
-    by_path = bound(plain, *few, f"--checkpoint={plain / 'checkpoints' / '20'}")
-    assert by_path["bpd"] == rows[20]["bpd"]
-    assert bound(plain, *few)["bpd"] == rows[60]["bpd"]  # the newest
-    assert {"step-20", "step-20-2", "step-40"} <= {p.name for p in (plain / "evaluation").iterdir()}
+
+    def bpd(*arguments):
+        (row,) = tiny.evaluate(digits_run, *few, *arguments)["rows"]
+        assert row["num_images"] == 40
+        return row["bpd"]
+
+    rows = {step: bpd(f"--checkpoint={step}") for step in (20, 60)}
+    assert rows[20] > rows[60]  # it learns
+    assert bpd(f"--checkpoint={digits_run / 'checkpoints' / '20'}") == rows[20]
+    assert bpd() == rows[60]  # the newest
+    assert bpd("--seed=1") != rows[60]
 
 
-def test_times_by_importance_estimate_the_same_bound_with_a_smaller_error(plain):
-    rows = [bound(plain, "--repeats=8", flag) for flag in ("--noimportance", "--importance")]
-    uniform, importance = rows
-    assert abs(uniform["bpd"] - importance["bpd"]) < 5 * combined(*rows) < 0.2
-    assert importance["monte_carlo_error"] < 0.9 * uniform["monte_carlo_error"]
-    for term in ("reconstruction", "prior"):  # without t, the same draws
-        assert importance["terms"][term]["mean"] == uniform["terms"][term]["mean"]
+def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digits_run):
+    flags = ("--sampler=heun", "--num_steps=3", "--n=5", "--seed=7", "--distances", "--path")
+    command = ["experiments.sample", f"--workdir={digits_run}", *flags]
+    found = sample(command)
+    folder = newest(digits_run / "sampling")
+    with np.load(folder / "samples.npz") as file:
+        images = file["images"]
+        made = {name: file[name].item() for name in file if name != "images"}
+    assert made == {
+        "sampler": "heun", "num_steps": 3, "spacing": "karras", "eta": 0.0, "network_calls": 6,
+        "n": 5, "seed": 7, "step": 60, "levels": 17,
+    }  # fmt: skip
+    assert images.shape == (5, 8, 8, 1) and images.max() <= 16
+    picture = np.asarray(Image.open(folder / "samples.png"))
+    factor = picture.shape[1] // (3 * 9 - 1)  # three columns, with a line between them
+    first = np.rint(images[0, ..., 0] * (255 / 16))
+    np.testing.assert_array_equal(picture[::factor, ::factor][:8, :8], first)
+    path = np.asarray(Image.open(folder / "path.png"))
+    factor = path.shape[1] // (10 * 9 - 1)  # ten columns, of which the last is the sample
+    assert path.shape[1] >= 512 and path.shape[0] == factor * (5 * 9 - 1)
+    np.testing.assert_array_equal(path[::factor, ::factor][:8, -8:], first)
+    assert json.loads((folder / "samples.json").read_text()) == json.loads(json.dumps(found))
+    assert [row["images"] for row in found["distances"]] == ["samples", "training images"]
+    sample(command[:-2])
+    other = newest(digits_run / "sampling")
+    assert other != folder and not (other / "path.png").exists()
+    np.testing.assert_array_equal(np.load(other / "samples.npz")["images"], images)
 
 
-def test_chains_and_the_ode_stand_beside_the_bound(plain):
-    found = tiny.evaluate(
-        plain, "--images=16", "--num_steps=5", "--chains=4", "--chain_steps=5", "--chain_images=8",
-        "--ode_images=4", "--dequantization=both", "--tolerance=1e-2", "--repeats=16",
-        "--batch_size=16", "--trace=hutchinson",
-    )  # fmt: skip
-    _, own, chains, beside, *odes = found["rows"]
-    # Each of the others has the bound on its very images above it.
-    assert (own["num_images"], own["num_steps"]) == (8, 5)
-    assert (beside["num_images"], beside["num_steps"]) == (4, None)
-    assert chains["kind"] == "importance-weighted bound, K = 4"
-    assert (chains["num_images"], chains["chains"], chains["num_steps"]) == (8, 4, 5)
-    assert own["kind"] == "variational bound" and own["num_steps"] == 5
-    # Never above the bound of one chain in expectation.
-    error = math.hypot(own["standard_error"], chains["standard_error"])
-    assert chains["bpd"] < own["bpd"] + 5 * error
-    assert [row["quantity"] for row in odes] == [
-        "ODE, uniform dequantisation", "ODE, truncated-normal dequantisation",
-    ]  # fmt: skip
-    text = (tiny.newest(plain) / "result.md").read_text()
-    for row in odes:
-        assert (row["kind"], row["num_images"]) == ("density of the ODE", 4)
-        assert (row["trace"], row["probes"]) == ("hutchinson", "1 rademacher")
-        assert row["function_evaluations"] > 5 and row["tolerance"] == 1e-2
-        assert 0 < row["bpd"] < math.log2(17) + 2
-        assert f"\n{row['quantity']}: tolerance 0.01" in text
+# ---- what can't be done, in one line ----
+
+EVALUATE = [
+    (["--workdir="], "--workdir=DIR is missing"),
+    (["extra"], "unexpected argument 'extra'"),
+    (["--repeats=0"], "repeats"),
+    (["--repeats=many"], "wanted a whole number"),
+    (["--dequantization=none"], "uniform"),
+    (["--seed=99999999999999999999"], "--seed"),
+    *[([f"--tolerance={t}"], f"to 0.1, got {t}") for t in ("0.0", "nan", "1e-08", "inf")],
+    (["--monte_carlo_error=0"], "must be positive and finite, got 0"),
+    (["--monte_carlo_error=nan"], "must be positive and finite, got nan"),
+    (["--monte_carlo_error=0.01", "--repeats=4"], "--monte_carlo_error and --repeats exclude"),
+    (["--official=X", "--checkpoint=3"], "--official and --checkpoint exclude"),
+    (["--model=cifar10"], "--model goes with --official"),
+    (["--workdir=NOTHING"], "holds no run: it has no config.json"),
+    (["--checkpoint=5"], "no checkpoint of step 5 in"),
+    (["--checkpoint=latest"], "--checkpoint=latest is neither a step nor the folder"),
+    (["--num_steps=10,abc"], "--num_steps=10,abc: 'abc' is no number of steps"),
+    (["--num_steps=0"], "'0' is no number of steps"),
+    (["--num_steps="], "'' is no number of steps"),
+    (["--ode_samples=4", "--trace=hutchinson", "--ode_images=2"], "needs --trace=exact"),
+]
+SAMPLE = [
+    (["--workdir="], "--workdir=DIR is missing"),
+    (["--sampler=euler"], "--sampler=euler"),
+    (["--num_steps=0"], "--num_steps=0"),
+    (["--eta=0.5"], "--eta=0.5: wanted a number from 0 to 1, of --sampler=ddim alone"),
+    (["--sampler=ddim", "--eta=2"], "--eta=2.0: wanted a number from 0 to 1"),
+    (["--class=0"], "--class=0: the model has none"),
+    (["--n=2", "--distances"], "at least 3 samples (--n), 3 test and 3 training images; got 2, 360"),
+    (["--quality", "--n=5"], "--n goes not with --quality, which compares many; leave it out"),
+]
 
 
-# ---- class labels ----
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [(evaluate, *case) for case in EVALUATE] + [(sample, *case) for case in SAMPLE],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(command, arguments, message, digits_run):
+    folders = sorted((digits_run / "evaluation").glob("*"))
+    with pytest.raises(UserError) as error:
+        command(["", f"--workdir={digits_run}", *arguments])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert sorted((digits_run / "evaluation").glob("*")) == folders  # nothing was begun
 
 
-def test_a_run_with_classes_samples_and_finishes_again(plain, labelled):
-    result = json.loads((labelled / "result.json").read_text())
-    assert 0 < result["bpd"] < math.log2(17) and result["data"]["classes"] == 10
-    with Image.open(labelled / "samples" / "00000060.png") as picture:
-        assert np.asarray(picture).std() > 10
-    mesh = setup.make_mesh()
-    without, given = (trained.from_workdir(w, None, {}, mesh).params for w in (plain, labelled))
-    shapes = [p["score_model"]["embed"]["kernel"].shape for p in (without, given)]
-    assert shapes[1] == (shapes[0][0] + 10, shapes[0][1])
-    run.train(tiny.config(class_labels=True), labelled)  # only evaluated again
-    assert json.loads((labelled / "result.json").read_text()) == result
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": {"model": 3}}'])
+def test_a_damaged_config_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        tiny.evaluate(tmp_path)
 
 
-def test_evaluation_gives_the_class_and_the_network_uses_it(labelled):
-    found = tiny.evaluate(labelled, "--repeats=1", "--images=40")
-    assert found["data"]["given_class"] is True and found["data"]["classes"] == 10
-    assert "given the class of each image" in (tiny.newest(labelled) / "result.md").read_text()
-    mesh = setup.make_mesh()
-    of = trained.from_workdir(labelled, None, {}, mesh)
-    step = evaluation.make_eval_step(of.model, mesh)
+def test_images_that_a_run_s_numbers_would_not_be_of(digits_run, tmp_path):
+    """Another fingerprint under the same name, other classes, other levels."""
+    saved = json.loads((digits_run / "config.json").read_text())
 
-    def diffusion(labels):
-        images = of.images
-        batch = {
-            "images": images.test[:40], "conditioning": np.stack([np.zeros(40), labels], 1),
-            "index": np.arange(40), "mask": np.ones(40),
-        }  # fmt: skip
-        draws = evaluation.collect(step, of.params, lambda: [batch], mesh, jax.random.key(0))
-        return loss.bits_per_dim(draws.terms.diffusion, (8, 8, 1))[0]
+    def refused(data, *arguments):
+        (tmp_path / "config.json").write_text(json.dumps(saved | {"data": saved["data"] | data}))
+        with pytest.raises(UserError) as error:
+            tiny.evaluate(tmp_path, *arguments)
+        return str(error.value)
 
-    true = of.images.labels["test"][:40].astype(np.float32)
-    right, wrong = diffusion(true), diffusion((true + 1) % 10)
-    assert right.mean() == pytest.approx(found["rows"][0]["terms"]["diffusion"]["mean"], rel=1e-5)
-    assert np.mean(right != wrong) > 0.9  # each image's own label counts
-    assert np.abs(right - wrong).max() > 1e-3
+    assert "digits holds other images than the run in" in refused({"fingerprint": "other"})
+    assert "no folder" in refused({"fingerprint": "other"}, "--data=digits")  # named expressly
+    assert "of images with 10 classes, but digits has 0" in refused({"classes": 10})
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", train=pixels, test=pixels)
+    where = "--data=arrays", f"--path={tmp_path / 'images.npz'}", f"--data_dir={tmp_path / 'd'}"
+    assert "outside [0, 17)" in refused({}, *where)  # its levels are those of the run
+
+
+def test_steps_of_reads_a_list_once_each():
+    model = type("Model", (), {"num_steps": 7})()
+    assert steps_of(None, model) == (7,)
+    assert steps_of("10, 100,inf,10", model) == (10, 100, None)
