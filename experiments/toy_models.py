@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from vdm_jax.nn.smooth import SmoothMLP
+from vdm_jax.nn.small import SmoothMLP
 
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
