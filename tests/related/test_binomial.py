@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vdm_jax.bernoulli import Bernoulli
+from vdm_jax.distributions import Bernoulli, excess
 
 from vdm_jax.related import binomial
 
