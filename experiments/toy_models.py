@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from vdm_jax.nn.small import SmoothMLP
 
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
+from vdm_jax.nn.small import SmoothMLP
 from vdm_jax.train import optimizer, step
 from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vdm_jax.distributions import Bernoulli, excess
 
+from vdm_jax.distributions import Bernoulli
 from vdm_jax.related import binomial
 
 BITS = np.array([0, 1])

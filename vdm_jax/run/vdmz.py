@@ -11,9 +11,9 @@ from absl import flags
 from vdm_jax import files
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, cli, restore
-from vdm_jax.train.progress import Bar
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
+from vdm_jax.train.progress import Bar
 from vdm_jax.vdm import VDM
 
 __all__ = ["Source", "define_flags", "free", "load", "progress"]
