@@ -24,14 +24,11 @@ from absl import flags
 
 from vdm_jax import pixels
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import report as results
+from vdm_jax.evaluation import report
 from vdm_jax.evaluation.likelihood import Settings, measure
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.ode import PROBES, TRACES, Solver
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run import distributed as cluster
-from vdm_jax.run import restore as trained
+from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory
 from vdm_jax.vdm import VDM
@@ -46,7 +43,7 @@ VDM_ONLY = (
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     text, number, choice = cli.definers(values)
-    trained.define_flags(values, "results", "evaluate on")
+    restore.define_flags(values, "results", "evaluate on")
     number("repeats", "draws of time and noise per image; default that of the configuration")
     text("num_steps", "T, or several: 10,100,1000,inf; inf is continuous time; default the model's")
     number("batch_size", "images at once, over all devices; default that of the configuration")
@@ -79,24 +76,24 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     """Evaluates as `argv` asks for; writes, prints and returns what result.json holds."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
-    cluster.start(values)
+    distributed.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_numbers(options)
-    mesh = setup.make_mesh(options["shard_params"], "shard_params")
+    mesh = build.make_mesh(options["shard_params"], "shard_params")
     workdir = Path(options["workdir"])
-    model = trained.from_options(workdir, options, mesh)
-    parent = setup.make_workdir(workdir / "evaluation")
+    model = restore.from_options(workdir, options, mesh)
+    parent = build.make_workdir(workdir / "evaluation")
     subject = model.on(mesh, options["batch_size"])
-    with memory.exhausted(setup.lower_batch(subject.batch_size)):
+    with memory.exhausted(build.lower_batch(subject.batch_size)):
         asked = _settings(options, model)
-        setup.check_batch_size(subject.batch_size, mesh)
+        build.check_batch_size(subject.batch_size, mesh)
         found = everything(model, subject.first(options["images"]), asked)
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
         with cli.writing(parent):
-            results.write(results.new_folder(parent, model.step), found)
+            report.write(report.new_folder(parent, model.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found
@@ -113,8 +110,8 @@ def everything(trained: Restored, subject: Subject, asked: Settings) -> dict[str
     )
     return {
         "model": {"name": trained.name, "step": trained.step},
-        "data": setup.describe(images) | {"part": trained.part, "given_class": given_class},
-        **measure(subject, asked, lambda row: print(results.line(row), flush=True)),
+        "data": build.describe(images) | {"part": trained.part, "given_class": given_class},
+        **measure(subject, asked, lambda row: print(report.line(row), flush=True)),
     }
 
 

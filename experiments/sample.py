@@ -26,14 +26,10 @@ import numpy as np
 from absl import flags
 
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import report as results
-from vdm_jax.evaluation import sample_quality as sampling
+from vdm_jax.evaluation import report, sample_quality
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli
-from vdm_jax.run import distributed as cluster
-from vdm_jax.run import restore as trained
+from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory, plots
 from vdm_jax.train.progress import Bar
@@ -48,7 +44,7 @@ CALLS = (5, 8, 10, 15, 20, 25, 50)
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     _, number, choice = cli.definers(values)
-    trained.define_flags(values, "samples", "compare with")
+    restore.define_flags(values, "samples", "compare with")
     choice("sampler", "how", SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
     choice("spacing", "of the steps (default time for ancestral, else karras)", SPACINGS, None)
@@ -67,28 +63,28 @@ def sample(argv: list[str]) -> dict[str, Any]:
     """Draws as `argv` asks for; writes and returns what samples.json or quality.json holds."""
     values = _flags()
     cli.parse_flags(values, argv, __doc__)
-    cluster.start(values)
+    distributed.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
-    mesh = setup.make_mesh()
+    mesh = build.make_mesh()
     workdir = Path(options["workdir"])
-    model = trained.from_options(workdir, options, mesh)
+    model = restore.from_options(workdir, options, mesh)
     subject = model.on(mesh, options["batch_size"])
     _check(model, subject, options)
-    parent = setup.make_workdir(workdir / "sampling")
+    parent = build.make_workdir(workdir / "sampling")
     found: dict[str, Any] = {"model": {"name": model.name, "step": model.step}}
-    with memory.exhausted(setup.lower_batch(subject.batch_size)):
+    with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
-            found["quality"] = sampling.quality(subject, _rules(), say=_say)
+            found["quality"] = sample_quality.quality(subject, _rules(), say=_say)
         else:
             images, path = _draw(model, subject, rule, options, found)
-    found["data"] = setup.describe(model.images)
+    found["data"] = build.describe(model.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
         with cli.writing(parent):
-            folder = results.new_folder(parent, model.step)
+            folder = report.new_folder(parent, model.step)
             if options["quality"]:
                 _write_quality(folder, found)
             else:
@@ -135,7 +131,7 @@ def _rules() -> list[Rule]:
 def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> None:
     """Raises UserError, before anything is drawn, for what would fail after it."""
     _ = model.vdm  # refuses other kinds
-    setup.check_batch_size(subject.batch_size, subject.mesh)
+    build.check_batch_size(subject.batch_size, subject.mesh)
     data, label = model.images, options["class"]
     if label is not None and not label < data.num_classes:
         known = f"the classes are 0 to {data.num_classes - 1}"
@@ -163,19 +159,19 @@ def _draw(
     )
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
-        drawer = sampling.Drawer(subject, rule)
+        drawer = sample_quality.Drawer(subject, rule)
         images = drawer.draw(rule, *given, lambda *_: bar.advance(once))
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
     asked = options["distances"]
-    found["distances"] = sampling.distances(model.images, images) if asked else []
+    found["distances"] = sample_quality.distances(model.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
     return images, drawer.path(rule, first, *given[1:]) if options["path"] else None
 
 
 def _say(row: Mapping[str, Any]) -> None:
-    print(", ".join(results.of_quality(row)), flush=True)
+    print(", ".join(report.of_quality(row)), flush=True)
 
 
 def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
@@ -188,7 +184,7 @@ def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: i
     )
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["distances"]:
-        print(results.of_distances(found["distances"]))
+        print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
 
 
@@ -203,7 +199,7 @@ def _write_path(folder: Path, path: np.ndarray, levels: int) -> None:
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes quality.json and quality.md."""
     (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = results.table(results.QUALITY, map(results.of_quality, found["quality"])) + "\n"
+    text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
     (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}")
     print(f"\n{text}written to {folder}")
 

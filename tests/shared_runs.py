@@ -9,7 +9,7 @@ import pytest
 import tiny
 import vdmz
 
-from vdm_jax.run import training as run
+from vdm_jax.run import training
 from vdm_jax.run import vdmz as commands
 
 
@@ -22,7 +22,7 @@ def digits_run(tmp_path_factory) -> Path:
     config.eval.final_repeats = 1
     config.sample.update(num_steps=1, count=1)
     with tiny.one_device():
-        run.train(config, workdir)
+        training.train(config, workdir)
     return workdir
 
 

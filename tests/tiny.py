@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import digits
 from experiments.evaluate import evaluate as command
-from vdm_jax.run import build as setup
+from vdm_jax.run import build
 from vdm_jax.train import sharding
 
 
@@ -35,7 +35,7 @@ def config(**data: Any) -> ConfigDict:
 def one_device() -> Iterator[None]:
     """Commands take one device: simulated ones, more than cores, keep each other waiting."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda *_: sharding.make_mesh(jax.devices()[:1]))
+        patch.setattr(build, "make_mesh", lambda *_: sharding.make_mesh(jax.devices()[:1]))
         yield
 
 

@@ -13,7 +13,9 @@ ROW = {
     "quantity": "bound, T = 5", "kind": "variational bound", "unit": "bits per dim", "bpd": 3.25,
     "standard_error": 0.125, "monte_carlo_error": math.nan, "between_images_error": 0.0,
     "num_images": 7, "draws": 2, "network_calls": 14,
-    "terms": {name: {"mean": k / 8} for k, name in enumerate(("reconstruction", "prior", "diffusion"))},
+    "terms": {
+        name: {"mean": k / 8} for k, name in enumerate(("reconstruction", "prior", "diffusion"))
+    },
 }  # fmt: skip
 ODE = ROW | {
     "quantity": "ODE", "kind": "density", "monte_carlo_error": 0.5, "between_images_error": 0.25,

@@ -12,8 +12,7 @@ import tiny
 
 from vdm_jax import loss
 from vdm_jax.errors import UserError
-from vdm_jax.run import build as setup
-from vdm_jax.run import restore as trained
+from vdm_jax.run import build, restore
 
 NAME = "no_fourier_odd_batch"
 
@@ -65,7 +64,7 @@ def test_the_command_agrees_with_the_published_code(arguments, tmp_path):
 def test_the_bound_at_the_golden_draws_is_the_golden_value(arguments):
     model = golden.load(NAME)
     path = model.folder / "checkpoints-0"
-    of = trained.from_official(path, None, arguments[0], setup.make_mesh())
+    of = restore.from_official(path, None, arguments[0], build.make_mesh())
     expected = {k: jnp.asarray(v) for k, v in model.expected.items() if "names" not in k}
     np.testing.assert_array_equal(of.images.test, expected["images"])
     vdm = of.model.bind(of.params, expected["conditioning"])

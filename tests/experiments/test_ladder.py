@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments import closed_forms, ladder, ladder_tables, trainings
-from vdm_jax.run import config as check
+from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,7 +18,7 @@ def test_every_run_can_be_built_and_has_about_the_same_size():
     for group, runs in ladder.RUNS.items():
         for name, (base, changes) in runs.items():
             configs[name] = config = trainings.make_config(base(), changes, 0.001)
-            check.config(config)
+            check_config(config)
             assert (config.train.steps, config.optimizer.warmup_steps) == (10, 5)
             model = make_model(config, (8, 8, 1), 2 if config.data.name == "digits_binary" else 17)
             shapes[name] = jax.eval_shape(model.init, jax.random.key(0))

@@ -8,7 +8,7 @@ import jax
 
 from experiments import paper_report, paper_tables, trainings
 from experiments.configs import digits
-from vdm_jax.run import config as check
+from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -67,7 +67,7 @@ def test_every_run_can_be_built_and_is_what_the_page_says():
     kinds = {"eps": "eps", "eps, Fourier features": "eps", "v": "v"}
     for name, changes in paper_tables.RUNS.items():
         config = trainings.make_config(digits.get_config(), changes, 0.01)
-        check.config(config)
+        check_config(config)
         assert config.train.steps == changes["train.steps"] // 100
         assert config.optimizer.warmup_steps == config.train.steps // 2
         for key, value in changes.items():

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.configs import digits
 from vdm_jax.errors import UserError
-from vdm_jax.run import build, parts, training
+from vdm_jax.run import build, experiment, training
 from vdm_jax.train.settings import differences
 
 
@@ -93,7 +93,7 @@ def test_class_labels_reach_the_batches():
     pairs = zip(images.train, images.labels["train"], strict=True)
     of = {image.tobytes(): label for image, label in pairs}
     assert len(of) == len(images.train)  # each image tells its label
-    batch = parts._stream(config, images)[3]
+    batch = experiment._stream(config, images)[3]
     conditioning = np.asarray(batch["conditioning"])
     np.testing.assert_array_equal(
         conditioning[:, 1], [of[np.asarray(image).tobytes()] for image in batch["images"]]

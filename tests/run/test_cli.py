@@ -65,7 +65,7 @@ def test_what_is_no_command_gets_one_line_that_names_it(argument, message, tmp_p
         (tmp_path / f"{name}.py").write_text(text)
         argument = argument.replace(f"={name}", f"={tmp_path / name}.py")
     with pytest.raises(UserError) as error:
-        config.config(parsed("--workdir=W", argument)[0])
+        config.check_config(parsed("--workdir=W", argument)[0])
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

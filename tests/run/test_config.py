@@ -18,8 +18,8 @@ from experiments.configs import (
     vae,
 )  # fmt: skip
 from vdm_jax.errors import UserError
-from vdm_jax.run import config as check
 from vdm_jax.run import defaults
+from vdm_jax.run.config import check_config, check_devices, check_model
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 
@@ -76,10 +76,10 @@ def test_where_the_bounds_of_a_setting_lie(name, good, bad, message):
         with part.ignore_type():
             part[last] = value
         if value in good:
-            check.config(config)
+            check_config(config)
             continue
         with pytest.raises(UserError) as refused:
-            check.config(config)
+            check_config(config)
         said = str(refused.value)
         assert message in said and "\n" not in said and len(said) < 400, value
 
@@ -88,13 +88,13 @@ def test_a_setting_that_is_missing_and_the_saved_zero_of_a_run_without_decay():
     config = digits.get_config().to_dict()
     del config["train"]["steps"]
     with pytest.raises(UserError, match=r"config\.train\.steps is missing"):
-        check.config(ConfigDict(config))
+        check_config(ConfigDict(config))
     config = defaults.get_config()
     config.optimizer.update(decay="none", decay_steps=0)
-    check.config(config)
+    check_config(config)
     config.optimizer.decay = "linear"
     with pytest.raises(UserError, match=r"config\.optimizer\.decay_steps must be above 0"):
-        check.config(config)
+        check_config(config)
 
 
 SHAPE_OF_GAMMA = {"model.gamma_objective": "variance", "model.gamma": "monotone"}
@@ -195,16 +195,16 @@ def test_the_devices_must_fit():
     make_model(config, (8, 8, 1), 17)  # a run of a GPU can be evaluated anywhere
     mesh = sharding.make_mesh()
     with pytest.raises(UserError, match="fused_attention is cuDNN's, for a GPU; this is a cpu"):
-        check.training(config, mesh)
+        check_devices(config, mesh)
     config = digits.get_config()
     config.train.batch_size, config.eval.batch_size = 8 * mesh.size, 8 * mesh.size
-    check.training(config, mesh)
+    check_devices(config, mesh)
     config.train.accumulate = 16
     with pytest.raises(UserError, match=r"^config\.train\.batch_size: .*into 16 micro-batch"):
-        check.training(config, mesh)
+        check_devices(config, mesh)
     config.train.accumulate, config.eval.batch_size = 8, 8 * mesh.size + 1
     with pytest.raises(UserError, match=r"^config\.eval\.batch_size: "):
-        check.training(config, mesh)
+        check_devices(config, mesh)
 
 
 def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
@@ -222,20 +222,20 @@ def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
 
 def test_the_experiments_own_configurations_are_accepted():
     for module in (arrays, binomial, digits, folder, mhvae, mnist, vae):
-        check.config(module.get_config())
+        check_config(module.get_config())
     for depth, width in (("2", 196), ("8", 92)):
         config = mhvae.get_config(depth)
-        check.config(config)
+        check_config(config)
         assert (config.hierarchy.depth, config.model.channels) == (int(depth), width)
     for name, module in CONFIGS.items():
-        check.model(module.get_config(), LEVELS.get(name, 17), 0)
+        check_model(module.get_config(), LEVELS.get(name, 17), 0)
     with pytest.raises(ValueError, match="depth '3'; known: 2, 4, 8"):
         mhvae.get_config("3")
 
 
 def published(config):
     """What all the published configurations have alike."""
-    check.config(config)
+    check_config(config)
     m, o = config.model, config.optimizer
     assert (m.gamma_min, m.gamma_max, m.num_steps, m.fourier_features) == (-13.3, 5.0, None, True)
     assert (o.b1, o.b2, o.eps, o.weight_decay, o.ema_rate) == (0.9, 0.99, 1e-8, 0.01, 0.9999)
@@ -255,7 +255,7 @@ def test_the_published_hyperparameters():
         ("cifar10", 256, 32, 0.05, "monotone", "middle", 768, 1e-4, *aug),
         ("cifar10", 256, 32, 0.05, "monotone", "all", 1024, 2e-4, *aug),
     ]
-    check.config(cifar10.get_config("tiny"))
+    check_config(cifar10.get_config("tiny"))
     for module, size, blocks in ((imagenet32, "32x32", 32), (imagenet64, "64x64", 64)):
         for variant, kind in (("", old), ("resized", new), ("labels", new)):
             config = module.get_config(variant)

@@ -122,7 +122,7 @@ def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, me
             copied(digits_run, tmp_path, lambda s: s["data"].update(change)), data
         )
 
-    with pytest.raises(UserError, match="other images than the run in .* name them with --data"):
+    with pytest.raises(UserError, match=r"other images than the run in .* name them with --data"):
         images({"fingerprint": "0"})
     assert len(images({"fingerprint": "0"}, name="digits")[1].test) == 360
     with pytest.raises(

@@ -93,7 +93,7 @@ def test_any_value_of_any_setting(experiment, changes):
 def parsed(*arguments: str) -> None:
     sys.modules.pop("config_config", None)  # a file is loaded into what is left of the last one
     with taken_or_refused(), contextlib.suppress(SystemExit):  # of --help
-        config.config(cli._parse(["x", "--workdir=W", *arguments], DIGITS)[0])
+        config.check_config(cli._parse(["x", "--workdir=W", *arguments], DIGITS)[0])
 
 
 ARGUMENT = st.builds(
@@ -166,7 +166,7 @@ def test_any_bytes_as_the_configuration_of_a_run(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with taken_or_refused():
         saved, data = restore.saved_config(tmp_path)
-        config.config(restore.with_data(saved, {}, data.get("levels")))
+        config.check_config(restore.with_data(saved, {}, data.get("levels")))
 
 
 @quick(200)

@@ -10,7 +10,7 @@ import tiny
 from experiments import evaluate
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.run import build, parts, training
+from vdm_jax.run import build, experiment, training
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding, step
 from vdm_jax.train.interrupts import Stop
@@ -50,12 +50,12 @@ def test_evaluation_and_sampling_without_memory_name_the_setting_to_lower(monkey
     c = config()
     images, mesh = build.load(c), sharding.make_mesh(jax.devices()[:1])
     model = make_model(c, images.event_shape, images.levels)
-    adamw = parts.make_optimizer(c)
+    adamw = experiment.make_optimizer(c)
     state = step.init_state(model, adamw, jax.random.key(0))
-    made = parts.Experiment(c, images, mesh, model, adamw, Path("W"), Stop(mesh))
+    made = experiment.Experiment(c, images, mesh, model, adamw, Path("W"), Stop(mesh))
     monkeypatch.setattr(evaluation, "make_eval_step", lambda *_: exhausted)
     with pytest.raises(UserError) as refused:
-        parts.evaluator(made, jax.random.key(0))(state, True)
+        experiment.evaluator(made, jax.random.key(0))(state, True)
     assert str(refused.value) == (
         "evaluation ran out of memory (Out of memory allocating 5 bytes): lower "
         "--config.eval.batch_size, now 360, to go on from the newest checkpoint"
@@ -63,7 +63,7 @@ def test_evaluation_and_sampling_without_memory_name_the_setting_to_lower(monkey
     made = made._replace(model=model._replace(bind=exhausted))
     wanted = r"sampling ran .* --config\.sample\.count, now 4, to go on"
     with pytest.raises(UserError, match=wanted):
-        parts.sampler(made, jax.random.key(0))(state)
+        experiment.sampler(made, jax.random.key(0))(state)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_step_without_memory_names_settings_and_loses_nothing(finished, monkey
     longer = config()
     longer.train.steps = 3
     longer.optimizer.decay_steps = 2
-    monkeypatch.setattr(parts, "compiled_step", lambda *_: Step())
+    monkeypatch.setattr(training, "compiled_step", lambda *_: Step())
     refused = pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749")
     with tiny.one_device(), refused:
         training.train(longer, finished)

@@ -12,8 +12,7 @@ from golden import DATA, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vdm_jax.nn import published as official
-from vdm_jax.nn import published_file as official_file
+from vdm_jax.nn import published, published_file
 
 NAME = "no_fourier_odd_batch"
 WHOLE = (DATA / NAME / "checkpoints-0" / "ckpt-7.flax").read_bytes()
@@ -28,16 +27,16 @@ def shapes_once():
     """What the configuration calls for is the same each time; it is the slow part."""
     model, kept = load(NAME), {}
     with pytest.MonkeyPatch.context() as patch:
-        expected = official._expected
+        expected = published._expected
 
         def once(params, gamma_module, score_module):
-            bias = official_file.leaves(params).get(("score_model", "conv_out", "bias"))
+            bias = published_file.leaves(params).get(("score_model", "conv_out", "bias"))
             key = np.shape(bias) if isinstance(bias, np.ndarray) else None
             if key not in kept:
                 kept[key] = expected(params, gamma_module, score_module)
             return kept[key]
 
-        patch.setattr(official, "_expected", once)
+        patch.setattr(published, "_expected", once)
         yield model
 
 
@@ -46,7 +45,7 @@ def outcome(file, content):
     golden = load(NAME)
     file.write_bytes(content)
     try:
-        model = official.load(file, golden.config)
+        model = published.load(file, golden.config)
     except ValueError as error:
         line = str(error)
         assert str(file) in line and "\n" not in line and line.isprintable(), line
@@ -234,7 +233,7 @@ def test_a_megabyte_that_declares_gigabytes_needs_none(tmp_path):
         "import resource, sys; from pathlib import Path\n"
         "from vdm_jax.nn import published_file as official_file\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: official_file.read(Path(sys.argv[1]))\n"
+        "try: published_file.read(Path(sys.argv[1]))\n"
         "except ValueError: pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -251,4 +250,4 @@ def test_a_file_that_may_not_be_read(file, monkeypatch):
     file.write_bytes(WHOLE)
     monkeypatch.setattr(type(file), "read_bytes", refuse)
     with pytest.raises(ValueError, match=r"ckpt-1\.flax can't be read: Permission denied"):
-        official.load(file, load(NAME).config)
+        published.load(file, load(NAME).config)

@@ -14,8 +14,7 @@ import tiny
 from commands import ROOT, environment, refused, run
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import compilation_cache as cache
-from vdm_jax.run import training
+from vdm_jax.run import compilation_cache, training
 from vdm_jax.run.cli import Options
 
 FALLBACK, CHANGE = Options(allow_fallback=True), Options(allow_config_change=True)
@@ -42,7 +41,7 @@ def compiled_once(tmp_path_factory):
     """All these runs share their programs, here and in processes of their own."""
     with pytest.MonkeyPatch.context() as patch, tiny.jax_settings():
         patch.setenv("VDM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        cache.switch_on()
+        compilation_cache.switch_on()
         yield
 
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from vdm_jax import timestep
 from vdm_jax.nn import gamma as monotone
-from vdm_jax.nn import published_file as official_file
+from vdm_jax.nn import published_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -126,9 +126,9 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
     if not isinstance(path, str | Path):
         raise ValueError(f"path must be a string or Path, got {type(path).__name__}.")
     file = _find(Path(path))
-    tree = official_file.read(file)
+    tree = published_file.read(file)
     params = tree["ema_params"]
-    official_file.check_params(params, _expected(params, gamma_module, score_module), file)
+    published_file.check_params(params, _expected(params, gamma_module, score_module), file)
     params = {**params, "score_model": from_published(params["score_model"])}
     steps = model_config["sm_n_timesteps"]
     return OfficialModel(
@@ -201,7 +201,7 @@ def _find(path: Path) -> Path:
 def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[str, Any]:
     """The shapes that the configuration calls for, as the file has them."""
     # The number of image channels isn't in the configuration: the last convolution tells it.
-    bias = official_file.leaves(params).get(("score_model", "conv_out", "bias"))
+    bias = published_file.leaves(params).get(("score_model", "conv_out", "bias"))
     channels = bias.size if isinstance(bias, np.ndarray) and bias.ndim == 1 and bias.size else 3
 
     def initialise() -> Any:

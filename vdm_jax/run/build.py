@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax import data
 from vdm_jax.data import ImageData
-from vdm_jax.run import distributed as cluster
+from vdm_jax.run import distributed
 from vdm_jax.run.cli import UserError
 from vdm_jax.train import sharding
 
@@ -71,7 +71,7 @@ def lower_batch(size: int) -> Callable[[str], UserError]:
 def load(config: ConfigDict) -> ImageData:
     """The data set of `config.data`, with labels only if the network is conditioned on them."""
     d = config.data
-    images = cluster.in_turn(
+    images = distributed.in_turn(
         lambda: data.load(
             d.name,
             data_dir=d.dir,
@@ -103,7 +103,7 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
         raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
     except OSError as error:
         raise UserError(f"--{flag}={workdir} can't be made or written: {error}") from error
-    cluster.check_shared(workdir, flag)
+    distributed.check_shared(workdir, flag)
     return workdir.absolute()
 
 

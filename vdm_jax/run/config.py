@@ -18,7 +18,7 @@ from vdm_jax.run import defaults
 from vdm_jax.run.cli import MOST
 from vdm_jax.train import sharding
 
-__all__ = ["config", "model", "training"]
+__all__ = ["check_config", "check_devices", "check_model"]
 
 POSITIVE = {
     "train.steps", "train.batch_size", "train.accumulate", "train.shard_params",
@@ -54,7 +54,7 @@ WORDS = {
 }
 
 
-def config(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Raises UserError for a missing or unknown name, a wrong type, or a number out of range."""
     _compare(config, defaults.get_config(), "config.")
     values = {
@@ -116,7 +116,7 @@ def _compare(given: ConfigDict, wanted: ConfigDict, prefix: str) -> None:
             raise UserError(f"{prefix}{name} must be text on one line, got {value[:200]!r}")
 
 
-def training(config: ConfigDict, mesh: Mesh) -> None:
+def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for batches that can't be split over the devices, or the wrong devices."""
     platform = mesh.devices.flat[0].platform
     if config.model.fused_attention and platform != "gpu":
@@ -134,7 +134,7 @@ def training(config: ConfigDict, mesh: Mesh) -> None:
 # ---- settings of the model that don't go together ----
 
 
-def model(config: ConfigDict, levels: int, num_classes: int) -> None:
+def check_model(config: ConfigDict, levels: int, num_classes: int) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
     for said in itertools.chain(
@@ -152,7 +152,7 @@ def _words(c: ConfigDict) -> Iterator[str]:
 
 def _computing(c: ConfigDict) -> Iterator[str]:
     for name in ("remat", "dtype", "fused_attention"):
-        if c.network != "unet" and c[name] != defaults.DEFAULTS["model"][name]:
+        if c.network != "unet" and c[name] != defaults.DEFAULTS["check_model"][name]:
             yield (f"model.{name} is {c[name]!r}, which is for the network unet only; leave it out "
                    f"with {c.network}")  # fmt: skip
     if c.fused_attention and c.dtype != "bfloat16":
@@ -201,7 +201,7 @@ def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
 
 
 def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["model"]
+    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["check_model"]
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
             if h[name] != plain[name]:

@@ -19,7 +19,7 @@ from vdm_jax.nn.unet import UNet
 from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy
 from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
-from vdm_jax.run import config as check
+from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
 from vdm_jax.train.model import Model, Params
 from vdm_jax.types import Key, PerExample, Tensor
@@ -41,7 +41,7 @@ def make_model(
     A VDM's parameters are {"gamma": …, "score_model": …}, as in the published code.
     Raises UserError for settings that don't fit together.
     """
-    check.model(config, levels, num_classes)
+    check_model(config, levels, num_classes)
     hierarchical = config.hierarchy.depth is not None
     try:
         if hierarchical:

@@ -16,7 +16,8 @@ from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError, reaching
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.nn import published, published_configs
-from vdm_jax.run import build, cli, config, defaults, distributed
+from vdm_jax.run import build, cli, defaults, distributed
+from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import load_params
@@ -138,7 +139,7 @@ def load(
     workdir = Path(options["workdir"])
     c, saved = saved_config(workdir)
     c.model.dtype = dtype or c.model.dtype
-    config.config(c)
+    check_config(c)
     event_shape, levels, classes = _images_of(workdir, saved)
     model = make_model(c, event_shape, levels, classes)
     step, params = _params(workdir, options["checkpoint"], model, mesh)
@@ -188,7 +189,7 @@ def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, Image
     """Returns a run's configuration, and the data it was trained on, or that `data` names."""
     c, saved = saved_config(workdir)
     c = with_data(c, data, saved.get("levels"))
-    config.config(c)
+    check_config(c)
     images = build.load(c)
     if not data and saved.get("fingerprint") not in (None, images.fingerprint):
         raise UserError(

@@ -14,14 +14,21 @@ from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build as setup
-from vdm_jax.run import cli, lock, parts
-from vdm_jax.run import config as check
-from vdm_jax.run import defaults as base
-from vdm_jax.run import distributed as cluster
+from vdm_jax.run import build, cli, defaults, distributed, lock
 from vdm_jax.run.cli import Options
+from vdm_jax.run.config import check_config, check_devices
+from vdm_jax.run.experiment import (
+    Experiment,
+    chunks,
+    compiled_step,
+    decay_steps,
+    evaluator,
+    keys_of,
+    make_optimizer,
+    plan,
+    sampler,
+)
 from vdm_jax.run.models import make_model
-from vdm_jax.run.parts import Experiment
 from vdm_jax.train import loop, memory, step
 from vdm_jax.train.checkpoint import Checkpoints, complete_steps
 from vdm_jax.train.interrupts import Stop, Stopped
@@ -51,13 +58,13 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
     result.json. Raises UserError, in one line, for whatever the user can mend.
     """
     with _stopping(workdir / "checkpoints"):
-        check.config(config)
-        images = setup.load(config)
-        mesh = setup.make_mesh(config.train.shard_params)
-        check.training(config, mesh)
+        check_config(config)
+        images = build.load(config)
+        mesh = build.make_mesh(config.train.shard_params)
+        check_devices(config, mesh)
         model = make_model(config, images.event_shape, images.levels, images.num_classes)
-        adamw = parts.make_optimizer(config)
-        workdir = setup.make_workdir(workdir)  # nothing was written before
+        adamw = make_optimizer(config)
+        workdir = build.make_workdir(workdir)  # nothing was written before
         experiment = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
         with lock.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
             return _train(experiment, options)
@@ -66,15 +73,15 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
 def _train(experiment: Experiment, options: Options) -> Evaluation:
     config, images, mesh, model, adamw, workdir, _ = experiment
     settings, folder = _settings(config, images), workdir / "checkpoints"
-    cluster.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
-    cluster.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
+    distributed.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
+    distributed.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     (workdir / "samples").mkdir(exist_ok=True)
     checkpoints = Checkpoints(
         folder,
         settings,
         config.train.keep_checkpoints,
         MAY_DIFFER,
-        {"config": base.get_config().to_dict()},
+        {"config": defaults.get_config().to_dict()},
         options.allow_config_change,
         options.allow_fallback,
     )
@@ -122,28 +129,28 @@ def _again(folder: Path) -> str:
 
 def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     """Returns what the state's path depends on: saved with it, and compared on a restart."""
-    settings = {"config": config.to_dict(), "data": setup.describe(images)}
-    settings["config"]["optimizer"]["decay_steps"] = parts.decay_steps(config)
+    settings = {"config": config.to_dict(), "data": build.describe(images)}
+    settings["config"]["optimizer"]["decay_steps"] = decay_steps(config)
     return settings
 
 
 def _run(experiment: Experiment, checkpoints: Checkpoints) -> loop.Run:
     """Returns what the loop calls; the step is compiled and has enough memory."""
-    config, keys = experiment.config, parts.keys(experiment.config)
-    compiled = parts.compiled_step(experiment)
+    config, keys = experiment.config, keys_of(experiment.config)
+    compiled = compiled_step(experiment)
     _check_room(config, compiled)
     return loop.Run(
-        parts.plan(config),
+        plan(config),
         compiled,
         keys["train"],
-        parts.chunks(config, experiment.images),
-        parts.evaluator(experiment, keys["eval"]),
-        parts.sampler(experiment, keys["sample"]),
+        chunks(config, experiment.images),
+        evaluator(experiment, keys["eval"]),
+        sampler(experiment, keys["sample"]),
         checkpoints,
         experiment.workdir,
         experiment.mesh,
         experiment.stop,
-        setup.eval_name(config),
+        build.eval_name(config),
     )
 
 
@@ -153,7 +160,7 @@ def _first_state(
     """Returns the state of the newest checkpoint, or a new one."""
     config, mesh = experiment.config, experiment.mesh
     if checkpoints.latest_step() is None:
-        return step.start(experiment.model, experiment.optimizer, parts.keys(config)["init"], mesh)
+        return step.start(experiment.model, experiment.optimizer, keys_of(config)["init"], mesh)
     state = checkpoints.restore(template)
     print(f"going on from step {int(state.step)}")
     if options.allow_config_change or int(state.skipped) >= config.train.max_skipped:
@@ -199,7 +206,7 @@ def _announce(experiment: Experiment, template: TrainState) -> None:
     shape = "x".join(map(str, images.event_shape))
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
-        f"{setup.eval_name(config)} images of {shape}, {images.levels} levels\n"
+        f"{build.eval_name(config)} images of {shape}, {images.levels} levels\n"
         f"{config.model.network}, {parameters:,} parameters, {model.facts().words}, on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s); compiling",
         flush=True,
@@ -207,11 +214,11 @@ def _announce(experiment: Experiment, template: TrainState) -> None:
 
 
 def _conclude(experiment: Experiment, last_step: int, result: Evaluation) -> None:
-    images, name = experiment.images, setup.eval_name(experiment.config)
+    images, name = experiment.images, build.eval_name(experiment.config)
     summary = {
         "step": last_step,
         "split": name,
-        "data": setup.describe(images),
+        "data": build.describe(images),
         f"{result.unit.key}_standard_error": None,
         **result.scalars(),
         "num_images": result.num_images,

@@ -16,7 +16,7 @@ from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build as setup
+from vdm_jax.run import build
 from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
 from vdm_jax.train.interrupts import Stop
 from vdm_jax.train.model import Model
@@ -28,7 +28,7 @@ __all__ = [
     "compiled_step",
     "decay_steps",
     "evaluator",
-    "keys",
+    "keys_of",
     "make_optimizer",
     "plan",
     "sampler",
@@ -64,7 +64,7 @@ def decay_steps(config: ConfigDict) -> int:
     return config.train.steps if given is None else given
 
 
-def keys(config: ConfigDict) -> dict[str, jax.Array]:
+def keys_of(config: ConfigDict) -> dict[str, jax.Array]:
     """Returns a key for each purpose, all of the one seed."""
     names = ("init", "train", "eval", "sample")
     return dict(zip(names, jax.random.split(jax.random.key(config.seed), 4), strict=True))
@@ -82,7 +82,7 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
     """Returns the training step compiled from shapes alone: nothing is put on the devices."""
     config, images, mesh, model, adamw, *_ = experiment
     c = config.train
-    key, ema_rate = keys(config)["train"], config.optimizer.ema_rate
+    key, ema_rate = keys_of(config)["train"], config.optimizer.ema_rate
     training = step.Training(
         model, adamw, ema_rate, key, c.accumulate, c.steps_per_call, c.max_skipped
     )
@@ -103,7 +103,7 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
         augment=config.data.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        labels=setup.labels(images, "train"),
+        labels=build.labels(images, "train"),
     )
 
 
@@ -118,7 +118,7 @@ def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, b
     config, images, mesh, model, *_, stop = experiment
     c, source = config.eval, (images.source or {}).get("test")
     eval_step = evaluation.make_eval_step(model, mesh)
-    batches = setup.batches(images, c.batch_size)
+    batches = build.batches(images, c.batch_size)
 
     def checked() -> Iterator[data.Batch]:
         for batch in batches():

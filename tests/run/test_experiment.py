@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import defaults, parts
+from vdm_jax.run import defaults, experiment
 
 
 def config(**changes):
@@ -16,7 +16,7 @@ def config(**changes):
 
 
 def test_the_plan_has_each_number_in_its_place():
-    made = parts.plan(
+    made = experiment.plan(
         config(
             train__steps=1, train__steps_per_call=2, train__log_every=3, eval__every=4,
             sample__every=5, train__checkpoint_every=6, train__max_skipped=7,
@@ -28,18 +28,18 @@ def test_the_plan_has_each_number_in_its_place():
 
 def test_each_purpose_has_a_key_of_its_own_which_the_seed_settles():
     """Of old runs too: the order is theirs."""
-    keys = parts.keys(config(seed=3))
+    keys = experiment.keys_of(config(seed=3))
     wanted = jax.random.key_data(jax.random.split(jax.random.key(3), 4))
     assert list(keys) == ["init", "train", "eval", "sample"]
     np.testing.assert_array_equal([jax.random.key_data(key) for key in keys.values()], wanted)
 
 
 def test_the_decay_ends_with_the_run_or_where_that_is_given():
-    assert parts.decay_steps(config(train__steps=50, optimizer__decay="none")) == 0
+    assert experiment.decay_steps(config(train__steps=50, optimizer__decay="none")) == 0
     cosine = config(train__steps=50, optimizer__decay="cosine")
-    assert parts.decay_steps(cosine) == 50
+    assert experiment.decay_steps(cosine) == 50
     cosine.optimizer.decay_steps = 30
-    assert parts.decay_steps(cosine) == 30
+    assert experiment.decay_steps(cosine) == 30
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_a_learning_rate_that_can_not_be_is_refused(changes, said):
     wrong = config(train__steps=50)
     wrong.optimizer.update(changes)
     with pytest.raises(UserError, match=said):
-        parts.make_optimizer(wrong)
+        experiment.make_optimizer(wrong)
