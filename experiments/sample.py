@@ -7,8 +7,8 @@
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
 from the test images, beside the same of training images; --trajectory draws in trajectory.png what
-the network takes the first eight for on their way from noise. --quality draws nothing to look at: it
-measures these distances for every sampler at several numbers of network calls, and leaves
+the network takes the first eight for on their way from noise. --quality draws nothing to look at:
+it measures these distances for every sampler at several numbers of network calls, and leaves
 quality.json and quality.md there.
 """
 
