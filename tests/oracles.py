@@ -41,6 +41,22 @@ def cubature(dims: int) -> np.ndarray:
     return np.sqrt(dims) * np.concatenate([np.eye(dims), -np.eye(dims)])
 
 
+def over_times_and_noise(run, x, num_steps: int | None, noise=None) -> np.ndarray:
+    """Expectations [..., n] of run(x, eps, t) over t and eps at each x of [n, d], by quadrature.
+
+    noise: nodes [m, d] and their weights; by default the ones exact for a denoiser linear in z.
+    """
+    d = x.shape[-1]
+    nodes, weights = noise or (cubature(d), np.full(2 * d, 0.5 / d))
+    if num_steps is None:
+        t, t_weights = gauss_legendre(40, 8)
+    else:
+        t, t_weights = (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
+    i, j, k = (a.ravel() for a in np.indices((len(x), len(t), len(nodes))))
+    found = np.asarray(run(x[i], nodes[k], t[j]))
+    return found.reshape(*found.shape[:-1], len(x), len(t), len(nodes)) @ weights @ t_weights
+
+
 # ---- Gaussians ----
 
 
@@ -74,6 +90,11 @@ class GaussianData(NamedTuple):
 
     mean: np.ndarray
     cov: np.ndarray
+
+    @property
+    def points(self) -> np.ndarray:
+        """Points x [2 d, d] whose plain mean is the expectation over the data of any quadratic."""
+        return self.mean + cubature(len(self.mean)) @ np.linalg.cholesky(self.cov).T
 
     def _latent(self, gamma):
         """alpha and the covariance [..., d, d] of z, for gamma of any shape."""
@@ -156,11 +177,6 @@ class Mixture(NamedTuple):
         odds = jax.nn.softmax(self._log_joint(z, gamma))
         gain = (alpha * self.var / self._var(gamma))[:, None]
         return odds @ (self.means + gain * (z - alpha * self.means))
-
-
-def two_points(z, gamma, value: float = 0.5):
-    """E[x|z_t = z] of one pixel with two equally likely values +-value, elementwise."""
-    return value * jnp.tanh(value * z * jnp.sqrt(jax.nn.sigmoid(-gamma)) / jax.nn.sigmoid(gamma))
 
 
 def affine_chain(

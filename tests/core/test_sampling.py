@@ -7,7 +7,6 @@ import pytest
 from oracles import affine_chain, alpha_sigma
 
 from vdm_jax import VDM, parameterization, pixels, process, sampling, schedule
-from vdm_jax.related.mixture import Mixture
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule
 
 DETERMINISTIC = ("ddim", "dpm_solver", "heun")
@@ -33,11 +32,6 @@ def flow_of_gaussian(z_1, gamma_0=ENDS[0], gamma_1=ENDS[1]):
     (alpha_0, sigma_0), (alpha_1, sigma_1) = alpha_sigma(gamma_0), alpha_sigma(gamma_1)
     ratio = np.sqrt((alpha_0**2 * VAR + sigma_0**2) / (alpha_1**2 * VAR + sigma_1**2))
     return alpha_0 * MEAN + ratio * (np.asarray(z_1) - alpha_1 * MEAN)
-
-
-def mixture() -> Mixture:
-    means = np.array([[1.0, 0.2], [-0.8, 0.5], [0.1, -0.9]])
-    return Mixture.of(np.array([0.5, 0.3, 0.2]), means, np.full(3, 0.05))
 
 
 def latents(n=32, seed=0):
@@ -71,19 +65,6 @@ def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64
     errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in numbers]
     np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
     assert errors[-1] > 1e-9  # far above rounding
-
-
-def test_error_against_the_flow_of_a_mixture_has_the_order_of_the_method(x64):
-    vdm, z_1 = VDM(mixture().posterior_mean, LINEAR, (2,), None, "x"), latents()
-    exact = solve(z_1, vdm, Rule("heun", 2048, "time"))
-    for name in ("ddim", "dpm_solver"):
-        errors = [rms(solve(z_1, vdm, Rule(name, n, "time")) - exact) for n in (128, 256)]
-        np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.15)
-    # At equal calls of the network the second order is better.
-    rules = [Rule("ddim", 24), Rule("dpm_solver", 24), Rule("heun", 12)]
-    assert {rule.network_calls for rule in rules} == {24}
-    ddim, dpm_solver, heun = (rms(solve(z_1, vdm, rule) - exact) for rule in rules)
-    assert dpm_solver < 0.2 * ddim and heun < 0.6 * ddim
 
 
 def test_uneven_steps_of_any_sizes_reach_the_same_limit(x64):
@@ -238,21 +219,6 @@ def test_ddim_samples_of_gaussian_data_have_the_moments_of_their_chain(rule):
     assert_moments(z_0, *exact_chain(rule.gammas(LINEAR), eta))
 
 
-def test_a_denoiser_sure_of_its_data_gives_the_marginal_at_zero():
-    # q(z_0|x) follows from q(z_1|x) by any number of posterior steps; at gamma_1 = 30 q is N(0, I).
-    gamma, seen = schedule.linear(-3.0, 30.0), []
-
-    def sure(z, gamma_t):
-        jax.debug.callback(lambda g: seen.append(np.asarray(g[:2])), gamma_t, ordered=True)
-        return jnp.full_like(z, 0.7)
-
-    z_0 = sampling.ancestral(jax.random.key(5), sure, gamma, (8000, 1), 3, "x")
-    alpha, sigma = alpha_sigma(-3.0)
-    assert_moments(z_0, alpha * 0.7, sigma**2)
-    jax.effects_barrier()
-    np.testing.assert_allclose(seen, np.repeat([[30.0], [19.0], [8.0]], 2, axis=1), atol=1e-5)
-
-
 # ---- what must not matter ----
 
 
@@ -296,20 +262,6 @@ def test_noise_differs_between_steps_examples_and_the_start():
     rows = np.concatenate(drawn)
     assert np.max(np.abs(np.corrcoef(rows) - np.eye(9))) < 5 / np.sqrt(500)
     assert_moments(rows, 0.0, 1.0)
-
-
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_gradient_in_the_data_s_mean_is_that_of_finite_differences(x64, name):
-    z_1, rule = latents(4), Rule(name, 4)
-
-    @jax.jit
-    @jax.value_and_grad
-    def value(shift):
-        vdm = GAUSSIAN._replace(denoise=lambda z, g: jnp.sin(optimal(z, g) + shift))
-        return jnp.sum(sampling.solve(z_1, vdm, rule) ** 2)
-
-    numeric = (value(0.3 + 1e-5)[0] - value(0.3 - 1e-5)[0]) / 2e-5
-    np.testing.assert_allclose(value(0.3)[1], numeric, rtol=1e-7)
 
 
 def test_ancestral_samples_depend_on_the_key_alone_old_or_new():

@@ -7,7 +7,7 @@ import pytest
 from oracles import gauss_hermite, gauss_legendre
 from scipy import stats
 
-from vdm_jax import loss, process, schedule, timestep
+from vdm_jax import timestep
 from vdm_jax.timestep import Proposal
 
 at = jax.jit(Proposal.at)
@@ -168,19 +168,6 @@ def test_map_is_the_inverse_of_the_distribution_function(values):
     np.testing.assert_allclose(weight, 1 / q.density[jnp.array([0, -1, -1])], rtol=1e-5)
 
 
-def test_float32_of_a_thousand_bins_agrees_with_float64():
-    values = 0.01 + np.random.default_rng(0).gamma(0.5, size=1000)
-    u = np.random.default_rng(1).uniform(size=2000)
-    single = np.asarray(at(timestep.proposal(values), jnp.asarray(u, jnp.float32)))
-    with jax.enable_x64(True):
-        double = np.asarray(at(timestep.proposal(values), jnp.asarray(u)))
-    np.testing.assert_allclose(single[0], double[0], atol=2e-6)
-    same_bin = (single[0] * np.float32(1000)).astype(int) == (double[0] * 1000).astype(int)
-    assert same_bin.mean() > 0.99
-    # A bin holds at least floor / 1000 = 1e-4 of u, of which a rounding near 1 is 6e-8.
-    np.testing.assert_allclose(single[1][same_bin], double[1][same_bin], rtol=1e-3)
-
-
 # ---- importance sampling: the variance and the profile ----
 
 
@@ -233,35 +220,6 @@ def test_weights_undo_a_proposal_of_other_bins(x64):
     measured = timestep.profile(t, t**2, 2, weight)
     np.testing.assert_allclose(measured.mean, [1 / 12, 7 / 12], rtol=1e-4)
     np.testing.assert_allclose(measured.rms**2, [1 / 80, 31 / 80], rtol=1e-4)
-
-
-def test_a_measured_proposal_leaves_the_loss_unbiased_and_varies_less(x64):
-    """Of one pixel x = 0.25 and the optimal denoiser of N(0, 0.3), linear in eps."""
-    gamma, n = schedule.cosine(-8.0, 6.0), 20_000
-
-    def optimal(z, gamma_t):
-        g = process.expand(gamma_t, z)
-        return jnp.sqrt(jax.nn.sigmoid(g)) * z / (0.3 * jax.nn.sigmoid(-g) + jax.nn.sigmoid(g))
-
-    run = jax.jit(lambda eps, t: loss.diffusion(jnp.full(eps.shape, 0.25), eps, t, optimal, gamma))
-    u, eps = (
-        jax.random.uniform(jax.random.key(1), (n,)),
-        jax.random.normal(jax.random.key(2), (n, 1)),
-    )
-    plain = run(eps, u)
-    q = timestep.proposal(timestep.profile(u, plain, 20).rms)
-    # Antithetic times keep their strata in the mass of the proposal.
-    strata, _ = at(q, timestep.antithetic(jax.random.key(0), 16))
-    mass = np.interp(np.asarray(strata), np.linspace(0, 1, 21), np.asarray(q.cdf))
-    np.testing.assert_array_equal(np.bincount(np.floor(16 * mass).astype(int), minlength=16), 1)
-    t, weight = at(q, u)
-    tempered = weight * run(eps, t)
-    nodes, shares = gauss_legendre(n // 16, 8)
-    ends = np.tile([[1.0], [-1.0]], (len(nodes), 1))  # E f(eps) of a quadratic f
-    expected = float(np.repeat(shares, 2) / 2 @ np.asarray(run(ends, np.repeat(nodes, 2))))
-    for estimate in (plain, tempered):
-        assert abs(estimate.mean() - expected) < 4 * estimate.std() / n**0.5
-    assert tempered.var() < 0.2 * plain.var()
 
 
 # ---- errors ----

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from vdm_jax.nn import blocks
-from vdm_jax.nn.blocks import AttentionBlock, Compute, GroupNorm, ResidualBlock
+from vdm_jax.nn.blocks import Compute, GroupNorm, ResidualBlock
 from vdm_jax.nn.features import embed, finish, fourier
 from vdm_jax.nn.unet import UNet, to_published
 
@@ -192,20 +192,6 @@ def test_dropout_leaves_the_mean_and_the_second_moment_that_it_should():
     np.testing.assert_allclose(dropped[dropped != 0.0], value / (1 - rate), rtol=1e-4)
     assert abs(dropped.mean() - value) < 5 * value * np.sqrt(rate / (1 - rate) / dropped.size)
     assert not np.array_equal(dropped, run(False, 2))
-
-
-def test_attention_is_the_librarys():
-    block = AttentionBlock()
-    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 32))
-    params = block.init(jax.random.key(1), x)["params"]
-    params["proj_out"]["kernel"] = jnp.eye(32)
-    h = nn.GroupNorm(32, epsilon=1e-6).apply({"params": params["GroupNorm_0"]}, x)
-    q, k, v = (
-        nn.Dense(32).apply({"params": params[name]}, h.reshape(2, 12, 32))[:, :, None]
-        for name in "qkv"
-    )
-    expected = x + jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-    np.testing.assert_allclose(block.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-5)
 
 
 # ---- bfloat16 ----

@@ -65,12 +65,6 @@ def file(tmp_path):
 
 
 @FUZZ
-@given(content=st.binary(max_size=400))
-def test_random_bytes(content, file):
-    assert outcome(file, content) != "loaded"
-
-
-@FUZZ
 @given(data=st.data())
 def test_a_real_file_with_bytes_changed_cut_out_or_put_in(data, file):
     """In the front, where the names and sizes are, as often as anywhere."""
