@@ -9,10 +9,9 @@ So with a base density at t = `end`, that of x = z(start) is
 
     log p(x) = log base(z(end)) + int_start^end tr(d field / dz) dt.
 
-Any field will do: a network trained by maximum likelihood, through `log_prob` itself, or the
-probability flow of a diffusion model (`vdm_jax.flow`), which was never trained by likelihood. A
-field must treat each example of its batch on its own. Time may run either way, from a start below
-the end or above it.
+Any field will do, a network trained by maximum likelihood through `log_prob` or the probability
+flow of a diffusion model (`vdm_jax.flow`), as long as it treats each example of its batch on its
+own. Time may run either way.
 
 Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax import cnf`.
 """
@@ -26,22 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import checks, ode
+from vdm_jax import checks, loss, ode
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.ode import DEFAULT, Solver, Steps
 from vdm_jax.types import Key, PerExample, Tensor
 
 __all__ = [
-    "Field",
-    "LogProb",
-    "Sample",
-    "as_batch",
-    "exact_trace",
-    "hutchinson",
-    "log_prob",
-    "sample",
+    "Field", "LogProb", "Sample", "as_batch", "exact_trace", "hutchinson", "log_prob", "sample",
     "standard_normal",
-]
+]  # fmt: skip
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """(t, z) -> dz/dt: a scalar and [batch, *event], to the same shape as z."""
@@ -71,8 +63,7 @@ class Sample(NamedTuple):
 
 def standard_normal(z: Tensor) -> PerExample:
     """Returns log N(z; 0, I) of each example: [batch, *event] -> [batch], in nats."""
-    elementwise = Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z)
-    return jnp.sum(elementwise, axis=tuple(range(1, z.ndim)))
+    return loss.sum_event(Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z))
 
 
 def log_prob(
@@ -126,7 +117,7 @@ def sample(
 ) -> Sample:
     """Returns the flow back, from z = z(end) to z(start): of a draw of the base it makes a sample.
 
-    The inverse of `log_prob`'s way, with the same arguments (start is where x is), errors and NaNs.
+    Arguments (start is where x is), errors and NaNs are those of `log_prob`.
     """
     z = as_batch(z, "z")
     _check(z, start, end, solver)

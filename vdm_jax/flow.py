@@ -75,8 +75,7 @@ def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None 
 def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
 
-    The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs;
-    `vdm_jax.sampler.to_images` makes pixels of z_0.
+    Errors and NaNs are those of `log_prob`; `vdm_jax.sampler.to_images` makes pixels of z_0.
     """
     z_1, ends = _checked(vdm, z_1)
     return cnf.sample(z_1, _field(vdm), *ends, solver)

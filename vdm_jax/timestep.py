@@ -20,9 +20,9 @@ from vdm_jax import checks
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
 __all__ = [
-    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_gamma",
-    "check_num_steps", "draw", "grid", "most_steps", "noise_level", "profile", "proposal",
-    "spread", "uniform",
+    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_num_steps",
+    "draw", "gammas", "grid", "most_steps", "noise_level", "profile", "proposal", "spread",
+    "uniform",
 ]  # fmt: skip
 
 Method = Literal["uniform", "antithetic"]
@@ -38,8 +38,7 @@ def uniform(key: Key, batch_size: int) -> PerExample:
 def antithetic(key: Key, batch_size: int) -> PerExample:
     """Returns low-discrepancy t_i = (u + i / batch_size) mod 1, u ~ U[0, 1) (VDM appendix I.1).
 
-    Each t_i is uniform by itself, so that every per-example loss keeps its expectation, and each
-    interval of length 1 / batch_size holds one of them, so that their mean varies less.
+    Each t_i is uniform by itself, and each interval of length 1 / batch_size holds one of them.
     """
     checks.count(batch_size, "batch_size", least=0)
     u = jax.random.uniform(key)
@@ -103,14 +102,14 @@ def check_num_steps(num_steps: int) -> None:
 
 
 class NoiseLevel(NamedTuple):
-    """The values of the schedule that the diffusion loss needs, each [batch]."""
+    """Gamma at a step's earlier end (in continuous time at t) and at t, each [batch].
+
+    With them comes the weight of half the squared error.
+    """
 
     gamma_s: PerExample
-    """Gamma at the step's earlier end; in continuous time gamma_t."""
     gamma_t: PerExample
-    """Gamma at t."""
     weight: PerExample
-    """Weight of half the squared error."""
 
 
 def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLevel:
@@ -120,14 +119,13 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
     eq. 14).
     """
     if num_steps is None:
-        gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+        gamma_t, weight = jax.jvp(lambda t: gammas(gamma, t), (t,), (jnp.ones_like(t),))
         gamma_s = gamma_t
     else:
         s, t = grid(t, num_steps)
-        gamma_t, gamma_s = gamma(t), gamma(s)
+        gamma_t, gamma_s = gammas(gamma, t), gammas(gamma, s)
         # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
         weight = num_steps * jnp.expm1(gamma_t - gamma_s)
-    check_gamma(gamma_t, t)
     known = checks.known(weight)
     if known is not None and not np.all(good := (known >= 0.0) & (known < np.inf)):
         at = int(np.argmin(good))
@@ -138,12 +136,12 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
     return NoiseLevel(gamma_s, gamma_t, weight)
 
 
-def check_gamma(gammas: Tensor, t: Tensor) -> None:
-    """Raises ValueError unless a schedule returned gammas of the shape of its times."""
-    if jnp.shape(gammas) != t.shape:
-        raise ValueError(
-            f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(gammas)}."
-        )
+def gammas(gamma: Gamma, t: Tensor) -> Tensor:
+    """Returns gamma(t). Raises ValueError unless it has the shape of t."""
+    found = gamma(t)
+    if jnp.shape(found) != t.shape:
+        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(found)}.")
+    return found
 
 
 # ---- importance sampling ----

@@ -50,7 +50,7 @@ class Compute:
         return x if self.dtype is None else x.astype(self.dtype)
 
     def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
-        """Returns a 3x3 convolution that keeps the size; `zero` for a kernel that starts at zero."""
+        """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
         own = self.reverse_only and jax.default_backend() == "cpu"
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
         conv = nn.Conv(

@@ -41,7 +41,7 @@ _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fix
 
 
 class OfficialModel(NamedTuple):
-    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params`, and `bind` to have a VDM."""
+    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params`; `bind` makes it a VDM."""
 
     params: Any
     """Parameters, EMA, {"gamma": ..., "score_model": ...}; the score network's in this package's

@@ -32,14 +32,9 @@ if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Conditional",
-    "HierarchyTerms",
-    "ancestral",
-    "elbo",
-    "elbo_given",
-    "of_diffusion",
+    "Conditional", "HierarchyTerms", "ancestral", "elbo", "elbo_given", "of_diffusion",
     "sample_latents",
-]
+]  # fmt: skip
 
 Conditional = Callable[[Tensor], Any]
 """A latent -> the distribution of the next one."""
