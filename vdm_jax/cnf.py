@@ -13,7 +13,7 @@ Any field will do, a network trained by maximum likelihood through `log_prob` or
 flow of a diffusion model (`vdm_jax.flow`), as long as it treats each example of its batch on its
 own. Time may run either way.
 
-Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax import cnf`.
+Needs diffrax, and is therefore not imported by `vdm_jax` itself.
 """
 
 import math
@@ -42,23 +42,18 @@ _COLUMNS = 64  # of the Jacobian computed at once by `exact_trace`: bounds its m
 
 
 class LogProb(NamedTuple):
-    """Log-densities of a batch, and the other end of its flow."""
+    """Log-densities [batch] in nats, the flow's end z(end) [batch, *event], and its cost."""
 
     log_prob: PerExample
-    """Log-density log p(x), [batch], in nats."""
     z: Tensor
-    """Other end of the flow, z(end), [batch, *event]."""
     steps: Steps
-    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 class Sample(NamedTuple):
-    """A sample of a flow."""
+    """The flow's start z(start), [batch, *event], and its cost."""
 
     z: Tensor
-    """Start of the flow, z(start), [batch, *event]."""
     steps: Steps
-    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 def standard_normal(z: Tensor) -> PerExample:
@@ -78,11 +73,10 @@ def log_prob(
     """Returns log p(x) for each of a batch, x = z(start) being carried to z(end).
 
     The error of a step is controlled in z and in the log-density per dimension (`Solver`).
-    Differentiable by reverse mode, in x and the times as in what `field` closes over: its mean over
-    data is what a flow is trained to raise. Where the solver gave up (max_steps, or a field that is
-    not finite) log_prob and z are NaN for the whole batch; an example not finite from the start is
-    NaN by itself. Raises ValueError for a setting out of range, "hutchinson" without a key, or a
-    field or a base that returns another shape.
+    Differentiable by reverse mode, in x and the times as in what `field` closes over. Where the
+    solver gave up (max_steps, or a field that is not finite) log_prob and z are NaN for the whole
+    batch; an example not finite from the start is NaN by itself. Raises ValueError for a setting
+    out of range, "hutchinson" without a key, or a field or a base that returns another shape.
 
     Args:
       x: points at `start`, [batch, *event]; its dtype is that of the computation.
@@ -165,9 +159,6 @@ def _probes(key: Key | None, like: Tensor, solver: Solver) -> Tensor:
     return draw(key, (solver.num_probes, *like.shape), like.dtype)
 
 
-# ---- helpers ----
-
-
 def as_batch(z: ArrayLike, name: str) -> Tensor:
     """Returns `z` as an array. Raises ValueError unless it is floats [batch, ...]."""
     z = jnp.asarray(z)
@@ -177,7 +168,7 @@ def as_batch(z: ArrayLike, name: str) -> Tensor:
 
 
 def _check(z: Tensor, start: ArrayLike, end: ArrayLike, solver: Solver) -> None:
-    """Raises ValueError for times or settings that can't be meant, as far as they are known."""
+    """Raises ValueError for settings or times that can't be meant."""
     solver.check(z.dtype)
     for name, time in (("start", start), ("end", end)):
         if jnp.shape(time) != ():

@@ -162,12 +162,7 @@ def diffusion_at(
 
 
 def _squared_error(
-    x: Tensor,
-    eps: Tensor,
-    gamma_t: PerExample,
-    denoise: Denoise,
-    kind: Kind,
-    reverse_var: ReverseVar,
+    x: Tensor, eps: Tensor, gamma_t: PerExample, denoise: Denoise, kind: Kind, var: ReverseVar
 ) -> tuple[Tensor, Tensor | float]:
     """Returns (eps - eps_hat)^2 elementwise, and the share of `process.reverse`."""
     z_t = marginal(x, gamma_t).at(eps)

@@ -98,8 +98,7 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
 
     alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
     to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
-    `gamma_min` to `gamma_max`. -inf and inf give the whole curve (with infinite end points, of
-    which no loss can be computed).
+    `gamma_min` to `gamma_max`; -inf and inf give the whole curve.
     """
     _check_end_points(gamma_min, gamma_max)
     _check_offset(s)
@@ -132,11 +131,9 @@ def beta_linear(
 ) -> Gamma:
     """Returns DDPM's linear betas in continuous time, between two values of gamma.
 
-    beta(u) = beta_min + (beta_max - beta_min) u per unit of time (the variance-preserving SDE of
-    Song et al. 2021), hence alpha_bar(u) = exp(-int_0^u beta) and
-    gamma(u) = log(expm1(int_0^u beta)). As in `cosine`, time is mapped linearly on the part of
-    [0, 1] where gamma goes from `gamma_min` to `gamma_max`. For the discrete table of the DDPM
-    paper itself: `from_betas(ddpm_betas())`.
+    beta(u) = beta_min + (beta_max - beta_min) u (the variance-preserving SDE of Song et al. 2021),
+    hence gamma(u) = log(expm1(int_0^u beta)); time is mapped as in `cosine`. The table of the DDPM
+    paper itself is `from_betas(ddpm_betas())`.
     """
     _check_end_points(gamma_min, gamma_max)
     if not 0.0 <= beta_min < beta_max < math.inf:
@@ -242,9 +239,8 @@ def _table(values: ArrayLike, name: str) -> np.ndarray:
     bad = ~((table > 0.0) & (table < 1.0))
     if bad.any():
         at = int(np.argmax(bad))
-        raise ValueError(
-            f"{name} must lie strictly between 0 and 1, got {name}[{at}] = {table[at]}."
-        )
+        got = f"{name}[{at}] = {table[at]}"
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {got}.")
     return table
 
 

@@ -1,11 +1,10 @@
 """The times at which the diffusion loss is estimated, and how they are drawn.
 
-Importance sampling draws more of them where the loss varies more. The bound's diffusion term is the
-integral of E f(t) over t in [0, 1], f being the loss of one draw of the noise. With t of density p
-the estimate f(t) / p(t) has the same expectation; its variance, of independent draws, is least for
-p(t) proportional to sqrt(E f(t)^2), where it is (int sqrt(E f^2) dt)^2 - (int E f dt)^2. So:
-measure that root mean square (`profile`), make a density of it (`proposal`), and send the uniform
-times of any method through it (`Proposal.at`).
+Importance sampling draws more of them where the loss f of one draw of the noise varies more. With t
+of density p the estimate f(t) / p(t) has the expectation of f at uniform times; its variance, of
+independent draws, is least for p(t) proportional to sqrt(E f(t)^2), where it is
+(int sqrt(E f^2) dt)^2 - (int E f dt)^2. So: measure that root mean square (`profile`), make a
+density of it (`proposal`), and send the uniform times of any method through it (`Proposal.at`).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -51,8 +50,7 @@ def spread(
     """Returns an evaluation's times t = (u + index / golden ratio + repeat / repeats) mod 1.
 
     With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
-    those of any run of consecutive images are evenly spread, whatever the batches are: a padded
-    last batch would break the strata of `antithetic`.
+    those of any run of consecutive images evenly spread, whatever the batches are.
     """
     # index / golden ratio mod 1 in integers: exact for any index, as floats are not.
     turns = (index.astype(jnp.uint32) * jnp.uint32(2654435769)).astype(u.dtype) / 2.0**32
@@ -113,10 +111,10 @@ class NoiseLevel(NamedTuple):
 
 
 def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLevel:
-    """Returns gamma(t) and the weight gamma'(t) (VDM eq. 17); for T steps those of the grid's step.
+    """Returns gamma(t) and the weight gamma'(t) (VDM eq. 17).
 
-    There t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1) (VDM
-    eq. 14).
+    For T steps t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1)
+    (VDM eq. 14).
     """
     if num_steps is None:
         gamma_t, weight = jax.jvp(lambda t: gammas(gamma, t), (t,), (jnp.ones_like(t),))
@@ -163,9 +161,8 @@ class Proposal(NamedTuple):
     def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Returns times t of density p, and weights 1 / p(t), of uniform u in [0, 1] of any shape.
 
-        t increases with u: times evenly spread over [0, 1] become times evenly spread in the mass
-        of p. The mean of weight times f(t) is that of f at uniform times, whatever f; also with
-        times rounded to a grid afterwards, a function of t like any other.
+        t increases with u: evenly spread u give times evenly spread in the mass of p. The mean of
+        weight times f(t) is that of f at uniform times, whatever f.
         """
         u = checks.as_float(u)
         cdf = self.cdf.astype(u.dtype)
@@ -188,9 +185,8 @@ class Profile(NamedTuple):
 def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     """Returns the density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
 
-    `profile` [n] is how large the loss is in each bin; the variance is least for `Profile.rms`.
-    `floor` in (0, 1] is the share of uniform times: it bounds the weights by 1 / floor, hence the
-    harm that a profile measured badly, or long ago, can do.
+    `profile` [n] is the size of the loss in each bin; the variance is least for `Profile.rms`.
+    `floor` in (0, 1] is the share of uniform times, and bounds the weights by 1 / floor.
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1 or not values.size:
