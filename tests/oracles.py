@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from scipy import integrate, special, stats
 
 
 def alpha_sigma(gamma):
@@ -57,7 +58,31 @@ def over_times_and_noise(run, x, num_steps: int | None, noise=None) -> np.ndarra
     return found.reshape(*found.shape[:-1], len(x), len(t), len(nodes)) @ weights @ t_weights
 
 
+def expected_log_prob(level: int, gamma_0: float, levels: int) -> float:
+    """E log p(x|z_0) at one level by adaptive quadrature, told where the integrand bends."""
+    values, width = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0, np.exp(0.5 * gamma_0)
+
+    def integrand(eps: float) -> float:
+        logits = -0.5 * np.square((values[level] - values) / width + eps)
+        return (logits[level] - special.logsumexp(logits)) * stats.norm.pdf(eps)
+
+    bends = (np.arange(5) + 0.5) * 2.0 / (levels * width)
+    points = [p for p in (*-bends, *bends) if abs(p) < 12.0] or None
+    return integrate.quad(integrand, -12, 12, points=points, limit=2000, epsabs=1e-14)[0]
+
+
 # ---- Gaussians ----
+
+
+def normal_denoiser(mean: float, var: float):
+    """E[x|z_t] of independent elements x ~ N(mean, var), for gamma_t [batch] or a scalar."""
+
+    def denoise(z, gamma_t):
+        g = jnp.asarray(gamma_t).reshape(jnp.shape(gamma_t) + (1,) * (z.ndim - jnp.ndim(gamma_t)))
+        alpha = jnp.sqrt(jax.nn.sigmoid(-g))
+        return mean + alpha * var / (var * alpha**2 + jax.nn.sigmoid(g)) * (z - alpha * mean)
+
+    return denoise
 
 
 def kl_exact(mean_q: float, var_q: float, mean_p: float, var_p: float) -> float:

@@ -83,7 +83,6 @@ def log_prob(
       field: (t, z) -> dz/dt.
       start, end: scalars, the times of x and of the base, in either order.
       base: z(end) [batch, *event] -> its log-density [batch], in nats.
-      solver: tolerances, trace and gradient.
       key: gives the probes of the trace "hutchinson", independent for each example.
     """
     x = as_batch(x, "x")

@@ -119,13 +119,11 @@ def diffusion(
     is 1 and the first sum, of second order in the step, nothing: no variance makes a difference.
 
     Args:
-      x: data in [-1, 1], [batch, *event].
-      eps: standard-normal noise, [batch, *event].
+      x, eps: data in [-1, 1] and standard-normal noise, [batch, *event].
       t: times in [0, 1], [batch].
-      denoise: (z_t, gamma_t) -> prediction.
+      denoise: (z_t, gamma_t) -> prediction of the `kind` "eps", "x", "v" or "score".
       gamma: t -> gamma(t), both [batch]; differentiated by `jax.jvp`.
       num_steps: T, or None for continuous time.
-      kind: what `denoise` predicts: "eps", "x", "v" or "score".
       reverse_var: the variance of p(z_s|z_t): "posterior" (the paper's), "transition", or "learned"
         by a `denoise` that returns (prediction, share), elementwise shares in [0, 1].
     """
@@ -183,12 +181,9 @@ def elbo(
 ) -> ElboTerms:
     """Returns one unbiased sample of the three terms of the bound, for each of a batch of images.
 
-    Args:
-      key: gives the times and the noise.
-      images: integers in [0, levels), [batch, *event]; without levels x itself, floats.
-      denoise, gamma, num_steps, kind, reverse_var: as for `diffusion`.
-      levels: the number of values a pixel can take; None for continuous data (`reconstruction`).
-      timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
+    `images` are integers in [0, levels), [batch, *event], or without levels x itself, floats.
+    `timesteps` is "antithetic" (low-discrepancy over the batch) or "uniform" (independent). The
+    other arguments are those of `diffusion`.
     """
     eps_0, eps, t = draw(key, np.shape(images), timesteps)
     x = to_data(images, levels)

@@ -202,10 +202,8 @@ def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
     table = _table(alpha_bar, "alpha_bar")
     if not np.all(np.diff(table) < 0.0):
         at = int(np.argmax(np.diff(table) >= 0.0))
-        raise ValueError(
-            f"alpha_bar must decrease (noise grows with t), but alpha_bar[{at}] = {table[at]:.6g} "
-            f"and alpha_bar[{at + 1}] = {table[at + 1]:.6g}; is the table reversed?"
-        )
+        two = f"alpha_bar[{at}] = {table[at]:.6g} and alpha_bar[{at + 1}] = {table[at + 1]:.6g}"
+        raise ValueError(f"alpha_bar must decrease, but {two}; is the table reversed?")
     return _interpolate(np.log1p(-table) - np.log(table))
 
 
@@ -252,7 +250,5 @@ def _check_offset(s: float) -> None:
 def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
     low, high = checks.known(gamma_min), checks.known(gamma_max)
     if low is not None and high is not None and not np.all(low < high):
-        raise ValueError(
-            f"gamma_min must be below gamma_max (gamma grows with t), "
-            f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."
-        )
+        got = f"gamma_min = {gamma_min} and gamma_max = {gamma_max}"
+        raise ValueError(f"gamma_min must be below gamma_max (gamma grows with t), got {got}.")

@@ -189,17 +189,8 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     `floor` in (0, 1] is the share of uniform times, and bounds the weights by 1 / floor.
     """
     values = np.asarray(profile, np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"profile must be [n], one value per bin, got shape {values.shape}.")
-    bad = ~(np.isfinite(values) & (values >= 0.0))
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise ValueError(
-            f"profile must be finite and nonnegative, got profile[{at}] = {values[at]}; "
-            "it is a root mean square or a mean of losses."
-        )
-    if not values.any():
-        raise ValueError("profile is zero in every bin; wanted a loss to be proportional to.")
+    if values.ndim != 1 or not (np.isfinite(values) & (values >= 0.0)).all() or not values.any():
+        raise ValueError(f"profile must be [n], finite, nonnegative and not all zero, got {values}.")
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must lie in (0, 1], as a share of uniform times, got {floor}.")
     values = values / values.max()  # no overflow in the sum
@@ -227,17 +218,12 @@ def profile(
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)
     weights = np.ones_like(t) if weights is None else np.asarray(weights, np.float64)
     if not t.shape == losses.shape == weights.shape or not t.size:
-        raise ValueError(
-            f"t {t.shape}, losses {losses.shape} and weights {weights.shape} must be "
-            "of one shape and hold at least one draw."
-        )
-    for name, wanted, good in (
-        ("t", "lie in [0, 1]", (t >= 0.0) & (t <= 1.0)),
-        ("losses", "be finite", np.isfinite(losses)),
-        ("weights", "be finite and positive", np.isfinite(weights) & (weights > 0.0)),
-    ):
-        if not good.all():
-            raise ValueError(f"{name} must {wanted}, which {np.sum(~good)} of {t.size} do not.")
+        shapes = f"t {t.shape}, losses {losses.shape} and weights {weights.shape}"
+        raise ValueError(f"{shapes} must be of one shape and hold at least one draw.")
+    good = (t >= 0.0) & (t <= 1.0) & np.isfinite(losses) & np.isfinite(weights) & (weights > 0.0)
+    if not good.all():
+        wanted = "t must lie in [0, 1], losses be finite and weights finite and positive"
+        raise ValueError(f"{wanted}, which isn't so in {np.sum(~good)} of {t.size} draws.")
     # A draw of exactly 1 belongs to the last bin.
     bins = np.minimum((t * num_bins).astype(int), num_bins - 1).ravel()
 

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GaussianData, affine_chain, cubature, gauss_hermite, gauss_legendre
+from oracles import (
+    GaussianData,
+    affine_chain,
+    cubature,
+    gauss_hermite,
+    gauss_legendre,
+    normal_denoiser,
+)
 from scipy import special, stats
 
 from vdm_jax import VDM, bounds, loss, parameterization, pixels, process, schedule
@@ -17,14 +24,8 @@ DATA = GaussianData(np.array([0.3, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]]))
 POINT = np.array([0.9, -1.1])
 LINEAR, COSINE = schedule.linear(-6.0, 4.0), schedule.cosine(-6.0, 4.0)
 LEVELS, VAR = 4, 0.3
+optimal = normal_denoiser(0.0, VAR)
 EVERY_LEVEL = np.arange(LEVELS)[:, None]  # a batch of one-pixel images
-
-
-def optimal(z, gamma_t):
-    """E[x|z_t] for independent x ~ N(0, VAR), elementwise: a prediction of kind x."""
-    g = process.expand(gamma_t, z)
-    alpha = jnp.sqrt(jax.nn.sigmoid(-g))
-    return alpha * VAR * z / (VAR * alpha**2 + jax.nn.sigmoid(g))
 
 
 def wavy(z, gamma_t):
@@ -238,28 +239,20 @@ def rounded_gamma(num_steps):
     return gamma
 
 
-def test_float32_of_a_thousand_steps_agrees_with_float64(monkeypatch):
+def test_float32_of_a_thousand_steps_agrees_with_float64():
     num_steps = 1000
     vdm = model(lambda z, g: 0.5 * z, rounded_gamma(num_steps), num_steps, "eps")
-    images = np.random.default_rng(0).integers(0, LEVELS, (16, 5))
     x, eps_s, eps_u = (np.random.default_rng(k).normal(size=(num_steps, 5)) for k in range(3))
     t = (np.arange(num_steps) + 0.5) / num_steps
-    normal = jax.random.normal
-    monkeypatch.setattr(
-        jax.random, "normal", lambda k, s, dtype=float: normal(k, s, "float32").astype(dtype)
-    )
 
     def values(kind):
         arrays = [jnp.asarray(a.astype(np.float32), kind) for a in (x, eps_s, eps_u, t)]
-        key = jax.random.PRNGKey(0)
-        run = jax.jit(
-            lambda *a: (
-                bounds.consistency_term(vdm, *a),
-                bounds.prior_matching(*a[:2], vdm.gamma, num_steps),
-                bounds.chain(vdm, key, images),
-            )
-        )
-        return tuple(map(np.asarray, run(*arrays)))
+
+        def both(x, eps_s, eps_u, t):
+            prior = bounds.prior_matching(x, eps_s, vdm.gamma, num_steps)
+            return bounds.consistency_term(vdm, x, eps_s, eps_u, t), prior
+
+        return tuple(map(np.asarray, jax.jit(both)(*arrays)))
 
     single = values(jnp.float32)
     with jax.enable_x64(True):
@@ -267,18 +260,6 @@ def test_float32_of_a_thousand_steps_agrees_with_float64(monkeypatch):
     # Relative to what adds up to the term.
     np.testing.assert_allclose(single[0], double[0], rtol=2e-5, atol=2e-5 * double[0].std())
     np.testing.assert_allclose(single[1], double[1], rtol=1e-5)
-    np.testing.assert_allclose(single[2], double[2], rtol=2e-5)
-
-
-def test_extreme_and_uneven_steps_give_finite_values_and_gradients():
-    x, eps_s, eps_u = (jax.random.normal(jax.random.key(k), (40, 3)) for k in range(3))
-    t = (jnp.arange(40) + 0.5) / 40
-
-    def value(scale):
-        vdm = model(lambda z, g: scale * z, lambda t: scale * (-40 + 80 * t**3), 10, "v")
-        return bounds.consistency_term(vdm, x, eps_s, eps_u, t).mean()
-
-    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(value))(0.9))
 
 
 # ---- errors ----
@@ -299,13 +280,13 @@ def test_models_without_a_chain_and_arrays_that_do_not_fit_are_refused():
     chains = functools.partial(bounds.chains, num_chains=0)
     count = "must be an integer of at least 1,"
     for call, message in (
-        (of(num_steps=None), f"num_steps {count} as a chain has, got None."),
+        (of(num_steps=None), f"num_steps {count} got None."),
         (of(bounds.consistency, num_steps=0), f"num_steps {count} got 0"),
         (of(levels=0), f"levels {count} got 0."),
         (of(chains), f"num_chains {count} got 0."),
         (weighted(z[:0], 0), "weight along axis 0, got shape (0, 3)."),
         (weighted(z[0], 1), "weight along axis 1, got shape (3,)."),
-        (term(z[:, :1], z[:, 0]), "x (2, 3), eps_s (2, 3), eps_u (2, 1) differ"),
+        (term(z[:, :1], z[:, 0]), "x (2, 3) and eps_u (2, 1) differ"),
         (term(z, z[:, :1]), "t must be [2], one time per example, got shape (2, 1)."),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

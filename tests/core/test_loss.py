@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GaussianData, alpha_sigma, gauss_legendre, over_times_and_noise
+from oracles import (
+    GaussianData,
+    alpha_sigma,
+    expected_log_prob,
+    gauss_legendre,
+    normal_denoiser,
+    over_times_and_noise,
+)
 from scipy import integrate, special, stats
 
 from vdm_jax import loss, parameterization, pixels, process, schedule, timestep
@@ -154,18 +161,6 @@ def test_prior_keeps_its_digits_in_float32_when_z_1_is_nearly_pure_noise():
     np.testing.assert_allclose(value, [4 * 0.5 * (-alpha2 - np.log1p(-alpha2))], rtol=1e-4)
 
 
-def expected_reconstruction(level: int, gamma_0: float, levels: int) -> float:
-    """E over z_0 of -log p(level|z_0), from the definition, for one pixel."""
-    values = 2 * (np.arange(levels) + 0.5) / levels - 1
-    scale = np.exp(0.5 * gamma_0)
-
-    def integrand(eps):
-        logits = -0.5 * ((values[level] + scale * eps - values) / scale) ** 2
-        return stats.norm.pdf(eps) * (special.logsumexp(logits) - logits[level])
-
-    return integrate.quad(integrand, -9, 9, epsabs=1e-11, limit=400)[0]
-
-
 @pytest.mark.parametrize(("levels", "gamma_0"), [(4, -3.0), (256, -13.3)])
 def test_reconstruction_averages_to_its_definition(x64, levels, gamma_0):
     nodes, weights = gauss_legendre(200, 4)
@@ -174,7 +169,7 @@ def test_reconstruction_averages_to_its_definition(x64, levels, gamma_0):
     reconstruction = jax.jit(lambda images, eps: loss.reconstruction(images, eps, gamma_0, levels))
     for level in (0, levels // 2):
         values = reconstruction(np.full((len(eps), 1), level), eps[:, None])
-        expected = expected_reconstruction(level, gamma_0, levels)
+        expected = -expected_log_prob(level, gamma_0, levels)
         np.testing.assert_allclose(weights @ values, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -221,14 +216,7 @@ def test_bound_with_the_optimal_denoiser_tends_to_the_exact_likelihood(x64):
 
 # ---- elbo ----
 
-VAR = 0.3
-
-
-def elementwise(z, gamma_t):
-    """The noise predicted by the optimal denoiser for independent x ~ N(0, VAR)."""
-    g = process.expand(gamma_t, z)
-    var = VAR * jax.nn.sigmoid(-g) + jax.nn.sigmoid(g)
-    return jnp.sqrt(jax.nn.sigmoid(g)) * z / var
+elementwise = eps_of(normal_denoiser(0.0, 0.3))
 
 
 @pytest.mark.parametrize(("num_steps", "method"), [(None, "antithetic"), (10, "uniform")])
@@ -246,7 +234,7 @@ def test_elbo_is_unbiased_in_each_term(num_steps, method):
         x = np.asarray(pixels.encode(images, levels))
         diffusion = expected_diffusion(x, elementwise, gamma, num_steps)
         prior = loss.prior(jnp.asarray(x), high)
-    per_level = [expected_reconstruction(k, low, levels) for k in range(levels)]
+    per_level = [-expected_log_prob(k, low, levels) for k in range(levels)]
     reconstruction = np.array(per_level)[images].sum(1)
     for estimate, expected in (
         (terms.reconstruction, reconstruction),

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import alpha_sigma
-from scipy import integrate, special, stats
+from oracles import expected_log_prob as expected_by_quad
+from scipy import special, stats
 
 from vdm_jax import pixels
 
@@ -47,19 +48,6 @@ def test_decoder_is_its_definition_and_sums_to_one(x64, levels):
     np.testing.assert_allclose(special.logsumexp(log_probs, axis=-1), 0.0, atol=1e-9)
     picked = np.take_along_axis(log_probs, images[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(log_prob(images, z, gamma_0, levels), picked, rtol=1e-9, atol=1e-10)
-
-
-def expected_by_quad(level: int, gamma_0: float, levels: int) -> float:
-    """E log p(x|z_0) at one level by adaptive quadrature, told where the integrand bends."""
-    values, width = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0, np.exp(0.5 * gamma_0)
-
-    def integrand(eps: float) -> float:
-        logits = -0.5 * np.square((values[level] - values) / width + eps)
-        return (logits[level] - special.logsumexp(logits)) * stats.norm.pdf(eps)
-
-    bends = (np.arange(5) + 0.5) * 2.0 / (levels * width)
-    points = [p for p in (*-bends, *bends) if abs(p) < 12.0] or None
-    return integrate.quad(integrand, -12, 12, points=points, limit=2000, epsabs=1e-14)[0]
 
 
 @pytest.mark.parametrize("levels", [2, 17])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import affine_chain, alpha_sigma
+from oracles import affine_chain, alpha_sigma, normal_denoiser
 
 from vdm_jax import VDM, parameterization, pixels, process, sampling, schedule
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule
@@ -16,14 +16,7 @@ ENDS = -5.0, 4.0
 LINEAR = schedule.linear(*ENDS)
 
 
-def optimal(z, gamma_t):
-    """E[x|z_t] for independent x ~ N(MEAN, VAR), elementwise."""
-    g = process.expand(gamma_t, z)
-    alpha = jnp.sqrt(jax.nn.sigmoid(-g))
-    gain = alpha * VAR / (VAR * alpha**2 + jax.nn.sigmoid(g))
-    return MEAN + gain * (z - alpha * MEAN)
-
-
+optimal = normal_denoiser(MEAN, VAR)
 GAUSSIAN = VDM(optimal, LINEAR, (2,), None, "x")
 
 
@@ -55,14 +48,12 @@ def solve(z_1, vdm, rule, keys=None):
 
 @pytest.mark.parametrize(
     ("name", "spaced"),
-    [("ddim", "gamma"), ("dpm_solver", "karras"), ("dpm_solver", "angle"), ("heun", "time")],
+    [("ddim", "gamma"), ("dpm_solver", "karras"), ("heun", "time")],
 )
 def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64, name, spaced):
     z_1 = latents()
     exact = flow_of_gaussian(z_1)
-    # "angle" has the longest steps at its ends, and comes to its order later.
-    numbers = (2048, 4096) if spaced == "angle" else (256, 512)
-    errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in numbers]
+    errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in (256, 512)]
     np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
     assert errors[-1] > 1e-9  # far above rounding
 
@@ -204,13 +195,7 @@ def test_samples_have_the_moments_of_the_exact_discrete_chain(gamma, num_steps):
 
 
 @pytest.mark.parametrize(
-    "rule",
-    [
-        Rule("ddim", 3, eta=0.6),
-        Rule("ddim", 12, eta=1.0),
-        Rule("ancestral", 8, "gamma"),
-    ],
-    ids=repr,
+    "rule", [Rule("ddim", 3, eta=0.6), Rule("ancestral", 8, "gamma")], ids=repr
 )
 def test_ddim_samples_of_gaussian_data_have_the_moments_of_their_chain(rule):
     draw = jax.jit(lambda key: sampling.sample(key, GAUSSIAN, 6000, rule))
@@ -264,17 +249,6 @@ def test_noise_differs_between_steps_examples_and_the_start():
     assert_moments(rows, 0.0, 1.0)
 
 
-def test_ancestral_samples_depend_on_the_key_alone_old_or_new():
-    def draw(key):
-        return sampling.ancestral(key, optimal, LINEAR, (2, 3, 1), 4, "x")
-
-    new, old = (jax.jit(draw)(key) for key in (jax.random.key(0), jax.random.PRNGKey(0)))
-    np.testing.assert_array_equal(new, old)
-    assert np.max(np.abs(new - jax.jit(draw)(jax.random.key(1)))) > 0.1
-    with jax.enable_x64(True):
-        assert jax.eval_shape(draw, jax.random.key(0)).dtype == jnp.float64
-
-
 # ---- pixels ----
 
 
@@ -284,15 +258,6 @@ def test_to_images_gives_the_nearest_pixels_of_a_latent(levels):
     alpha, _ = alpha_sigma(-3.0)  # alpha = 0.976: off by three levels of 256 if not undone
     z_0 = jnp.asarray(alpha * np.asarray(pixels.encode(images, levels)), jnp.float32)
     np.testing.assert_array_equal(sampling.to_images(z_0, -3.0, levels), images)
-
-
-def test_to_images_draws_from_the_decoder_with_a_key():
-    z_0 = jnp.zeros((20_000, 1))  # halfway between two levels of four
-    drawn = np.asarray(sampling.to_images(z_0, -3.0, 4, jax.random.key(0))).ravel()
-    assert abs(np.mean(drawn >= 2) - 0.5) < 4 * 0.5 / np.sqrt(20_000)
-    outer, inner = np.exp(-0.5 * np.exp(3.0) * np.array([0.75, 0.25]) ** 2)
-    p = outer / (outer + inner)
-    assert abs(np.mean((drawn == 0) | (drawn == 3)) - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
 
 
 # ---- rules ----
@@ -326,10 +291,8 @@ def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64
         (lambda: Rule("heun", 3, "log"), "spacing must be one of time, gamma, karras, angle, got"),
         (lambda: Rule("heun", 0), "num_steps must be an integer of at least 1, got 0"),
         (lambda: Rule("ddim", 3, eta=1.5), r"eta must be a number in \[0, 1\], got 1.5"),
-        (lambda: Rule("ddim", 3, eta=float("nan")), r"eta must be a number in \[0, 1\], got nan"),
         (lambda: Rule("heun", 3, eta=0.5), "eta=0.5 goes with the sampler 'ddim', got 'heun'"),
         (lambda: Rule("ddim", 2).gammas(lambda t: 5.0 - t), "gamma must rise with t, got"),
-        (lambda: Rule("ddim", 2).gammas(lambda t: t * jnp.nan), "gamma must rise with t, got"),
         (
             lambda: sampling.solve(jnp.ones((1, 2)), GAUSSIAN, Rule("ancestral", 2)),
             "need noise, got eps = None",

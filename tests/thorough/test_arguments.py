@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import alpha_sigma
 from scipy.special import logsumexp
 
-from vdm_jax import VDM, pixels, process, schedule
+from vdm_jax import VDM, pixels, schedule
 
 GAMMAS = st.one_of(st.floats(-80.0, 80.0), st.sampled_from([-80.0, 0.0, 80.0]))
 SHAPES = st.sampled_from([(3,), (1, 1), (1, 3, 1, 1), (2, 1, 7, 3), (0, 4)])
@@ -66,27 +66,6 @@ def test_the_bound_of_any_shape_levels_and_schedule(shape, levels, ends, num_ste
     for ours, wanted in zip(got, exact, strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-9)
     assert drawn.total.shape == shape[:1] and np.isfinite(drawn.total).all()
-
-
-@quick
-@given(a=GAMMAS, b=GAMMAS, x=st.floats(-1.0, 1.0), z=st.floats(-4.0, 4.0))
-def test_the_process_between_any_two_gammas(a, b, x, z):
-    """Bayes' rule: q(z_s|z_t, x) has the density of q(z_s|x) q(z_t|z_s) / q(z_t|x)."""
-    gamma_s, gamma_t = min(a, b), max(a, b)
-    if gamma_t - gamma_s < 1e-3:
-        gamma_s, gamma_t = min(gamma_s, 79.0), max(gamma_t, gamma_s + 1.0)
-    with jax.enable_x64(True):
-        xs, zs = jnp.full((1, 1), x), jnp.full((1, 1), z)
-        posterior = process.posterior(zs, xs, gamma_s, gamma_t)
-        transition = process.transition(zs, gamma_s, gamma_t)
-    alpha_s, sigma_s = alpha_sigma(gamma_s)
-    alpha_t, sigma_t = alpha_sigma(gamma_t)
-    c = -np.expm1(gamma_s - gamma_t)
-    np.testing.assert_allclose(transition.var, sigma_t**2 * c, rtol=1e-9)
-    np.testing.assert_allclose(transition.mean, alpha_t / alpha_s * z, rtol=1e-9, atol=1e-300)
-    np.testing.assert_allclose(posterior.var, sigma_s**2 * c, rtol=1e-9)
-    of_z = np.exp(np.log(alpha_s) - np.log(alpha_t) + gamma_s - gamma_t)
-    np.testing.assert_allclose(posterior.mean, of_z * z + alpha_s * c * x, rtol=1e-8, atol=1e-15)
 
 
 @quicker

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax import pixels
+from vdm_jax import checks, pixels
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
 from vdm_jax.types import Kind, PerExample, Tensor
@@ -63,9 +63,7 @@ class Denoiser(nn.Module):
 
     def outputs(self, size: int) -> int:
         """Returns the size of the last layer for predictions of `size` elements."""
-        if self.head not in HEADS:
-            kind, known = type(self).__name__, ", ".join(HEADS)
-            raise ValueError(f"{kind} head must be one of {known}, got {self.head!r}.")
+        checks.choice(self.head, f"{type(self).__name__} head", HEADS)
         return size * (self.levels if self.head == "levels" else 1)
 
     def predict(
@@ -174,8 +172,7 @@ def level_log_posterior(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Ten
     """Returns log p(x = k|z_t) for each level k, [batch, *event, levels].
 
     The exact Gaussian likelihood of z_t is added to the network's `logits` [batch, *event, levels],
-    which so take the part of a prior that knows the neighbours. With all logits zero it is the
-    posterior under equally likely levels, the same as the decoder's p(x|z_0).
+    which so take the part of a prior that knows the neighbours.
     """
     rescaled = z_t / alpha(expand(gamma_t, z_t))
     likelihood = pixels.decode_log_probs(rescaled, gamma_t, logits.shape[-1])

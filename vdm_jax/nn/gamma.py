@@ -134,9 +134,8 @@ def make(
 ) -> nn.Module:
     """Returns the schedule module of the given kind: "fixed", "scalar" or "monotone"."""
     if not -math.inf < gamma_min < gamma_max < math.inf:
-        raise ValueError(
-            f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max}), and both finite."
-        )
+        ends = f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max})"
+        raise ValueError(f"{ends}, and both finite.")
     match kind:
         case "fixed":
             return FixedGamma(gamma_min, gamma_max)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vdm_jax import timestep
+from vdm_jax import checks, timestep
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn import published_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
@@ -155,18 +155,13 @@ def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KEYS and not callable(value):
             raise ValueError(f"model_config has an unknown key {key!r}; known: {', '.join(_KEYS)}.")
         wanted = _KEYS.get(key, object)
-        if not isinstance(value, wanted) or (
-            isinstance(value, bool) and wanted in (Integral, Real)
-        ):
+        number = wanted in (Integral, Real)
+        if not isinstance(value, wanted) or (number and isinstance(value, bool)):
             raise ValueError(f"model_config[{key!r}] must be {_WORDS[wanted]}, got {value!r}.")
     for key, low, high in _RANGES:
-        if not low <= given[key] < high:
-            raise ValueError(
-                f"model_config[{key!r}] must lie in [{low}, {high}), got {given[key]}."
-            )
-    if given["gamma_type"] not in _GAMMA_TYPES:
-        known = ", ".join(_GAMMA_TYPES)
-        raise ValueError(f"gamma_type must be one of {known}, got {given['gamma_type']!r}.")
+        if not low <= (got := given[key]) < high:
+            raise ValueError(f"model_config[{key!r}] must lie in [{low}, {high}), got {got}.")
+    checks.choice(given["gamma_type"], "gamma_type", list(_GAMMA_TYPES))
     return given
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax import checks
 from vdm_jax.nn.blocks import REMATS, Compute, GroupNorm, Layer, Remat, rematerialised
 from vdm_jax.nn.features import Denoiser
 from vdm_jax.types import PerExample, Tensor
@@ -103,12 +104,9 @@ class UNet(Denoiser):
             raise ValueError(f"UNet wants [batch, height, width, channels], got {z_t.shape}.")
         if self.channels % 32:
             raise ValueError(f"UNet channels must be a multiple of 32, got {self.channels}.")
-        if self.attention not in ("middle", "all"):
-            raise ValueError(f"UNet attention must be middle or all, got {self.attention!r}.")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"UNet dtype must be float32 or bfloat16, got {self.dtype!r}.")
-        if self.remat not in REMATS:
-            raise ValueError(f"UNet remat must be one of {', '.join(REMATS)}, got {self.remat!r}.")
+        checks.choice(self.attention, "UNet attention", ("middle", "all"))
+        checks.choice(self.dtype, "UNet dtype", ("float32", "bfloat16"))
+        checks.choice(self.remat, "UNet remat", REMATS)
 
 
 # ---- the published tree of parameters ----

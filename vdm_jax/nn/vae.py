@@ -82,9 +82,7 @@ class HierarchicalVAE(nn.Module):
             mean = flat @ self._matrix(flat.dtype) if i == 0 and not self.data_size else flat
             return transition(mean, self.gammas[i], self.gammas[i + 1])
         q = self.encoders[i](flat, deterministic)
-        if self.ends_at_normal:
-            return marginal(jnp.tanh(q.mean), self.gammas[i + 1])
-        return q
+        return marginal(jnp.tanh(q.mean), self.gammas[i + 1]) if self.ends_at_normal else q
 
     def decode(self, i: int, z: Tensor, deterministic: bool) -> Gaussian:
         """Returns p(z_{i+1}|z_{i+2} = z)."""
@@ -98,15 +96,11 @@ class HierarchicalVAE(nn.Module):
     def _check(self, end: float) -> None:
         dims = math.prod(self.event_shape)
         if self.fixed_encoder and self.size > dims:
-            raise ValueError(
-                f"latent_size is {self.size}, but x has {dims} elements: a fixed encoder has no "
-                "orthonormal matrix to more."
-            )
+            sizes = f"latent_size is {self.size}, but x has {dims} elements"
+            raise ValueError(f"{sizes}: a fixed encoder has no orthonormal matrix to more.")
         scheduled = self.fixed_encoder or self.ends_at_normal
         if scheduled and not -math.inf < self.gamma_min < end < math.inf:
-            raise ValueError(
-                f"the schedule can't rise from gamma_min ({self.gamma_min}) up to {end}."
-            )
+            raise ValueError(f"no schedule rises from gamma_min ({self.gamma_min}) up to {end}.")
 
     def _matrix(self, dtype: jnp.dtype) -> Tensor:
         """Returns orthonormal columns [elements of x, latent_size], the same for every model."""

@@ -132,8 +132,7 @@ def elbo(
     """Returns one unbiased sample of the bound on -log p(x), for each of a batch of images.
 
     The bound is the paper's K with the sign changed. `reconstruction` is zero: z_0 is the data, and
-    what the Gaussian model's decoder does is done by the first step, part of `diffusion`, whose
-    arguments these are. `key` gives the times, by `timesteps`, and the noise.
+    the first step, part of `diffusion`, stands for the Gaussian model's decoder.
     """
     key_t, key_u = jax.random.split(key)
     u = jax.random.uniform(key_u, jnp.shape(images))

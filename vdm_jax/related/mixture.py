@@ -155,15 +155,15 @@ class Mixture(NamedTuple):
 # ---- how far from Gaussian, in one dimension ----
 
 
-def negentropy(mixture: Mixture, num_points: int = 2001) -> Tensor:
+def negentropy(mixture: Mixture) -> Tensor:
     """Returns the KL of a one-dimensional mixture to its best Gaussian, `moment_matched`.
 
-    It is [*batch], in nats, by the trapezium rule on `num_points`, of which two should lie within
+    It is [*batch], in nats, by the trapezium rule on 2001 points, of which two should lie within
     the narrowest component's standard deviation. Meant for float64: the KL is quadratic in how much
     the densities differ. Raises ValueError for more than one dimension.
     """
     best = mixture.moment_matched()
-    x, spacing = _grid(mixture, num_points)
+    x, spacing = _grid(mixture, 2001)
     axes = tuple(range(x.ndim - len(mixture.event_shape), x.ndim))
     log_q, log_n = mixture.log_prob(x), jnp.sum(best.log_prob(x), axis=axes)
     q, n, u = jnp.exp(log_q), jnp.exp(log_n), log_q - log_n

@@ -21,8 +21,7 @@ __all__ = ["BinomialDiffusion", "HierarchicalVAE"]
 class HierarchicalVAE(NamedTuple):
     """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I).
 
-    The likelihood of pixels is a VDM's: `pixels.log_prob` of the Gaussian that the last decoder
-    gives, or without levels that Gaussian's density.
+    The likelihood is `pixels.log_prob` of the last decoder's Gaussian, or its density.
     """
 
     encoders: Sequence[Conditional]
