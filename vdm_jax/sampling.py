@@ -13,7 +13,7 @@ d(z / alpha) = eps_hat d(sigma / alpha). Two ways to a better prediction make it
 * "heun": the mean of eps_hat at both ends of the step, two calls: Heun's method in sigma / alpha
   (Karras et al. 2022, algorithm 1, without its last exception: gamma_0 is finite here).
 
-A step is one pure function of a `State`, for `jax.lax.scan` as for a loop outside.
+A step is one pure function of a `State`.
 """
 
 from collections.abc import Sequence

@@ -50,7 +50,8 @@ def spread(
     """Returns an evaluation's times t = (u + index / golden ratio + repeat / repeats) mod 1.
 
     With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
-    those of any run of consecutive images evenly spread, whatever the batches are.
+    those of any run of consecutive images evenly spread, whatever the batches are: a padded last
+    batch would break the strata of `antithetic`.
     """
     # index / golden ratio mod 1 in integers: exact for any index, as floats are not.
     turns = (index.astype(jnp.uint32) * jnp.uint32(2654435769)).astype(u.dtype) / 2.0**32
@@ -190,7 +191,8 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1 or not (np.isfinite(values) & (values >= 0.0)).all() or not values.any():
-        raise ValueError(f"profile must be [n], finite, nonnegative and not all zero, got {values}.")
+        wanted = "[n], finite, nonnegative and not all zero"
+        raise ValueError(f"profile must be {wanted}, got {values.tolist()}.")
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must lie in (0, 1], as a share of uniform times, got {floor}.")
     values = values / values.max()  # no overflow in the sum

@@ -225,7 +225,7 @@ def test_weights_undo_a_proposal_of_other_bins(x64):
     ("call", "match"),
     [
         *[
-            (lambda p=p: timestep.proposal(p), r"profile must be \[n\], finite, nonnegative and not")
+            (lambda p=p: timestep.proposal(p), r"profile must be \[n\], finite, nonnegative and")
             for p in ([[1.0, 2.0]], [1.0, -2.0], [np.inf, 2.0], [0.0, 0.0], [])
         ],
         (lambda: timestep.proposal([1.0, 2.0], 0.0), r"floor must lie in \(0, 1\], .* got"),

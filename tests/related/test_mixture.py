@@ -126,11 +126,6 @@ def test_the_moment_matched_gaussian_has_the_moments_and_the_least_kl(x64):
     assert min(kl(mean + 0.01, var), kl(mean, 1.02 * var), kl(mean, 0.98 * var)) > least + 1e-5
 
 
-def test_negentropy_is_zero_for_a_gaussian_and_does_not_change_with_the_unit(x64):
-    same = Mixture.of([0.4, 0.6], [[0.3], [0.3]], 0.7)
-    assert abs(mixture.negentropy(same)) < 1e-15
-    moved = Mixture.of([0.3, 0.7], 1e-3 * line().means + 5.0, 1e-6 * line().var)
-    np.testing.assert_allclose(mixture.negentropy(moved), mixture.negentropy(line()), rtol=1e-8)
 
 
 def test_the_true_reverse_becomes_gaussian_as_the_cube_of_the_step(x64):

@@ -8,7 +8,6 @@ from oracles import GaussianData
 
 from vdm_jax import VDM, bounds, cnf, loss, ode, schedule
 
-TIGHT = ode.Solver(rtol=1e-9, atol=1e-9)
 
 
 def test_giving_up_shows_in_the_density_and_its_gradient():

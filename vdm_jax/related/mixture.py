@@ -180,8 +180,7 @@ def reverse_negentropy(data: Mixture, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
     It is the loss of a generative step that no network can make good, as its p(z_s|z_t) is
     Gaussian. It vanishes with the step (Feller 1949, as cited by Sohl-Dickstein et al. 2015), as
     its cube: the variance of q(z_s|z_t) tends to h = sigma_t^2 (gamma_t - gamma_s), its skewness
-    to h^(3/2) (log q)'''(z_t), and the KL to a twelfth of the square of that. gamma_s and gamma_t
-    are scalars.
+    to h^(3/2) (log q)'''(z_t), and the KL to a twelfth of the square of that. Gammas are scalars.
     """
     q_t = data.noised(gamma_t)
     z_t, spacing = _grid(q_t, 201)
