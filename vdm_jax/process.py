@@ -98,11 +98,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
 
 
 def reverse(
-    z_t: Tensor,
-    x_hat: Tensor,
-    gamma_s: ArrayLike,
-    gamma_t: ArrayLike,
-    share: ArrayLike = 0.0,
+    z_t: Tensor, x_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike, share: ArrayLike = 0.0
 ) -> Gaussian:
     """Returns p(z_s|z_t), the generative step: q(z_s|z_t, x = x_hat) (VDM eq. 9), or wider.
 

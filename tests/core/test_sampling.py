@@ -46,8 +46,7 @@ def solve(z_1, vdm, rule, keys=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "spaced"),
-    [("ddim", "gamma"), ("dpm_solver", "karras"), ("heun", "time")],
+    ("name", "spaced"), [("ddim", "gamma"), ("dpm_solver", "karras"), ("heun", "time")]
 )
 def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64, name, spaced):
     z_1 = latents()

@@ -106,10 +106,7 @@ def test_noise_level_is_that_of_the_schedule_at_the_time_or_the_step(x64, num_st
 
 # ---- importance sampling: the density and the map ----
 
-PROFILES = {
-    "gaps": [0.0, 5.0, 0.0, 0.0, 0.3, 2.0],
-    "steep": np.exp(np.linspace(0.0, 9.0, 64)),
-}
+PROFILES = {"gaps": [0.0, 5.0, 0.0, 0.0, 0.3, 2.0], "steep": np.exp(np.linspace(0.0, 9.0, 64))}
 
 
 def integral(q: Proposal, f, order: int = 5) -> float:

@@ -153,8 +153,7 @@ def test_the_true_reverse_becomes_gaussian_as_the_cube_of_the_step(x64):
 def test_any_event_shape_and_a_gamma_per_example_give_the_same_as_one_by_one():
     means, var = points((3, 2, 3, 1)), np.abs(points((3, 2, 3, 1), 1)) + 0.1
     data, flat = (
-        Mixture.of(WEIGHTS, means, var),
-        Mixture.of(WEIGHTS, means.reshape(3, 6), var.reshape(3, 6)),
+        Mixture.of(WEIGHTS, means, var), Mixture.of(WEIGHTS, means.reshape(3, 6), var.reshape(3, 6))
     )
     z, gamma_s, gamma_t = points((4, 2, 3, 1), 2), jnp.array(GAMMAS) - 1.0, jnp.array(GAMMAS)
     z = jnp.asarray(z, jnp.float32)

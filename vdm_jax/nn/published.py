@@ -47,15 +47,10 @@ class OfficialModel(NamedTuple):
     """Parameters, EMA, {"gamma": ..., "score_model": ...}; the score network's in this package's
     form, blocks stacked (`to_published` gives the file's own)."""
     gamma_module: nn.Module
-    """Schedule."""
     score_module: UNet
-    """Score network."""
     levels: int
-    """Number of values of a pixel."""
     num_steps: int | None
-    """Number of steps T; None for continuous time."""
     timesteps: timestep.Method
-    """Method by which it drew times."""
     sample_softmax: bool
     """Whether it drew pixels from p(x|z_0), which `sampler.to_images` does with a key, or took the
     most likely."""
