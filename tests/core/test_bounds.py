@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import (
-    GaussianData, affine_chain, cubature, gauss_hermite, gauss_legendre, normal_denoiser
+    GaussianData,
+    affine_chain,
+    cubature,
+    gauss_hermite,
+    gauss_legendre,
+    normal_denoiser,
 )
 from scipy import special, stats
 

@@ -43,8 +43,6 @@ def test_kl_of_nearly_equal_variances_keeps_all_digits(dtype):
         np.testing.assert_allclose(kl, expected, rtol=40 * np.finfo(dtype).eps)
 
 
-
-
 def test_gradients_of_kl_agree_with_finite_differences_on_both_sides_of_the_switch(x64):
     def kl(args):
         mean_q, v_q, mean_p, v_p = args

@@ -237,7 +237,8 @@ def test_elbo_is_unbiased_in_each_term(num_steps, method):
     per_level = [-expected_log_prob(k, low, levels) for k in range(levels)]
     reconstruction = np.array(per_level)[images].sum(1)
     for estimate, expected in (
-        (terms.reconstruction, reconstruction), (terms.diffusion, np.array(diffusion))
+        (terms.reconstruction, reconstruction),
+        (terms.diffusion, np.array(diffusion)),
     ):
         error = np.asarray(estimate).std(0) / np.sqrt(len(keys))
         assert np.all(error < 0.1 * expected)

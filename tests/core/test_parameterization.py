@@ -43,7 +43,8 @@ def test_tweedie_score_of_a_mixture_is_the_gradient_of_its_log_density(x64):
     gamma = jnp.repeat(jnp.array([-6.0, -2.0, 0.0, 3.0]), 5)
     x_hat, gradient = jax.jit(
         lambda: (
-            jax.vmap(MIXTURE.denoise)(z_t, gamma), jax.vmap(jax.grad(MIXTURE.log_prob))(z_t, gamma)
+            jax.vmap(MIXTURE.denoise)(z_t, gamma),
+            jax.vmap(jax.grad(MIXTURE.log_prob))(z_t, gamma),
         )
     )()
     score = parameterization.to_score(x_hat, z_t, gamma, kind="x")

@@ -69,8 +69,6 @@ def test_log_ratio_of_the_variances_has_all_digits_for_steps_of_any_size(dtype):
     np.testing.assert_allclose(slope[1], special.expit(-gamma_t.astype(float)), atol=rtol)
 
 
-
-
 def expected_diffusion(x, denoise, gamma, num_steps, reverse_var):
     """Expectations over t and eps at each x of [n, d]; exact for a denoiser linear in z."""
     args = denoise, gamma, num_steps, "x", reverse_var

@@ -126,8 +126,6 @@ def test_the_moment_matched_gaussian_has_the_moments_and_the_least_kl(x64):
     assert min(kl(mean + 0.01, var), kl(mean, 1.02 * var), kl(mean, 0.98 * var)) > least + 1e-5
 
 
-
-
 def test_the_true_reverse_becomes_gaussian_as_the_cube_of_the_step(x64):
     """Feller's statement, with the constant: KL -> E[((log q)''')^2] sigma^6 h^3 / 12."""
     gamma = -1.0
@@ -153,7 +151,8 @@ def test_the_true_reverse_becomes_gaussian_as_the_cube_of_the_step(x64):
 def test_any_event_shape_and_a_gamma_per_example_give_the_same_as_one_by_one():
     means, var = points((3, 2, 3, 1)), np.abs(points((3, 2, 3, 1), 1)) + 0.1
     data, flat = (
-        Mixture.of(WEIGHTS, means, var), Mixture.of(WEIGHTS, means.reshape(3, 6), var.reshape(3, 6))
+        Mixture.of(WEIGHTS, means, var),
+        Mixture.of(WEIGHTS, means.reshape(3, 6), var.reshape(3, 6)),
     )
     z, gamma_s, gamma_t = points((4, 2, 3, 1), 2), jnp.array(GAMMAS) - 1.0, jnp.array(GAMMAS)
     z = jnp.asarray(z, jnp.float32)

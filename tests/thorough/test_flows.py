@@ -9,7 +9,6 @@ from oracles import GaussianData
 from vdm_jax import VDM, bounds, cnf, loss, ode, schedule
 
 
-
 def test_giving_up_shows_in_the_density_and_its_gradient():
     def value(scale):
         solver = ode.Solver(max_steps=3)

@@ -28,7 +28,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model": _PLAIN | {"gamma_type": "learnable_nnet", "sm_n_embd": 256, "sm_pdrop": 0.05},
     },
     "imagenet32": {
-        "data": "downsampled_imagenet/32x32", "bpd": None, "model": _PLAIN | {"sm_n_embd": 256}
+        "data": "downsampled_imagenet/32x32",
+        "bpd": None,
+        "model": _PLAIN | {"sm_n_embd": 256},
     },
     "imagenet64": {
         "data": "downsampled_imagenet/64x64",
