@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from scipy import integrate, special, stats
 
 
 def alpha_sigma(gamma):
@@ -41,7 +42,47 @@ def cubature(dims: int) -> np.ndarray:
     return np.sqrt(dims) * np.concatenate([np.eye(dims), -np.eye(dims)])
 
 
+def over_times_and_noise(run, x, num_steps: int | None, noise=None) -> np.ndarray:
+    """Expectations [..., n] of run(x, eps, t) over t and eps at each x of [n, d], by quadrature.
+
+    noise: nodes [m, d] and their weights; by default the ones exact for a denoiser linear in z.
+    """
+    d = x.shape[-1]
+    nodes, weights = noise or (cubature(d), np.full(2 * d, 0.5 / d))
+    if num_steps is None:
+        t, t_weights = gauss_legendre(40, 8)
+    else:
+        t, t_weights = (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
+    i, j, k = (a.ravel() for a in np.indices((len(x), len(t), len(nodes))))
+    found = np.asarray(run(x[i], nodes[k], t[j]))
+    return found.reshape(*found.shape[:-1], len(x), len(t), len(nodes)) @ weights @ t_weights
+
+
+def expected_log_prob(level: int, gamma_0: float, levels: int) -> float:
+    """E log p(x|z_0) at one level by adaptive quadrature, told where the integrand bends."""
+    values, width = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0, np.exp(0.5 * gamma_0)
+
+    def integrand(eps: float) -> float:
+        logits = -0.5 * np.square((values[level] - values) / width + eps)
+        return (logits[level] - special.logsumexp(logits)) * stats.norm.pdf(eps)
+
+    bends = (np.arange(5) + 0.5) * 2.0 / (levels * width)
+    points = [p for p in (*-bends, *bends) if abs(p) < 12.0] or None
+    return integrate.quad(integrand, -12, 12, points=points, limit=2000, epsabs=1e-14)[0]
+
+
 # ---- Gaussians ----
+
+
+def normal_denoiser(mean: float, var: float):
+    """E[x|z_t] of independent elements x ~ N(mean, var), for gamma_t [batch] or a scalar."""
+
+    def denoise(z, gamma_t):
+        g = jnp.asarray(gamma_t).reshape(jnp.shape(gamma_t) + (1,) * (z.ndim - jnp.ndim(gamma_t)))
+        alpha = jnp.sqrt(jax.nn.sigmoid(-g))
+        return mean + alpha * var / (var * alpha**2 + jax.nn.sigmoid(g)) * (z - alpha * mean)
+
+    return denoise
 
 
 def kl_exact(mean_q: float, var_q: float, mean_p: float, var_p: float) -> float:
@@ -74,6 +115,11 @@ class GaussianData(NamedTuple):
 
     mean: np.ndarray
     cov: np.ndarray
+
+    @property
+    def points(self) -> np.ndarray:
+        """Points x [2 d, d] whose plain mean is the expectation over the data of any quadratic."""
+        return self.mean + cubature(len(self.mean)) @ np.linalg.cholesky(self.cov).T
 
     def _latent(self, gamma):
         """alpha and the covariance [..., d, d] of z, for gamma of any shape."""
@@ -156,11 +202,6 @@ class Mixture(NamedTuple):
         odds = jax.nn.softmax(self._log_joint(z, gamma))
         gain = (alpha * self.var / self._var(gamma))[:, None]
         return odds @ (self.means + gain * (z - alpha * self.means))
-
-
-def two_points(z, gamma, value: float = 0.5):
-    """E[x|z_t = z] of one pixel with two equally likely values +-value, elementwise."""
-    return value * jnp.tanh(value * z * jnp.sqrt(jax.nn.sigmoid(-gamma)) / jax.nn.sigmoid(gamma))
 
 
 def affine_chain(

@@ -7,7 +7,7 @@ and 1 - r^2 = -expm1(gamma - gamma') is left of its variance: neither a small st
 sigma cancels anything.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
 __all__ = [
-    "chain",
-    "chains",
-    "consistency",
-    "consistency_term",
-    "importance_weighted",
-    "prior_matching",
-]
+    "chain", "chains", "consistency", "consistency_term", "importance_weighted", "prior_matching",
+]  # fmt: skip
 
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
@@ -53,16 +48,16 @@ def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
 def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
     """Returns the log weight of one chain, log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x).
 
-    It is [batch], in nats. The latents are drawn from q, from z_T down by the posterior; each step
-    costs one call of the network, so T = `vdm.num_steps` calls in all. Minus its expectation is the
-    bound of T steps, that of `loss.elbo` (VDM eq. 11 to 14); the expectation of its exponential is
-    p(x) of the chain. That has no finite variance if a step's p(z_s|z_t) is more than twice as
-    wide, in variance, as q(z_s|z_t, x): with "transition", if sigma_t^2 > 2 sigma_s^2, as where
-    steps are few. Raises ValueError for a num_steps below 1 or None.
+    It is [batch], in nats. The latents are drawn from q, from z_T down, by T = `vdm.num_steps`
+    calls of the network. Minus its expectation is the bound of T steps, that of `loss.elbo` (VDM
+    eq. 11 to 14); the expectation of its exponential is p(x) of the chain. That has no finite
+    variance if a step's p(z_s|z_t) is more than twice as wide, in variance, as q(z_s|z_t, x): with
+    "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few. Raises ValueError for a
+    num_steps below 1 or None.
     """
     num_steps = _num_steps(vdm)
     x = loss.to_data(images, vdm.levels)
-    gammas = _gammas(vdm.gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
+    gammas = timestep.gammas(vdm.gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
     key_1, key_steps = jax.random.split(key)
 
     def step(
@@ -90,10 +85,7 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
 def chains(
     vdm: "VDM", key: Key, images: Images | Tensor, num_chains: int
 ) -> Float[Array, "chains batch"]:
-    """Returns log weights [num_chains, batch] of independent chains, for `importance_weighted`.
-
-    One `chain` after the other, in the memory of one.
-    """
+    """Returns log weights of independent chains, one after the other in the memory of one."""
     checks.count(num_chains, "num_chains")
     return jax.lax.map(lambda key: chain(vdm, key, images), jax.random.split(key, num_chains))
 
@@ -122,7 +114,7 @@ def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms
     key_t, *keys = jax.random.split(key, 5)
     t = timestep.draw(key_t, x.shape[0], vdm.timesteps)
     eps_0, eps_prior, eps_s, eps_u = (jax.random.normal(k, x.shape, x.dtype) for k in keys)
-    gamma_0 = _gammas(vdm.gamma, jnp.zeros(1, x.dtype))[0]
+    gamma_0 = timestep.gammas(vdm.gamma, jnp.zeros(1, x.dtype))[0]
     return loss.ElboTerms(
         loss.reconstruction(images, eps_0, gamma_0, vdm.levels),
         prior_matching(x, eps_prior, vdm.gamma, num_steps),
@@ -133,7 +125,7 @@ def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms
 def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerExample:
     """Returns KL(q(z_T|z_{T-1}) || N(0, I)) at z_{T-1} made of noise `eps` (Luo eq. 45)."""
     times = jnp.array([num_steps - 1.0, num_steps], x.dtype) / num_steps
-    gamma_s, gamma_t = _gammas(gamma, times)
+    gamma_s, gamma_t = timestep.gammas(gamma, times)
     q = transition(marginal(x, gamma_s).at(eps), gamma_s, gamma_t)
     return loss.sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
 
@@ -150,18 +142,15 @@ def consistency_term(
     alone. The network sees z_{i+1}. x, eps_s and eps_u are [batch, *event], t is [batch].
 
     Luo's eq. 45 instead writes E KL(q(z_i|z_{i-1}) || p(z_i|z_{i+1})). Read literally, it ignores
-    that z_{i+1} says something of z_i: it isn't equal to his eq. 44 but larger, by about one nat
-    per dimension and step (a test has the exact number).
+    that z_{i+1} says something of z_i and exceeds eq. 44, by about one nat per dimension and step.
     """
     num_steps = _num_steps(vdm)
-    if not x.shape == eps_s.shape == eps_u.shape:
-        raise ValueError(f"x {x.shape}, eps_s {eps_s.shape}, eps_u {eps_u.shape} differ in shape.")
-    if jnp.shape(t) != x.shape[:1]:
-        got = jnp.shape(t)
-        raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {got}.")
+    checks.same_shape(x, eps_s, "x", "eps_s")
+    checks.same_shape(x, eps_u, "x", "eps_u")
+    checks.per_example(t, x)
     mid, late = timestep.grid(t, num_steps)
     early = jnp.maximum(jnp.rint(late * num_steps) - 2.0, 0.0) / num_steps
-    gamma_s, gamma_t, gamma_u = (_gammas(vdm.gamma, time) for time in (early, mid, late))
+    gamma_s, gamma_t, gamma_u = (timestep.gammas(vdm.gamma, time) for time in (early, mid, late))
     first = expand(mid == 0.0, x)
     st, tu, su = (expand(g, x) for g in (gamma_s - gamma_t, gamma_t - gamma_u, gamma_s - gamma_u))
     # Correlations of the noise over the two steps, and what they leave of its variance: c1 and c,
@@ -197,16 +186,6 @@ def _predict(
     return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
 
-def _gammas(gamma: Gamma, t: Tensor) -> Tensor:
-    gammas = gamma(t)
-    if jnp.shape(gammas) != t.shape:
-        got = jnp.shape(gammas)
-        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {got}.")
-    return gammas
-
-
 def _num_steps(vdm: "VDM") -> int:
-    if vdm.num_steps is None:
-        raise ValueError("num_steps must be an integer of at least 1, as a chain has, got None.")
-    timestep.check_num_steps(vdm.num_steps)
-    return vdm.num_steps
+    checks.count(vdm.num_steps, "num_steps")
+    return cast(int, vdm.num_steps)

@@ -13,7 +13,9 @@ from jax.typing import ArrayLike
 
 from vdm_jax.types import Tensor
 
-__all__ = ["as_float", "choice", "count", "known", "order", "same_shape", "shape", "times"]
+__all__ = [
+    "as_float", "choice", "count", "known", "order", "per_example", "same_shape", "shape", "times",
+]  # fmt: skip
 
 
 def known(value: ArrayLike) -> np.ndarray | None:
@@ -35,6 +37,13 @@ def times(t: ArrayLike) -> None:
     bad = ~((values >= 0.0) & (values <= 1.0))
     if bad.any():
         raise ValueError(f"t must lie in [0, 1], got {values[bad].flat[0]}.")
+
+
+def per_example(t: Tensor, x: Tensor) -> None:
+    """Raises ValueError unless there is one time for each example of `x`."""
+    if jnp.shape(t) != x.shape[:1]:
+        got = jnp.shape(t)
+        raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {got}.")
 
 
 def order(gamma_s: ArrayLike, gamma_t: ArrayLike) -> None:

@@ -9,12 +9,11 @@ So with a base density at t = `end`, that of x = z(start) is
 
     log p(x) = log base(z(end)) + int_start^end tr(d field / dz) dt.
 
-Any field will do: a network trained by maximum likelihood, through `log_prob` itself, or the
-probability flow of a diffusion model (`vdm_jax.flow`), which was never trained by likelihood. A
-field must treat each example of its batch on its own. Time may run either way, from a start below
-the end or above it.
+Any field will do, a network trained by maximum likelihood through `log_prob` or the probability
+flow of a diffusion model (`vdm_jax.flow`), as long as it treats each example of its batch on its
+own. Time may run either way.
 
-Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax import cnf`.
+Needs diffrax, and is therefore not imported by `vdm_jax` itself.
 """
 
 import math
@@ -26,22 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import checks, ode
+from vdm_jax import checks, loss, ode
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.ode import DEFAULT, Solver, Steps
 from vdm_jax.types import Key, PerExample, Tensor
 
 __all__ = [
-    "Field",
-    "LogProb",
-    "Sample",
-    "as_batch",
-    "exact_trace",
-    "hutchinson",
-    "log_prob",
-    "sample",
+    "Field", "LogProb", "Sample", "as_batch", "exact_trace", "hutchinson", "log_prob", "sample",
     "standard_normal",
-]
+]  # fmt: skip
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """(t, z) -> dz/dt: a scalar and [batch, *event], to the same shape as z."""
@@ -50,29 +42,23 @@ _COLUMNS = 64  # of the Jacobian computed at once by `exact_trace`: bounds its m
 
 
 class LogProb(NamedTuple):
-    """Log-densities of a batch, and the other end of its flow."""
+    """Log-densities [batch] in nats, the flow's end z(end) [batch, *event], and its cost."""
 
     log_prob: PerExample
-    """Log-density log p(x), [batch], in nats."""
     z: Tensor
-    """Other end of the flow, z(end), [batch, *event]."""
     steps: Steps
-    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 class Sample(NamedTuple):
-    """A sample of a flow."""
+    """The flow's start z(start), [batch, *event], and its cost."""
 
     z: Tensor
-    """Start of the flow, z(start), [batch, *event]."""
     steps: Steps
-    """Evaluations of the field and steps of the solver, for the whole batch."""
 
 
 def standard_normal(z: Tensor) -> PerExample:
     """Returns log N(z; 0, I) of each example: [batch, *event] -> [batch], in nats."""
-    elementwise = Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z)
-    return jnp.sum(elementwise, axis=tuple(range(1, z.ndim)))
+    return loss.sum_event(Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z))
 
 
 def log_prob(
@@ -87,18 +73,16 @@ def log_prob(
     """Returns log p(x) for each of a batch, x = z(start) being carried to z(end).
 
     The error of a step is controlled in z and in the log-density per dimension (`Solver`).
-    Differentiable by reverse mode, in x and the times as in what `field` closes over: its mean over
-    data is what a flow is trained to raise. Where the solver gave up (max_steps, or a field that is
-    not finite) log_prob and z are NaN for the whole batch; an example not finite from the start is
-    NaN by itself. Raises ValueError for a setting out of range, "hutchinson" without a key, or a
-    field or a base that returns another shape.
+    Differentiable by reverse mode, in x and the times as in what `field` closes over. Where the
+    solver gave up (max_steps, or a field that is not finite) log_prob and z are NaN for the whole
+    batch; an example not finite from the start is NaN by itself. Raises ValueError for a setting
+    out of range, "hutchinson" without a key, or a field or a base that returns another shape.
 
     Args:
       x: points at `start`, [batch, *event]; its dtype is that of the computation.
       field: (t, z) -> dz/dt.
       start, end: scalars, the times of x and of the base, in either order.
       base: z(end) [batch, *event] -> its log-density [batch], in nats.
-      solver: tolerances, trace and gradient.
       key: gives the probes of the trace "hutchinson", independent for each example.
     """
     x = as_batch(x, "x")
@@ -126,7 +110,7 @@ def sample(
 ) -> Sample:
     """Returns the flow back, from z = z(end) to z(start): of a draw of the base it makes a sample.
 
-    The inverse of `log_prob`'s way, with the same arguments (start is where x is), errors and NaNs.
+    Arguments (start is where x is), errors and NaNs are those of `log_prob`.
     """
     z = as_batch(z, "z")
     _check(z, start, end, solver)
@@ -174,9 +158,6 @@ def _probes(key: Key | None, like: Tensor, solver: Solver) -> Tensor:
     return draw(key, (solver.num_probes, *like.shape), like.dtype)
 
 
-# ---- helpers ----
-
-
 def as_batch(z: ArrayLike, name: str) -> Tensor:
     """Returns `z` as an array. Raises ValueError unless it is floats [batch, ...]."""
     z = jnp.asarray(z)
@@ -186,7 +167,7 @@ def as_batch(z: ArrayLike, name: str) -> Tensor:
 
 
 def _check(z: Tensor, start: ArrayLike, end: ArrayLike, solver: Solver) -> None:
-    """Raises ValueError for times or settings that can't be meant, as far as they are known."""
+    """Raises ValueError for settings or times that can't be meant."""
     solver.check(z.dtype)
     for name, time in (("start", start), ("end", end)):
         if jnp.shape(time) != ():

@@ -69,10 +69,8 @@ def excess(r: Tensor, ratio: Tensor) -> Tensor:
 class Bernoulli(NamedTuple):
     """Independent variables in {0, 1}, one per element, P(1) = sigmoid(logits).
 
-    Logits and not probabilities: a float has no room for a probability near 1, but
-    log P(1) = log_sigmoid(logits) and log P(0) = log_sigmoid(-logits) keep all their digits. A
-    certain value is a logit of +inf (it is 1) or -inf (it is 0); values and gradients are free of
-    NaN there.
+    Logits and not probabilities: a float has no room for a probability near 1. A certain value is
+    a logit of +inf (it is 1) or -inf (it is 0); values and gradients are free of NaN there.
     """
 
     logits: Tensor

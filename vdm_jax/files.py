@@ -68,7 +68,9 @@ def writing(out: Path) -> Iterator[Path]:
             raise UserError(f"{said}; nothing was written") from error
         finally:
             with deferred():
-                _remove(partial)
+                shutil.rmtree(partial, ignore_errors=True)  # a folder; and a file
+                with contextlib.suppress(OSError):
+                    partial.unlink()
     with contextlib.suppress(OSError):  # not every file system can
         sync(out.parent)
 
@@ -106,11 +108,3 @@ def check_free(out: Path) -> None:
             )
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -12,9 +12,8 @@ never trained by likelihood. Its density is
     log p(z_0) = log N(z_1; 0, I) + int_{gamma_0}^{gamma_1} tr(d drift / dz) dgamma.
 
 It is the density of the latent z_0, in nats; `dequantized_nats` makes of it a bound on the
-probability of an image. A denoiser must treat each example of its batch on its own.
-
-Needs diffrax, and is therefore not imported by `vdm_jax` itself: `from vdm_jax import flow`.
+probability of an image. A denoiser must treat each example of its batch on its own. Needs diffrax,
+and is therefore not imported by `vdm_jax` itself.
 """
 
 import math
@@ -41,12 +40,10 @@ __all__ = ["DequantizedNats", "data_log_prob", "dequantized_nats", "drift", "log
 
 
 class DequantizedNats(NamedTuple):
-    """A bound on -log P(image), and its cost."""
+    """A bound on -log P(image), [batch], and the calls of the denoiser over all the draws."""
 
     nats: PerExample
-    """Bound on -log P(image), [batch]."""
     num_evaluations: Array
-    """Evaluations of the drift, each one call of the denoiser, over all the draws."""
 
 
 def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
@@ -64,22 +61,21 @@ def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
 def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
 
-    z_0 is [batch, *event], and its dtype that of the computation. Of the schedule the end points
-    are used, gamma(0) < gamma(1). `key` gives the probes of the trace "hutchinson". Derivatives,
-    NaNs and errors are as for `cnf.log_prob`; z of the result is z_1.
+    z_0 is [batch, *event]; of the schedule the end points are used, gamma(0) < gamma(1). `key`,
+    derivatives, NaNs and errors are as for `cnf.log_prob`; z of the result is z_1.
     """
     z_0, ends = _checked(vdm, z_0)
-    return cnf.log_prob(z_0, _field(vdm), *ends, solver=solver, key=key)
+    field = lambda gamma, z: drift(vdm, z, gamma)  # noqa: E731
+    return cnf.log_prob(z_0, field, *ends, solver=solver, key=key)
 
 
 def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
 
-    The inverse of `log_prob`'s way from z_0 to z_1, with the same arguments, errors and NaNs;
-    `vdm_jax.sampler.to_images` makes pixels of z_0.
+    Errors and NaNs are those of `log_prob`; `vdm_jax.sampler.to_images` makes pixels of z_0.
     """
     z_1, ends = _checked(vdm, z_1)
-    return cnf.sample(z_1, _field(vdm), *ends, solver)
+    return cnf.sample(z_1, lambda gamma, z: drift(vdm, z, gamma), *ends, solver)
 
 
 def data_log_prob(
@@ -124,11 +120,6 @@ def dequantized_nats(
 
     log_weights, num_evaluations = jax.lax.map(draw, jax.random.split(key, num_samples))
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
-
-
-def _field(vdm: "VDM") -> cnf.Field:
-    """Returns the drift as the field of a normalising flow whose time is gamma."""
-    return lambda gamma, z: drift(vdm, z, gamma)
 
 
 def _checked(vdm: "VDM", z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:

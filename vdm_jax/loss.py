@@ -1,7 +1,6 @@
 """The variational bound of a diffusion model, term by term.
 
--log p(x) <= reconstruction + prior + diffusion (VDM eq. 11), each per example and in nats; the
-network `denoise(z_t, gamma_t)` and the schedule `gamma(t)` are plain callables.
+-log p(x) <= reconstruction + prior + diffusion (VDM eq. 11), each per example and in nats.
 
 With a number of `levels` the data are integers and p(x) is a probability: the bound has bits per
 dim. With `levels=None` the data are x itself, continuous, and p(x) is a density, whose nats depend
@@ -21,7 +20,7 @@ from vdm_jax import checks, pixels, timestep
 from vdm_jax.distributions import Gaussian, excess
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
-from vdm_jax.timestep import NoiseLevel, check_gamma, noise_level
+from vdm_jax.timestep import NoiseLevel, noise_level
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 __all__ = [
@@ -49,9 +48,9 @@ def reconstruction(
 ) -> PerExample:
     """Returns -log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0, [batch] nats (VDM eq. 11).
 
-    p(x|z_0) of integers in [0, `levels`) is `pixels.log_prob` (others give NaN); without levels
-    `images` are x itself, and it is the density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2).
-    `eps_0` is standard-normal noise of the shape of images; `gamma_0` a scalar or [batch].
+    p(x|z_0) of integers in [0, `levels`) is `pixels.log_prob` (others give NaN); without levels it
+    is the density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2) of images that are x itself. `eps_0`
+    is standard-normal noise of the shape of images; `gamma_0` a scalar or [batch].
     """
     checks.same_shape(images, eps_0, "images", "eps_0")
     eps_0 = jnp.asarray(eps_0)
@@ -120,21 +119,18 @@ def diffusion(
     is 1 and the first sum, of second order in the step, nothing: no variance makes a difference.
 
     Args:
-      x: data in [-1, 1], [batch, *event].
-      eps: standard-normal noise, [batch, *event].
+      x, eps: data in [-1, 1] and standard-normal noise, [batch, *event].
       t: times in [0, 1], [batch].
-      denoise: (z_t, gamma_t) -> prediction.
+      denoise: (z_t, gamma_t) -> prediction of the `kind` "eps", "x", "v" or "score".
       gamma: t -> gamma(t), both [batch]; differentiated by `jax.jvp`.
       num_steps: T, or None for continuous time.
-      kind: what `denoise` predicts: "eps", "x", "v" or "score".
       reverse_var: the variance of p(z_s|z_t): "posterior" (the paper's), "transition", or "learned"
         by a `denoise` that returns (prediction, share), elementwise shares in [0, 1].
     """
     checks.times(t)
     x, eps, t = jnp.asarray(x), jnp.asarray(eps), checks.as_float(t)
     checks.same_shape(x, eps, "x", "eps")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t must be [{x.shape[0]}], one time per example, got shape {t.shape}.")
+    checks.per_example(t, x)
     gamma_s, gamma_t, weight = noise_level(t, gamma, num_steps)
     if num_steps is None or reverse_var == "posterior":
         return diffusion_at(x, eps, gamma_t, weight, denoise, kind, reverse_var)
@@ -156,25 +152,19 @@ def diffusion_at(
 ) -> PerExample:
     """Returns weight / 2 ||eps - eps_hat||^2, [batch] nats: `diffusion` at a known noise level.
 
-    `gamma_t` and `weight` are [batch]; the weight is gamma'(t) in continuous time (VDM eq. 17).
-    `reverse_var` only says what `denoise` returns: in discrete time this is the loss of the
-    posterior's variance.
+    `gamma_t` and `weight` are [batch]; `reverse_var` only says what `denoise` returns: in discrete
+    time this is the loss of the posterior's variance.
     """
     square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
     return 0.5 * weight * sum_event(square)
 
 
 def _squared_error(
-    x: Tensor,
-    eps: Tensor,
-    gamma_t: PerExample,
-    denoise: Denoise,
-    kind: Kind,
-    reverse_var: ReverseVar,
+    x: Tensor, eps: Tensor, gamma_t: PerExample, denoise: Denoise, kind: Kind, var: ReverseVar
 ) -> tuple[Tensor, Tensor | float]:
     """Returns (eps - eps_hat)^2 elementwise, and the share of `process.reverse`."""
     z_t = marginal(x, gamma_t).at(eps)
-    prediction, share = split(denoise(z_t, gamma_t), reverse_var)
+    prediction, share = split(denoise(z_t, gamma_t), var)
     return jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind)), share
 
 
@@ -191,12 +181,9 @@ def elbo(
 ) -> ElboTerms:
     """Returns one unbiased sample of the three terms of the bound, for each of a batch of images.
 
-    Args:
-      key: gives the times and the noise.
-      images: integers in [0, levels), [batch, *event]; without levels x itself, floats.
-      denoise, gamma, num_steps, kind, reverse_var: as for `diffusion`.
-      levels: the number of values a pixel can take; None for continuous data (`reconstruction`).
-      timesteps: "antithetic" (low-discrepancy over the batch) or "uniform" (independent).
+    `images` are integers in [0, levels), [batch, *event], or without levels x itself, floats.
+    `timesteps` is "antithetic" (low-discrepancy over the batch) or "uniform" (independent). The
+    other arguments are those of `diffusion`.
     """
     eps_0, eps, t = draw(key, np.shape(images), timesteps)
     x = to_data(images, levels)
@@ -217,9 +204,7 @@ def terms(
     """
     x = to_data(images, levels)
     times = jnp.array([0.0, 1.0], x.dtype)
-    ends = gamma(times)
-    check_gamma(ends, times)
-    gamma_0, gamma_1 = ends
+    gamma_0, gamma_1 = timestep.gammas(gamma, times)
     if eps_0 is None:
         at_0 = expected_reconstruction(images, gamma_0, levels)
     else:

@@ -1,7 +1,6 @@
 """A differential equation for each of a batch, solved to a tolerance that holds for each.
 
-The one place that knows diffrax (and equinox, on which it is built); `vdm_jax` itself doesn't
-import it.
+Needs diffrax, and is therefore not imported by `vdm_jax` itself.
 """
 
 from collections.abc import Callable
@@ -39,8 +38,7 @@ class Solver(NamedTuple):
 
     Adaptive steps of the explicit method of Tsitouras 2011 (order 5), the same for the whole batch:
     none is accepted whose estimated error exceeds atol + rtol |state| in the root mean square over
-    any array of any example. So the error of one doesn't hide among the others, but the hardest
-    example decides the steps of all.
+    any array of any example, so that the hardest example decides the steps of all.
     """
 
     trace: Trace = "exact"
@@ -58,11 +56,10 @@ class Solver(NamedTuple):
     """Number of steps, accepted or not, after which the solver gives up."""
     adjoint: Adjoint = "checkpoint"
     """Method of the gradient. "checkpoint" differentiates the solver's own steps: the gradient is
-    that of the number returned, to rounding; memory grows as the square root of the steps.
-    "backsolve" solves the adjoint equation back from the end (Chen et al. 2018, section 2), by the
-    same tolerances: memory doesn't grow, and the gradient has an error of its own. atol is absolute
-    in the cotangents too, so that the gradient of a sum over the batch is better than that of a
-    mean; the gradient by parameters doesn't decide the steps (Kidger et al. 2021)."""
+    that of the number returned; memory grows as the square root of the steps. "backsolve" solves
+    the adjoint equation back from the end (Chen et al. 2018, section 2), by the same tolerances, in
+    which atol is absolute in the cotangents too: memory doesn't grow, and the gradient has an error
+    of its own. The gradient by parameters doesn't decide the steps (Kidger et al. 2021)."""
 
     def check(self, dtype: DTypeLike) -> None:
         """Raises ValueError for a setting out of range, or finer than `dtype` resolves."""
@@ -90,8 +87,7 @@ class Steps(NamedTuple):
     """Cost of a solution for the whole batch."""
 
     evaluations: Array
-    """Evaluations of the field, those of rejected steps among them. With "backsolve" the solver
-    makes one more for each time that it rejects its first step."""
+    """Evaluations of the field, but those of "backsolve" after a rejected first step."""
     accepted: Array
     """Number of steps made."""
     rejected: Array
@@ -104,16 +100,11 @@ def solve(
     """Returns the solution of d state / dt = field(t, state) at `end`, and its cost.
 
     Differentiable by reverse mode, in all that the field closes over (`Solver.adjoint`). The state
-    is NaN for the whole batch after max_steps steps, or where the field isn't finite however short
-    the step. Where "backsolve" gives up on its way back it raises diffrax's error when the gradient
-    is computed.
-
-    Args:
-      field: (t, state) -> its derivatives, arrays of the same shapes.
-      state: arrays [batch, ...] at `start`; where the first isn't finite the example is NaN at the
-        end, and the others aren't disturbed.
-      start, end: scalars, in either order.
-      solver: the settings, which the caller has checked.
+    is arrays [batch, ...], the field gives their derivatives, start and end are scalars in either
+    order, and the caller has checked the solver. The state is NaN for the whole batch after
+    max_steps steps, or where the field isn't finite however short the step; where the first array
+    isn't finite at the start it is NaN for that example alone. Where "backsolve" gives up on its
+    way back it raises diffrax's error when the gradient is computed.
     """
     z = state[0]
     start, end = jnp.asarray(start, z.dtype), jnp.asarray(end, z.dtype)

@@ -136,11 +136,8 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
     """Returns elementwise E log p(x|z_0) over z_0 ~ q(z_0|x), in nats: `log_prob` without noise.
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
-    number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0: with
-    r = exp(gamma_0 / 2) levels / 2 the integrand is analytic within pi r of the real axis, and
-    where r is small its bends, at eps_0 = +-1 / (2 r) and beyond, have next to no probability.
-    What is left is the rounding of the dtype. `gamma_0` is a scalar; what is no integer in
-    [0, levels) gives NaN.
+    number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0, but for
+    the rounding of the dtype. `gamma_0` is a scalar; what is no integer in [0, levels) gives NaN.
     """
     if jnp.shape(gamma_0) != ():
         raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
@@ -165,11 +162,7 @@ def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | Non
 
 
 def dequantize(
-    key: Key,
-    images: Images,
-    levels: int,
-    gamma_0: ArrayLike,
-    method: Dequantization = "uniform",
+    key: Key, images: Images, levels: int, gamma_0: ArrayLike, method: Dequantization = "uniform"
 ) -> tuple[Tensor, PerExample]:
     """Returns a latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
 

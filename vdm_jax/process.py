@@ -46,8 +46,7 @@ def marginal(x: Tensor, gamma_t: ArrayLike) -> Gaussian:
 def marginal_of_gaussian(data: Gaussian, gamma_t: ArrayLike) -> Gaussian:
     """Returns q(z_t) of data x ~ N(m, s^2 I): N(alpha_t m, (alpha_t^2 s^2 + sigma_t^2) I).
 
-    `marginal` averaged over x. Its `kl` to Gaussian(0, 1) is how far the chain still is from the
-    standard normal, and vanishes as gamma_t grows. The mean has the shape [batch, *event].
+    `marginal` averaged over x; the mean has the shape [batch, *event].
     """
     gamma_t = expand(gamma_t, data.mean)
     var = alpha_bar(gamma_t) * data.var + variance(gamma_t)
@@ -64,9 +63,8 @@ def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
 def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
     """Returns the forward chain: z_0 ~ q(z_0|x), then one `transition` after another.
 
-    x is [batch, *event], gammas [num] never decrease (else NaN); returns z at each of them,
-    [num, batch, *event], all of one trajectory. Each by itself is a draw of `marginal`, which needs
-    no chain. Raises ValueError unless gammas is a table of at least one value.
+    x is [batch, *event], gammas [num] never decrease (else NaN); the result is z at each of them,
+    [num, batch, *event]. Raises ValueError unless gammas is a table of at least one value.
     """
     gammas = checks.as_float(gammas)
     if gammas.ndim != 1 or not gammas.size:
@@ -100,11 +98,7 @@ def posterior(z_t: Tensor, x: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
 
 
 def reverse(
-    z_t: Tensor,
-    x_hat: Tensor,
-    gamma_s: ArrayLike,
-    gamma_t: ArrayLike,
-    share: ArrayLike = 0.0,
+    z_t: Tensor, x_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike, share: ArrayLike = 0.0
 ) -> Gaussian:
     """Returns p(z_s|z_t), the generative step: q(z_s|z_t, x = x_hat) (VDM eq. 9), or wider.
 

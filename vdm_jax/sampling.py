@@ -13,7 +13,7 @@ d(z / alpha) = eps_hat d(sigma / alpha). Two ways to a better prediction make it
 * "heun": the mean of eps_hat at both ends of the step, two calls: Heun's method in sigma / alpha
   (Karras et al. 2022, algorithm 1, without its last exception: gamma_0 is finite here).
 
-A step is one pure function of a `State`, for `jax.lax.scan` as for a loop outside.
+A step is one pure function of a `State`.
 """
 
 from collections.abc import Sequence
@@ -41,28 +41,27 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """The state of a sampler between two steps."""
+    """The latent [batch, *event] between two steps, and the step before's prediction and gamma.
+
+    Only "dpm_solver" and "ddim" set the prediction. Before the first step gamma is the present one.
+    """
 
     z: Tensor
-    """Latent at the present gamma, [batch, *event]."""
     x_hat: Tensor
-    """Prediction of the step before, of that shape (of "dpm_solver" and "ddim")."""
     gamma: Tensor
-    """Gamma of that prediction, a scalar; the present one where there was no step yet."""
 
 
 def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | Tensor:
     """Returns `n` samples of a model: integers in [0, levels), or x where it has no levels.
 
-    The default is the ancestral chain of the model's number of steps, or of 1000. `key` gives all
-    the noise; but for the `ancestral` chain, sample number i takes its own from fold_in(key, i).
+    The default is the ancestral chain of `default_steps`. But for that chain, sample number i takes
+    its noise from fold_in(key, i).
     """
     rule = rule or Rule("ancestral", default_steps(vdm))
     if rule.sampler == "ancestral" and rule.spacing == "time":
-        z_0 = ancestral(
-            key, vdm.denoise, vdm.gamma, (n, *vdm.event_shape), rule.num_steps, vdm.kind,
-            vdm.reverse_var,
-        )  # fmt: skip
+        shape = (n, *vdm.event_shape)
+        args = vdm.denoise, vdm.gamma, shape, rule.num_steps, vdm.kind, vdm.reverse_var
+        z_0 = ancestral(key, *args)
     else:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
         z_0 = solve(initial(keys, vdm.event_shape), vdm, rule, keys)
@@ -153,8 +152,7 @@ def bridge(
 
     The variance is eta^2 times the posterior's, sigma_s^2 c with c = 1 - e^(gamma_s - gamma_t), and
     the mean alpha_s x + sigma_s sqrt(1 - eta^2 c) eps with eps = (z_t - alpha_t x) / sigma_t (Song,
-    Meng & Ermon 2021, eq. 7 and 16). At 1 it is `vdm_jax.process.posterior`; at 0 a point, of which
-    eps is that of z_t, the equation at the head of this module.
+    Meng & Ermon 2021, eq. 7 and 16). At 1 it is `vdm_jax.process.posterior`, at 0 a point.
     """
     gamma_s, gamma_t = expand(gamma_s, z_t), expand(gamma_t, z_t)
     share = -(eta**2) * jnp.expm1(gamma_s - gamma_t)  # eta^2 c
@@ -176,10 +174,9 @@ def step(
 ) -> State:
     """Returns the state at gamma_s of that at gamma_t, scalars, gamma_s < gamma_t.
 
-    `state` is that of `start` or of the step before; `eps` standard-normal noise of the latent's
-    shape, or None where the rule is not `noisy`. Of a learned variance only "ancestral" makes use.
-    The `last` step "dpm_solver" makes by first order: of few steps it is so long that the line
-    through two predictions leads past the data.
+    `eps` is standard-normal noise of the latent's shape, or None where the rule is not `noisy`.
+    Only "ancestral" makes use of a learned variance. "dpm_solver" makes the `last` step by first
+    order: of few steps it is so long that the line through two predictions leads past the data.
     """
     z, now = state.z, jnp.asarray(gamma_t, state.z.dtype)
     if eps is None:
@@ -243,8 +240,7 @@ def noise(keys: Key, i: ArrayLike, event_shape: Sequence[int], dtype: DTypeLike 
 def solve(z_1: Tensor, vdm: "VDM", rule: Rule, keys: Key | None = None) -> Tensor:
     """Returns z_0 of a given z_1 [batch, *event] after all the steps of a rule.
 
-    Without noise it approximates `vdm_jax.flow.sample`. `keys` [batch] give the noise where there
-    is any (`noise`).
+    Without noise it approximates `vdm_jax.flow.sample`; else `keys` [batch] give it (`noise`).
     """
     gammas = rule.gammas(vdm.gamma)
 

@@ -98,8 +98,7 @@ def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -
 
     alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
     to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
-    `gamma_min` to `gamma_max`. -inf and inf give the whole curve (with infinite end points, of
-    which no loss can be computed).
+    `gamma_min` to `gamma_max`; -inf and inf give the whole curve.
     """
     _check_end_points(gamma_min, gamma_max)
     _check_offset(s)
@@ -132,11 +131,9 @@ def beta_linear(
 ) -> Gamma:
     """Returns DDPM's linear betas in continuous time, between two values of gamma.
 
-    beta(u) = beta_min + (beta_max - beta_min) u per unit of time (the variance-preserving SDE of
-    Song et al. 2021), hence alpha_bar(u) = exp(-int_0^u beta) and
-    gamma(u) = log(expm1(int_0^u beta)). As in `cosine`, time is mapped linearly on the part of
-    [0, 1] where gamma goes from `gamma_min` to `gamma_max`. For the discrete table of the DDPM
-    paper itself: `from_betas(ddpm_betas())`.
+    beta(u) = beta_min + (beta_max - beta_min) u (the variance-preserving SDE of Song et al. 2021),
+    hence gamma(u) = log(expm1(int_0^u beta)); time is mapped as in `cosine`. The table of the DDPM
+    paper itself is `from_betas(ddpm_betas())`.
     """
     _check_end_points(gamma_min, gamma_max)
     if not 0.0 <= beta_min < beta_max < math.inf:
@@ -205,10 +202,8 @@ def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
     table = _table(alpha_bar, "alpha_bar")
     if not np.all(np.diff(table) < 0.0):
         at = int(np.argmax(np.diff(table) >= 0.0))
-        raise ValueError(
-            f"alpha_bar must decrease (noise grows with t), but alpha_bar[{at}] = {table[at]:.6g} "
-            f"and alpha_bar[{at + 1}] = {table[at + 1]:.6g}; is the table reversed?"
-        )
+        two = f"alpha_bar[{at}] = {table[at]:.6g} and alpha_bar[{at + 1}] = {table[at + 1]:.6g}"
+        raise ValueError(f"alpha_bar must decrease, but {two}; is the table reversed?")
     return _interpolate(np.log1p(-table) - np.log(table))
 
 
@@ -242,9 +237,8 @@ def _table(values: ArrayLike, name: str) -> np.ndarray:
     bad = ~((table > 0.0) & (table < 1.0))
     if bad.any():
         at = int(np.argmax(bad))
-        raise ValueError(
-            f"{name} must lie strictly between 0 and 1, got {name}[{at}] = {table[at]}."
-        )
+        got = f"{name}[{at}] = {table[at]}"
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {got}.")
     return table
 
 
@@ -256,7 +250,5 @@ def _check_offset(s: float) -> None:
 def _check_end_points(gamma_min: ArrayLike, gamma_max: ArrayLike) -> None:
     low, high = checks.known(gamma_min), checks.known(gamma_max)
     if low is not None and high is not None and not np.all(low < high):
-        raise ValueError(
-            f"gamma_min must be below gamma_max (gamma grows with t), "
-            f"got gamma_min = {gamma_min} and gamma_max = {gamma_max}."
-        )
+        got = f"gamma_min = {gamma_min} and gamma_max = {gamma_max}"
+        raise ValueError(f"gamma_min must be below gamma_max (gamma grows with t), got {got}.")

@@ -1,11 +1,10 @@
 """The times at which the diffusion loss is estimated, and how they are drawn.
 
-Importance sampling draws more of them where the loss varies more. The bound's diffusion term is the
-integral of E f(t) over t in [0, 1], f being the loss of one draw of the noise. With t of density p
-the estimate f(t) / p(t) has the same expectation; its variance, of independent draws, is least for
-p(t) proportional to sqrt(E f(t)^2), where it is (int sqrt(E f^2) dt)^2 - (int E f dt)^2. So:
-measure that root mean square (`profile`), make a density of it (`proposal`), and send the uniform
-times of any method through it (`Proposal.at`).
+Importance sampling draws more of them where the loss f of one draw of the noise varies more. With t
+of density p the estimate f(t) / p(t) has the expectation of f at uniform times; its variance, of
+independent draws, is least for p(t) proportional to sqrt(E f(t)^2), where it is
+(int sqrt(E f^2) dt)^2 - (int E f dt)^2. So: measure that root mean square (`profile`), make a
+density of it (`proposal`), and send the uniform times of any method through it (`Proposal.at`).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -20,9 +19,9 @@ from vdm_jax import checks
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 
 __all__ = [
-    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_gamma",
-    "check_num_steps", "draw", "grid", "most_steps", "noise_level", "profile", "proposal",
-    "spread", "uniform",
+    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_num_steps",
+    "draw", "gammas", "grid", "most_steps", "noise_level", "profile", "proposal", "spread",
+    "uniform",
 ]  # fmt: skip
 
 Method = Literal["uniform", "antithetic"]
@@ -38,8 +37,7 @@ def uniform(key: Key, batch_size: int) -> PerExample:
 def antithetic(key: Key, batch_size: int) -> PerExample:
     """Returns low-discrepancy t_i = (u + i / batch_size) mod 1, u ~ U[0, 1) (VDM appendix I.1).
 
-    Each t_i is uniform by itself, so that every per-example loss keeps its expectation, and each
-    interval of length 1 / batch_size holds one of them, so that their mean varies less.
+    Each t_i is uniform by itself, and each interval of length 1 / batch_size holds one of them.
     """
     checks.count(batch_size, "batch_size", least=0)
     u = jax.random.uniform(key)
@@ -52,8 +50,8 @@ def spread(
     """Returns an evaluation's times t = (u + index / golden ratio + repeat / repeats) mod 1.
 
     With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
-    those of any run of consecutive images are evenly spread, whatever the batches are: a padded
-    last batch would break the strata of `antithetic`.
+    those of any run of consecutive images evenly spread, whatever the batches are: a padded last
+    batch would break the strata of `antithetic`.
     """
     # index / golden ratio mod 1 in integers: exact for any index, as floats are not.
     turns = (index.astype(jnp.uint32) * jnp.uint32(2654435769)).astype(u.dtype) / 2.0**32
@@ -103,31 +101,30 @@ def check_num_steps(num_steps: int) -> None:
 
 
 class NoiseLevel(NamedTuple):
-    """The values of the schedule that the diffusion loss needs, each [batch]."""
+    """Gamma at a step's earlier end (in continuous time at t) and at t, each [batch].
+
+    With them comes the weight of half the squared error.
+    """
 
     gamma_s: PerExample
-    """Gamma at the step's earlier end; in continuous time gamma_t."""
     gamma_t: PerExample
-    """Gamma at t."""
     weight: PerExample
-    """Weight of half the squared error."""
 
 
 def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLevel:
-    """Returns gamma(t) and the weight gamma'(t) (VDM eq. 17); for T steps those of the grid's step.
+    """Returns gamma(t) and the weight gamma'(t) (VDM eq. 17).
 
-    There t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1) (VDM
-    eq. 14).
+    For T steps t is rounded up to i / T, s is (i - 1) / T, and the weight T (SNR(s) / SNR(t) - 1)
+    (VDM eq. 14).
     """
     if num_steps is None:
-        gamma_t, weight = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+        gamma_t, weight = jax.jvp(lambda t: gammas(gamma, t), (t,), (jnp.ones_like(t),))
         gamma_s = gamma_t
     else:
         s, t = grid(t, num_steps)
-        gamma_t, gamma_s = gamma(t), gamma(s)
+        gamma_t, gamma_s = gammas(gamma, t), gammas(gamma, s)
         # SNR(s)/SNR(t) - 1: as gamma_s approaches gamma_t only expm1 keeps the digits.
         weight = num_steps * jnp.expm1(gamma_t - gamma_s)
-    check_gamma(gamma_t, t)
     known = checks.known(weight)
     if known is not None and not np.all(good := (known >= 0.0) & (known < np.inf)):
         at = int(np.argmin(good))
@@ -138,12 +135,12 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
     return NoiseLevel(gamma_s, gamma_t, weight)
 
 
-def check_gamma(gammas: Tensor, t: Tensor) -> None:
-    """Raises ValueError unless a schedule returned gammas of the shape of its times."""
-    if jnp.shape(gammas) != t.shape:
-        raise ValueError(
-            f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(gammas)}."
-        )
+def gammas(gamma: Gamma, t: Tensor) -> Tensor:
+    """Returns gamma(t). Raises ValueError unless it has the shape of t."""
+    found = gamma(t)
+    if jnp.shape(found) != t.shape:
+        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(found)}.")
+    return found
 
 
 # ---- importance sampling ----
@@ -165,9 +162,8 @@ class Proposal(NamedTuple):
     def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Returns times t of density p, and weights 1 / p(t), of uniform u in [0, 1] of any shape.
 
-        t increases with u: times evenly spread over [0, 1] become times evenly spread in the mass
-        of p. The mean of weight times f(t) is that of f at uniform times, whatever f; also with
-        times rounded to a grid afterwards, a function of t like any other.
+        t increases with u: evenly spread u give times evenly spread in the mass of p. The mean of
+        weight times f(t) is that of f at uniform times, whatever f.
         """
         u = checks.as_float(u)
         cdf = self.cdf.astype(u.dtype)
@@ -190,22 +186,13 @@ class Profile(NamedTuple):
 def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     """Returns the density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
 
-    `profile` [n] is how large the loss is in each bin; the variance is least for `Profile.rms`.
-    `floor` in (0, 1] is the share of uniform times: it bounds the weights by 1 / floor, hence the
-    harm that a profile measured badly, or long ago, can do.
+    `profile` [n] is the size of the loss in each bin; the variance is least for `Profile.rms`.
+    `floor` in (0, 1] is the share of uniform times, and bounds the weights by 1 / floor.
     """
     values = np.asarray(profile, np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"profile must be [n], one value per bin, got shape {values.shape}.")
-    bad = ~(np.isfinite(values) & (values >= 0.0))
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise ValueError(
-            f"profile must be finite and nonnegative, got profile[{at}] = {values[at]}; "
-            "it is a root mean square or a mean of losses."
-        )
-    if not values.any():
-        raise ValueError("profile is zero in every bin; wanted a loss to be proportional to.")
+    if values.ndim != 1 or not (np.isfinite(values) & (values >= 0.0)).all() or not values.any():
+        wanted = "[n], finite, nonnegative and not all zero"
+        raise ValueError(f"profile must be {wanted}, got {values.tolist()}.")
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must lie in (0, 1], as a share of uniform times, got {floor}.")
     values = values / values.max()  # no overflow in the sum
@@ -233,17 +220,12 @@ def profile(
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)
     weights = np.ones_like(t) if weights is None else np.asarray(weights, np.float64)
     if not t.shape == losses.shape == weights.shape or not t.size:
-        raise ValueError(
-            f"t {t.shape}, losses {losses.shape} and weights {weights.shape} must be "
-            "of one shape and hold at least one draw."
-        )
-    for name, wanted, good in (
-        ("t", "lie in [0, 1]", (t >= 0.0) & (t <= 1.0)),
-        ("losses", "be finite", np.isfinite(losses)),
-        ("weights", "be finite and positive", np.isfinite(weights) & (weights > 0.0)),
-    ):
-        if not good.all():
-            raise ValueError(f"{name} must {wanted}, which {np.sum(~good)} of {t.size} do not.")
+        shapes = f"t {t.shape}, losses {losses.shape} and weights {weights.shape}"
+        raise ValueError(f"{shapes} must be of one shape and hold at least one draw.")
+    good = (t >= 0.0) & (t <= 1.0) & np.isfinite(losses) & np.isfinite(weights) & (weights > 0.0)
+    if not good.all():
+        wanted = "t must lie in [0, 1], losses be finite and weights finite and positive"
+        raise ValueError(f"{wanted}, which isn't so in {np.sum(~good)} of {t.size} draws.")
     # A draw of exactly 1 belongs to the last bin.
     bins = np.minimum((t * num_bins).astype(int), num_bins - 1).ravel()
 

@@ -29,8 +29,7 @@ ReverseVar = Literal["posterior", "transition", "learned"]
 class Gamma(Protocol):
     """A noise schedule gamma(t) = -log SNR(t), increasing on [0, 1].
 
-    The library always calls it with a one-dimensional array of times and differentiates it by
-    forward mode (`jax.jvp`), so a closure over learned parameters works as well as a formula.
+    It is called with a one-dimensional array of times and differentiated by `jax.jvp`.
     """
 
     def __call__(self, t: Tensor, /) -> Tensor:

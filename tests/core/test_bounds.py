@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GaussianData, affine_chain, cubature, gauss_hermite, gauss_legendre
+from oracles import (
+    GaussianData,
+    affine_chain,
+    cubature,
+    gauss_hermite,
+    gauss_legendre,
+    normal_denoiser,
+)
 from scipy import special, stats
 
 from vdm_jax import VDM, bounds, loss, parameterization, pixels, process, schedule
@@ -17,14 +24,8 @@ DATA = GaussianData(np.array([0.3, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]]))
 POINT = np.array([0.9, -1.1])
 LINEAR, COSINE = schedule.linear(-6.0, 4.0), schedule.cosine(-6.0, 4.0)
 LEVELS, VAR = 4, 0.3
+optimal = normal_denoiser(0.0, VAR)
 EVERY_LEVEL = np.arange(LEVELS)[:, None]  # a batch of one-pixel images
-
-
-def optimal(z, gamma_t):
-    """E[x|z_t] for independent x ~ N(0, VAR), elementwise: a prediction of kind x."""
-    g = process.expand(gamma_t, z)
-    alpha = jnp.sqrt(jax.nn.sigmoid(-g))
-    return alpha * VAR * z / (VAR * alpha**2 + jax.nn.sigmoid(g))
 
 
 def wavy(z, gamma_t):
@@ -163,9 +164,7 @@ def outer(num_steps: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def outer_latents(x, eps_s, eps_u, gamma_s, gamma_t, gamma_u):
-    """z_{i+1} and q(z_i|z_{i-1}), by the process; without gamma_s z_{i-1} is the data."""
-    if gamma_s is None:
-        return process.marginal(x, gamma_u).at(eps_u), process.marginal(x, gamma_t)
+    """z_{i+1} and q(z_i|z_{i-1}), by the process; with gamma_s = -inf z_{i-1} is the data."""
     z_s = process.marginal(x, gamma_s).at(eps_s)
     z_u = process.transition(z_s, gamma_s, gamma_u).at(eps_u)
     return z_u, process.transition(z_s, gamma_s, gamma_t)
@@ -175,7 +174,7 @@ def outer_latents(x, eps_s, eps_u, gamma_s, gamma_t, gamma_u):
 def test_consistency_term_is_the_log_ratio_averaged_over_the_bridge(x64, i):
     num_steps, gammas = 5, np.asarray(COSINE(jnp.arange(6.0) / 5))
     x, eps_s, eps_u = (np.random.default_rng(k).normal(size=(8, 2)) for k in range(3))
-    z_u, q = outer_latents(x, eps_s, eps_u, gammas[i - 1] if i else None, *gammas[i : i + 2])
+    z_u, q = outer_latents(x, eps_s, eps_u, gammas[i - 1] if i else -np.inf, *gammas[i : i + 2])
     # Bayes' rule for z_i: precision and mean from q(z_i|z_{i-1}) and q(z_{i+1}|z_i).
     step = process.transition(np.ones((1, 1)), gammas[i], gammas[i + 1])
     precision = 1 / q.var + step.mean**2 / step.var
@@ -210,30 +209,17 @@ def test_consistency_form_is_the_bound_in_expectation(x64, num_steps):
 def test_equation_45_read_literally_is_not_the_bound_but_above_it_by_its_closed_form(x64):
     # Per step, averaged over the data: (c1 / c) (d r^2 + c E||eps - eps_hat||^2), about d.
     num_steps, gammas = 100, np.linspace(-6.0, 4.0, 101)
-    points = DATA.mean + cubature(2) @ np.linalg.cholesky(DATA.cov).T
-    t, eps_s, eps_u = outer(num_steps, 2)
-    x, (t, eps_s, eps_u) = (
-        np.repeat(points, len(t), 0),
-        (np.concatenate([v] * 4) for v in (t, eps_s, eps_u)),
-    )
+    t, eps_s, eps_u = (np.concatenate([v] * 4) for v in outer(num_steps, 2))
+    x, i = np.repeat(DATA.points, len(t) // 4, 0), (t * num_steps).astype(int)
     vdm = model(DATA.denoise, LINEAR, num_steps)
     right = float(jax.jit(lambda *a: bounds.consistency_term(vdm, *a).mean())(x, eps_s, eps_u, t))
-    i, literal = (t * num_steps).astype(int), 0.0
-
-    @jax.jit
-    def kl(x, eps_s, eps_u, before, *ends):
-        z_u, q = outer_latents(x, eps_s, eps_u, before, *ends)
-        return q.kl(process.reverse(z_u, DATA.denoise(z_u, ends[1]), *ends)).sum()
-
-    for some in (i == 0, i > 0):
-        j = i[some]
-        before = gammas[j - 1] if j.all() else None
-        literal += kl(x[some], eps_s[some], eps_u[some], before, gammas[j], gammas[j + 1])
-    literal *= num_steps / len(t)
+    ends = gammas[i], gammas[i + 1]
+    z_u, q = outer_latents(x, eps_s, eps_u, np.append(-np.inf, gammas)[i], *ends)
+    kl = q.kl(process.reverse(z_u, DATA.denoise(z_u, ends[1]), *ends))
     c = -np.expm1(-np.diff(gammas))
     c1 = np.append(1.0, c[:-1])
     excess = np.sum(c1 / c * (2 * (1 - c) + c * DATA.eps_error(gammas[1:])))
-    np.testing.assert_allclose(literal - right, excess, rtol=1e-9)
+    np.testing.assert_allclose(num_steps * kl.sum(1).mean() - right, excess, rtol=1e-9)
     # Two dimensions: some 2 nats a step, where the whole diffusion loss is a few nats.
     np.testing.assert_allclose(excess, 209.2, atol=0.1)
     assert DATA.diffusion_discrete(gammas) < 5.2
@@ -253,64 +239,27 @@ def rounded_gamma(num_steps):
     return gamma
 
 
-def test_float32_of_a_thousand_steps_agrees_with_float64(monkeypatch):
+def test_float32_of_a_thousand_steps_agrees_with_float64():
     num_steps = 1000
     vdm = model(lambda z, g: 0.5 * z, rounded_gamma(num_steps), num_steps, "eps")
-    images = np.random.default_rng(0).integers(0, LEVELS, (16, 5))
     x, eps_s, eps_u = (np.random.default_rng(k).normal(size=(num_steps, 5)) for k in range(3))
     t = (np.arange(num_steps) + 0.5) / num_steps
-    normal = jax.random.normal
-    monkeypatch.setattr(
-        jax.random, "normal", lambda k, s, dtype=float: normal(k, s, "float32").astype(dtype)
-    )
 
     def values(kind):
         arrays = [jnp.asarray(a.astype(np.float32), kind) for a in (x, eps_s, eps_u, t)]
-        key = jax.random.PRNGKey(0)
-        run = jax.jit(
-            lambda *a: (
-                bounds.consistency_term(vdm, *a),
-                bounds.prior_matching(*a[:2], vdm.gamma, num_steps),
-                bounds.chain(vdm, key, images),
-            )
-        )
-        return tuple(map(np.asarray, run(*arrays)))
+
+        def both(x, eps_s, eps_u, t):
+            prior = bounds.prior_matching(x, eps_s, vdm.gamma, num_steps)
+            return bounds.consistency_term(vdm, x, eps_s, eps_u, t), prior
+
+        return tuple(map(np.asarray, jax.jit(both)(*arrays)))
 
     single = values(jnp.float32)
     with jax.enable_x64(True):
         double = values(jnp.float64)
-    assert all(
-        s.dtype == np.float32 and d.dtype == np.float64 for s, d in zip(single, double, strict=True)
-    )
     # Relative to what adds up to the term.
     np.testing.assert_allclose(single[0], double[0], rtol=2e-5, atol=2e-5 * double[0].std())
     np.testing.assert_allclose(single[1], double[1], rtol=1e-5)
-    np.testing.assert_allclose(single[2], double[2], rtol=2e-5)
-
-
-def test_extreme_and_uneven_steps_give_finite_values_and_gradients():
-    x, eps_s, eps_u = (jax.random.normal(jax.random.key(k), (40, 3)) for k in range(3))
-    t = (jnp.arange(40) + 0.5) / 40
-
-    def value(scale):
-        vdm = model(lambda z, g: scale * z, lambda t: scale * (-40 + 80 * t**3), 10, "v")
-        return bounds.consistency_term(vdm, x, eps_s, eps_u, t).mean()
-
-    chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(value))(0.9))
-
-
-def test_gradient_of_the_consistency_form_agrees_with_finite_differences(x64):
-    # Of four steps the five antithetic times take each, the first too.
-    images, key = np.random.default_rng(0).integers(0, LEVELS, (5, 3)), jax.random.key(0)
-
-    def value(p):
-        vdm = model(lambda z, g: p[2] * wavy(z, g), schedule.linear(p[0], p[1]), 4)
-        return bounds.consistency(vdm, key, images).total.mean()
-
-    params, h, run = jnp.array([-4.0, 3.0, 0.8]), 1e-5, jax.jit(jax.value_and_grad(value))
-    numeric = [(run(params + row)[0] - run(params - row)[0]) / (2 * h) for row in h * np.eye(3)]
-    np.testing.assert_allclose(run(params)[1], numeric, rtol=1e-7)
-    assert np.all(np.abs(np.array(numeric)) > 1e-4)
 
 
 # ---- errors ----
@@ -331,17 +280,13 @@ def test_models_without_a_chain_and_arrays_that_do_not_fit_are_refused():
     chains = functools.partial(bounds.chains, num_chains=0)
     count = "must be an integer of at least 1,"
     for call, message in (
-        (of(num_steps=None), f"num_steps {count} as a chain has, got None."),
+        (of(num_steps=None), f"num_steps {count} got None."),
         (of(bounds.consistency, num_steps=0), f"num_steps {count} got 0"),
-        (of(kind="noise"), "kind must be one of eps, x, v, score, got 'noise'"),
         (of(levels=0), f"levels {count} got 0."),
-        (of(bounds.consistency, gamma=lambda t: t.sum()), "gamma must map (1,) to (1,), but re"),
-        (of(denoise=lambda z, g: z[:, 0]), "prediction has shape (4,), but z_t has (4, 1)"),
         (of(chains), f"num_chains {count} got 0."),
         (weighted(z[:0], 0), "weight along axis 0, got shape (0, 3)."),
         (weighted(z[0], 1), "weight along axis 1, got shape (3,)."),
-        (weighted(z, -3), "weight along axis -3, got shape (2, 3)."),
-        (term(z[:, :1], z[:, 0]), "x (2, 3), eps_s (2, 3), eps_u (2, 1) differ"),
+        (term(z[:, :1], z[:, 0]), "x (2, 3) and eps_u (2, 1) differ"),
         (term(z, z[:, :1]), "t must be [2], one time per example, got shape (2, 1)."),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

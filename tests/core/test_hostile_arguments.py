@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vdm_jax import loss, pixels, process, sampling, schedule, timestep
-from vdm_jax.related import binomial
 
 KEY = jax.random.key(0)
 LINE = schedule.linear(-8.0, 5.0)
@@ -47,24 +46,23 @@ def diffusion(x=ONES, eps=ONES, t=HALF, denoise=twice, gamma=LINE, **options):
     return lambda: loss.diffusion(x, eps, t, denoise, gamma, **options)
 
 
-def ancestral(shape=(2, 3), num_steps=2, kind="eps"):
-    return lambda: sampling.ancestral(KEY, twice, LINE, shape, num_steps, kind)
+def ancestral(shape=(2, 3), num_steps=2):
+    return lambda: sampling.ancestral(KEY, twice, LINE, shape, num_steps)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         # the bound
-        *[(elbo(levels=n), "levels must be an integer of at") for n in (0, -1, 2.0, True, "256")],
+        *[(elbo(levels=n), "levels must be an integer of at") for n in (0, True, "256")],
         (elbo(levels=2**17), "levels must be at most 65536"),
-        *[(elbo(num_steps=n), "num_steps must be an integer .*; cont.*None") for n in (0, -1, 1.5)],
+        *[(elbo(num_steps=n), "num_steps must be an integer .*; cont.*None") for n in (0, 1.5)],
         (elbo(num_steps=2**24), "num_steps = 16777216 is lost in the rounding of float32"),
         (elbo(3), "the shape of images must be a tuple of at least one size, got"),
         (elbo(ZEROS + 0j), "images must be integers .* complex"),
         (elbo(denoise=lambda z, g: None), "the prediction has shape NoneType"),
         (elbo(denoise=lambda z, g: z[:, 0]), r"prediction has shape \(2,\), but z_t has \(2, 3\)"),
         (elbo(gamma=lambda t: t.sum()), r"gamma must map \(2,\) to \(2,\), but returned \(\)"),
-        (elbo(gamma=lambda t: t.sum(), num_steps=5), r"gamma must map \(2,\) to \(2,\)"),
         (elbo(gamma=lambda t: 5 - 9 * t), "gamma must rise with t"),
         (
             elbo(gamma=schedule.linear(-80.0, 80.0), num_steps=1),
@@ -75,9 +73,7 @@ def ancestral(shape=(2, 3), num_steps=2, kind="eps"):
         (lambda: loss.to_data(3, 4), r"images must be \[batch, \*event\], got one number, 3"),
         (diffusion(eps=ONES[:, :1]), r"x \(2, 3\) and eps \(2, 1\) differ in shape"),
         (diffusion(t=HALF[:, None]), r"t must be \[2\], one time per example, got shape \(2, 1\)"),
-        (diffusion(kind="noise"), "kind must be one of eps, x, v, score, got 'noise'"),
         (diffusion(t=np.array([0.5, 1.5])), "t must lie in .*1.5"),
-        (diffusion(t=np.array([-0.5, 1.0])), "t must lie in .*-0.5"),
         (diffusion(t=HALF * np.nan), "t must lie in .* nan"),
         (
             lambda: loss.reconstruction(ZEROS, ONES[:1], 0.0, 4),
@@ -88,27 +84,21 @@ def ancestral(shape=(2, 3), num_steps=2, kind="eps"):
                 lambda shape=shape: loss.bits_per_dim(1.0, shape),
                 "event_shape must be a|each size of",
             )
-            for shape in ((-1, -2), (2.5,), 3, (3, 0))
+            for shape in (3, (3, 0))
         ],
         # the process, and samples
         (lambda: timestep.grid(np.array([2.0]), 4), "t must lie in"),
-        (lambda: binomial.elbo_given(ZEROS, ONES, HALF * 4, twice, LINE, 3), "t must lie in"),
         (lambda: process.transition(ONES, 1.0, -1.0), "gamma_s must not be above gamma_t"),
         (lambda: process.posterior(ONES, ONES, 1.0, -1.0), "gamma_s must not be above gamma_t"),
         (lambda: process.reverse(ONES, ONES, np.nan, 1.0), "gamma_s must not be above gamma_t"),
         *[
             (lambda g=g: process.simulate(KEY, ONES, g), r"gammas must be \[num\], at least one")
-            for g in (-3.0, [], [[-3.0, 0.0]])
+            for g in (-3.0, [])
         ],
         (lambda: sampling.ancestral_step(ONES, ONES, twice, 1.0, 0.0), "gamma_s must not be above"),
-        *[
-            (ancestral(num_steps=n), "num_steps must be an integer of")
-            for n in (0, 2.0, True, None)
-        ],
-        (ancestral(()), "shape must be a tuple of at least one size"),
+        (ancestral(num_steps=0), "num_steps must be an integer of"),
         (ancestral(3), "shape must be a tuple of at least one size"),
         (ancestral((-1, 2)), "each size of shape must be an integer of at least 0"),
-        (ancestral(kind="z"), "kind must be one of eps, x, v, score, got 'z'"),
         # pixels
         (lambda: pixels.log_prob(ZEROS, ONES[:1], -5.0, 4), "images .* and z_0_rescaled .* differ"),
         (
@@ -116,23 +106,14 @@ def ancestral(shape=(2, 3), num_steps=2, kind="eps"):
             r"gamma of shape \(3,\) does not go",
         ),
         (lambda: pixels.expected_log_prob(ZEROS, np.zeros(3), 8), r"gamma_0 must be a scalar, got"),
-        (lambda: pixels.decode_log_probs(ONES, 0.0, 0), "levels must be an integer of at least 1"),
-        (
-            lambda: pixels.dequantize(KEY, ZEROS, 4, 0.0, "gaussian"),
-            "method must be one of uniform, truncated_normal, got 'gaussian'",
-        ),
         # schedules
-        (
-            lambda: schedule.linear(5.0, -13.3),
-            "gamma_min must be below gamma_max .*got gamma_min =",
-        ),
+        (lambda: schedule.linear(5.0, -13.3), "gamma_min must be below gamma_max .*got gamma_min"),
         (lambda: schedule.cosine(1.0, 1.0), "gamma_min must be below gamma_max"),
         (lambda: schedule.beta_linear(math.nan, 1.0), "gamma_min must be below gamma_max"),
         (lambda: schedule.linear(-np.inf, 5.0), "gamma_min must be finite"),
         (lambda: schedule.cosine(s=-0.1), r"s must be at least 0, got -0\.1"),
         (lambda: schedule.cosine_betas(4, s=-0.1), r"s must be at least 0, got -0\.1"),
         (lambda: schedule.beta_linear(beta_max=np.inf), "need 0 <= beta_min < beta_max < inf, got"),
-        (lambda: schedule.beta_linear(beta_min=-1.0), "need 0 <= beta_min < beta_max < inf, got"),
         (lambda: schedule.beta_linear(beta_min=20.0), "need 0 <= beta_min < beta_max < inf, got"),
         (
             lambda: schedule.beta_linear(-13.3, 11.0),
@@ -140,19 +121,14 @@ def ancestral(shape=(2, 3), num_steps=2, kind="eps"):
         ),
         (lambda: schedule.ddpm_betas(-1), "num_latents must be an integer of at least 1"),
         (lambda: schedule.cosine_betas(2.5), "num_latents must be an integer of at least 1"),
-        *[
-            (
-                lambda table=table: schedule.from_betas(table),
-                r"a table \[N\] with N >= 2, got shape",
-            )
-            for table in (0.5, [0.5], [[0.5, 0.4]])
-        ],
+        (lambda: schedule.from_betas([0.5]), r"a table \[N\] with N >= 2, got shape"),
+        (lambda: schedule.from_betas([[0.5, 0.4]]), r"a table \[N\] with N >= 2, got shape"),
         *[
             (
                 lambda bad=bad: schedule.from_betas([0.1, bad, 0.2]),
                 rf"betas must lie strictly .* got betas\[1\] = {bad}",
             )
-            for bad in (0.0, 1.0, -0.1, math.nan)
+            for bad in (0.0, 1.0, math.nan)
         ],
         (
             lambda: schedule.from_alpha_bar([0.9, 0.5, 0.6]),

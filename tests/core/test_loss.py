@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import GaussianData, alpha_sigma, cubature, gauss_hermite, gauss_legendre, two_points
+from oracles import (
+    GaussianData,
+    alpha_sigma,
+    expected_log_prob,
+    gauss_legendre,
+    normal_denoiser,
+    over_times_and_noise,
+)
 from scipy import integrate, special, stats
 
 from vdm_jax import loss, parameterization, pixels, process, schedule, timestep
@@ -23,36 +30,14 @@ def eps_of(denoise_x: Callable) -> Callable:
     return lambda z, gamma: parameterization.to_eps(denoise_x(z, gamma), z, gamma, kind="x")
 
 
-def expected_diffusion(
-    x: np.ndarray,
-    denoise: Callable,
-    gamma: Callable,
-    num_steps: int | None = None,
-    eps: tuple[np.ndarray, np.ndarray] | None = None,
-) -> np.ndarray:
-    """Expectations of loss.diffusion over t and eps at each x of [n, d], by quadrature.
-
-    eps: nodes [m, d] and their weights; by default the ones exact for a denoiser linear in z.
-    """
-    d = x.shape[-1]
-    nodes, weights = eps or (cubature(d), np.full(2 * d, 0.5 / d))
-    if num_steps is None:
-        t, t_weights = gauss_legendre(32, 8)
-    else:
-        t, t_weights = (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
-    i, j, k = (a.ravel() for a in np.indices((len(x), len(t), len(nodes))))
-    losses = compiled_diffusion(denoise, gamma, num_steps)(x[i], nodes[k], t[j])
-    return np.asarray(losses).reshape(len(x), len(t), len(nodes)) @ weights @ t_weights
+def expected_diffusion(x, denoise, gamma, num_steps=None, noise=None) -> np.ndarray:
+    """Expectations of loss.diffusion over t and eps at each x of [n, d]."""
+    return over_times_and_noise(compiled_diffusion(denoise, gamma, num_steps), x, num_steps, noise)
 
 
 @functools.cache
 def compiled_diffusion(denoise: Callable, gamma: Callable, num_steps: int | None) -> Callable:
     return jax.jit(lambda x, eps, t: loss.diffusion(x, eps, t, denoise, gamma, num_steps))
-
-
-def whitened_points(data: GaussianData) -> np.ndarray:
-    """Points x [2 d, d] whose plain mean is the expectation over the data of any quadratic."""
-    return data.mean + cubature(len(data.mean)) @ np.linalg.cholesky(data.cov).T
 
 
 # ---- the diffusion term against closed forms ----
@@ -68,13 +53,13 @@ LINEAR = SAME_ENDS[0]
 
 
 def test_continuous_loss_of_gaussian_data_is_its_closed_form(x64):
-    losses = expected_diffusion(whitened_points(DATA), OPTIMAL, LINEAR)
+    losses = expected_diffusion(DATA.points, OPTIMAL, LINEAR)
     np.testing.assert_allclose(losses.mean(), DATA.diffusion_continuous(-6.0, 4.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", [1, 10])
 def test_discrete_loss_of_gaussian_data_is_its_closed_form(x64, num_steps):
-    losses = expected_diffusion(whitened_points(DATA), OPTIMAL, LINEAR, num_steps)
+    losses = expected_diffusion(DATA.points, OPTIMAL, LINEAR, num_steps)
     expected = DATA.diffusion_discrete(np.linspace(-6.0, 4.0, num_steps + 1))
     np.testing.assert_allclose(losses.mean(), expected, rtol=1e-9)
 
@@ -86,11 +71,11 @@ def test_continuous_loss_does_not_depend_on_the_schedule_between_its_ends(x64):
         return jnp.tanh(z * gamma[:, None]) + 0.1 * z[:, ::-1]
 
     first, *others = (
-        expected_diffusion(POINT[None], arbitrary, gamma, eps=noise) for gamma in SAME_ENDS
+        expected_diffusion(POINT[None], arbitrary, gamma, noise=noise) for gamma in SAME_ENDS
     )
     for other in others:
         np.testing.assert_allclose(other, first, rtol=1e-6)
-    nearer = expected_diffusion(POINT[None], arbitrary, schedule.linear(-6.0, 3.0), eps=noise)
+    nearer = expected_diffusion(POINT[None], arbitrary, schedule.linear(-6.0, 3.0), noise=noise)
     assert abs(nearer - first) > 1e-3
 
 
@@ -106,22 +91,30 @@ def test_more_steps_lower_the_loss_and_its_excess_halves_as_they_double(x64):
     np.testing.assert_allclose(distances[:-1] / distances[1:], 2.0, rtol=0.3)
 
 
-@pytest.mark.parametrize("kind", parameterization.KINDS)
-def test_discrete_loss_is_the_kl_of_posterior_and_reverse_for_each_latent(x64, kind):
+@pytest.mark.parametrize(
+    ("kind", "reverse_var"),
+    [("eps", "posterior"), ("score", "posterior"), ("x", "transition"), ("v", "learned")],
+)
+def test_discrete_loss_is_the_kl_of_posterior_and_reverse_for_each_latent(x64, kind, reverse_var):
     num_steps, gamma = 12, schedule.cosine(-9.0, 5.0)
+    learned = reverse_var == "learned"
 
     def denoise(z, gamma_t):
-        return 0.3 * jnp.sin(z + process.expand(gamma_t, z))
+        g = process.expand(gamma_t, z)
+        prediction, share = 0.3 * jnp.sin(z + g), jax.nn.sigmoid(2.0 * z - 0.4 * g)
+        return (prediction, share) if learned else prediction
 
     @jax.jit
     def both(x, eps, t):
         s, t_grid = timestep.grid(t, num_steps)
         gamma_s, gamma_t = gamma(s), gamma(t_grid)
         z_t = process.marginal(x, gamma_t).at(eps)
-        x_hat = parameterization.to_x(denoise(z_t, gamma_t), z_t, gamma_t, kind)
+        prediction, share = parameterization.split(denoise(z_t, gamma_t), reverse_var)
+        x_hat = parameterization.to_x(prediction, z_t, gamma_t, kind)
         q = process.posterior(z_t, x, gamma_s, gamma_t)
-        kl = q.kl(process.reverse(z_t, x_hat, gamma_s, gamma_t)).sum((1, 2, 3))
-        return loss.diffusion(x, eps, t, denoise, gamma, num_steps, kind), num_steps * kl
+        kl = q.kl(process.reverse(z_t, x_hat, gamma_s, gamma_t, share)).sum((1, 2, 3))
+        args = x, eps, t, denoise, gamma, num_steps, kind, reverse_var
+        return loss.diffusion(*args), num_steps * kl
 
     x, eps = jax.random.normal(jax.random.key(0), (2, 24, 3, 2, 1))
     np.testing.assert_allclose(*both(x, eps, (jnp.arange(24) + 0.5) / 24), rtol=1e-9)
@@ -141,12 +134,6 @@ def test_float32_diffusion_loss_agrees_with_float64(num_steps):
     np.testing.assert_allclose(single, double, rtol=1e-5 if num_steps is None else 3e-4)
 
 
-def test_a_step_of_the_grid_gives_one_loss_wherever_in_it_the_time_is_drawn(x64):
-    x, eps = jnp.ones((4, 2)), jnp.full((4, 2), 0.7)
-    losses = compiled_diffusion(OPTIMAL, LINEAR, 5)(x, eps, jnp.array([0.0, 0.01, 0.1, 0.2]))
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-12)
-
-
 # ---- prior and reconstruction ----
 
 
@@ -163,7 +150,7 @@ def test_prior_is_the_kl_to_the_standard_normal(x64, gamma_1):
 
     expected = [sum(kl(alpha * value) for value in row) for row in x]
     np.testing.assert_allclose(loss.prior(jnp.asarray(x), gamma_1), expected, rtol=1e-8)
-    shaped = whitened_points(DATA).reshape(-1, 1, 2, 1)
+    shaped = DATA.points.reshape(-1, 1, 2, 1)
     np.testing.assert_allclose(loss.prior(shaped, gamma_1).mean(), DATA.prior(gamma_1), rtol=1e-12)
 
 
@@ -174,18 +161,6 @@ def test_prior_keeps_its_digits_in_float32_when_z_1_is_nearly_pure_noise():
     np.testing.assert_allclose(value, [4 * 0.5 * (-alpha2 - np.log1p(-alpha2))], rtol=1e-4)
 
 
-def expected_reconstruction(level: int, gamma_0: float, levels: int) -> float:
-    """E over z_0 of -log p(level|z_0), from the definition, for one pixel."""
-    values = 2 * (np.arange(levels) + 0.5) / levels - 1
-    scale = np.exp(0.5 * gamma_0)
-
-    def integrand(eps):
-        logits = -0.5 * ((values[level] + scale * eps - values) / scale) ** 2
-        return stats.norm.pdf(eps) * (special.logsumexp(logits) - logits[level])
-
-    return integrate.quad(integrand, -9, 9, epsabs=1e-11, limit=400)[0]
-
-
 @pytest.mark.parametrize(("levels", "gamma_0"), [(4, -3.0), (256, -13.3)])
 def test_reconstruction_averages_to_its_definition(x64, levels, gamma_0):
     nodes, weights = gauss_legendre(200, 4)
@@ -194,7 +169,7 @@ def test_reconstruction_averages_to_its_definition(x64, levels, gamma_0):
     reconstruction = jax.jit(lambda images, eps: loss.reconstruction(images, eps, gamma_0, levels))
     for level in (0, levels // 2):
         values = reconstruction(np.full((len(eps), 1), level), eps[:, None])
-        expected = expected_reconstruction(level, gamma_0, levels)
+        expected = -expected_log_prob(level, gamma_0, levels)
         np.testing.assert_allclose(weights @ values, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -226,7 +201,7 @@ def gaussian_bound(x: np.ndarray, reach: float, num_steps: int | None) -> np.nda
 
 
 def test_bound_with_the_optimal_denoiser_tends_to_the_exact_likelihood(x64):
-    points = np.concatenate([whitened_points(DATA), POINT[None]])
+    points = np.concatenate([DATA.points, POINT[None]])
     exact = -np.append(DATA.log_prob(points[:4]).mean(), DATA.log_prob(POINT))
     # In continuous time it is an equality, of a model that is the data's as the reach grows.
     bounds = [gaussian_bound(points, reach, None) for reach in (4.0, 8.0, 16.0)]
@@ -239,30 +214,9 @@ def test_bound_with_the_optimal_denoiser_tends_to_the_exact_likelihood(x64):
     np.testing.assert_allclose(2 * fine - coarse, 0.0, atol=2e-2 * coarse)
 
 
-def test_bound_of_one_balanced_binary_pixel_is_one_bit(x64):
-    # Two levels, equally likely: -log p = ln 2. The optimal denoiser isn't linear here.
-    low, high = -9.0, 9.0
-    nodes, weights = gauss_hermite(80)
-    denoise = eps_of(lambda z, g: two_points(z, g[:, None]))
-    x = np.array([[-0.5], [0.5]])
-    noise = nodes[:, None], weights
-    steps = expected_diffusion(x, denoise, schedule.linear(low, high), eps=noise)
-    read = np.array([expected_reconstruction(level, low, 2) for level in (0, 1)])
-    total = read + loss.prior(jnp.asarray(x), high) + steps
-    np.testing.assert_allclose(total, np.log(2), atol=2e-5)
-    np.testing.assert_allclose(loss.bits_per_dim(total, (1,)), 1.0, atol=3e-5)
-
-
 # ---- elbo ----
 
-VAR = 0.3
-
-
-def elementwise(z, gamma_t):
-    """The noise predicted by the optimal denoiser for independent x ~ N(0, VAR)."""
-    g = process.expand(gamma_t, z)
-    var = VAR * jax.nn.sigmoid(-g) + jax.nn.sigmoid(g)
-    return jnp.sqrt(jax.nn.sigmoid(g)) * z / var
+elementwise = eps_of(normal_denoiser(0.0, 0.3))
 
 
 @pytest.mark.parametrize(("num_steps", "method"), [(None, "antithetic"), (10, "uniform")])
@@ -280,7 +234,7 @@ def test_elbo_is_unbiased_in_each_term(num_steps, method):
         x = np.asarray(pixels.encode(images, levels))
         diffusion = expected_diffusion(x, elementwise, gamma, num_steps)
         prior = loss.prior(jnp.asarray(x), high)
-    per_level = [expected_reconstruction(k, low, levels) for k in range(levels)]
+    per_level = [-expected_log_prob(k, low, levels) for k in range(levels)]
     reconstruction = np.array(per_level)[images].sum(1)
     for estimate, expected in (
         (terms.reconstruction, reconstruction),
@@ -291,17 +245,6 @@ def test_elbo_is_unbiased_in_each_term(num_steps, method):
         assert np.all(np.abs(estimate.mean(0) - expected) < 4 * error)
     np.testing.assert_allclose(terms.prior, np.broadcast_to(prior, (3000, 4)), rtol=1e-5)
     np.testing.assert_allclose(terms.total, sum(terms), rtol=1e-6)
-
-
-@pytest.mark.parametrize(("shape", "levels", "num_steps"), [((4, 3, 1), 256, None)])
-def test_elbo_of_an_event_of_any_shape_is_that_of_its_flat_vector(shape, levels, num_steps):
-    images = np.random.default_rng(0).integers(0, levels, (3, *shape))
-    gamma, key = schedule.cosine(-8.0, 4.0), jax.random.key(1)
-    elbo = jax.jit(lambda array: loss.elbo(key, array, elementwise, gamma, levels, num_steps))
-    shaped, flat = elbo(images), elbo(images.reshape(3, -1))
-    chex.assert_trees_all_close(shaped, flat, rtol=1e-4)
-    chex.assert_tree_all_finite(shaped)
-    chex.assert_shape(shaped, (3,))
 
 
 def test_elbo_draws_independent_noise_for_the_two_latents():

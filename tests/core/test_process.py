@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Mixture, alpha_sigma, kl_exact, posterior_exact
-from scipy import special, stats
+from oracles import alpha_sigma, kl_exact, posterior_exact
 
-from vdm_jax import process, schedule
+from vdm_jax import process
 from vdm_jax.distributions import Gaussian
 
 
@@ -39,17 +38,6 @@ def test_two_transitions_are_one(x64):
     close(then(first, second.mean, second.var), process.transition(one, s, t), rtol=1e-11)
 
 
-def test_posterior_is_bayes_rule(x64):
-    gamma_s, gamma_t = np.array([-13.3, -7.0, 0.5, -20.0]), np.array([5.0, -6.9, 2.0, 20.0])
-    x, z_s, z_t = normal(0, (4, 6)), 3 * normal(1, (4, 6)), 3 * normal(2, (4, 6))
-    prior = process.marginal(x, gamma_s).log_prob(z_s)
-    likelihood = process.transition(z_s, gamma_s, gamma_t).log_prob(z_t)
-    bayes = likelihood + prior - process.marginal(x, gamma_t).log_prob(z_t)
-    direct = process.posterior(z_t, x, gamma_s, gamma_t).log_prob(z_s)
-    # Relative to the largest of the four terms, some 1e9 at gamma_s = -20.
-    np.testing.assert_allclose(bayes, direct, rtol=1e-9, atol=1e-12 * np.max(np.abs(prior)))
-
-
 def test_posterior_is_the_product_of_three_gaussians_in_exact_arithmetic(x64):
     rng = np.random.default_rng(0)
     z_t, x = rng.uniform(-3.0, 3.0, (2, 200))
@@ -64,18 +52,6 @@ def test_posterior_is_the_product_of_three_gaussians_in_exact_arithmetic(x64):
     assert np.all(error < 1e-13 + 1e-14 / (gamma_t - gamma_s))
     error = np.abs(q.mean[:, 0] - exact[:, 0])
     assert np.all(error < 1e-12 * (np.abs(exact[:, 0]) + np.abs(x) + np.abs(z_t)))
-
-
-def test_posterior_has_the_mean_and_variance_the_paper_writes(x64):
-    x, z_t = normal(0, (3, 2)), normal(1, (3, 2))
-    s, t = -2.0, 1.5
-    a_s, a_t = 1 / (1 + np.exp(s)), 1 / (1 + np.exp(t))  # squared
-    step = a_t / a_s
-    step_var = (1 - a_t) - step * (1 - a_s)
-    mean = (np.sqrt(step) * (1 - a_s) * z_t + np.sqrt(a_s) * step_var * x) / (1 - a_t)
-    q = process.posterior(z_t, x, s, t)
-    np.testing.assert_allclose(q.mean, mean, rtol=1e-13)
-    np.testing.assert_allclose(q.var, np.full((1, 1), step_var * (1 - a_s) / (1 - a_t)), rtol=1e-13)
 
 
 def test_reverse_step_in_terms_of_the_noise_is_the_papers_ancestral_sampler(x64):
@@ -114,19 +90,6 @@ def test_float32_has_the_relative_accuracy_of_its_inputs(low, high, step):
     for s, d in zip(single, double, strict=True):
         assert s.dtype == np.float32 and d.dtype == np.float64
         np.testing.assert_allclose(s, d, rtol=5e-6)
-
-
-def test_a_vanishing_step_stays_where_it_is(x64):
-    x, z = normal(0, (3, 2)), normal(1, (3, 2))
-    gamma, sigma2, h = 0.7, 1 / (1 + np.exp(-0.7)), 1e-7
-    still = process.posterior(z, x, gamma, gamma)
-    np.testing.assert_allclose(still.mean, z, rtol=1e-15)
-    np.testing.assert_array_equal(still.var, [[0.0]])
-    steps = process.posterior(z, x, gamma - h, gamma), process.transition(z, gamma - h, gamma)
-    for step in steps:
-        np.testing.assert_allclose(step.mean, z, atol=1e-6)
-        # Either way the variance grows as sigma^2 dgamma.
-        np.testing.assert_allclose(step.var / h, [[sigma2]], rtol=1e-6)
 
 
 def test_a_step_down_to_no_noise_is_the_data_and_one_from_pure_noise_forgets_the_latent():
@@ -176,26 +139,10 @@ def test_expand_lines_gamma_up_with_the_leading_axes():
 
 # ---- the forward chain ----
 
-CHAINS = {
-    "linear, 20 steps": schedule.linear(-13.3, 5.0)(np.linspace(0.0, 1.0, 21)),
-    "Nichol & Dhariwal, 50 betas": schedule.from_betas(schedule.cosine_betas(50))(
-        np.linspace(0.0, 1.0, 50)
-    ),
-}
 
-
-def two_sided(key: jax.Array, n: int) -> jax.Array:
-    """Far from Gaussian: a quarter of the draws at -1, the others exponential."""
-    at_minus_one, draws = jax.random.split(key)
-    x = jnp.where(
-        jax.random.bernoulli(at_minus_one, 0.25, (n,)), -1.0, jax.random.exponential(draws, (n,))
-    )
-    return x[:, None]
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_single_steps_have_the_moments_of_the_jump_and_of_their_pairs(name):
-    gammas, n, x = np.asarray(CHAINS[name], np.float64), 10_000, np.array([0.7, -1.1, 0.0])
+def test_single_steps_have_the_moments_of_the_jump_and_of_their_pairs():
+    gammas = np.linspace(-13.3, 5.0, 21)
+    n, x = 10_000, np.array([0.7, -1.1, 0.0])
     kept = np.unique(np.linspace(0, len(gammas) - 1, 11).astype(int))
     start = jnp.broadcast_to(jnp.asarray(x, jnp.float32), (n, 3))
     z = np.asarray(process.simulate(jax.random.key(0), start, gammas)[kept], np.float64)
@@ -210,20 +157,6 @@ def test_single_steps_have_the_moments_of_the_jump_and_of_their_pairs(name):
     assert np.all(abs(covariance - expected) < 5 * error)
 
 
-def test_single_steps_and_the_jump_by_alpha_bar_have_one_distribution():
-    gammas, n = np.asarray(CHAINS["linear, 20 steps"]), 20_000
-    chain = process.simulate(jax.random.key(0), two_sided(jax.random.key(1), n), gammas)
-    other = two_sided(jax.random.key(2), n)
-    for i in (10, 15, 20):
-        jump = process.marginal(other, gammas[i]).sample(jax.random.key(3 + i))
-        assert stats.ks_2samp(np.ravel(chain[i]), np.ravel(jump)).pvalue > 1e-6
-    # The test would tell: a fifth less noise is another distribution.
-    less = alpha_sigma(gammas[i])[0] * other * 0.2 + 0.8 * jump
-    assert stats.ks_2samp(np.ravel(chain[i]), np.ravel(less)).pvalue < 1e-6
-    still = process.simulate(jax.random.key(0), normal(0, (5, 2)), [-1.0, -1.0, -1.0])
-    chex.assert_trees_all_close(still[1:], still[:-1], rtol=1e-6)
-
-
 def test_gaussian_data_converge_to_the_standard_normal_by_the_kl_of_each_step(x64):
     gammas = np.append(np.linspace(-13.3, 5.0, 21), [8.0, 12.0, 20.0])
     alpha, sigma = alpha_sigma(gammas)
@@ -236,19 +169,3 @@ def test_gaussian_data_converge_to_the_standard_normal_by_the_kl_of_each_step(x6
         assert np.all(np.diff(kl) < 0.0)
         # The mean is what is left at the end: KL -> exp(-gamma) m^2 / 2.
         np.testing.assert_allclose(kl[-1], 0.5 * np.exp(-20.0) * mean**2, rtol=1e-5, atol=1e-12)
-
-
-def test_any_start_converges_to_the_standard_normal_and_never_turns_back(x64):
-    """KL(q(z_t) || N(0, 1)) of a start with two, far and narrow humps, by quadrature."""
-    start = Mixture(np.array([0.9, 0.1]), np.array([[-4.0], [5.0]]), np.array([0.3, 9.0]))
-    gammas = np.append(np.linspace(-4.0, 5.0, 19), [8.0, 12.0, 20.0])
-    z = np.linspace(-20.0, 20.0, 8001)
-    density = jax.vmap(jax.vmap(start.log_prob, (0, None)), (None, 0))  # [gammas, z]
-    log_q = jax.jit(density)(jnp.asarray(z)[:, None], jnp.asarray(gammas))
-    kl = np.sum(np.exp(log_q) * (log_q - stats.norm.logpdf(z)), axis=1) * (z[1] - z[0])
-    assert np.all(np.diff(kl) < 0.0)
-    second = start.weights @ (start.means[:, 0] ** 2 + start.var)
-    # At most what q(z_t|x) is away on average, by convexity: the prior term of the bound.
-    log_var = -np.logaddexp(0.0, -gammas)
-    assert np.all(kl < 0.5 * (special.expit(-gammas) * (second - 1.0) - log_var))
-    assert kl[-1] < 1e-7 < 1e-2 < kl[0]

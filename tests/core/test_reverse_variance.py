@@ -1,6 +1,5 @@
 """The variance of p(z_s|z_t): the kernel, its loss, and data for which a choice of it is exact."""
 
-import functools
 import itertools
 from decimal import Decimal, localcontext
 
@@ -8,29 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import affine_chain, alpha_sigma, cubature, gauss_legendre
-from scipy import optimize, special
+from oracles import alpha_sigma, cubature, over_times_and_noise
+from scipy import special
 
-from vdm_jax import VDM, loss, parameterization, process, sampling, schedule, timestep
+from vdm_jax import VDM, loss, process, sampling, schedule
 from vdm_jax.distributions import Gaussian
 
 GAMMA = schedule.linear(-6.0, 4.0)
 COSINE = schedule.cosine(-6.0, 4.0)
-
-
-def wavy(z, gamma_t):
-    """Some prediction, far from linear, that couples the elements of an example."""
-    return jnp.tanh(z + 0.3 * process.expand(gamma_t, z)) + 0.2 * jnp.roll(z, 1, -1)
-
-
-def wavy_share(z, gamma_t):
-    """Some share, another in each element, that depends on the latent."""
-    return jax.nn.sigmoid(2.0 * z - 0.4 * process.expand(gamma_t, z))
-
-
-def for_var(reverse_var, denoise=wavy, share=wavy_share):
-    """What `denoise` must be for this variance."""
-    return denoise if reverse_var != "learned" else lambda z, g: (denoise(z, g), share(z, g))
 
 
 def log_ratio(gammas):
@@ -85,115 +69,10 @@ def test_log_ratio_of_the_variances_has_all_digits_for_steps_of_any_size(dtype):
     np.testing.assert_allclose(slope[1], special.expit(-gamma_t.astype(float)), atol=rtol)
 
 
-# ---- the loss ----
-
-
-@pytest.mark.parametrize(("reverse_var", "kind"), [("transition", "x"), ("learned", "v")])
-def test_loss_is_the_kl_of_posterior_and_reverse_for_each_latent(x64, reverse_var, kind):
-    num_steps, gamma = 12, schedule.cosine(-9.0, 5.0)
-
-    @jax.jit
-    def both(x, eps, t):
-        s, t_grid = timestep.grid(t, num_steps)
-        gamma_s, gamma_t = gamma(s), gamma(t_grid)
-        z_t = process.marginal(x, gamma_t).at(eps)
-        x_hat = parameterization.to_x(wavy(z_t, gamma_t), z_t, gamma_t, kind)
-        share = wavy_share(z_t, gamma_t) if reverse_var == "learned" else 1.0
-        q = process.posterior(z_t, x, gamma_s, gamma_t)
-        kl = q.kl(process.reverse(z_t, x_hat, gamma_s, gamma_t, share)).sum((1, 2))
-        args = x, eps, t, for_var(reverse_var), gamma, num_steps, kind, reverse_var
-        return loss.diffusion(*args), num_steps * kl
-
-    x, eps = jax.random.normal(jax.random.key(0), (2, 24, 3, 2))
-    np.testing.assert_allclose(*both(x, eps, (jnp.arange(24) + 0.5) / 24), rtol=1e-9)
-
-
-@pytest.mark.parametrize(("num_steps", "per_unit"), [(1000, 64.0), (10_000, 512.0)])
-def test_float32_keeps_the_digits_of_a_loss_of_second_order(num_steps, per_unit):
-    """A perfect denoiser: all that is left is what the variance costs."""
-
-    def gamma(t):  # without rounding in either type, so that both see one schedule
-        return jnp.rint(t * num_steps) / per_unit - 13.0
-
-    noise = np.random.default_rng(0).normal(size=(num_steps, 3))
-
-    def value(dtype):
-        eps, t = jnp.asarray(noise, dtype), jnp.asarray((np.arange(num_steps) + 0.5) / num_steps)
-        shares = jnp.broadcast_to(jnp.asarray([0.1, 0.5, 1.3], dtype), eps.shape)
-        args = lambda z, g: (eps, shares), gamma, num_steps, "eps", "learned"
-        return jax.jit(lambda t: loss.diffusion(0 * eps + 0.5, eps, t, *args))(t)
-
-    single = value("float32")
-    with jax.enable_x64(True):
-        double = np.asarray(value("float64"))
-        ratio = log_ratio(gamma(np.arange(num_steps + 1) / num_steps))[:, None]
-    log_r = -ratio * np.array([0.1, 0.5, 1.3])
-    # 1/2 (r - 1 - log r), whose plain form in float64 is exact to some 1e-16 / log_r^2.
-    expected = 0.5 * num_steps * np.sum(np.expm1(log_r) - log_r, axis=-1)
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, double, rtol=5e-6)
-    near = np.abs(log_r).max(-1) > 1e-4
-    np.testing.assert_allclose(double[near], expected[near], rtol=1e-7)
-
-
 def expected_diffusion(x, denoise, gamma, num_steps, reverse_var):
     """Expectations over t and eps at each x of [n, d]; exact for a denoiser linear in z."""
-    noise = cubature(x.shape[-1])
-    if num_steps is None:
-        t, weights = gauss_legendre(40, 8)
-    else:
-        t, weights = (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
-    i, j, k = (a.ravel() for a in np.indices((len(x), len(t), len(noise))))
-    run = compiled_diffusion(denoise, gamma, num_steps, reverse_var)
-    losses = np.asarray(run(x[i], noise[k], t[j])).reshape(len(x), len(t), len(noise))
-    return losses.mean(-1) @ weights
-
-
-@functools.cache
-def compiled_diffusion(denoise, gamma, num_steps, reverse_var):
-    return jax.jit(
-        lambda x, eps, t: loss.diffusion(x, eps, t, denoise, gamma, num_steps, "x", reverse_var)
-    )
-
-
-def linear_denoise(z, gamma_t):
-    """Not optimal for anything."""
-    return 0.4 * z + 0.1
-
-
-def half(z, gamma_t):
-    return jnp.broadcast_to(jnp.linspace(0.2, 0.8, z.shape[-1]), z.shape)
-
-
-@pytest.mark.parametrize("reverse_var", ["transition", "learned"])
-def test_with_many_steps_every_variance_has_the_continuous_loss_and_its_excess_halves(
-    x64, reverse_var
-):
-    x, denoise = np.array([[0.9, -1.1]]), for_var(reverse_var, linear_denoise, half)
-    limit = expected_diffusion(x, linear_denoise, GAMMA, None, "posterior")
-    # In continuous time no variance makes a difference.
-    same = expected_diffusion(x, denoise, GAMMA, None, reverse_var)
-    np.testing.assert_allclose(same, limit, rtol=1e-14)
-    of_steps = [expected_diffusion(x, denoise, GAMMA, n, reverse_var) for n in (256, 512)]
-    coarse, fine = np.array(of_steps) - limit
-    np.testing.assert_allclose(coarse / fine, 2.0, rtol=0.04)
-    assert 1e-5 < abs(fine) < 0.04 * limit
-
-
-def test_gradient_of_the_schedule_and_the_share_agrees_with_finite_differences(x64):
-    x, eps = jax.random.normal(jax.random.key(0), (2, 6, 3))
-    t = (jnp.arange(6) + 0.5) / 6
-
-    @jax.jit
-    @jax.value_and_grad
-    def total(c):
-        denoise = for_var("learned", wavy, lambda z, g: jax.nn.sigmoid(c[2] + z))
-        gamma = schedule.linear(c[0], c[1])
-        return loss.diffusion(x, eps, t, denoise, gamma, 6, "v", "learned").sum()
-
-    at, h = jnp.array([-3.0, 2.0, 0.3]), 1e-6
-    numeric = [(total(at + e)[0] - total(at - e)[0]) / (2 * h) for e in h * np.eye(3)]
-    np.testing.assert_allclose(total(at)[1], numeric, rtol=1e-6, atol=1e-6)
+    args = denoise, gamma, num_steps, "x", reverse_var
+    return over_times_and_noise(jax.jit(lambda *at: loss.diffusion(*at, *args)), x, num_steps)
 
 
 # ---- exact cases (Ho et al. 2020, section 3.2) ----
@@ -212,58 +91,20 @@ def kl_to(x, gamma, var=1.0, mean=0.0):
     return 0.5 * np.sum(ratio - 1 - np.log(ratio) + alpha**2 * (x - mean) ** 2 / v, axis=-1)
 
 
-@pytest.mark.parametrize("num_steps", [1, 7])
-def test_the_transition_s_variance_is_exact_for_standard_normal_data(x64, num_steps):
+def test_the_transition_s_variance_is_exact_for_standard_normal_data(x64):
     """Each reverse kernel is the true one: what the steps cost is what they tell of x, exactly.
 
     p(z_0, ..., z_1) is then the joint of the forward chain, so that for every single x the prior
     and the steps together are KL(q(z_0|x) || N(0, I)), whatever the schedule and T. The posterior's
     variance costs 1/2 (e^L - 1 - L) more per dimension and step, L the log of their ratio.
     """
-    x = np.concatenate([cubature(2), [[0.0, 0.0], [3.0, 0.2]]])
+    num_steps, x = 7, np.concatenate([cubature(2), [[0.0, 0.0], [3.0, 0.2]]])
     found = expected_diffusion(x, standard, COSINE, num_steps, "transition")
     np.testing.assert_allclose(found, kl_to(x, -6.0) - kl_to(x, 4.0), rtol=1e-10)
     narrow = expected_diffusion(x[:4], standard, COSINE, num_steps, "posterior")
     ratio = log_ratio(COSINE(jnp.arange(num_steps + 1) / num_steps))
     expected = np.sum(np.expm1(ratio) - ratio)  # times 2 dimensions / 2
     np.testing.assert_allclose(narrow.mean() - found[:4].mean(), expected, rtol=1e-9)
-
-
-def mean_total(points, denoise, gamma, num_steps, reverse_var):
-    """The bound by `VDM.elbo_given`, averaged over x, t and eps, all by exact quadrature."""
-    noise = cubature(points.shape[-1])
-    i, j, k = (a.ravel() for a in np.indices((len(points), len(noise), num_steps)))
-    vdm = VDM(denoise, gamma, points.shape[1:], None, "x", num_steps, reverse_var)
-    terms = jax.jit(vdm.elbo_given)(points[i], noise[j], (k + 0.5) / num_steps, noise[j])
-    return float(terms.total.mean())
-
-
-def test_the_whole_bound_of_standard_normal_data_is_the_entropy_but_for_the_decoder(x64):
-    """E bound = H(x) + E KL(q(x|z_0) || p(x|z_0)), and that is -log alpha_0^2 / 2 per dimension.
-
-    q(x|z_0) = N(alpha_0 z_0, sigma_0^2); the decoder knows nothing of the data and has
-    N(z_0 / alpha_0, sigma_0^2 / alpha_0^2).
-    """
-    entropy, args = np.log(2 * np.pi * np.e), (cubature(2), standard, schedule.linear(-2.0, 3.0))
-    for num_steps in (1, 20):
-        total = mean_total(*args, num_steps, "transition")
-        np.testing.assert_allclose(total, entropy + np.logaddexp(0.0, -2.0), rtol=1e-11)
-    assert mean_total(*args, 20, "posterior") > total + 1e-2
-
-
-@pytest.mark.parametrize("num_steps", [1, 7])
-def test_the_posterior_s_variance_is_exact_for_data_that_is_one_point(x64, num_steps):
-    x = np.array([[0.9, -1.1]])
-
-    def known(z, gamma_t):
-        return jnp.broadcast_to(x[0], z.shape)
-
-    found = expected_diffusion(x, known, COSINE, num_steps, "posterior")
-    np.testing.assert_allclose(found, 0.0, atol=1e-12)
-    # The other costs 1/2 (e^-L - 1 + L) per dimension and step.
-    ratio = log_ratio(COSINE(jnp.arange(num_steps + 1) / num_steps))
-    wide = expected_diffusion(x, known, COSINE, num_steps, "transition")
-    np.testing.assert_allclose(wide, [np.sum(np.expm1(-ratio) + ratio)], rtol=1e-9)
 
 
 # Independent Gaussian data, one element narrow, one wider than N(0, 1), one standard.
@@ -298,7 +139,7 @@ def gaussian_model(num_steps):
         g = process.expand(gamma_t, z)
         return jnp.broadcast_to(exact_share(g - 10.0 / num_steps, g), z.shape)
 
-    return for_var("learned", optimal, share)
+    return lambda z, g: (optimal(z, g), share(z, g))
 
 
 @pytest.mark.parametrize("num_steps", [1, 7])
@@ -315,61 +156,13 @@ def test_the_right_share_is_exact_for_gaussian_data(x64, num_steps):
     # E log q(x|z_0) - log p(x|z_0), as q(x|z_0) has the variance VARS s0^2 / v0.
     decoder = 0.5 * np.sum(np.log(s0**2 / a0**2) - np.log(VARS * s0**2 / v0))
     entropy = 0.5 * np.sum(np.log(2 * np.pi * np.e * VARS))
-    total = mean_total(POINTS, model, GAMMA, num_steps, "learned")
+    vdm = VDM(model, GAMMA, (3,), None, "x", num_steps, "learned")
+    run = jax.jit(lambda x, eps, t: vdm.elbo_given(x, eps, t, eps).total)
+    total = over_times_and_noise(run, POINTS, num_steps).mean()
     np.testing.assert_allclose(total, entropy + decoder + last, rtol=1e-10)
 
 
-def test_a_share_minimised_on_the_loss_finds_the_true_reverse_variance(x64):
-    num_steps, noise = 3, cubature(3)
-    i, j, k = (a.ravel() for a in np.indices((len(POINTS), len(noise), num_steps)))
-    x, eps, t = POINTS[i], noise[j], (k + 0.5) / num_steps
-
-    @jax.jit
-    @jax.value_and_grad
-    def objective(flat):
-        model = for_var("learned", optimal, lambda z, g: flat.reshape(num_steps, 3)[k])
-        return loss.diffusion(x, eps, t, model, GAMMA, num_steps, "x", "learned").mean()
-
-    start = np.full(3 * num_steps, 0.5)
-    found = optimize.minimize(objective, start, jac=True, options={"gtol": 1e-10})
-    gammas = np.asarray(GAMMA(np.arange(num_steps + 1) / num_steps))
-    exact = [exact_share(s, t) for s, t in itertools.pairwise(gammas)]
-    np.testing.assert_allclose(found.x.reshape(num_steps, 3), exact, atol=1e-5)
-    assert np.ptp(exact) > 0.5  # they are not all alike
-
-
 # ---- sampling ----
-
-
-@pytest.mark.parametrize("reverse_var", parameterization.REVERSE_VARS)
-def test_samples_have_the_variance_of_the_exact_chain(reverse_var):
-    """Of data N(0, 0.3) and four steps, from the paper's coefficients."""
-    data_var, gammas, n = 0.3, np.linspace(-4.0, 3.0, 5), 40_000
-
-    def narrow(z, gamma_t):
-        g = process.expand(gamma_t, z)
-        v = data_var * schedule.alpha_bar(g) + schedule.variance(g)
-        return schedule.alpha(g) * data_var / v * z
-
-    denoise = for_var(reverse_var, narrow, lambda z, g: jnp.full_like(z, 0.3))
-    args = denoise, schedule.linear(-4.0, 3.0), (n, 2), 4, "x", reverse_var
-    z_0 = np.asarray(sampling.ancestral(jax.random.key(0), *args))
-    s, t = gammas[:-1][::-1], gammas[1:][::-1]
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = alpha_sigma(s), alpha_sigma(t)
-    step_var = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
-    x_hat = alpha_t * data_var / (data_var * alpha_t**2 + sigma_t**2)
-    gain = alpha_t / alpha_s * sigma_s**2 / sigma_t**2 + alpha_s * step_var / sigma_t**2 * x_hat
-
-    def exact(share):
-        noise = (step_var * sigma_s**2 / sigma_t**2) ** (1 - share) * step_var**share
-        return affine_chain(gain, 0 * gain, noise)[1]
-
-    shares = {"posterior": 0.0, "transition": 1.0, "learned": 0.3}
-    var = exact(shares.pop(reverse_var))
-    assert abs(z_0.mean()) < 5 * np.sqrt(var / z_0.size)
-    assert abs(z_0.var() / var - 1.0) < 5 * np.sqrt(2 / z_0.size)
-    # The others are too far away to be taken for it.
-    assert all(abs(exact(other) / var - 1) > 0.02 for other in shares.values())
 
 
 def test_the_right_share_leads_from_the_last_latent_to_the_first_exactly(x64):

@@ -4,27 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import affine_chain, alpha_sigma
+from oracles import affine_chain, alpha_sigma, normal_denoiser
 
 from vdm_jax import VDM, parameterization, pixels, process, sampling, schedule
-from vdm_jax.related.mixture import Mixture
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule
 
-DETERMINISTIC = ("ddim", "dpm_solver", "heun")
 ORDER = {"ddim": 1, "dpm_solver": 2, "heun": 2}
 MEAN, VAR = 0.4, 0.3
 ENDS = -5.0, 4.0
 LINEAR = schedule.linear(*ENDS)
 
 
-def optimal(z, gamma_t):
-    """E[x|z_t] for independent x ~ N(MEAN, VAR), elementwise."""
-    g = process.expand(gamma_t, z)
-    alpha = jnp.sqrt(jax.nn.sigmoid(-g))
-    gain = alpha * VAR / (VAR * alpha**2 + jax.nn.sigmoid(g))
-    return MEAN + gain * (z - alpha * MEAN)
-
-
+optimal = normal_denoiser(MEAN, VAR)
 GAUSSIAN = VDM(optimal, LINEAR, (2,), None, "x")
 
 
@@ -33,11 +24,6 @@ def flow_of_gaussian(z_1, gamma_0=ENDS[0], gamma_1=ENDS[1]):
     (alpha_0, sigma_0), (alpha_1, sigma_1) = alpha_sigma(gamma_0), alpha_sigma(gamma_1)
     ratio = np.sqrt((alpha_0**2 * VAR + sigma_0**2) / (alpha_1**2 * VAR + sigma_1**2))
     return alpha_0 * MEAN + ratio * (np.asarray(z_1) - alpha_1 * MEAN)
-
-
-def mixture() -> Mixture:
-    means = np.array([[1.0, 0.2], [-0.8, 0.5], [0.1, -0.9]])
-    return Mixture.of(np.array([0.5, 0.3, 0.2]), means, np.full(3, 0.05))
 
 
 def latents(n=32, seed=0):
@@ -60,30 +46,14 @@ def solve(z_1, vdm, rule, keys=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "spaced"),
-    [("ddim", "gamma"), ("dpm_solver", "karras"), ("dpm_solver", "angle"), ("heun", "time")],
+    ("name", "spaced"), [("ddim", "gamma"), ("dpm_solver", "karras"), ("heun", "time")]
 )
 def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64, name, spaced):
     z_1 = latents()
     exact = flow_of_gaussian(z_1)
-    # "angle" has the longest steps at its ends, and comes to its order later.
-    numbers = (2048, 4096) if spaced == "angle" else (256, 512)
-    errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in numbers]
+    errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in (256, 512)]
     np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
     assert errors[-1] > 1e-9  # far above rounding
-
-
-def test_error_against_the_flow_of_a_mixture_has_the_order_of_the_method(x64):
-    vdm, z_1 = VDM(mixture().posterior_mean, LINEAR, (2,), None, "x"), latents()
-    exact = solve(z_1, vdm, Rule("heun", 2048, "time"))
-    for name in ("ddim", "dpm_solver"):
-        errors = [rms(solve(z_1, vdm, Rule(name, n, "time")) - exact) for n in (128, 256)]
-        np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.15)
-    # At equal calls of the network the second order is better.
-    rules = [Rule("ddim", 24), Rule("dpm_solver", 24), Rule("heun", 12)]
-    assert {rule.network_calls for rule in rules} == {24}
-    ddim, dpm_solver, heun = (rms(solve(z_1, vdm, rule) - exact) for rule in rules)
-    assert dpm_solver < 0.2 * ddim and heun < 0.6 * ddim
 
 
 def test_uneven_steps_of_any_sizes_reach_the_same_limit(x64):
@@ -222,35 +192,12 @@ def test_samples_have_the_moments_of_the_exact_discrete_chain(gamma, num_steps):
     assert np.max(np.abs(np.corrcoef(z_0.T) - np.eye(3))) < 4 / np.sqrt(6000)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        Rule("ddim", 3, eta=0.6),
-        Rule("ddim", 12, eta=1.0),
-        Rule("ancestral", 8, "gamma"),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("rule", [Rule("ddim", 3, eta=0.6), Rule("ancestral", 8, "gamma")])
 def test_ddim_samples_of_gaussian_data_have_the_moments_of_their_chain(rule):
     draw = jax.jit(lambda key: sampling.sample(key, GAUSSIAN, 6000, rule))
     z_0 = draw(jax.random.key(1)) * alpha_sigma(ENDS[0])[0]  # x is z_0 / alpha_0
     eta = 1.0 if rule.sampler == "ancestral" else rule.eta
     assert_moments(z_0, *exact_chain(rule.gammas(LINEAR), eta))
-
-
-def test_a_denoiser_sure_of_its_data_gives_the_marginal_at_zero():
-    # q(z_0|x) follows from q(z_1|x) by any number of posterior steps; at gamma_1 = 30 q is N(0, I).
-    gamma, seen = schedule.linear(-3.0, 30.0), []
-
-    def sure(z, gamma_t):
-        jax.debug.callback(lambda g: seen.append(np.asarray(g[:2])), gamma_t, ordered=True)
-        return jnp.full_like(z, 0.7)
-
-    z_0 = sampling.ancestral(jax.random.key(5), sure, gamma, (8000, 1), 3, "x")
-    alpha, sigma = alpha_sigma(-3.0)
-    assert_moments(z_0, alpha * 0.7, sigma**2)
-    jax.effects_barrier()
-    np.testing.assert_allclose(seen, np.repeat([[30.0], [19.0], [8.0]], 2, axis=1), atol=1e-5)
 
 
 # ---- what must not matter ----
@@ -298,31 +245,6 @@ def test_noise_differs_between_steps_examples_and_the_start():
     assert_moments(rows, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_gradient_in_the_data_s_mean_is_that_of_finite_differences(x64, name):
-    z_1, rule = latents(4), Rule(name, 4)
-
-    @jax.jit
-    @jax.value_and_grad
-    def value(shift):
-        vdm = GAUSSIAN._replace(denoise=lambda z, g: jnp.sin(optimal(z, g) + shift))
-        return jnp.sum(sampling.solve(z_1, vdm, rule) ** 2)
-
-    numeric = (value(0.3 + 1e-5)[0] - value(0.3 - 1e-5)[0]) / 2e-5
-    np.testing.assert_allclose(value(0.3)[1], numeric, rtol=1e-7)
-
-
-def test_ancestral_samples_depend_on_the_key_alone_old_or_new():
-    def draw(key):
-        return sampling.ancestral(key, optimal, LINEAR, (2, 3, 1), 4, "x")
-
-    new, old = (jax.jit(draw)(key) for key in (jax.random.key(0), jax.random.PRNGKey(0)))
-    np.testing.assert_array_equal(new, old)
-    assert np.max(np.abs(new - jax.jit(draw)(jax.random.key(1)))) > 0.1
-    with jax.enable_x64(True):
-        assert jax.eval_shape(draw, jax.random.key(0)).dtype == jnp.float64
-
-
 # ---- pixels ----
 
 
@@ -332,15 +254,6 @@ def test_to_images_gives_the_nearest_pixels_of_a_latent(levels):
     alpha, _ = alpha_sigma(-3.0)  # alpha = 0.976: off by three levels of 256 if not undone
     z_0 = jnp.asarray(alpha * np.asarray(pixels.encode(images, levels)), jnp.float32)
     np.testing.assert_array_equal(sampling.to_images(z_0, -3.0, levels), images)
-
-
-def test_to_images_draws_from_the_decoder_with_a_key():
-    z_0 = jnp.zeros((20_000, 1))  # halfway between two levels of four
-    drawn = np.asarray(sampling.to_images(z_0, -3.0, 4, jax.random.key(0))).ravel()
-    assert abs(np.mean(drawn >= 2) - 0.5) < 4 * 0.5 / np.sqrt(20_000)
-    outer, inner = np.exp(-0.5 * np.exp(3.0) * np.array([0.75, 0.25]) ** 2)
-    p = outer / (outer + inner)
-    assert abs(np.mean((drawn == 0) | (drawn == 3)) - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
 
 
 # ---- rules ----
@@ -374,10 +287,8 @@ def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64
         (lambda: Rule("heun", 3, "log"), "spacing must be one of time, gamma, karras, angle, got"),
         (lambda: Rule("heun", 0), "num_steps must be an integer of at least 1, got 0"),
         (lambda: Rule("ddim", 3, eta=1.5), r"eta must be a number in \[0, 1\], got 1.5"),
-        (lambda: Rule("ddim", 3, eta=float("nan")), r"eta must be a number in \[0, 1\], got nan"),
         (lambda: Rule("heun", 3, eta=0.5), "eta=0.5 goes with the sampler 'ddim', got 'heun'"),
         (lambda: Rule("ddim", 2).gammas(lambda t: 5.0 - t), "gamma must rise with t, got"),
-        (lambda: Rule("ddim", 2).gammas(lambda t: t * jnp.nan), "gamma must rise with t, got"),
         (
             lambda: sampling.solve(jnp.ones((1, 2)), GAUSSIAN, Rule("ancestral", 2)),
             "need noise, got eps = None",

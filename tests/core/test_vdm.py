@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import alpha_sigma
-from scipy import stats
 
 import vdm_jax
 from vdm_jax import VDM, loss, process, sampling, schedule
@@ -77,20 +76,3 @@ def test_sample_is_the_ancestral_chain_and_reaches_every_sampler():
     np.testing.assert_allclose(x, z_0 / alpha_sigma(-5.0)[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="num_steps must be an integer of at least 1, got 0"):
         plain.sample(KEY, 4, 0)
-
-
-def test_density_and_samples_of_gaussian_data_have_their_closed_form():
-    """Of x ~ N(0.3, 0.5) and its optimal denoiser: the density of x + N(0, exp(gamma_0))."""
-
-    def optimal(z, gamma_t):
-        g = process.expand(gamma_t, z)
-        alpha, var = schedule.alpha(g), 0.5 * schedule.alpha_bar(g) + schedule.variance(g)
-        return 0.3 + 0.5 * alpha / var * (z - alpha * 0.3)
-
-    vdm = VDM(optimal, schedule.linear(-4.0, 16.0), (1,), None, "x")
-    x, exact = jnp.array([[-1.0], [0.3], [2.0]]), stats.norm(0.3, (0.5 + np.exp(-4.0)) ** 0.5)
-    log_prob = jax.jit(lambda x: vdm.log_prob(x, rtol=1e-4, atol=1e-4))(x)
-    np.testing.assert_allclose(log_prob, exact.logpdf(x[:, 0]), atol=2e-3)
-    # The chain ends at z_0 / alpha_0, of that density too.
-    draw = jax.jit(lambda key: vdm.sample(key, 4000, 40, "dpm_solver"))
-    assert stats.kstest(np.ravel(draw(KEY)), exact.cdf).pvalue > 1e-3

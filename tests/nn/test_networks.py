@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from vdm_jax import loss, pixels, schedule, timestep
+from vdm_jax import pixels
 from vdm_jax.nn import features
 from vdm_jax.nn.small import MLP, ResNet, SmoothMLP
 from vdm_jax.nn.unet import UNet
@@ -49,7 +48,7 @@ def test_fourier_features_are_sines_and_cosines_of_powers_of_two():
     np.testing.assert_allclose(got[0], [*np.sin(angles), *np.cos(angles)], atol=1e-4)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("levels", [2, 17])
 def test_fourier_periods_are_one_bin_and_two_bins_of_a_pixel(levels):
     exponents = features.fourier_exponents(levels)
     x = pixels.level_values(levels)[:, None]
@@ -61,7 +60,7 @@ def test_fourier_periods_are_one_bin_and_two_bins_of_a_pixel(levels):
     assert features.fourier_exponents(256) == (6.0, 7.0)
 
 
-@pytest.mark.parametrize("size", [4, 7, 32])
+@pytest.mark.parametrize("size", [7, 32])
 def test_the_time_embedding_has_unit_pairs_and_tells_times_apart(size):
     t = jnp.linspace(0.0, 1.0, 9)
     got = np.asarray(features.sinusoidal(t, size))
@@ -70,11 +69,6 @@ def test_the_time_embedding_has_unit_pairs_and_tells_times_apart(size):
     np.testing.assert_allclose(got[:, 0], np.sin(1000 * np.asarray(t)), atol=1e-4)
     np.testing.assert_allclose(got[:, half - 1], np.sin(0.1 * np.asarray(t)), atol=1e-5)
     assert np.all(got[:, 2 * half :] == 0) and got.shape == (9, size)
-
-
-def test_too_small_an_embedding_is_refused():
-    with pytest.raises(ValueError, match="at least 4 features, got 3"):
-        features.sinusoidal(jnp.zeros(2), 3)
 
 
 # ---- the head over levels ----
@@ -93,25 +87,6 @@ def test_the_posterior_mean_is_bayes_rule_over_the_levels():
     density = np.exp(-0.5 * (np.asarray(z_t, float)[..., None] - alpha * x) ** 2 / var)
     weight = np.exp(np.asarray(logits, float)) * density
     np.testing.assert_allclose(got, (weight * x).sum(-1) / weight.sum(-1), rtol=1e-4, atol=1e-5)
-
-
-def test_with_the_true_prior_as_logits_it_is_the_optimal_denoiser():
-    """Independent pixels with known frequencies: no other prediction has a smaller loss."""
-    frequencies = np.array([0.6, 0.3, 0.1])
-    logits = jnp.broadcast_to(jnp.log(frequencies), (4000, 2, 3))
-    images = jax.random.categorical(jax.random.key(0), logits)
-    x, gamma = pixels.encode(images, 3), lambda t: -6.0 + 10.0 * t
-    eps, t = jax.random.normal(jax.random.key(1), x.shape), jnp.linspace(0.0, 1.0, 4000)
-
-    def loss_at(shift):
-        def denoise(z, g):
-            return features.posterior_mean(logits + shift, z, g)
-
-        return loss.diffusion(x, eps, t, denoise, gamma, kind="x").mean()
-
-    best = loss_at(jnp.zeros(3))
-    for shift in ([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [-1.0, 0, 0]):
-        assert loss_at(jnp.array(shift)) > best
 
 
 def test_the_level_head_stays_within_the_pixel_range_and_starts_at_the_flat_posterior():
@@ -177,21 +152,14 @@ def test_the_mlp_takes_vectors_and_images(shape):
 
 
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="at least 4 features, got 3"):
+        features.sinusoidal(jnp.zeros(2), 3)
     z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
     for network, z, message in (
-        (small_unet(attention="none"), z_t, "attention must be middle or all, got 'none'"),
-        (
-            small_unet(head="odds"),
-            z_t,
-            "head must be one of eps, x, v, score, levels, logits, got 'odds'",
-        ),
+        (small_unet(attention="none"), z_t, "attention must be one of middle, all, got 'none'"),
         (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
         (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
-        (
-            MLP(**ENDS, head="odds"),
-            z_t,
-            "head must be one of eps, x, v, score, levels, logits, got 'odds'",
-        ),
+        (MLP(**ENDS, head="odds"), z_t, "MLP head must be one of eps, x, .*, got 'odds'"),
     ):
         with pytest.raises(ValueError, match=message):
             network.init(key, z, gamma_t)
@@ -215,60 +183,6 @@ def test_heads_predict_their_kind(network, head):
         return
     with pytest.raises(ValueError, match="'logits' is for binomial diffusion only"):
         features.head_kind(head)
-
-
-@pytest.mark.parametrize("gamma", [-13.3, 2.0])
-def test_heads_for_v_and_the_score_that_are_one_function_have_one_bound(gamma):
-    """v = -sigma (score + z) / alpha: at one gamma, a multiple of what the last layer gives."""
-    x, eps = (jax.random.normal(jax.random.key(i), (4, 3, 3, 1)) for i in (0, 1))
-    gamma_t, weight = jnp.full(4, gamma), jnp.ones(4)
-    networks = {head: MLP(**ENDS, width=32, num_blocks=1, head=head) for head in ("v", "score")}
-    of_v, _, _ = initialised(networks["v"], x.shape)
-    factor = -np.exp(-gamma / 2)  # -alpha / sigma
-    of_score = of_v | {"output": jax.tree.map(lambda leaf: factor * leaf, of_v["output"])}
-
-    def bound(head, params):
-        return loss.diffusion_at(
-            x,
-            eps,
-            gamma_t,
-            weight,
-            lambda z, g: networks[head].apply({"params": params}, z, g),
-            head,
-        )
-
-    np.testing.assert_allclose(bound("score", of_score), bound("v", of_v), rtol=1e-4)
-    assert np.all(np.abs(bound("score", of_v) - bound("v", of_v)) > 1e-3)
-
-
-@pytest.mark.parametrize("head", [head for head in features.HEADS if head != "logits"])
-def test_every_head_learns_and_stays_finite_also_at_little_noise(head):
-    """Data at two opposite points, from gamma = -13.3 on, where the score is about 770 wide."""
-    net, gamma = MLP(**ENDS, width=32, num_blocks=1, head=head, levels=4), schedule.linear(-13.3, 5)
-    sign = jax.random.bernoulli(jax.random.key(0), 0.5, (128, 1))
-    x = pixels.encode(jnp.where(sign, jnp.array([0, 3, 0]), jnp.array([3, 0, 3])), 4)
-    params = start(net, x, jnp.zeros(128))
-    optimizer = optax.adam(3e-3)
-
-    def mean_loss(params, key):
-        def denoise(z, g):
-            return net.apply({"params": params}, z, g)
-
-        key_t, key_eps = jax.random.split(key)
-        t, eps = timestep.antithetic(key_t, 128), jax.random.normal(key_eps, x.shape)
-        return loss.diffusion(x, eps, t, denoise, gamma, kind=features.head_kind(head)).mean()
-
-    def step(carry, key):
-        params, state = carry
-        value, grads = jax.value_and_grad(mean_loss)(params, key)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), (value, optax.tree.norm(grads))
-
-    keys = jax.random.split(jax.random.key(2), 150)
-    begin = (params, optimizer.init(params))
-    _, (losses, norms) = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(begin)
-    assert np.all(np.isfinite(losses)) and np.all(np.isfinite(norms))
-    assert losses[-30:].mean() < 0.9 * losses[:10].mean()
 
 
 # ---- the share of the reverse variance ----
@@ -295,7 +209,6 @@ def test_the_learned_variance_leaves_the_prediction_as_it_is_and_starts_half_way
 
     _, share = run(learned, params, z_t, gamma_t)
     np.testing.assert_array_equal(share, np.full(z_t.shape, 0.5))
-
     params = shaken(params, 0.3)
     same = {name: params[name] for name in without}
     prediction, share = run(learned, params, z_t, gamma_t)
@@ -342,9 +255,3 @@ def test_the_smooth_mlp_starts_at_zero_and_has_no_fast_turns_in_time():
     # Between t and t + 1/300 `MLP`'s fastest sine makes half a turn.
     close, far = (of_time(t + by) - out for by in (1 / 300, 0.5))
     assert np.sqrt(np.mean(far**2)) > 20 * np.sqrt(np.mean(close**2)) > 0.0
-    mlp = MLP(0.0, 1.0, width=32, num_blocks=2, dropout=0.0, head="v")
-    params = shaken(start(mlp, z, t), 0.3)
-    of_time = jax.jit(lambda t: mlp.apply({"params": params}, z, t))
-    out = of_time(t)
-    close, far = (of_time(t + by) - out for by in (1 / 300, 0.5))
-    assert np.sqrt(np.mean(far**2)) < 5 * np.sqrt(np.mean(close**2))

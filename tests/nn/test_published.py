@@ -1,6 +1,5 @@
 """The published models, read from their files, give the published code's numbers."""
 
-import json
 import shutil
 
 import chex
@@ -11,6 +10,7 @@ import optax
 import pytest
 from flax import serialization
 from golden import NAMES, as_published, compiled, gradient, load
+from ml_collections import ConfigDict
 
 from vdm_jax import loss, sampler
 from vdm_jax.nn import official
@@ -65,17 +65,6 @@ def test_gradient_norms(name, num_steps, remat):
     expected = e[f"{prefix}/grad_norms"]
     # A key's bias moves all of a softmax's arguments alike: its gradient is 0 but for rounding.
     close(golden.norms(grads), expected, 1e-3, atol=1e-6 * expected.max())
-
-
-def test_the_prior_is_nearer_to_the_exact_value_than_the_published_one(name):
-    golden = load(name)
-    gamma_1 = np.float64(golden.model.gamma(jnp.ones(1))[0])
-    x = np.asarray(golden.x, np.float64)
-    alpha_bar = 1.0 / (1.0 + np.exp(gamma_1))
-    exact = 0.5 * np.sum(alpha_bar * x**2 - alpha_bar - np.log1p(-alpha_bar), axis=(1, 2, 3))
-    ours = loss.prior(golden.x, golden.model.gamma(jnp.ones(1))[0])
-    close(ours, exact, 1e-5)
-    assert np.all(np.abs(golden.expected["T0/loss_klz"] - exact) > np.abs(ours - exact))
 
 
 def test_schedule_and_its_derivative(golden):
@@ -222,8 +211,6 @@ def test_a_configuration_that_does_not_fit_names_the_first_leaf(tmp_path):
     with pytest.raises(ValueError, match=r"lacks the parameter score_model/down\.block_1"):
         official.load(folder, golden.config | {"sm_n_layer": 2})
     with pytest.raises(ValueError, match=r"parameter gamma/b that the configuration has not"):
-        official.load(folder, {**golden.config, "gamma_type": "learnable_nnet"})
-    with pytest.raises(ValueError, match=r"parameter gamma/b that the configuration has not"):
         official.load(folder, {**golden.config, "gamma_type": "fixed"})
 
 
@@ -247,7 +234,8 @@ def test_configurations_are_checked_key_by_key():
             official.load(folder, wrong)
     with pytest.raises(ValueError, match="path must be a string or Path, got NoneType"):
         official.load(None, config)
-    assert official.load(folder, config | {"vocab_size": np.int64(256)}).levels == 256
+    given = ConfigDict(config | {"vocab_size": np.int64(256)})
+    assert official.load(folder, given).levels == 256
     with pytest.raises(ValueError, match="has no 'gamma_max'"):
         official.load(folder, {k: v for k, v in config.items() if k != "gamma_max"})
 
@@ -265,11 +253,3 @@ def test_missing_paths_and_non_finite_parameters(tmp_path):
     file.write_bytes(serialization.msgpack_serialize(tree))
     with pytest.raises(ValueError, match=r"gamma/w .*not finite"):
         official.load(file, golden.config)
-
-
-def test_a_config_dict_serves_as_well_as_a_dict():
-    from ml_collections import ConfigDict
-
-    golden = load("no_fourier_odd_batch")
-    config = ConfigDict(json.loads(json.dumps(golden.config)))
-    assert official.load(golden.folder / "checkpoints-0", config).levels == 256

@@ -1,7 +1,5 @@
 """Flows and bounds where a statement takes many compilations or draws."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,30 +7,6 @@ import pytest
 from oracles import GaussianData
 
 from vdm_jax import VDM, bounds, cnf, loss, ode, schedule
-
-TIGHT = ode.Solver(rtol=1e-9, atol=1e-9)
-
-
-def test_backsolve_under_vmap_and_with_integers_in_the_field(x64):
-    # Labels aren't differentiated; a batch of parameters is one gradient each.
-    x, table = np.random.default_rng(3).normal(size=(3, 1)), jnp.array([0.3, 0.8])
-
-    def value(scale, labels, adjoint):
-        def field(t, z):
-            return scale * jnp.tanh(z + table[labels][:, None])
-
-        solver = TIGHT._replace(adjoint=adjoint)
-        return cnf.log_prob(x, field, 0.0, 1.0, solver=solver).log_prob.sum()
-
-    scales, labels = jnp.array([0.5, 1.2]), jnp.array([[0, 1, 1], [1, 0, 0]])
-    got = {
-        adjoint: jax.jit(jax.vmap(jax.grad(functools.partial(value, adjoint=adjoint))))(
-            scales, labels
-        )
-        for adjoint in ode.ADJOINTS
-    }
-    np.testing.assert_allclose(got["backsolve"], got["checkpoint"], rtol=1e-6)
-    assert abs(got["backsolve"][0] - got["backsolve"][1]) > 0.1
 
 
 def test_giving_up_shows_in_the_density_and_its_gradient():

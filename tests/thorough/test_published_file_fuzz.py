@@ -65,12 +65,6 @@ def file(tmp_path):
 
 
 @FUZZ
-@given(content=st.binary(max_size=400))
-def test_random_bytes(content, file):
-    assert outcome(file, content) != "loaded"
-
-
-@FUZZ
 @given(data=st.data())
 def test_a_real_file_with_bytes_changed_cut_out_or_put_in(data, file):
     """In the front, where the names and sizes are, as often as anywhere."""
@@ -166,9 +160,6 @@ def nested(depth, inner):
         ({"step": None}, "its step is no count but None"),
         ({"step": -1}, "its step is no count but -1"),
         ({"step": True}, "its step is no count but True"),
-        ({"step": 1.5}, "its step is no count but 1.5"),
-        ({"step": {}}, "its step is no count but {}"),
-        ({"step": "7"}, "its step is no count but '7'"),
         ({"ema_params": [1, 2]}, "its ema_params are no dict but list"),
         ({"ema_params": {}}, "lacks the parameter gamma/b, wanted"),
         ({"ema_params": {1: 2, "a": 3, b"b": 4, None: 5}}, "has a parameter"),
@@ -205,15 +196,12 @@ def ext(code, content):
 
 HUGE = {
     "a list of 4 billion": b"\xdd\xff\xff\xff\xff",
-    "a dict of 4 billion": b"\xdf\xff\xff\xff\xff",
-    "a string of 4 billion": b"\xdb\xff\xff\xff\xff",
     "nested lists of all there is": b"\xdd\x00\x0f\x00\x00" * 900,
     "a shape of as many": ext(1, b"\x93" + b"\xdd\x00\x0f\x00\x00" * 900),
     "an array of a large shape": ext(
         1, msgpack.packb(((2**40, 2**20), "float32", b"\0\0\0\0"), use_bin_type=True)
     ),
     "an array of objects": ext(1, msgpack.packb(((1,), "object", b"\0" * 8), use_bin_type=True)),
-    "no dtype at all": ext(1, msgpack.packb(((1,), "flaot", b"\0" * 4), use_bin_type=True)),
     "a chunked array without chunks": msgpack.packb({"__msgpack_chunked_array__": True}),
 }
 

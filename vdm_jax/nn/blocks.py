@@ -1,4 +1,4 @@
-"""What the U-Net is made of: residual blocks, attention, and how they are computed.
+"""The parts of the U-Net: residual blocks, attention, and ways to compute them.
 
 Parameters are float32 whatever `dtype` says: bfloat16 is the type of convolutions, matrix products
 and what is handed from block to block. Statistics of normalisations and softmaxes stay in float32.
@@ -17,20 +17,13 @@ from jax.ad_checkpoint import checkpoint_name
 from vdm_jax.types import Tensor
 
 __all__ = [
-    "REMATS",
-    "AttentionBlock",
-    "Compute",
-    "GroupNorm",
-    "Layer",
-    "Remat",
-    "ResidualBlock",
-    "convolution_for_loops",
-    "rematerialised",
-]
+    "REMATS", "AttentionBlock", "Compute", "GroupNorm", "Layer", "Remat", "ResidualBlock",
+    "convolution_for_loops", "rematerialised",
+]  # fmt: skip
 
 Remat = Literal["none", "matmuls", "blocks"]
-"""What the forward pass keeps for the backward pass: all; the inputs of blocks and the results of
-convolutions and matrix products; the inputs of blocks. The rest is computed once more."""
+"""The values that the forward pass keeps for the backward pass: all; the inputs of blocks and the
+results of convolutions and matrix products; the inputs of blocks. The rest is computed again."""
 
 REMATS: tuple[Remat, ...] = get_args(Remat)
 
@@ -39,7 +32,7 @@ _KEPT = "convolution"
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How blocks are computed; none of it changes what they are.
+    """The way in which blocks are computed; none of it changes what they are.
 
     Attributes:
       dtype: "bfloat16", or None for that of the input.
@@ -53,47 +46,41 @@ class Compute:
     fused_attention: bool = False
 
     def cast(self, x: Tensor) -> Tensor:
-        """x in the type of the computation."""
+        """Returns x in the type of the computation."""
         return x if self.dtype is None else x.astype(self.dtype)
 
     def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
-        """A 3x3 convolution that keeps the image's size; `zero` for a kernel of zeros to begin."""
+        """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
         own = self.reverse_only and jax.default_backend() == "cpu"
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
         conv = nn.Conv(
-            features,
-            (3, 3),
-            dtype=self.dtype,
-            kernel_init=kernel_init,
+            features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
             conv_general_dilated=convolution_for_loops if own else None,
-            name=name,
-        )
+        )  # fmt: skip
         return lambda x: checkpoint_name(conv(x), _KEPT)
 
     def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
-        """A dense layer over the last axis."""
+        """Returns a dense layer over the last axis."""
         return nn.Dense(features, dtype=self.dtype, name=name, **kwargs)
 
 
 def rematerialised(module: type[nn.Module], remat: Remat, scanned: bool) -> type[nn.Module]:
-    """The module's class with a backward pass that keeps what `remat` says."""
+    """Returns the module's class with a backward pass that keeps what `remat` says."""
     if remat == "none":
         return module
     policies = jax.checkpoint_policies
-    keep = {
-        "matmuls": policies.save_from_both_policies(
-            policies.dots_saveable, policies.save_only_these_names(_KEPT)
-        ),
-        "blocks": policies.nothing_saveable,
-    }
+    keep = policies.nothing_saveable
+    if remat == "matmuls":
+        convolutions = policies.save_only_these_names(_KEPT)
+        keep = policies.save_from_both_policies(policies.dots_saveable, convolutions)
     # In a scan nothing can be merged with the forward pass, against which there are barriers else.
-    return nn.remat(module, policy=keep[remat], prevent_cse=not scanned)
+    return nn.remat(module, policy=keep, prevent_cse=not scanned)
 
 
 class Layer(nn.Module):
     """One step of a scan: a residual block, and perhaps attention after it.
 
-    Deterministic is an attribute, for a scan and a rematerialisation trace all their arguments.
+    `deterministic` is an attribute, as a scan and a rematerialisation trace all their arguments.
     """
 
     features: int
@@ -106,7 +93,7 @@ class Layer(nn.Module):
     def __call__(
         self, h: Tensor, skip: Tensor | None, cond: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """h, what to append to it, conditioning -> the result, and h unless there was a skip."""
+        """Returns the result for h with `skip` appended, and h unless there was a skip."""
         x = h if skip is None else jnp.concatenate([h, skip], axis=-1)
         block = ResidualBlock(self.features, self.dropout, self.compute, name="block")
         h = block(x, cond, self.deterministic)
@@ -124,7 +111,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
-        """[batch, height, width, any], [batch, any] -> [batch, height, width, features]."""
+        """Returns [batch, height, width, features] of [batch, height, width, any], [batch, any]."""
         c = self.compute
         h = c.cast(nn.swish(GroupNorm(name="GroupNorm_0")(x)))
         h = c.conv(self.features, "conv1")(h)
@@ -140,7 +127,7 @@ class ResidualBlock(nn.Module):
         return x + h
 
     def _drop(self, h: Tensor) -> Tensor:
-        """Dropout by 16 random bits an element, in place of 32: its rate is k / 2^16."""
+        """Returns h after dropout by 16 random bits an element, not 32: its rate is k / 2^16."""
         whole = 2**16
         dropped = min(round(self.dropout * whole), whole - 1)
         if not dropped:
@@ -157,7 +144,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tensor) -> Tensor:
-        """[batch, height, width, channels] -> the same shape."""
+        """Returns the same shape of [batch, height, width, channels]."""
         c, channels = self.compute, x.shape[-1]
         h = c.cast(GroupNorm(name="GroupNorm_0")(x)).reshape(x.shape[0], -1, channels)
         q, k, v = (c.dense(channels, name)(h) for name in "qkv")
@@ -167,7 +154,7 @@ class AttentionBlock(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
-    """softmax(q k' / sqrt(channels)) v, all [batch, pixels, channels]."""
+    """Returns softmax(q k' / sqrt(channels)) v, all [batch, pixels, channels]."""
     if fused:
         one_head = (x[:, :, None, :] for x in (q, k, v))
         return jax.nn.dot_product_attention(*one_head, implementation="cudnn")[:, :, 0, :]
@@ -187,14 +174,14 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tensor) -> Tensor:
-        """[batch, *image, channels] -> the same shape, of type float32 or float64."""
+        """Returns float32 or float64 of the same shape [batch, *image, channels]."""
         channels, groups = x.shape[-1], 32
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         pixels = x.reshape(x.shape[0], -1, channels).astype(_at_least_float32(x.dtype))
 
         def average(channel: Tensor) -> Tensor:
-            """[batch, channels], within each group."""
+            """Returns the mean within each group, [batch, channels]."""
             group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
             return jnp.repeat(group, channels // groups, axis=-1)
 
@@ -220,8 +207,8 @@ def convolution_for_loops(
     In the body of a loop XLA's CPU compiler leaves both gradients of a convolution in the layouts
     that differentiation gave them, for which its code is slow: a scan over blocks took 14 times as
     long as the blocks written out. Here they are convolutions of the layout that it is fast for.
-    There are no forward derivatives. [batch, height, width, in], [3, 3, in, out] -> [batch, height,
-    width, out]. Raises ValueError for another kernel or stride.
+    There are no forward derivatives. x is [batch, height, width, in], the kernel [3, 3, in, out].
+    Raises ValueError for another kernel or stride.
     """
     del padding, options  # of a 3x3 kernel there is one padding that keeps the size
     if kernel.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1):
@@ -230,9 +217,8 @@ def convolution_for_loops(
 
 
 def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """With a margin of one zero pixel on each side, whatever the kernel's size."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    margin = ((1, 1), (1, 1))
+    """Returns the convolution with a margin of one zero pixel, whatever the kernel's size."""
+    layout, margin = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), margin, dimension_numbers=layout)
 
 

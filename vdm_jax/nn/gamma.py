@@ -28,7 +28,7 @@ class FixedGamma(nn.Module):
 
     @nn.compact
     def __call__(self, t: Tensor) -> Tensor:
-        """Times -> gammas, of the same shape."""
+        """Returns gamma(t), of the shape of t."""
         return schedule.linear(self.gamma_min, self.gamma_max)(t)
 
 
@@ -40,7 +40,7 @@ class ScalarGamma(nn.Module):
 
     @nn.compact
     def __call__(self, t: Tensor) -> Tensor:
-        """Times -> gammas, of the same shape."""
+        """Returns gamma(t), of the shape of t."""
         w = self.param("w", nn.initializers.constant(self.gamma_max - self.gamma_min), (1,))
         b = self.param("b", nn.initializers.constant(self.gamma_min), (1,))
         return schedule.linear(b[0], b[0] + jnp.abs(w[0]))(t)
@@ -65,7 +65,7 @@ class MonotoneGamma(nn.Module):
 
     @nn.compact
     def __call__(self, t: Tensor) -> Tensor:
-        """Times -> gammas, of the same shape."""
+        """Returns gamma(t), of the shape of t."""
         if not self.learn_end_points and not self.pinned:
             raise ValueError("learn_end_points=False needs pinned=True: only then do they hold.")
         scale = nn.initializers.constant(self.gamma_max - self.gamma_min)
@@ -73,12 +73,9 @@ class MonotoneGamma(nn.Module):
         l1 = _MonotoneDense(1, scale, offset, name="l1")
         if self.pinned:
             steepness, centres = _steps(self.features)
-            l2 = _MonotoneDense(
-                self.features,
-                lambda _, shape: steepness.reshape(shape),
-                lambda _, shape: -(steepness * centres).reshape(shape),
-                name="l2",
-            )
+            kernel = lambda _, shape: steepness.reshape(shape)  # noqa: E731
+            bias = lambda _, shape: -(steepness * centres).reshape(shape)  # noqa: E731
+            l2 = _MonotoneDense(self.features, kernel, bias, name="l2")
         else:
             l2 = _MonotoneDense(self.features, nn.initializers.normal(), name="l2")
         small = nn.initializers.normal(1e-4 if self.pinned else 1e-2)
@@ -119,7 +116,7 @@ class _MonotoneDense(nn.Module):
 
 
 def _steps(features: int) -> tuple[jax.Array, jax.Array]:
-    """Steepness and centre, in [-1, 1], of steps from which any shape is soon made: [features].
+    """Returns steepness and centre, in [-1, 1], of steps that soon make any shape, [features].
 
     The centres are evenly spaced, and among neighbours all degrees of steepness are found.
     """
@@ -135,18 +132,15 @@ def make(
     pinned: bool = True,
     learn_end_points: bool = True,
 ) -> nn.Module:
-    """The schedule module of the given kind: "fixed", "scalar" or "monotone"."""
+    """Returns the schedule module of the given kind: "fixed", "scalar" or "monotone"."""
     if not -math.inf < gamma_min < gamma_max < math.inf:
-        raise ValueError(
-            f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max}), and both finite."
-        )
+        ends = f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max})"
+        raise ValueError(f"{ends}, and both finite.")
     match kind:
         case "fixed":
             return FixedGamma(gamma_min, gamma_max)
         case "scalar":
             return ScalarGamma(gamma_min, gamma_max)
         case "monotone":
-            return MonotoneGamma(
-                gamma_min, gamma_max, pinned=pinned, learn_end_points=learn_end_points
-            )
+            return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
     raise ValueError(f"the schedule must be one of fixed, scalar, monotone, got {kind!r}.")

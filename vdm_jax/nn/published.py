@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vdm_jax import timestep
+from vdm_jax import checks, timestep
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn import published_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
@@ -27,48 +27,30 @@ __all__ = ["OfficialModel", "from_published", "load", "modules", "to_published"]
 
 # Every key of the published `config.model`, with the type its value must have.
 _KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
-    "vocab_size": Integral,
-    "sample_softmax": bool,
-    "antithetic_time_sampling": bool,
-    "with_fourier_features": bool,
-    "with_attention": bool,
-    "gamma_type": str,
-    "gamma_min": Real,
-    "gamma_max": Real,
-    "sm_n_timesteps": Integral,
-    "sm_n_embd": Integral,
-    "sm_n_layer": Integral,
+    "vocab_size": Integral, "sample_softmax": bool, "antithetic_time_sampling": bool,
+    "with_fourier_features": bool, "with_attention": bool, "gamma_type": str, "gamma_min": Real,
+    "gamma_max": Real, "sm_n_timesteps": Integral, "sm_n_embd": Integral, "sm_n_layer": Integral,
     "sm_pdrop": Real,
-}
+}  # fmt: skip
 _WORDS = {Integral: "an integer", Real: "a number", bool: "True or False", str: "a string"}
 _RANGES = (
-    ("vocab_size", 1, math.inf),
-    ("sm_n_timesteps", 0, math.inf),
-    ("sm_n_layer", 0, math.inf),
+    ("vocab_size", 1, math.inf), ("sm_n_timesteps", 0, math.inf), ("sm_n_layer", 0, math.inf),
     ("sm_pdrop", 0, 1),
-)
+)  # fmt: skip
 _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
 
 
 class OfficialModel(NamedTuple):
-    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params`, and `bind` to have a VDM.
-
-    The parameters of the score network are in this package's form, blocks stacked; `to_published`
-    gives the file's own.
-    """
+    """A published model: `gamma(t)`, `denoise(z_t, gamma_t)`, `params`; `bind` makes it a VDM."""
 
     params: Any
-    """Parameters, EMA, {"gamma": ..., "score_model": ...}."""
+    """Parameters, EMA, {"gamma": ..., "score_model": ...}; the score network's in this package's
+    form, blocks stacked (`to_published` gives the file's own)."""
     gamma_module: nn.Module
-    """Schedule."""
     score_module: UNet
-    """Score network."""
     levels: int
-    """Number of values of a pixel."""
     num_steps: int | None
-    """Number of steps T; None for continuous time."""
     timesteps: timestep.Method
-    """Method by which it drew times."""
     sample_softmax: bool
     """Whether it drew pixels from p(x|z_0), which `sampler.to_images` does with a key, or took the
     most likely."""
@@ -91,12 +73,9 @@ class OfficialModel(NamedTuple):
         def bind(params: Any, conditioning: Any = None, dropout: Key | None = None) -> VDM:
             return VDM(
                 lambda z_t, gamma_t: self._denoise(params, z_t, gamma_t, conditioning),
-                lambda t: self._gamma(params, t),
-                event_shape,
-                self.levels,
-                num_steps=self.num_steps,
-                timesteps=self.timesteps,
-            )
+                lambda t: self._gamma(params, t), event_shape, self.levels,
+                num_steps=self.num_steps, timesteps=self.timesteps,
+            )  # fmt: skip
 
         return bind
 
@@ -110,7 +89,7 @@ class OfficialModel(NamedTuple):
 
 
 def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
-    """Read a published checkpoint.
+    """Returns the model of a published checkpoint.
 
     Args:
       path: the checkpoint file, or its folder (then the `ckpt-N.flax` with the largest N).
@@ -144,7 +123,7 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
 
 
 def modules(model_config: Mapping[str, Any]) -> tuple[nn.Module, UNet]:
-    """The schedule and the network that a published `config.model` describes."""
+    """Returns the schedule and the network that a published `config.model` describes."""
     config = _check_config(model_config)
     lower, upper = config["gamma_min"], config["gamma_max"]
     kind = _GAMMA_TYPES[config["gamma_type"]]
@@ -171,18 +150,13 @@ def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KEYS and not callable(value):
             raise ValueError(f"model_config has an unknown key {key!r}; known: {', '.join(_KEYS)}.")
         wanted = _KEYS.get(key, object)
-        if not isinstance(value, wanted) or (
-            isinstance(value, bool) and wanted in (Integral, Real)
-        ):
+        number = wanted in (Integral, Real)
+        if not isinstance(value, wanted) or (number and isinstance(value, bool)):
             raise ValueError(f"model_config[{key!r}] must be {_WORDS[wanted]}, got {value!r}.")
     for key, low, high in _RANGES:
-        if not low <= given[key] < high:
-            raise ValueError(
-                f"model_config[{key!r}] must lie in [{low}, {high}), got {given[key]}."
-            )
-    if given["gamma_type"] not in _GAMMA_TYPES:
-        known = ", ".join(_GAMMA_TYPES)
-        raise ValueError(f"gamma_type must be one of {known}, got {given['gamma_type']!r}.")
+        if not low <= (got := given[key]) < high:
+            raise ValueError(f"model_config[{key!r}] must lie in [{low}, {high}), got {got}.")
+    checks.choice(given["gamma_type"], "gamma_type", list(_GAMMA_TYPES))
     return given
 
 
@@ -191,15 +165,14 @@ def _find(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint file or folder at {path}.")
-    number: Callable[[Path], int] = lambda file: int(re.findall(r"\d+", file.name)[0])  # noqa: E731
     files = [file for file in path.iterdir() if re.fullmatch(r"ckpt-\d+\.flax", file.name)]
     if not files:
         raise ValueError(f"the folder {path} holds no checkpoint ckpt-N.flax.")
-    return max(files, key=number)
+    return max(files, key=lambda file: int(file.stem.removeprefix("ckpt-")))
 
 
 def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[str, Any]:
-    """The shapes that the configuration calls for, as the file has them."""
+    """Returns the shapes that the configuration calls for, as the file has them."""
     # The number of image channels isn't in the configuration: the last convolution tells it.
     bias = published_file.leaves(params).get(("score_model", "conv_out", "bias"))
     channels = bias.size if isinstance(bias, np.ndarray) and bias.ndim == 1 and bias.size else 3

@@ -14,19 +14,11 @@ from vdm_jax.errors import UserError, reaching
 __all__ = ["PUBLISHED", "find"]
 
 _PLAIN: dict[str, Any] = {
-    "vocab_size": 256,
-    "sample_softmax": False,
-    "antithetic_time_sampling": True,
-    "with_fourier_features": True,
-    "with_attention": False,
-    "gamma_type": "learnable_scalar",
-    "gamma_min": -13.3,
-    "gamma_max": 5.0,
-    "sm_n_timesteps": 0,
-    "sm_n_embd": 128,
-    "sm_n_layer": 32,
-    "sm_pdrop": 0.1,
-}
+    "vocab_size": 256, "sample_softmax": False, "antithetic_time_sampling": True,
+    "with_fourier_features": True, "with_attention": False, "gamma_type": "learnable_scalar",
+    "gamma_min": -13.3, "gamma_max": 5.0, "sm_n_timesteps": 0, "sm_n_embd": 128,
+    "sm_n_layer": 32, "sm_pdrop": 0.1,
+}  # fmt: skip
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "cifar10": {"data": "cifar10", "bpd": 2.637, "model": _PLAIN},

@@ -16,7 +16,7 @@ _MOST = 10_000
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Its step, an int, and its other parts as they are; ema_params is a dict.
+    """Returns its step, an int, and its other parts as they are; ema_params is a dict.
 
     Raises ValueError, in one line that names the file, for whatever isn't a published checkpoint.
     It takes memory for the file's content twice, whatever the file declares.
@@ -48,7 +48,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def check_params(params: Mapping[Any, Any], expected: Mapping[str, Any], file: Path) -> None:
-    """Compare names, shapes, dtypes and values with what the configuration calls for.
+    """Compares names, shapes, dtypes and values with what the configuration calls for.
 
     Raises ValueError that names the first leaf, by name, that isn't as expected.
     """
@@ -78,7 +78,7 @@ def check_params(params: Mapping[Any, Any], expected: Mapping[str, Any], file: P
 
 
 def leaves(tree: Mapping[Any, Any]) -> dict[tuple[Any, ...], Any]:
-    """Each leaf by its keys, which may be of any kind; an empty dict is a leaf, and so is a list.
+    """Returns each leaf by its keys, of any kind; an empty dict is a leaf, and so is a list.
 
     Not by recursion: a file may nest deeper than Python calls itself.
     """
@@ -94,7 +94,7 @@ def leaves(tree: Mapping[Any, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _check_sizes(content: bytes) -> None:
-    """Parse, keep nothing: so what Flax then parses declares no more than there is."""
+    """Parses and keeps nothing: so what Flax then parses declares no more than there is."""
 
     def small(code: int, data: bytes) -> None:
         if code in (1, 2, 3):  # Flax's arrays, complex numbers and scalars

@@ -6,44 +6,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import pixels
-from vdm_jax.nn import features
-from vdm_jax.nn.features import (
-    Head,
-    embed,
-    finish,
-    level_log_posterior,
-    posterior_mean,
-    variance_share,
-)
+from vdm_jax.nn.features import Denoiser, level_log_posterior
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["MLP", "ResNet", "SmoothMLP"]
 
 
-class MLP(nn.Module):
+class MLP(Denoiser):
     """Dense layers on the flattened event, with residual blocks modulated by gamma.
 
-    Attributes:
-      gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
-      width: of the hidden layers.
-      num_blocks: number of residual blocks.
-      dropout: rate inside the blocks.
-      fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
-      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
-        pixel levels, whose mean is a prediction of kind "x").
-      levels: the number of pixel levels.
-      learn_variance: return (prediction, share) instead, see `features.variance_share`.
+    Attributes: those of `Denoiser`, the width of the hidden layers and the number of blocks.
     """
 
-    gamma_min: float
-    gamma_max: float
     width: int = 256
     num_blocks: int = 3
-    dropout: float = 0.1
-    fourier_features: bool = False
-    head: Head = "eps"
-    levels: int = 256
-    learn_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -53,19 +29,17 @@ class MLP(nn.Module):
         conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """z_t [batch, *event], gamma_t [batch] -> prediction of z_t's shape; see `UNet`."""
-        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
+        """Returns the prediction for z_t [batch, *event], gamma_t [batch]; see `Denoiser`."""
+        cond = self.embed(gamma_t, conditioning, features=64)
         cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
-        h = z_t.reshape(z_t.shape[0], -1)
-        if self.fourier_features:
-            waves = features.fourier(h, features.fourier_exponents(self.levels))
-            h = jnp.concatenate([h, waves], axis=-1)
-        h = nn.Dense(self.width, name="input")(h)
+        flat = z_t.reshape(z_t.shape[0], -1)
+        h = nn.Dense(self.width, name="input")(self.waves(flat, flat))
         for i in range(self.num_blocks):
             h = h + self._block(i, h, cond, deterministic)
         h = nn.swish(nn.LayerNorm(name="norm_out")(h))
-        prediction = self._output(h, z_t, gamma_t)
-        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
+        outputs = self.outputs(math.prod(z_t.shape[1:]))
+        last = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
+        return self.predict(last, h, z_t, gamma_t)
 
     def _block(self, i: int, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
         zeros = nn.initializers.zeros
@@ -76,26 +50,13 @@ class MLP(nn.Module):
         h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
         return nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(h)
 
-    def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        features.check_head("MLP", self.head)
-        outputs = math.prod(z_t.shape[1:]) * (self.levels if self.head == "levels" else 1)
-        h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
-        if self.head == "levels":
-            return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
-        return finish(h.reshape(z_t.shape), z_t, self.head)
-
 
 class SmoothMLP(nn.Module):
     """A velocity field or denoiser that a differential equation can be solved with: smooth in time.
 
-    `MLP` sees time through sines that turn up to 1000 / 2 pi times over its range,
-    and a solver has to follow each turn; here it is `frequencies` half turns at most. Its output
-    starts at zero.
-
-    Attributes:
-      width: of the hidden layers.
-      num_blocks: number of residual blocks.
-      frequencies: the time t is seen as t, sin(k pi t) and cos(k pi t) for k = 1, ..., frequencies.
+    `MLP` sees time through sines that turn up to 1000 / 2 pi times over its range, and a solver has
+    to follow each turn; this one sees t, sin(k pi t) and cos(k pi t) for k = 1, ..., `frequencies`.
+    Its output starts at zero.
     """
 
     width: int = 64
@@ -104,7 +65,7 @@ class SmoothMLP(nn.Module):
 
     @nn.compact
     def __call__(self, z: Tensor, t: PerExample) -> Tensor:
-        """z [batch, *event], t [batch], in about [0, 1] -> an array of z's shape."""
+        """Returns an array of z's shape for z [batch, *event] and t [batch], in about [0, 1]."""
         angles = math.pi * t[:, None] * jnp.arange(1, self.frequencies + 1, dtype=t.dtype)
         time = jnp.concatenate([t[:, None], jnp.sin(angles), jnp.cos(angles)], axis=1)
         time = nn.swish(nn.Dense(self.width, name="embed")(time))
@@ -120,33 +81,18 @@ class SmoothMLP(nn.Module):
         return nn.Dense(outputs, kernel_init=zeros, name="output")(nn.swish(h)).reshape(z.shape)
 
 
-class ResNet(nn.Module):
+class ResNet(Denoiser):
     """Residual blocks at full resolution, modulated by gamma, for images of one fixed small size.
 
     Each block mixes neighbours by 3x3 convolutions and, in place of the U-Net's attention, the
-    whole image by a dense bottleneck, which is why the image size is part of the parameters.
+    whole image by a dense bottleneck, which is why the image size is part of the parameters; in it
+    the dropout's rate is twice as high.
 
-    Attributes:
-      gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
-      channels: of every block; a multiple of 4.
-      num_blocks: number of residual blocks.
-      dropout: rate inside the convolutions; twice that in the bottleneck.
-      fourier_features: append sin and cos of 2 pi 2^n z to the input, see `UNet`.
-      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
-        pixel levels, whose mean is a prediction of kind "x").
-      levels: the number of pixel levels.
-      learn_variance: return (prediction, share) instead, see `features.variance_share`.
+    Attributes: those of `Denoiser`, the blocks' channels (a multiple of 4) and their number.
     """
 
-    gamma_min: float
-    gamma_max: float
     channels: int = 32
     num_blocks: int = 4
-    dropout: float = 0.1
-    fourier_features: bool = False
-    head: Head = "eps"
-    levels: int = 256
-    learn_variance: bool = False
 
     @nn.compact
     def __call__(
@@ -156,40 +102,31 @@ class ResNet(nn.Module):
         conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """z_t [batch, height, width, channels], gamma_t [batch]; see `UNet`."""
-        features.check_head("ResNet", self.head)
+        """Returns the prediction for z_t [batch, height, width, channels]; see `Denoiser`."""
         if self.channels < 4 or self.channels % 4:
             raise ValueError(f"ResNet channels must be a multiple of 4, got {self.channels}.")
-        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features=64)
+        cond = self.embed(gamma_t, conditioning, features=64)
         cond = nn.swish(nn.Dense(2 * self.channels, name="embed")(cond))
 
-        prior = jnp.zeros(())
         h = z_t
         if self.head == "levels":
             # What each pixel by itself tells: the posterior over its levels, under a learned prior.
             prior = self.param("bias", nn.initializers.zeros, (*z_t.shape[1:], self.levels))
             h = self._moments(prior, z_t, gamma_t)
-        if self.fourier_features:
-            waves = features.fourier(z_t, features.fourier_exponents(self.levels))
-            h = jnp.concatenate([h, waves], axis=-1)
-        h = nn.Conv(self.channels, (3, 3), name="conv_in")(h)
+        h = nn.Conv(self.channels, (3, 3), name="conv_in")(self.waves(h, z_t))
         h = h + self.param("position", nn.initializers.normal(0.02), h.shape[1:])
         for i in range(self.num_blocks):
             block = _Block(self.channels, self.dropout, name=f"block_{i}")
             h = h + block(h, cond, deterministic)
         h = nn.Dropout(self.dropout)(nn.LayerNorm(name="norm_out")(h), deterministic=deterministic)
-        prediction = self._output(h, prior, z_t, gamma_t)
-        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
-
-    def _output(self, h: Tensor, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
-        h = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
+        outputs, zeros = self.outputs(z_t.shape[-1]), nn.initializers.zeros
+        last = nn.Dense(outputs, kernel_init=zeros, name="output")(h)
         if self.head == "levels":
-            return posterior_mean(h.reshape(*z_t.shape, self.levels) + prior, z_t, gamma_t)
-        return finish(h, z_t, self.head)
+            last = last.reshape(*z_t.shape, self.levels) + prior
+        return self.predict(last, h, z_t, gamma_t)
 
     def _moments(self, prior: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        """Mean and standard deviation of each pixel's own posterior: [..., 2 channels]."""
+        """Returns mean and standard deviation of each pixel's own posterior, [..., 2 channels]."""
         logits = jnp.broadcast_to(prior, (*z_t.shape, self.levels))
         probabilities = jnp.exp(level_log_posterior(logits, z_t, gamma_t))
         values = pixels.level_values(self.levels)

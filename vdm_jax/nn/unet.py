@@ -12,31 +12,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn import features
+from vdm_jax import checks
 from vdm_jax.nn.blocks import REMATS, Compute, GroupNorm, Layer, Remat, rematerialised
-from vdm_jax.nn.features import Head, embed, finish, fourier, posterior_mean, variance_share
+from vdm_jax.nn.features import Denoiser
 from vdm_jax.types import PerExample, Tensor
 
 __all__ = ["UNet", "from_published", "to_published"]
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """A stack of residual blocks with skip connections from its first half to its second.
 
-    Attributes:
-      gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
+    Attributes, beside those of `Denoiser`:
       channels: of every block; a multiple of 32, the number of groups of the normalisation. Use at
         least 64: with one channel a group, the normalisation takes out what a block adds to a
         channel for gamma and the conditioning, so that the network can't see them.
       num_blocks: blocks in the first half; the second has one more.
       attention: "middle" (one attention block, between the halves) or "all" (after each block too).
-      fourier_features: append sin and cos of 2 pi 2^n z to the input, n as `fourier_exponents`
-        says: 6 and 7 for 256 levels.
-      dropout: rate inside the residual blocks.
-      head: "eps", "x", "v" or "score" (a prediction of that kind) or "levels" (a softmax over the
-        pixel levels, whose mean is a prediction of kind "x").
-      levels: the number of pixel levels.
-      learn_variance: return (prediction, share) instead, see `features.variance_share`.
       dtype: "float32" (that of the input, if it is wider) or "bfloat16", see `nn.blocks`; the first
         and the last layer and the embedding of gamma are float32 in any case.
       remat: what the backward pass finds and what it computes anew, see `nn.blocks.Remat`.
@@ -44,16 +36,10 @@ class UNet(nn.Module):
       fused_attention: cuDNN's attention, on a GPU in bfloat16.
     """
 
-    gamma_min: float
-    gamma_max: float
+    fourier_features: bool = True
     channels: int = 128
     num_blocks: int = 32
     attention: Literal["middle", "all"] = "middle"
-    fourier_features: bool = True
-    dropout: float = 0.1
-    head: Head = "eps"
-    levels: int = 256
-    learn_variance: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "matmuls"
     reverse_only: bool = False
@@ -67,30 +53,21 @@ class UNet(nn.Module):
         conditioning: Tensor | None = None,
         deterministic: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """z_t [batch, height, width, channels], gamma_t [batch] -> prediction of z_t's shape.
-
-        `conditioning` [batch] or [batch, n] is what else to condition on (the published models:
-        whether the image was augmented), one zero by default. Dropout needs `deterministic=False`
-        and an rng named "dropout".
-        """
+        """Returns the prediction for z_t [batch, height, width, channels]; see `Denoiser`."""
         self._check(z_t)
-        cond = embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, self.channels)
+        cond = self.embed(gamma_t, conditioning, self.channels)
         for name in ("dense0", "dense1"):
             cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
 
-        h = z_t
-        if self.fourier_features:
-            exponents = features.fourier_exponents(self.levels)
-            h = jnp.concatenate([z_t, fourier(z_t, exponents)], axis=-1)
         wide = Compute(reverse_only=self.reverse_only)
-        h = wide.conv(self.channels, "conv_in")(h)
+        h = wide.conv(self.channels, "conv_in")(self.waves(z_t, z_t))
         h = self._blocks(h, cond, deterministic)
         h = nn.swish(GroupNorm(name="GroupNorm_0")(h))
-        prediction = self._output(h, z_t, gamma_t)
-        return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
+        last = wide.conv(self.outputs(z_t.shape[-1]), "conv_out", zero=True)(h)
+        return self.predict(last, h, z_t, gamma_t)
 
     def _blocks(self, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
-        """Down, the middle, and up with each result of the way down once more, the last first."""
+        """Returns `h` after the way down, the middle, and up with the results of the way down."""
         narrow = None if self.dtype == "float32" else self.dtype
         compute = Compute(narrow, self.reverse_only, self.fused_attention)
         layer, in_scan = (rematerialised(Layer, self.remat, scanned) for scanned in (False, True))
@@ -122,25 +99,14 @@ class UNet(nn.Module):
             h, _ = scanned("up", True)(h, skips, cond)
         return h
 
-    def _output(self, h: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:
-        outputs = z_t.shape[-1] * (self.levels if self.head == "levels" else 1)
-        h = Compute(reverse_only=self.reverse_only).conv(outputs, "conv_out", zero=True)(h)
-        if self.head == "levels":
-            return posterior_mean(h.reshape(*z_t.shape, self.levels), z_t, gamma_t)
-        return finish(h, z_t, self.head)
-
     def _check(self, z_t: Tensor) -> None:
         if z_t.ndim != 4:
             raise ValueError(f"UNet wants [batch, height, width, channels], got {z_t.shape}.")
         if self.channels % 32:
             raise ValueError(f"UNet channels must be a multiple of 32, got {self.channels}.")
-        if self.attention not in ("middle", "all"):
-            raise ValueError(f"UNet attention must be middle or all, got {self.attention!r}.")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"UNet dtype must be float32 or bfloat16, got {self.dtype!r}.")
-        if self.remat not in REMATS:
-            raise ValueError(f"UNet remat must be one of {', '.join(REMATS)}, got {self.remat!r}.")
-        features.check_head("UNet", self.head)
+        checks.choice(self.attention, "UNet attention", ("middle", "all"))
+        checks.choice(self.dtype, "UNet dtype", ("float32", "bfloat16"))
+        checks.choice(self.remat, "UNet remat", REMATS)
 
 
 # ---- the published tree of parameters ----
@@ -151,7 +117,7 @@ class UNet(nn.Module):
 
 
 def to_published(params: Mapping[str, Any]) -> dict[str, Any]:
-    """This network's parameters -> those of the published code's score_model, bit for bit."""
+    """Returns this network's parameters as the published code's score_model, bit for bit."""
     found: dict[str, Any] = {}
     for name, tree in params.items():
         if name == "mid_3":
@@ -170,7 +136,7 @@ def to_published(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_published(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `to_published`."""
+    """Returns this network's parameters of the published code's: the inverse of `to_published`."""
     found: dict[str, Any] = {}
     rows: dict[tuple[str, str], dict[int, Any]] = {}
     for name, tree in params.items():

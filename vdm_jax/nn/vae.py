@@ -20,10 +20,10 @@ class HierarchicalVAE(nn.Module):
     perceptron that gives mean and variance.
 
     Attributes:
-      event_shape: of x.
-      depth: the number of latents.
-      latent_size: of each of them; ignored with `data_size`.
-      width, num_blocks, dropout: of each perceptron.
+      event_shape: shape of x.
+      depth: number of latents.
+      latent_size: size of each of them; ignored with `data_size`.
+      width, num_blocks, dropout: settings of each perceptron.
       data_size: latents have as many elements as x.
       fixed_encoder: encoders are linear and not learned: to the sizes' ratio by a fixed orthonormal
         matrix (no matrix with `data_size`), and then the steps of a variance-preserving diffusion.
@@ -31,7 +31,7 @@ class HierarchicalVAE(nn.Module):
         left of x. Learned encoders then give only a mean m(z_i) within [-1, 1], and the latent is
         alpha m + sigma eps of the schedule at its level. Fixed encoders have a schedule in any
         case; without this it ends at gamma = 0, with half of the variance still of x.
-      gamma_min, gamma_max: of the schedule, of equal steps in gamma; a single latent is at its end.
+      gamma_min, gamma_max: ends of the schedule, of equal steps in gamma; a single latent is last.
 
     Raises ValueError when called, for a schedule that doesn't rise, or a fixed encoder to latents
     larger than x.
@@ -55,7 +55,7 @@ class HierarchicalVAE(nn.Module):
         return math.prod(self.event_shape) if self.data_size else self.latent_size
 
     def setup(self) -> None:
-        """The perceptrons; none for fixed encoders."""
+        """Makes the perceptrons; none for fixed encoders."""
         end = self.gamma_max if self.ends_at_normal else 0.0
         self._check(end)
         kind = (self.width, self.num_blocks, self.dropout)
@@ -67,7 +67,7 @@ class HierarchicalVAE(nn.Module):
         self.gammas = jnp.array([-jnp.inf, *gammas])  # the data have no noise
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Everything once, to make the parameters."""
+        """Calls everything once, to make the parameters."""
         z = x
         for i in range(self.depth):
             z = self.encode(i, z, True).mean
@@ -76,40 +76,34 @@ class HierarchicalVAE(nn.Module):
         return self.pixels(z, True).mean
 
     def encode(self, i: int, z: Tensor, deterministic: bool) -> Gaussian:
-        """q(z_{i+1}|z_i = z), where z_0 is x."""
+        """Returns q(z_{i+1}|z_i = z), where z_0 is x."""
         flat = z.reshape(z.shape[0], -1)
         if self.fixed_encoder:
             mean = flat @ self._matrix(flat.dtype) if i == 0 and not self.data_size else flat
             return transition(mean, self.gammas[i], self.gammas[i + 1])
         q = self.encoders[i](flat, deterministic)
-        if self.ends_at_normal:
-            return marginal(jnp.tanh(q.mean), self.gammas[i + 1])
-        return q
+        return marginal(jnp.tanh(q.mean), self.gammas[i + 1]) if self.ends_at_normal else q
 
     def decode(self, i: int, z: Tensor, deterministic: bool) -> Gaussian:
-        """p(z_{i+1}|z_{i+2} = z)."""
+        """Returns p(z_{i+1}|z_{i+2} = z)."""
         return self.decoders[i](z, deterministic)
 
     def pixels(self, z: Tensor, deterministic: bool) -> Gaussian:
-        """Mean and variance of the Gaussian of p(x|z_1 = z), to be discretised: [batch, *event]."""
+        """Returns the Gaussian of p(x|z_1 = z), to be discretised, [batch, *event]."""
         p = self.likelihood(z, deterministic)
         return Gaussian(*(value.reshape(-1, *self.event_shape) for value in p))
 
     def _check(self, end: float) -> None:
         dims = math.prod(self.event_shape)
         if self.fixed_encoder and self.size > dims:
-            raise ValueError(
-                f"latent_size is {self.size}, but x has {dims} elements: a fixed encoder has no "
-                "orthonormal matrix to more."
-            )
+            sizes = f"latent_size is {self.size}, but x has {dims} elements"
+            raise ValueError(f"{sizes}: a fixed encoder has no orthonormal matrix to more.")
         scheduled = self.fixed_encoder or self.ends_at_normal
         if scheduled and not -math.inf < self.gamma_min < end < math.inf:
-            raise ValueError(
-                f"the schedule can't rise from gamma_min ({self.gamma_min}) up to {end}."
-            )
+            raise ValueError(f"no schedule rises from gamma_min ({self.gamma_min}) up to {end}.")
 
     def _matrix(self, dtype: jnp.dtype) -> Tensor:
-        """Orthonormal columns, [elements of x, latent_size], the same for every model."""
+        """Returns orthonormal columns [elements of x, latent_size], the same for every model."""
         dims = math.prod(self.event_shape)
         random = jax.random.normal(jax.random.key(0), (dims, self.size), dtype)
         return jnp.linalg.qr(random)[0]

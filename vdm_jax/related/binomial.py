@@ -26,19 +26,9 @@ from vdm_jax.process import expand
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
 __all__ = [
-    "Denoise",
-    "Keep",
-    "constant_erasure",
-    "diffusion",
-    "elbo",
-    "elbo_given",
-    "marginal",
-    "posterior",
-    "prior",
-    "reverse",
-    "sample",
-    "transition",
-]
+    "Denoise", "Keep", "constant_erasure", "diffusion", "elbo", "elbo_given", "marginal",
+    "posterior", "prior", "reverse", "sample", "transition",
+]  # fmt: skip
 
 Keep = Callable[[Tensor], Tensor]
 """Times in [0, 1], of any shape -> keep(t), of the same shape."""
@@ -83,9 +73,8 @@ def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike)
     A mixture, and not the posterior at a fractional x: the posterior isn't linear in x, but the
     mixture is what z_s given z_t is if p_hat is what x given z_t is. At keep_s = 1 it is p_hat.
     """
+    checks.same_shape(x_hat, z_t, "x_hat", "z_t")
     x_hat = jnp.asarray(x_hat)
-    if x_hat.shape != jnp.shape(z_t):
-        raise ValueError(f"x_hat has shape {x_hat.shape}, but z_t has {jnp.shape(z_t)}.")
     if_1 = posterior(z_t, jnp.ones_like(x_hat), keep_s, keep_t)
     if_0 = posterior(z_t, jnp.zeros_like(x_hat), keep_s, keep_t)
 
@@ -113,30 +102,17 @@ def diffusion(
 
     It is [batch], in nats. Its expectation over t ~ U[0, 1] is sum_{i=1}^T E KL(q(z_{i-1}|z_i, x)
     || p(z_{i-1}|z_i)). The first of these steps ends at z_0 = x, where q is certain: its term is
-    -log p(x|z_1), the reconstruction.
+    -log p(x|z_1), the reconstruction. z_t is discrete, so that the derivative at given noise isn't
+    that of the expectation by the schedule: `keep` gets a gradient of zero.
 
-    z_t is discrete, so that the derivative at given noise isn't that of the expectation with
-    respect to the schedule: `keep` gets no gradient (a zero one).
-
-    Args:
-      images: integers in {0, 1}, [batch, *event].
-      u: uniform noise in [0, 1), [batch, *event]: z_t is 1 where u < q(z_t = 1|x).
-      t: times in [0, 1], [batch].
-      denoise: (z_t, keep_t) -> logits of x, see the module.
-      keep: t -> keep(t).
-      num_steps: T.
-
-    Raises:
-      ValueError: for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on
-        traced parameters), or shapes that do not agree.
+    `u` is uniform noise in [0, 1) of the shape of images: z_t is 1 where u < q(z_t = 1|x). Raises
+    ValueError for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on traced
+    parameters), or shapes that do not agree.
     """
     checks.times(t)
     images, u, t = jnp.asarray(images), jnp.asarray(u), checks.as_float(t)
-    if images.shape != u.shape:
-        raise ValueError(f"images {images.shape} and u {u.shape} differ in shape.")
-    if t.shape != images.shape[:1]:
-        got = t.shape
-        raise ValueError(f"t must be [{len(images)}], one time per example, got shape {got}.")
+    checks.same_shape(images, u, "images", "u")
+    checks.per_example(t, images)
     _check_start(keep)
     s, t = timestep.grid(t, num_steps)
     keep_s, keep_t = _values(keep, s), _values(keep, t)
@@ -156,8 +132,7 @@ def elbo(
     """Returns one unbiased sample of the bound on -log p(x), for each of a batch of images.
 
     The bound is the paper's K with the sign changed. `reconstruction` is zero: z_0 is the data, and
-    what the Gaussian model's decoder does is done by the first step, part of `diffusion`, whose
-    arguments these are. `key` gives the times, by `timesteps`, and the noise.
+    the first step, part of `diffusion`, stands for the Gaussian model's decoder.
     """
     key_t, key_u = jax.random.split(key)
     u = jax.random.uniform(key_u, jnp.shape(images))

@@ -7,8 +7,7 @@ decoded the other way, p(z_L), p(z_i|z_{i+1}), p(x|z_1) (Luo eq. 23 and 24). Its
                      + log q(z_L|z_{L-1}) - log p(z_L)]                       (Luo eq. 25 to 29).
 
 A VAE is L = 1. A diffusion model of T steps is L = T + 1 with the encoder fixed (`of_diffusion`,
-whose first latent the VDM paper calls z_0): every other bound of this library is this one with
-some of the averages done in closed form.
+whose first latent the VDM paper calls z_0).
 
 Conditionals are callables z -> distribution; a distribution has `sample(key)` and an elementwise
 `log_prob(z)`, as `Gaussian` and `Bernoulli` have, for latents [batch, ...] of any shape.
@@ -32,26 +31,22 @@ if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
 __all__ = [
-    "Conditional",
-    "HierarchyTerms",
-    "ancestral",
-    "elbo",
-    "elbo_given",
-    "of_diffusion",
+    "Conditional", "HierarchyTerms", "ancestral", "elbo", "elbo_given", "of_diffusion",
     "sample_latents",
-]
+]  # fmt: skip
 
 Conditional = Callable[[Tensor], Any]
 """A latent -> the distribution of the next one."""
 
 
 class HierarchyTerms(NamedTuple):
-    """The terms of the negative bound, in nats."""
+    """The terms of the negative bound, in nats: -log p(x|z_1), [batch], and those of the latents.
+
+    These are log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}) for i = 1, ..., L, the last with p(z_L).
+    """
 
     reconstruction: PerExample
-    """Reconstruction term -log p(x|z_1), [batch]."""
     levels: Float[Array, "depth batch"]
-    """Terms log q(z_i|z_{i-1}) - log p(z_i|z_{i+1}) for i = 1, ..., L, the last with p(z_L)."""
 
     @property
     def total(self) -> PerExample:
@@ -78,16 +73,16 @@ def elbo(
 ) -> HierarchyTerms:
     """Returns one unbiased sample of the bound's terms, for each of a batch of examples.
 
+    The latents are those of `sample_latents`.
+
     Args:
-      key: gives the latents, those of `sample_latents`.
-      x: what the first encoder is given, [batch, ...].
+      x: input of the first encoder, [batch, ...].
       encoders: q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1}); shapes may change from level to level.
       decoders: p(z_1|z_2), ..., p(z_{L-1}|z_L), one fewer.
       log_likelihood: z_1 -> log p(x|z_1), [batch] nats, of the x that it closes over.
       prior: the distribution p(z_L); None is N(0, I).
       closed_form: take KL(q(z_L|z_{L-1}) || p(z_L)), by the distributions' `kl`, for the last term.
-        It has the same expectation as the difference of logarithms at z_L, and varies less, except
-        near the true posterior, where all logarithms together hardly vary at all.
+        It varies less, except near the true posterior, where all logarithms together hardly vary.
     """
     latents = sample_latents(key, x, encoders)
     return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
@@ -145,10 +140,8 @@ def of_diffusion(
 
     By `functools.partial` they make the T + 1 encoders and T decoders of `elbo`. The latents are
     z_0, ..., z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
-    q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and
-    `loss.reconstruction` the last part: log p(x|z_0) is the sum of `pixels.log_prob` at z_0 /
-    alpha_0. In expectation the total is that of `vdm.elbo`, for any network; a draw costs T calls
-    of it and not one.
+    q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and log p(x|z_0) the
+    sum of `pixels.log_prob` at z_0 / alpha_0. In expectation the total is that of `vdm.elbo`.
     """
     num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)

@@ -91,9 +91,7 @@ class Mixture(NamedTuple):
     def moment_matched(self) -> Gaussian:
         """Returns the Gaussian of the same mean and variance of each element, [*batch, *event].
 
-        Of all diagonal Gaussians p it has the smallest KL(self || p): E[-log p], which is all that
-        depends on p, is (log 2 pi v + (Var + (E - m)^2) / v) / 2 for each element, least at m = E
-        and v = Var.
+        Of all diagonal Gaussians p it has the smallest KL(self || p).
         """
         mean = self._average(self.logits, self.means)
         square = jnp.square(self.means - self._against(mean))
@@ -114,8 +112,7 @@ class Mixture(NamedTuple):
         """Returns E[x|z_t] at z_t [batch, *event], the optimal denoiser, of kind "x".
 
         The components' posterior means m + alpha v / (alpha^2 v + sigma^2) (z_t - alpha m), each
-        weighted by its odds given z_t. `gamma_t` is a scalar or [batch], as for
-        `vdm_jax.types.Denoise`.
+        weighted by its odds given z_t. `gamma_t` is a scalar or [batch].
         """
         q = self.noised(gamma_t)
         gain = alpha(q._beside(jnp.asarray(gamma_t)[..., None])) * self.var / q.var
@@ -158,16 +155,15 @@ class Mixture(NamedTuple):
 # ---- how far from Gaussian, in one dimension ----
 
 
-def negentropy(mixture: Mixture, num_points: int = 2001) -> Tensor:
+def negentropy(mixture: Mixture) -> Tensor:
     """Returns the KL of a one-dimensional mixture to its best Gaussian, `moment_matched`.
 
-    It is [*batch], in nats, by the trapezium rule on `num_points`, whose error vanishes faster than
-    any power once two of them lie within the narrowest component's standard deviation. Meant for
-    float64: the KL is quadratic in how much the densities differ. Raises ValueError for more than
-    one dimension.
+    It is [*batch], in nats, by the trapezium rule on 2001 points, of which two should lie within
+    the narrowest component's standard deviation. Meant for float64: the KL is quadratic in how much
+    the densities differ. Raises ValueError for more than one dimension.
     """
     best = mixture.moment_matched()
-    x, spacing = _grid(mixture, num_points)
+    x, spacing = _grid(mixture, 2001)
     axes = tuple(range(x.ndim - len(mixture.event_shape), x.ndim))
     log_q, log_n = mixture.log_prob(x), jnp.sum(best.log_prob(x), axis=axes)
     q, n, u = jnp.exp(log_q), jnp.exp(log_n), log_q - log_n
@@ -178,25 +174,17 @@ def negentropy(mixture: Mixture, num_points: int = 2001) -> Tensor:
     return spacing * jnp.sum(jnp.where(jnp.abs(u) < 1.0, small, q * u - q + n), axis=0)
 
 
-def reverse_negentropy(
-    data: Mixture,
-    gamma_s: ArrayLike,
-    gamma_t: ArrayLike,
-    num_latents: int = 201,
-    num_points: int = 2001,
-) -> Tensor:
+def reverse_negentropy(data: Mixture, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Tensor:
     """Returns E KL(q(z_s|z_t) || its best Gaussian) over z_t ~ q(z_t), in nats, in one dimension.
 
-    What a step of the generative model loses that no network can make good, as its p(z_s|z_t) is
+    It is the loss of a generative step that no network can make good, as its p(z_s|z_t) is
     Gaussian. It vanishes with the step (Feller 1949, as cited by Sohl-Dickstein et al. 2015), as
     its cube: the variance of q(z_s|z_t) tends to h = sigma_t^2 (gamma_t - gamma_s), its skewness
-    to h^(3/2) (log q)'''(z_t), and the KL to a twelfth of the square of that.
-
-    gamma_s and gamma_t are scalars; both integrals are by the trapezium rule, see `negentropy`.
+    to h^(3/2) (log q)'''(z_t), and the KL to a twelfth of the square of that. Gammas are scalars.
     """
     q_t = data.noised(gamma_t)
-    z_t, spacing = _grid(q_t, num_latents)
-    at_z = negentropy(data.reverse(z_t, gamma_s, gamma_t), num_points)
+    z_t, spacing = _grid(q_t, 201)
+    at_z = negentropy(data.reverse(z_t, gamma_s, gamma_t))
     return spacing * jnp.sum(jnp.exp(q_t.log_prob(z_t)) * at_z)
 
 

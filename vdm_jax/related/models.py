@@ -1,4 +1,4 @@
-"""Records of the models beside the VDM that can be trained: they have its methods."""
+"""Records of the models beside the VDM that can be trained: they have its fields and methods."""
 
 import functools
 from collections.abc import Sequence
@@ -21,8 +21,7 @@ __all__ = ["BinomialDiffusion", "HierarchicalVAE"]
 class HierarchicalVAE(NamedTuple):
     """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I).
 
-    The likelihood of pixels is a VDM's: `pixels.log_prob` of the Gaussian that the last decoder
-    gives, or without levels that Gaussian's density.
+    The likelihood is `pixels.log_prob` of the last decoder's Gaussian, or its density.
     """
 
     encoders: Sequence[Conditional]
@@ -32,11 +31,9 @@ class HierarchicalVAE(NamedTuple):
     likelihood: Conditional
     """Map from z_1 to the Gaussian that p(x|z_1) is the density of, or discretises."""
     event_shape: tuple[int, ...]
-    """Shape of one example."""
     latent_shape: tuple[int, ...]
     """Shape of the last latent."""
     levels: int | None
-    """Number of values of a pixel; None for continuous data."""
     words: str
     """Name in reports."""
 
@@ -93,13 +90,9 @@ class BinomialDiffusion(NamedTuple):
     denoise: binomial.Denoise
     """Network: (z_t in {-1, 1}, keep_t) -> logits of x = 1."""
     event_shape: tuple[int, ...]
-    """Shape of one example."""
     num_steps: int
-    """Number of steps T."""
     timesteps: timestep.Method = "antithetic"
-    """Method by which `elbo` draws its times."""
     levels: int = 2
-    """Number of values of a pixel."""
 
     @property
     def words(self) -> str:
