@@ -11,12 +11,4 @@ from vdm_jax.compression.codec import Options, Summary, compress, decompress, re
 from vdm_jax.compression.file import VdmzError
 from vdm_jax.compression.network import digest
 
-__all__ = [
-    "Options",
-    "Summary",
-    "VdmzError",
-    "compress",
-    "decompress",
-    "digest",
-    "read_header",
-]
+__all__ = ["Options", "Summary", "VdmzError", "compress", "decompress", "digest", "read_header"]

@@ -13,28 +13,22 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class Room(NamedTuple):
-    """The memory of one device, in bytes."""
+    """The memory of one device, in bytes: free now, and at the very best.
+
+    A step that needs more than `free` may fail or be slow; one that needs more than `most` fails.
+    """
 
     free: int
-    """Memory for programs now; a step that needs more may fail, or be slow where memory swaps."""
     most: int
-    """Memory at the very best; a step that needs more is certain to fail."""
 
 
 def need(compiled: jax.stages.Compiled) -> int | None:
-    """Returns the bytes on each device, without the program itself; None if that isn't known.
-
-    These are arguments + temporaries + outputs - what outputs share with arguments.
-    """
+    """Returns the bytes on each device, without the program itself; None if that isn't known."""
     found = compiled.memory_analysis()
     if found is None:
         return None
-    return int(
-        found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
+    own = found.argument_size_in_bytes - found.alias_size_in_bytes  # outputs share the latter
+    return int(own + found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
 def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
@@ -49,10 +43,8 @@ def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
         return None
     lines = (line.split() for line in meminfo.read_text().splitlines())
     kib = {name: int(value) for name, value, *_ in lines}
-    share = 1024 / jax.local_device_count("cpu")
-    return Room(
-        int(kib["MemAvailable:"] * share), int((kib["MemTotal:"] + kib["SwapTotal:"]) * share)
-    )
+    share, most = 1024 / jax.local_device_count("cpu"), kib["MemTotal:"] + kib["SwapTotal:"]
+    return Room(int(kib["MemAvailable:"] * share), int(most * share))
 
 
 def words(size: int) -> str:

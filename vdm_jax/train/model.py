@@ -20,19 +20,15 @@ or [batch, n]."""
 
 
 class Unit(NamedTuple):
-    """The unit of a bound. Numbers of two units are never compared."""
+    """The unit of a bound: its name, its key in files, and (nats, event shape) -> this unit."""
 
     name: str
-    """Name in words."""
     key: str
-    """Name in files."""
     of: Callable[[Any, tuple[int, ...]], jax.Array]
-    """Function (nats per example, event shape) -> this unit."""
 
 
 BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)
 """Unit of discrete data, a probability."""
-
 NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
 """Unit of continuous data."""
 
@@ -48,10 +44,7 @@ def unit_of(names: Container[str]) -> Unit:
 
 
 class Bound(Protocol):
-    """The methods of `vdm_jax.VDM` that training and evaluation call.
-
-    `related.models` has others with these methods.
-    """
+    """The methods of `vdm_jax.VDM`, and of `related.models`, that training and evaluation call."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -83,7 +76,6 @@ class Model(NamedTuple):
     """A model that is trained: how its parameters start, and what they are a model of."""
 
     init: Callable[[Key], Params]
-    """Function key -> parameters."""
     bind: Callable[..., Any]
     """Function (parameters, conditioning=None, dropout key=None) -> `VDM`, or another `Bound`."""
     end_points: str | None = None
@@ -100,7 +92,7 @@ class Model(NamedTuple):
     def facts(self) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
-        jax.eval_shape(lambda key: found.append(self.bind(self.init(key))), jax.random.key(0))
+        jax.eval_shape(lambda: found.append(self.bind(self.init(jax.random.key(0)))))
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:
@@ -109,7 +101,7 @@ class Model(NamedTuple):
 
     def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
         """Returns one sample for each row of `conditioning`, of data as in a batch."""
-        bound = self.bind(params, conditioning, None)
+        bound = self.bind(params, conditioning)
         if self.pixel_levels is not None:
             bound = bound._replace(levels=self.pixel_levels)
         return bound.sample(key, len(conditioning), num_steps)

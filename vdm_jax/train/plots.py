@@ -14,8 +14,7 @@ __all__ = ["image_grid", "plot_losses", "write_image"]
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     """Returns integer images [n, height, width, channels] as one picture, uint8 [H, W, 1 or 3].
 
-    Values 0 ... levels - 1 are spread over 0 ... 255. Channel counts other than 1 and 3 are shown
-    one below the other in grey.
+    Channels other than 1 and 3 are shown one below the other in grey.
     """
     n, height, width, channels = images.shape
     if channels not in (1, 3):
