@@ -3,10 +3,8 @@
 A stack holds a number. Pushing a symbol of probability p multiplies it by about 1/p; popping undoes
 this exactly, so that symbols popped from bits that are there already are drawn with these
 probabilities. The number is kept as a `state` of 64 bits above words of 32, the last of them on
-top; probabilities are counts of `TOTAL`.
-
-Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
+top; probabilities are counts of `TOTAL`. Arrays of symbols are pushed last first and popped first
+first, with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
 """
 
 from typing import Any
@@ -78,7 +76,7 @@ class Stacks:
         place = self.sizes - 1 - np.arange(len(rows))[:, None]
         tops = self.words[self._all, np.maximum(place, 0)]
         with jax.default_device(_cpu()):
-            states, used, symbols = _pop(self.states, tops, table, rows.astype(np.int32))
+            (states, used), symbols = _pop(self.states, tops, table, rows.astype(np.int32))
         used = np.asarray(used)
         short = (used > self.sizes) & active
         if short.any():
@@ -149,8 +147,7 @@ class Stacks:
     def _reserve(self, more: int) -> None:
         lacking = int(self.sizes.max(initial=0)) + more - self.words.shape[1]
         if lacking > 0:
-            wider = np.zeros((len(self.words), max(lacking, self.words.shape[1])), np.uint32)
-            self.words = np.concatenate([self.words, wider], axis=1)
+            self.words = np.pad(self.words, ((0, 0), (0, max(lacking, self.words.shape[1]))))
 
 
 def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:
@@ -206,5 +203,4 @@ def _pop(states: jax.Array, tops: jax.Array, table: jax.Array, rows: jax.Array) 
         state = jnp.where(short, state << WORD | tops[used, lane].astype(jnp.uint64), state)
         return (state, used + short), found
 
-    last, symbols = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
-    return *last, symbols
+    return jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)

@@ -74,12 +74,9 @@ class Coder(NamedTuple):
         return x.T
 
     def _draw(self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """Returns z_i ~ q(z_i|z_{i-1}), or of x for i = 0.
-
-        In reverse, so that no element's noise is made of the bits that the same element of the
-        level before went into last.
-        """
+        """Returns z_i ~ q(z_i|z_{i-1}), or of x for i = 0."""
         stacks.scramble(len(before), i, active)
+        # In reverse, so that no element's noise is made of the bits that its own went into last.
         return _pop(stacks, self._forward(i, before), active)[::-1]
 
     def _return(
@@ -109,16 +106,12 @@ class Coder(NamedTuple):
 
 
 class _Symbols(NamedTuple):
-    """The distributions of numbers [n, lanes], as rows of a table of counts.
-
-    `first` are the numbers that their first symbols stand for; with `halves` the last symbol stands
-    for all other numbers, of so many times 16 bits.
-    """
+    """The distributions of numbers [n, lanes], as rows of a table of counts."""
 
     counts: np.ndarray
     rows: np.ndarray
-    first: np.ndarray
-    halves: int
+    first: np.ndarray  # numbers that their first symbols stand for
+    halves: int  # unless 0, the last symbol is any other number, of so many times 16 bits
 
 
 def _normal(table: GaussianTable, means: np.ndarray, rows: np.ndarray | int = 0) -> _Symbols:

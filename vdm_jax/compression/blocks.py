@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,12 +60,7 @@ def _simple(images: np.ndarray, levels: int) -> bytes:
 
 
 def _push_images(
-    stacks: Stacks,
-    parts: Sequence[np.ndarray],
-    seeds: np.ndarray,
-    coder: Coder,
-    bound: Bound,
-    progress: Progress,
+    stacks: Stacks, parts: Any, seeds: np.ndarray, coder: Coder, bound: Bound, progress: Progress
 ) -> np.ndarray:
     """Pushes the images behind the seeds; returns the bits of each, as `encode`: [n, lanes, 3]."""
     counts = np.array([len(part) for part in parts]) - seeds
@@ -103,10 +99,8 @@ def decode(
 
     Raises VdmzError if the payload is damaged, or this machine computes otherwise.
     """
-    stacks = _loaded(header, payload, parts)
-    blocks = header.blocks
+    stacks, blocks, done = _loaded(header, payload, parts), header.blocks, 0
     counts = np.array([(block.images - block.seeds) * (block.mode == CHAIN) for block in blocks])
-    done = 0
     if counts.any():
         coder = make_coder()
     try:
@@ -125,8 +119,7 @@ def decode(
         raise VdmzError("its payload is damaged: it ends too early") from error
     if not stacks.empty().all():
         raise VdmzError(
-            "bits are left over where none can be: this machine computes the network otherwise, or "
-            "the file is damaged"
+            "bits are left over: this machine computes the network otherwise, or it is damaged"
         )
 
 

@@ -2,9 +2,8 @@
 
 The latents z_0, ..., z_T are whole numbers k, z_i = k `grids[i]`. Means are linear in what they are
 made of, so that a level needs factors, the core's at 0 and 1, and one table. VDM sections 3 and 4.
-
-Widths, factors and standard deviations are rounded to float32: what two machines make of exp and
-log in float64 then agrees, but for one time in some hundred million.
+All are rounded to float32: what two machines make of exp and log in float64 then agrees, but for
+one time in some hundred million.
 """
 
 import dataclasses
@@ -75,9 +74,8 @@ def make(
     """Returns the chain of a schedule t -> gamma(t) of float64. Needs 64-bit JAX.
 
     `levels` is the number of values of a pixel, `grid` that of parts into which the narrowest
-    standard deviation of a level is divided, `reverse_var` the variance of p(z_s|z_t)
-    (`vdm_jax.loss.diffusion`). Raises UserError for a gamma that doesn't rise, or hardly in some
-    steps, and for num_steps times grid above MOST_PARTS.
+    standard deviation of a level is divided. Raises UserError for a gamma that doesn't rise, or
+    hardly in some steps, and for num_steps times grid above MOST_PARTS.
     """
     if num_steps * grid > MOST_PARTS:
         raise UserError(

@@ -87,9 +87,8 @@ def compress(
       meta: bytes that are kept in the file beside the images.
       progress: function that is told how many images of the VDM are done, and of how many.
 
-    Raises ValueError for images of another shape or other levels than the model's, numbers out of
-    range, a gamma that doesn't rise, or a network whose output isn't finite, float64 and of the
-    shape of its input.
+    Raises ValueError for images that aren't the model's, numbers out of range, a gamma that doesn't
+    rise, or a network whose output isn't finite or isn't float64.
     """
     vdm, levels = _bound(bind, params)
     images = _checked(images, vdm.event_shape, levels)
@@ -152,9 +151,8 @@ def decompress(
 ) -> tuple[np.ndarray, bytes]:
     """Returns the images of a VDMZ file, uint8 [n, *event_shape], and its meta.
 
-    The model must be the one that the file was made with, `bind` too. Raises VdmzError, in this
-    order: no VDMZ file, another version, cut short or damaged, another model, a machine that
-    computes tables or network otherwise, images that aren't what they were.
+    Raises VdmzError, in this order: no VDMZ file, another version, cut short or damaged, another
+    model, a machine that computes otherwise, images that aren't what they were.
     """
     header = read_header(content, bind, params, settings)
     _, payload = file.unpack(content)
@@ -207,24 +205,21 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     vdm = bind(params)
     steps = chain.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
     if steps.digest[:4] != header.tables:
-        raise VdmzError(
-            "this machine computes other coding tables from the same model; decompress it on one "
-            "like that which made it"
-        )
+        raise VdmzError("this machine computes other coding tables than that which made it")
     network = Network(bind, params, steps, len(header.blocks))
     if network.probe() != header.probe:
         raise VdmzError(
-            "this machine computes the network otherwise than the one that made it (a probe of its "
-            "outputs differs); decompress it there, or with the versions that it had"
+            "this machine computes the network otherwise (a probe of its outputs differs); "
+            "decompress it on the one that made it, or with the versions that it had"
         )
     return Coder(steps, network)
 
 
 def _summary(header: Header, size: int, bits: np.ndarray, seconds: tuple[float, float]) -> Summary:
     coded, count = bits / header.dims, len(bits)
-    rates = coded.mean(axis=0) if count else np.full(3, np.nan)
+    net, bound, path = map(float, coded.mean(axis=0) if count else np.full(3, np.nan))
     excess = coded[:, 0] - coded[:, 1]
     error = float(excess.std(ddof=1) / count**0.5) if count > 1 else np.nan
     raw = sum(block.images for block in header.blocks if block.mode == RAW)
     seeds, gross = header.images - count - raw, 8.0 * size / (header.images * header.dims)
-    return Summary(header.images, count, seeds, raw, *rates.tolist(), error, gross, *seconds)
+    return Summary(header.images, count, seeds, raw, net, bound, path, error, gross, *seconds)

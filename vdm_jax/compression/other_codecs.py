@@ -1,7 +1,6 @@
 """PNG, WebP, JPEG-XL and xz: the sizes that other lossless codecs need for the same images.
 
-Values go in as they are, as grey or RGB values of 8 bits, also if there are fewer levels: 0..16 of
-17 levels stays 0..16, and is not spread over 0..255.
+Values go in as they are, in 8 bits: 0..16 of 17 levels stays 0..16, not spread over 0..255.
 """
 
 import importlib
@@ -27,10 +26,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def sizes(images: np.ndarray) -> dict[str, int]:
     """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
-    Image codecs see one image at a time, then all side by side in mosaics. One channel is grey,
-    three are RGB, any other number lie side by side as grey. Codecs that Pillow hasn't are left out
-    (JPEG-XL comes with the package pillow-jxl-plugin). Raises ValueError for images larger than
-    8192 a side, RuntimeError for a codec that doesn't give the same pixels again.
+    Image codecs see one image at a time, then all side by side in mosaics. Three channels are RGB,
+    others lie side by side as grey. Codecs that Pillow hasn't are left out (JPEG-XL comes with the
+    package pillow-jxl-plugin). Raises ValueError for images larger than 8192 a side.
     """
     planes = _planes(images)
     if max(planes.shape[1:3]) > SIDE:

@@ -1,7 +1,6 @@
 """Probabilities as whole numbers: cumulated counts of `ans.TOTAL`, for numbers on a grid.
 
-Machines must agree on them to the last bit: they are made once, ahead of all coding, and compared
-(`chain.Chain.digest`) before anything is decoded.
+Machines must agree on them to the last bit: they are compared (`chain.Chain.digest`) first.
 """
 
 import functools
@@ -23,8 +22,7 @@ FRACTIONS = 128
 # Standard deviations that have symbols, of what is popped only and of what is pushed: no symbol has
 # less than 1 of TOTAL, so that those far off are popped more often than they should.
 _POPPED, _PUSHED = 7.0, 10.0
-_MOST_SPAN = 1 << 12
-_MOST_ROWS = 1 << 22
+_MOST_SPAN, _MOST_ROWS = 1 << 12, 1 << 22
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
 

@@ -72,10 +72,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
+        items = ("state", "meta")
         with self._writing():
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=("state", "meta")
-            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
 
     def __enter__(self) -> Self:
         return self

@@ -56,20 +56,18 @@ class Plan(NamedTuple):
 class Run(NamedTuple):
     """All that a run consists of besides its state.
 
-    `step` is compiled by `train.step.make_step`, with the training key `key`. `batches` takes the
-    first step to a context with an iterator of stacked batches, `steps_per_call` each. `evaluate`
-    takes a state, and whether it is the last time, to an `evaluation.bound.Evaluation` on the
-    images `eval_name`; `sample` takes a state to a uint8 picture [height, width, channels]. No
-    checkpoint is newer than the state the run begins with.
+    `batches` takes the first step to a context with an iterator of stacked batches,
+    `steps_per_call` each; `evaluate` a state, and whether it is the last time, to an
+    `evaluation.bound.Evaluation` on the images `eval_name`.
     """
 
     plan: Plan
-    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    key: Key
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of `train.step.make_step`
+    key: Key  # training key of `step`
     batches: Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
     evaluate: Callable[[TrainState, bool], Any]
-    sample: Callable[[TrainState], np.ndarray]
-    checkpoints: Checkpoints
+    sample: Callable[[TrainState], np.ndarray]  # a uint8 picture [height, width, channels]
+    checkpoints: Checkpoints  # none is newer than the state the run begins with
     workdir: Path
     mesh: Mesh
     stop: Stop
@@ -79,11 +77,9 @@ class Run(NamedTuple):
 def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
     """Trains from `state` to `run.plan.steps`; returns the last state and its evaluation.
 
-    What was due at the step of `state` and isn't in `run.workdir` is done first.
-
-    Raises TrainingError after `plan.max_skipped` steps in a row without a finite loss and gradient
-    (the state before them has been saved, and the first of them is told in `NONFINITE`), and
-    Stopped when the run was asked to stop (its state has been saved).
+    What was due at the step of `state` and isn't in `run.workdir` is done first. Raises
+    TrainingError after `plan.max_skipped` steps in a row without a finite loss and gradient, the
+    state before them saved, and Stopped when the run was asked to stop, its state saved.
     """
     plan, step, result = run.plan, int(state.step), None
     with (
@@ -236,9 +232,8 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
-        f"gradient that isn't finite. None of them was applied; {at}. A lower "
-        "--config.optimizer.learning_rate, or a clip_norm of 1.0 or less, with "
-        "--allow_config_change, usually helps."
+        f"gradient that isn't finite. None was applied; {at}. Usually a lower --config.optimizer."
+        "learning_rate, or a clip_norm of at most 1, helps, with --allow_config_change."
     )
 
 

@@ -79,10 +79,9 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step on the mean bound of `batch`, and its metrics.
 
-    With `model.end_points` the schedule's shape is trained for a low variance instead. A step whose
-    loss or gradient isn't finite is not applied: it is counted in `step` and `skipped`, and all
-    else stays. Parameters that are split over `mesh` are gathered once. Metrics are scalars: the
-    loss `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
+    A step whose loss or gradient isn't finite is not applied: it is counted in `step` and
+    `skipped`, and all else stays. Parameters that are split over `mesh` are gathered once. Metrics
+    are `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
     chex.assert_equal_shape_prefix(list(batch.values()), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
@@ -134,11 +133,8 @@ def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
-    """Returns the moving average: average + (1 - rate) (params - average).
-
-    In this form a parameter that stands still leaves its average alone; rate * average +
-    (1 - rate) * params would add a rounding error to it at every step.
-    """
+    """Returns the moving average: average + (1 - rate) (params - average)."""
+    # A parameter that stands still leaves its average alone, without rounding errors.
     return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), average, params)
 
 
