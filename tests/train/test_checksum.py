@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,10 +44,9 @@ def test_it_is_the_sum_that_the_docstring_says_for_every_dtype_and_shape():
         assert of(some(dtype)) == expected(some(dtype)), dtype
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int64"])
-def test_numbers_of_64_bits(dtype, x64):
-    array = some(dtype) + 2**40
-    assert array.dtype == dtype and of(array) == expected(array)
+def test_numbers_of_64_bits(x64):
+    array = some("float64") + 2**40
+    assert array.dtype == "float64" and of(array) == expected(array)
 
 
 def test_each_leaf_has_its_name_and_numpy_and_jax_agree():

@@ -50,13 +50,10 @@ def trained(mesh, count=3):
     [
         ((3, 3, 16, 64), (None, None, None, "fsdp")),
         ((64, 16), ("fsdp",)),
-        ((16, 16), (None, "fsdp")),  # the last of two
-        ((64, 63), ("fsdp",)),
         ((66, 4), (None, "fsdp")),  # the larger axis has no four equal parts
-        ((8, 8), (None, "fsdp")),
+        ((8, 8), (None, "fsdp")),  # the last of two
         ((9, 9), ()),  # neither has
         ((7, 8), ()),  # small
-        ((), ()),
     ],
 )
 def test_the_largest_axis_that_has_equal_parts_is_split(shape, spec):
@@ -64,13 +61,6 @@ def test_the_largest_axis_that_has_equal_parts_is_split(shape, spec):
     four, one = (AbstractMesh((4 // n, n), ("data", "fsdp")) for n in (4, 1))
     assert sharding.of_parameters(four, leaf).spec == PartitionSpec(*spec)
     assert sharding.of_parameters(one, leaf).spec == PartitionSpec()
-
-
-def test_a_batch_is_split_over_all_devices_along_its_axis():
-    for shards in (1, 2):
-        images = sharding.put(batches(3, 8), mesh_of(shards), axis=1)["images"]
-        assert [shard.data.shape for shard in images.addressable_shards] == [(3, 4, 2, 2, 1)] * 2
-        np.testing.assert_array_equal(images, batches(3, 8)["images"])
 
 
 def test_no_device_holds_more_of_the_first_state_than_its_share():
@@ -89,11 +79,9 @@ def test_no_device_holds_more_of_the_first_state_than_its_share():
     assert set(held.values()) == {share} and share < 0.7 * whole
     assert_equal(state, jax.jit(lambda key: step.init_state(mlp_model(), ADAMW, key))(KEY))
     adam = state.opt_state[1][0]
-    shardings = [
-        [leaf.sharding for leaf in jax.tree.leaves(tree)]
-        for tree in (state.params, state.ema_params, adam.mu, adam.nu)
-    ]
-    assert shardings[0] == shardings[1] == shardings[2] == shardings[3]
+    for tree in (state.ema_params, adam.mu, adam.nu):
+        for leaf, of in zip(*map(jax.tree.leaves, (tree, state.params)), strict=True):
+            assert leaf.sharding == of.sharding
 
 
 def test_training_is_the_same_however_parameters_are_split():
@@ -123,8 +111,8 @@ def test_the_compiled_step_takes_each_device_s_share_and_gathers_what_it_uses():
     assert needs[1] < needs[0]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(before, after, tmp_path):
+def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(tmp_path):
+    before, after = 1, 2
     state = step.start(mlp_model(), ADAMW, KEY, mesh_of(before))
     template = step.abstract_state(mlp_model(), ADAMW, mesh_of(after))
     with Checkpoints(tmp_path / "c", {}) as checkpoints:
@@ -134,10 +122,11 @@ def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(before, after
     for leaf, wanted in zip(*map(jax.tree.leaves, (restored, template)), strict=True):
         assert leaf.sharding == wanted.sharding
     expected = jax.eval_shape(mlp_model().init, KEY)
-    _, params = load_params(tmp_path / "c", expected, mesh_of(after))
-    assert_equal(params, state.ema_params)
-    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)]
-    assert any(split) == (after > 1)
+    for shards in (1, 2):
+        _, params = load_params(tmp_path / "c", expected, mesh_of(shards))
+        assert_equal(params, state.ema_params)
+        split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)]
+        assert any(split) == (shards > 1)
 
 
 def test_what_does_not_divide_is_refused():
