@@ -32,16 +32,6 @@ def test_any_images(shape, levels, count, num_steps, grid, gamma_min, seed, reve
     np.testing.assert_array_equal(model.decompress(content)[0], images)
 
 
-def test_everything_counted_it_is_within_two_per_cent_of_the_net_rate():
-    """Seeds and header, of 300 images of 64 pixels."""
-    model = known.model(shape=(8, 8, 1))
-    content, summary = model.compress(known.images(300, shape=(8, 8, 1)), 30)
-    assert summary.coded >= 296
-    assert 1.0 < summary.gross / summary.net < 1.02
-    _, payload = file.unpack(content)
-    assert len(content) - len(payload) < 65
-
-
 def test_every_flip_of_every_byte_is_told():
     model = known.model()
     content, _ = model.compress(known.images(60), 12, blocks=2, meta=b"meta")

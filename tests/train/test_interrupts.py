@@ -1,8 +1,7 @@
 """Ctrl-C and SIGTERM where they can do no harm; sent here by the signal itself."""
 
-import contextlib
+import concurrent.futures
 import signal
-import threading
 
 import jax
 import pytest
@@ -12,6 +11,15 @@ from vdm_jax.train import sharding
 from vdm_jax.train.interrupts import Stop, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def test_in_another_thread_nothing_is_caught(stop):
+    def work():
+        with stop.noted(print), signals.deferred():
+            return signal.getsignal(signal.SIGINT)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result() is signal.default_int_handler
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,7 @@ def press():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number):
+    assert not issubclass(Stopped, Exception)  # nothing that survives errors swallows it
     said = []
     with stop.noted(said.append):
         stop.check()  # nothing was sent
@@ -44,8 +53,7 @@ def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number)
         signal.raise_signal(number)
         assert [line.split(":")[0] for line in said] == [signal.Signals(number).name]
         assert ("again to stop at once" in said[0]) == (number == signal.SIGINT)
-        assert not issubclass(Stopped, Exception)  # nothing that survives errors swallows it
-        with pytest.raises(Stopped) as stopped, contextlib.suppress(Exception):
+        with pytest.raises(Stopped) as stopped:
             stop.check()
         assert stopped.value.number == number
         with pytest.raises(Stopped):
@@ -53,12 +61,10 @@ def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number)
 
 
 def test_the_second_ctrl_c_is_raised_at_once(stop):
-    said = []
-    with stop.noted(said.append):
+    with stop.noted(print):
         press()
         with pytest.raises(KeyboardInterrupt):
             press()
-    assert len(said) == 1
 
 
 class Computing:
@@ -114,17 +120,3 @@ def test_where_it_is_ignored_it_stays_ignored(stop):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_in_another_thread_nothing_is_caught(stop):
-    found = []
-
-    def work():
-        with stop.noted(print), signals.deferred():
-            found.append(signal.getsignal(signal.SIGINT))
-            stop.check()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [signal.default_int_handler]

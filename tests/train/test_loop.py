@@ -180,12 +180,3 @@ def test_after_too_many_in_a_row_the_state_before_them_is_saved(tmp_path):
     assert fake.events[-1] == ("save", 2) and int(fake.last.skipped) == 0
     found = json.loads((tmp_path / loop.NONFINITE).read_text())
     assert found == {"step": 2, "in_a_row": 3, "checkpoint": 2, "key": key_of(2)}
-
-
-def test_a_state_with_more_skipped_steps_than_are_borne_ends_the_run(tmp_path):
-    """As where the limit was lowered; a state that is no newer isn't saved."""
-    fake = Fake(skipped=dict.fromkeys(range(10, 20), 8))
-    fake.newest = 10
-    with pytest.raises(loop.TrainingError, match=r"8 steps in a row .* newest checkpoint is of 10"):
-        fake.train(tmp_path, loop.Plan(20, 1, 1, 20, 20, 20, 3), first=10, skipped=8)
-    assert not [event for event in fake.events if event[0] == "save"]

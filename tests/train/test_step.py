@@ -182,9 +182,3 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied_either():
     new, metrics = updated(model, state, one_batch(8))
     assert np.isfinite(metrics["bpd"]) and not np.isfinite(metrics["grad_norm"])
     assert_equal(state._replace(step=1, skipped=1), new)
-
-
-def test_one_step_a_call_tells_of_its_step_too():
-    state, metrics = run(marked(batches(1, 8), [0]), [(0, 1)] * 5)
-    assert [m["skipped"].tolist() for m in metrics] == [[1], [2], [3], [3], [3]]
-    assert int(state.step) == 3
