@@ -42,7 +42,7 @@ class Coder(NamedTuple):
     noise: Noise
 
     def encode(
-        self, stacks: Stacks, images: np.ndarray, active: np.ndarray, observe: Observe | None = None
+        self, stacks: Stacks, images: np.ndarray, active: np.ndarray, observe: Observe
     ) -> None:
         """Pushes an image of each active lane, integers [lanes, dims].
 
@@ -50,8 +50,7 @@ class Coder(NamedTuple):
         """
         chain, x = self.chain, images.T.astype(np.int64)
         z = self._draw(stacks, 0, chain.values[x], active)
-        if observe is not None:
-            observe(0, (z * chain.grids[0]).T, None, None)
+        observe(0, (z * chain.grids[0]).T, None, None)
         _push(stacks, _pixels(chain.pixels, z), x, active)
         for i in range(1, chain.num_steps + 1):
             z_next = self._draw(stacks, i, z, active)

@@ -70,12 +70,6 @@ def compress(
 
     For the time of the call JAX computes in 64 bits.
 
-        def bind(params):
-            return VDM(partial(module.apply, params), gamma, event_shape=(32, 32, 3), levels=256)
-
-        content, summary = compress(images, bind, params, options=Options(num_steps=250))
-        images, meta = decompress(content, bind, params)
-
     Args:
       images: integers in [0, levels), [n, height, width, channels].
       bind: function parameters -> VDM, any network. Its output for one image must not depend on the
@@ -83,7 +77,7 @@ def compress(
         the type of its input, float64 (in Flax modules dtype=None), without dropout.
       params: tree of arrays; taken to float64 for the network.
       settings: what else the network depends on and JSON can hold, for the model's digest.
-      options: see `Options`.
+      options: number of steps, grid and blocks.
       meta: bytes that are kept in the file beside the images.
       progress: function that is told how many images of the VDM are done, and of how many.
 

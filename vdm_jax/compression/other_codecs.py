@@ -3,6 +3,7 @@
 Values go in as they are, in 8 bits: 0..16 of 17 levels stays 0..16, not spread over 0..255.
 """
 
+import contextlib
 import importlib
 import io
 import lzma
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 __all__ = ["sizes"]
 
@@ -35,7 +36,10 @@ def sizes(images: np.ndarray) -> dict[str, int]:
         raise ValueError(f"images must have at most {SIDE} pixels a side, not {planes.shape[1:3]}")
     mosaics = list(_mosaics(planes))
     whole = "one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"
-    codecs = [name for name in _OPTIONS if _is_there(name)]
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # which makes JPEG-XL known to Pillow
+    codecs = [name for name, options in _OPTIONS.items() if options["format"] in Image.SAVE]
     found = {
         f"{name}, {kind}": sum(_size(name, picture) for picture in pictures)
         for kind, pictures in (("each image", planes), (whole, mosaics))
@@ -43,15 +47,6 @@ def sizes(images: np.ndarray) -> dict[str, int]:
     }
     xz = len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))
     return found | {"xz": xz, "raw": images.nbytes}
-
-
-def _is_there(name: str) -> bool:
-    if name == "JPEG-XL":
-        try:
-            importlib.import_module("pillow_jxl")  # which makes it known to Pillow
-        except ImportError:
-            return False
-    return name != "WebP" or bool(features.check("webp"))
 
 
 def _planes(images: np.ndarray) -> np.ndarray:
@@ -69,8 +64,7 @@ def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
         tiles = planes[start : start + most**2]
         columns = math.ceil(math.sqrt(len(tiles)))
         rows = -(-len(tiles) // columns)
-        grid = np.zeros((rows * columns, height, width, *channels), np.uint8)
-        grid[: len(tiles)] = tiles
+        grid = np.pad(tiles, [(0, rows * columns - len(tiles))] + [(0, 0)] * (tiles.ndim - 1))
         grid = grid.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
         yield grid.reshape(rows * height, columns * width, *channels)
 

@@ -76,14 +76,12 @@ class Model(NamedTuple):
     """A model that is trained: how its parameters start, and what they are a model of."""
 
     init: Callable[[Key], Params]
-    bind: Callable[..., Any]
-    """Function (parameters, conditioning=None, dropout key=None) -> `VDM`, or another `Bound`."""
+    bind: Callable[..., Any]  # (parameters, conditioning=None, dropout key=None) -> `Bound`
     end_points: str | None = None
     """Name in params["gamma"] of what sets the schedule's end points, to train the rest of it for
-    a low variance (`train.schedule_variance`); None to train all of it on the bound."""
+    a low variance (`train.schedule_variance`)."""
     pixel_levels: int | None = None
-    """Number of levels of the integer images that a model of continuous data is given: they are
-    encoded first (`loss.to_data`). None: the images are what the bound takes."""
+    """Number of levels of integer images, for a model of continuous data: it encodes them first."""
 
     def with_fields(self, **fields: Any) -> "Model":
         """Returns the model whose `VDM` has other fields, as num_steps=10."""
