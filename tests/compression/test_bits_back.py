@@ -83,3 +83,15 @@ def test_what_is_popped_is_standard_normal_and_new_at_each_level(rates):
         error = np.std(values) / np.sqrt(len(values))
         assert error < 1.7e-3
         assert abs(np.mean(values) - expected) < 4 * error
+
+
+def test_the_bound_on_the_way_is_that_of_the_loss(rates):
+    """Along the chain's latents, every level of them, as against drawn times and noise."""
+    _, bound, _, _ = rates
+    with jax.enable_x64(True):
+        vdm, images = known.model().vdm._replace(num_steps=STEPS), known.images(BATCHES * LANES)
+        draw = jax.jit(lambda key: vdm.elbo(key, jnp.asarray(images)).total)
+        drawn = np.mean([draw(jax.random.key(i)) for i in range(4)], axis=0) / np.log(2)
+    difference = bound - drawn
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(bound))
+    assert difference.std() / np.sqrt(len(bound)) < 0.012 * bound.mean()
