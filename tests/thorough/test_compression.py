@@ -8,7 +8,7 @@ import vdmz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdm_jax.compression import VdmzError, file
+from vdm_jax.compression import file
 
 
 @settings(max_examples=12, derandomize=True, deadline=None)
@@ -30,17 +30,6 @@ def test_any_images(shape, levels, count, num_steps, grid, gamma_min, seed, reve
     blocks = int(rng.integers(1, count + 1))
     content, _ = model.compress(images, num_steps, grid, blocks)
     np.testing.assert_array_equal(model.decompress(content)[0], images)
-
-
-def test_every_flip_of_every_byte_is_told():
-    model = known.model()
-    content, _ = model.compress(known.images(60), 12, blocks=2, meta=b"meta")
-    for at in range(len(content)):
-        for flip in (1, 2, 4, 8, 16, 32, 64, 128, 255):
-            damaged = bytearray(content)
-            damaged[at] ^= flip
-            with pytest.raises(VdmzError):
-                model.decompress(bytes(damaged))
 
 
 @pytest.mark.usefixtures("compiled_once")

@@ -1,5 +1,7 @@
 """How much memory a step needs, against sizes that can be counted; and running out of it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,17 +28,9 @@ def test_arguments_outputs_and_temporaries_are_counted_and_donated_ones_once():
 
 
 def test_a_device_s_room_is_its_limit():
-    class Device:
-        platform = "gpu"
-
-        def __init__(self, stats):
-            self.stats = stats
-
-        def memory_stats(self):
-            return self.stats
-
-    assert memory.room(Device({"bytes_limit": 10, "bytes_in_use": 3})) == (10, 10)
-    assert memory.room(Device(None)) is None
+    for stats, found in (({"bytes_limit": 10, "bytes_in_use": 3}, (10, 10)), (None, None)):
+        device = types.SimpleNamespace(platform="gpu", memory_stats=lambda stats=stats: stats)
+        assert memory.room(device) == found
 
 
 def test_devices_of_a_cpu_share_the_machine_s_memory(tmp_path):
