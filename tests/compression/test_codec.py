@@ -107,9 +107,9 @@ def test_blocks_of_all_kinds_in_one_file():
     assert [block.mode for block in header.blocks] == [file.CHAIN, file.RAW, file.FALLBACK]
     assert (summary.coded, summary.raw) == (15 - header.blocks[0].seeds, 15)
     assert summary.seeds == 15 + header.blocks[0].seeds
-    other, alone = model.compress(np.concatenate([plain, usual, noise]), 20, blocks=3)
-    start, size = file.unpack(other)[0].blocks[0].size, header.blocks[0].size
-    assert payload[:size] == file.unpack(other)[1][start : start + size]  # lanes don't mix
+    other, alone = model.compress(np.concatenate([usual, plain, noise]), 20, blocks=3)
+    size = header.blocks[0].size
+    assert payload[:size] == file.unpack(other)[1][:size]  # lanes don't mix
     assert (summary.net, summary.bound) == pytest.approx((alone.net, alone.bound), abs=1e-6)
 
 
