@@ -79,8 +79,7 @@ class Network:
             for part in self(z, int(level)):
                 if part is not None:
                     with np.errstate(invalid="ignore"):  # what isn't finite, the coder refuses
-                        rounded = np.rint(part / EPS_GRID).astype("<i8")
-                    found = zlib.crc32(rounded.tobytes(), found)
+                        found = zlib.crc32(np.rint(part / EPS_GRID).astype("<i8").tobytes(), found)
         return found
 
 

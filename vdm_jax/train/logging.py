@@ -21,8 +21,7 @@ __all__ = ["MetricsLog", "read_metrics"]
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
 
-    A run that goes on at `first_step` drops the lines of later steps, which it will write again.
-    Of several processes only the first one writes; the others remember which lines there are.
+    A run that goes on at `first_step` drops later lines; of several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0) -> None:

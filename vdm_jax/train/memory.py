@@ -13,13 +13,10 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class Room(NamedTuple):
-    """The memory of one device, in bytes: free now, and at the very best.
+    """The memory of one device, in bytes."""
 
-    A step that needs more than `free` may fail or be slow; one that needs more than `most` fails.
-    """
-
-    free: int
-    most: int
+    free: int  # a step that needs more may fail, or be slow
+    most: int  # a step that needs more fails
 
 
 def need(compiled: jax.stages.Compiled) -> int | None:
@@ -32,10 +29,7 @@ def need(compiled: jax.stages.Compiled) -> int | None:
 
 
 def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
-    """Returns a device's limit, or a CPU's equal share of this machine's memory; None if unknown.
-
-    `free` of a CPU is what the machine has available now, `most` all of it and its swap space.
-    """
+    """Returns a device's limit, or a CPU's equal share of what this machine has, if known."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         return Room(int(limit), int(limit))

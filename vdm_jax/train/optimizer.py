@@ -13,10 +13,7 @@ __all__ = ["learning_rate", "make"]
 def learning_rate(
     peak: float, warmup_steps: int, decay: str = "none", decay_steps: int = 0
 ) -> optax.Schedule:
-    """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at step `decay_steps`.
-
-    Raises UserError for an unknown decay or one that would end inside the warm-up.
-    """
+    """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at `decay_steps`."""
     length = decay_steps - warmup_steps
     if decay not in ("none", "linear", "cosine"):
         raise UserError(

@@ -4,15 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vdm_jax.train.model import unit_of
 
@@ -28,10 +21,11 @@ class Bar:
         self._console = console or Console(highlight=False)
         self._words, self._total, self._done = words, total, done
         self._began = time.monotonic()
-        bar = TextColumn(words), BarColumn(bar_width=24), MofNCompleteColumn()
-        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        note, hidden = TextColumn("{task.fields[note]}"), not self._console.is_terminal
-        self._bar = Progress(*bar, *times, note, console=self._console, disable=hidden)
+        self._bar = progress.Progress(
+            words, progress.BarColumn(bar_width=24), progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn(),
+            "{task.fields[note]}", console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
         self._task = self._bar.add_task(words, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:

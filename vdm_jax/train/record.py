@@ -63,10 +63,7 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
 
 
 def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:
-    """Raises unless `restored` has the form of `expected` and the bits that were saved.
-
-    All processes call it. The DamagedError, or chex's AssertionError, names the leaf.
-    """
+    """Raises unless `restored` has the form of `expected` and the bits saved; for all processes."""
     chex.assert_trees_all_equal_shapes_and_dtypes(restored, expected)
     for name, found in _leaves(restored).items():
         if record["leaves"][name] != found:

@@ -49,9 +49,8 @@ def curvature(model: Model, gamma_params: Params, t: PerExample) -> PerExample:
 def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
     """Returns the function (params, batch, key) -> (gradient, terms of the bound [batch] in nats).
 
-    For the network and the schedule's end points, `params["gamma"][model.end_points]`, the gradient
-    is that of the mean bound in the model's unit; for the schedule's other parameters that of
-    E[L^2], L the diffusion loss of one example in the same unit.
+    For the network and the end points, `params["gamma"][model.end_points]`, it is the gradient of
+    the mean bound in the model's unit; for the schedule's other parameters that of E[L^2].
     """
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:

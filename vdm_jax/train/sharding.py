@@ -12,10 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-__all__ = [
-    "SMALL", "check_batch_size", "gathered", "make_mesh", "of_first", "of_parameters", "placed",
-    "put", "replicated", "split_over",
-]  # fmt: skip
+__all__ = ["SMALL", "check_batch_size", "gathered", "make_mesh", "of_first", "of_parameters",
+           "placed", "put", "replicated", "split_over"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -67,11 +65,9 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
 
 
 def gathered(mesh: Mesh, tree: T) -> T:
-    """Returns the same parameters, of which every device has all from here on in the program.
-
-    Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
-    exchange activations of the whole batch at each layer, many times the bytes of the parameters.
-    """
+    """Returns the same parameters, of which every device has all from here on in the program."""
+    # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
+    # exchange activations of the whole batch, many times the bytes of the parameters.
     if mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))

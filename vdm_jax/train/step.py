@@ -14,13 +14,10 @@ from vdm_jax.train import schedule_variance, sharding
 from vdm_jax.train.model import Batch, Bound, Model, Params, unit
 from vdm_jax.types import Key
 
-__all__ = [
-    "MAX_SKIPPED", "Metrics", "TrainState", "Training", "abstract_state", "ema_update",
-    "init_state", "make_step", "start", "step_key", "update",
-]  # fmt: skip
+__all__ = ["Metrics", "TrainState", "Training", "abstract_state", "ema_update", "init_state",
+           "make_step", "start", "step_key", "update"]  # fmt: skip
 
 Metrics = dict[str, jax.Array]
-MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 
 
 class TrainState(NamedTuple):
@@ -71,7 +68,7 @@ class Training(NamedTuple):
     key: Key  # of all random numbers of the training; each step's own is `step_key`
     accumulate: int = 1  # micro-batches, one after the other, whose mean gradient a step takes
     steps_per_call: int = 1  # batches in a chunk, the most steps of a call of the program
-    max_skipped: int = MAX_SKIPPED  # steps in a row, not applied, after which nothing changes
+    max_skipped: int = 10  # steps in a row, not applied, after which nothing changes
 
 
 def update(
@@ -117,11 +114,10 @@ def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metr
 
     if model.end_points is None:
         return jax.grad(bound, has_aux=True)
-    of_variance = schedule_variance.gradient(model)
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        grads, terms = of_variance(params, batch, key)
-        return grads, _metrics(model.bind(params, batch["conditioning"], None), terms)
+        grads, terms = schedule_variance.gradient(model)(params, batch, key)
+        return grads, _metrics(model.bind(params, batch["conditioning"]), terms)
 
     return compute
 
