@@ -103,6 +103,7 @@ def test_an_empty_stack_is_told_and_by_lane():
     with pytest.raises(Underflow) as error:
         one.pop_one(1, 0, 1 << 20)
     np.testing.assert_array_equal(error.value.lanes, [False, True])
+    assert one.empty().all() and not stacks.empty().any()
 
 
 def test_scrambling_twice_is_nothing_and_once_leaves_fair_bits():
@@ -123,22 +124,6 @@ def test_scrambling_twice_is_nothing_and_once_leaves_fair_bits():
     assert np.mean(salted.words[np.arange(LANES), salted.sizes - 1][active] == tops[0]) < 0.01
     stacks.scramble(16, 3, active)
     assert dumped(stacks) == before
-
-
-def test_single_symbols_are_those_of_arrays():
-    rng = np.random.default_rng(5)
-    counts, rows = table(rng, 1), np.zeros((N, LANES), int)
-    stacks, one = Stacks(LANES), Stacks(1)
-    symbols = rng.integers(0, SYMBOLS, N)
-    push(stacks, counts, rows, np.tile(symbols[:, None], LANES))
-    starts = counts[0].tolist()
-    for symbol in symbols[::-1].tolist():
-        one.push_one(0, starts[symbol], starts[symbol + 1] - starts[symbol])
-    assert one.dump(0) == stacks.dump(0) == stacks.dump(9)
-    for symbol in symbols.tolist():
-        assert starts[symbol] <= one.top(0) < starts[symbol + 1]
-        one.pop_one(0, starts[symbol], starts[symbol + 1] - starts[symbol])
-    assert one.empty().all() and not stacks.empty().any()
 
 
 def test_bytes():

@@ -45,13 +45,6 @@ def test_gaussian_counts_have_the_moments_of_the_gaussian(escape):
     np.testing.assert_allclose(probs[:, 1:-1], exact[:, 1:-1], atol=4 / TOTAL + 1e-6)
 
 
-def test_split_rounds_means_to_fractions():
-    mean = np.random.default_rng(0).uniform(-1e4, 1e4, 1000)
-    whole, row = tables.split(mean)
-    assert row.min() >= 0 and row.max() < FRACTIONS
-    np.testing.assert_allclose(whole + row / FRACTIONS, mean, atol=0.5 / FRACTIONS)
-
-
 @pytest.mark.parametrize(("gamma_0", "levels"), [(-13.3, 256), (3.0, 2)])
 def test_pixel_counts_are_those_of_the_decoder(gamma_0, levels):
     grid = 0.4 * np.exp(0.5 * gamma_0)
@@ -96,20 +89,6 @@ def test_factors_are_those_of_the_core(reverse_var):
             var = probs @ (np.arange(len(probs)) - table.span) ** 2
             np.testing.assert_allclose(np.sqrt(var) * width, std, rtol=1e-3)
             assert np.max(std) / width > grid * (1 - 1e-6)  # no std is less than `grid` parts
-
-
-def test_a_learned_variance_lies_between_its_two_ends():
-    found = chain.make(GAMMA, 3, 17, 2, "learned")
-    for i in range(3):
-        counts = found.decoders[i].counts[::FRACTIONS].astype(float)
-        assert len(counts) == found.shares[i] > 1
-        span = found.decoders[i].span
-        probs = np.diff(counts, axis=1)[:, :-1] / TOTAL
-        var = probs @ (np.arange(2 * span + 1) - span) ** 2 * found.grids[i] ** 2
-        one, s, t = jnp.ones(1), found.gammas[i], found.gammas[i + 1]
-        ends = [float(process.reverse(one, one, s, t, share).var[0]) for share in (0.0, 1.0)]
-        np.testing.assert_allclose(var[[0, -1]], ends, rtol=1e-2)
-        np.testing.assert_allclose(np.diff(np.log(var)), np.log(var[1] / var[0]), rtol=0.05)
 
 
 def test_the_digest_tells_chains_apart_and_not_the_last_bits_of_a_machine():
