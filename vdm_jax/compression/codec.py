@@ -68,17 +68,14 @@ def compress(
 ) -> tuple[bytes, Summary]:
     """Returns the VDMZ file of images, and what it came to; `decompress` it to be sure.
 
-    For the time of the call JAX computes in 64 bits.
-
     Args:
       images: integers in [0, levels), [n, height, width, channels].
       bind: function parameters -> VDM, any network. Its output for one image must not depend on the
-        others of a batch, of which there are as many as blocks; it is compiled, and must compute in
-        the type of its input, float64 (in Flax modules dtype=None), without dropout.
+        others of a batch; it is compiled, and must compute in the type of its input, float64 (in
+        Flax modules dtype=None), without dropout.
       params: tree of arrays; taken to float64 for the network.
       settings: what else the network depends on and JSON can hold, for the model's digest.
-      options: number of steps, grid and blocks.
-      meta: bytes that are kept in the file beside the images.
+      options, meta: choices, and bytes that are kept in the file beside the images.
       progress: function that is told how many images of the VDM are done, and of how many.
 
     Raises ValueError for images that aren't the model's, numbers out of range, a gamma that doesn't
