@@ -196,7 +196,9 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     vdm = bind(params)
     steps = chain.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
     if steps.digest[:4] != header.tables:
-        raise VdmzError("this machine computes other coding tables than that which made it")
+        raise VdmzError(
+            "this machine computes other coding tables; decompress it on the one that made it"
+        )
     network = Network(bind, params, steps, len(header.blocks))
     if network.probe() != header.probe:
         raise VdmzError(
