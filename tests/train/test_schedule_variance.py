@@ -93,18 +93,6 @@ def test_a_step_takes_this_gradient_with_the_dropout_of_the_bound():
     assert_close(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), 1e-5)
 
 
-def test_curvature_is_the_second_derivative(x64):
-    model = monotone_model()
-    gamma_params = model.init(jax.random.key(1))["gamma"]
-    t = jnp.linspace(0.1, 0.9, 9)
-
-    def slope(t):
-        return variance.schedule_values(model, gamma_params, t).slope
-
-    numerical = (slope(t + 1e-5) - slope(t - 1e-5)) / 2e-5
-    np.testing.assert_allclose(variance.curvature(model, gamma_params, t), numerical, rtol=1e-5)
-
-
 def test_it_needs_continuous_time():
     model = monotone_model().with_fields(num_steps=10)
     with pytest.raises(ValueError, match="needs continuous time, num_steps=None"):

@@ -119,14 +119,15 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_calls_begin_and_end():
 
 
 def test_one_step_a_call_is_the_same_too_and_the_state_is_donated():
-    data = batches(8, 8)
+    data = marked(batches(8, 8), [2])
     many, _ = run(data, [(0, 3)])
     mesh, single, state = compiled(1, 1, 1)
     state = jax.device_put(state, sharding.replicated(mesh))
     for i in range(3):
         before, chunk = state, {k: v[i : i + 1] for k, v in data.items()}
-        state, _ = single(state, sharding.put(chunk, mesh, axis=1), 0, 1)
+        state, metrics = single(state, sharding.put(chunk, mesh, axis=1), 0, 1)
         assert jax.tree.leaves(before.params)[0].is_deleted()
+        assert metrics["skipped"].tolist() == [i == 2]
     assert_close(many, state, 1e-4, 1e-5)
 
 
