@@ -30,12 +30,10 @@ def digits(count: int) -> np.ndarray:
 
 
 def plain_compress(*arguments: object) -> Summary:
-    """`python -m experiments.compress ARGUMENTS`."""
     return _compress(["experiments.compress", *map(str, arguments)])
 
 
 def plain_decompress(*arguments: object) -> Path:
-    """`python -m experiments.decompress ARGUMENTS`."""
     return _decompress(["experiments.decompress", *map(str, arguments)])
 
 

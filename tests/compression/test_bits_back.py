@@ -11,7 +11,7 @@ from vdm_jax.compression import bits_back, chain
 from vdm_jax.compression.ans import Stacks
 from vdm_jax.compression.network import Bound, Network
 
-STEPS, LANES, BATCHES = 30, 2048, 4
+STEPS, LANES, BATCHES = 30, 2048, 2
 
 
 class Noise:
@@ -37,7 +37,7 @@ class Noise:
 
 @pytest.fixture(scope="module")
 def rates():
-    """Returns net bits, bound and path of 8,192 images, and what is known of their noise."""
+    """Returns net bits, bound and path of 4,096 images, and what is known of their noise."""
     with jax.enable_x64(True):
         model = known.model()
         steps = chain.make(model.vdm.gamma, STEPS, known.LEVELS, chain.DEFAULT_GRID)
@@ -65,7 +65,7 @@ def test_the_net_rate_is_the_bound(rates):
     net, bound, _, _ = rates
     excess = (net - bound).mean() / bound.mean()
     error = (net - bound).std() / np.sqrt(len(net)) / bound.mean()
-    assert error < 0.0028
+    assert error < 0.004
     assert abs(excess) < 2 * error + 0.002
 
 
@@ -81,7 +81,7 @@ def test_what_is_popped_is_standard_normal_and_new_at_each_level(rates):
     noise = rates[3]
     for values, expected in ((noise.squares, 1.0), (noise.products, 0.0)):
         error = np.std(values) / np.sqrt(len(values))
-        assert error < 1.2e-3
+        assert error < 1.7e-3
         assert abs(np.mean(values) - expected) < 4 * error
 
 
@@ -94,4 +94,4 @@ def test_the_bound_on_the_way_is_that_of_the_loss(rates):
         drawn = np.mean([draw(jax.random.key(i)) for i in range(4)], axis=0) / np.log(2)
     difference = bound - drawn
     assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(bound))
-    assert difference.std() / np.sqrt(len(bound)) < 0.008 * bound.mean()
+    assert difference.std() / np.sqrt(len(bound)) < 0.012 * bound.mean()

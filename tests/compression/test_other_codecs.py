@@ -6,10 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from vdm_jax.compression import other_codecs
-from vdm_jax.data import digits
 
 RNG = np.random.default_rng(0)
 OPTIONS = {"PNG": {"optimize": True}, "WebP": {"lossless": True, "quality": 100, "method": 6}}
@@ -26,27 +25,26 @@ def test_each_image_is_a_file_and_all_are_a_mosaic():
         mosaic[4 * row :, 5 * column :][:4, :5] = image
     for name, options in OPTIONS.items():
         for kind, pictures in (("each image", images), ("one mosaic", [mosaic])):
-            buffers = [io.BytesIO() for _ in pictures]
-            for buffer, picture in zip(buffers, pictures, strict=True):
-                Image.fromarray(picture).save(buffer, name, **options)
-            assert found[f"{name}, {kind}"] == sum(len(buffer.getvalue()) for buffer in buffers)
+            size = 0
+            for picture in pictures:
+                Image.fromarray(picture).save(buffer := io.BytesIO(), name, **options)
+                size += len(buffer.getvalue())
+            assert found[f"{name}, {kind}"] == size
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 7, 2), (1, 64, 1, 1)])
-def test_pixels_of_any_shape_come_back(shape):
-    for images in (RNG.integers(0, 256, shape, np.uint8), np.zeros(shape, np.uint8)):
-        assert {"PNG, each image", "WebP, one mosaic"} <= set(other_codecs.sizes(images))
-    planes = other_codecs._planes(images := RNG.integers(0, 256, (3, 4, 5, 2), np.uint8))
-    np.testing.assert_array_equal(planes[..., 5:], images[..., 1])
-
-
-@pytest.mark.parametrize("event", [(2, 3), (10, 1), (4, 4, 3)])
+@pytest.mark.parametrize("event", [(2, 3), (4, 4, 3)])
 def test_mosaics_keep_within_their_side(monkeypatch, event):
     monkeypatch.setattr(other_codecs, "SIDE", 10)
     planes = RNG.integers(1, 256, (37, *event), np.uint8)
     mosaics = list(other_codecs._mosaics(planes))
     assert max(side for mosaic in mosaics for side in mosaic.shape[:2]) <= 10
     assert sum(int(mosaic.sum()) for mosaic in mosaics) == int(planes.sum())
+
+
+def test_two_channels_lie_side_by_side():
+    planes = other_codecs._planes(images := RNG.integers(0, 256, (3, 4, 5, 2), np.uint8))
+    np.testing.assert_array_equal(planes[..., :5], images[..., 0])
+    np.testing.assert_array_equal(planes[..., 5:], images[..., 1])
 
 
 def test_what_is_lossy_missing_or_too_large_is_told(monkeypatch):
@@ -58,16 +56,7 @@ def test_what_is_lossy_missing_or_too_large_is_told(monkeypatch):
         with pytest.raises(RuntimeError, match=r"WebP is not lossless on a picture of shape \(16"):
             other_codecs.sizes(RNG.integers(0, 256, (1, 16, 16, 3), np.uint8))
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
-    monkeypatch.setattr(features, "check", lambda name: name != "webp")
+    for codec in ("WEBP", "JXL"):
+        monkeypatch.delitem(Image.SAVE, codec, raising=False)
     found = other_codecs.sizes(np.zeros((1, 6, 8, 1), np.uint8))
     assert list(found) == ["PNG, each image", "PNG, one mosaic", "xz", "raw"]
-
-
-def test_digits_cost_what_is_known():
-    """Bits per dim as measured; libraries of other versions pack a little otherwise."""
-    images = digits.load_digits().test
-    found = {name: 8 * size / images.size for name, size in other_codecs.sizes(images).items()}
-    wanted = {"PNG, one mosaic": 3.80, "WebP, one mosaic": 3.07, "xz": 2.86}
-    wanted |= {"JPEG-XL, one mosaic": 2.59} if "JPEG-XL, one mosaic" in found else {}
-    for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, abs=0.1)

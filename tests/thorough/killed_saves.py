@@ -52,17 +52,6 @@ def child(folder, pipe):
         say(saved=step, seconds=time.monotonic() - began)
 
 
-def read(pipe):
-    """The next line of a child."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(pipe, 1)
-        if not byte:
-            return None
-        line += byte
-    return json.loads(line)
-
-
 def main():
     folder, count, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
     seconds: float | None = None
@@ -76,19 +65,17 @@ def main():
                 traceback.print_exc()
             os._exit(1)
         os.close(pipe)
-        told = []
-        while "saving" not in (line := read(out) or {"saving": None}):
-            told.append(line)
-        while seconds is None:  # the first child's third save tells how long one takes
-            line = read(out)
-            told.append(line)
-            seconds = line["seconds"] if line.get("saved") == 3 else None
-        time.sleep(rng.uniform(0, MOST * seconds))
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        while (line := read(out)) is not None:
-            told.append(line)
-        os.close(out)
+        with os.fdopen(out) as lines:
+            told = [json.loads(lines.readline())]
+            while "saving" not in told[-1]:
+                told.append(json.loads(lines.readline()))
+            while seconds is None:  # the first child's third save tells how long one takes
+                told.append(json.loads(lines.readline()))
+                seconds = told[-1]["seconds"] if told[-1].get("saved") == 3 else None
+            time.sleep(rng.uniform(0, MOST * seconds))
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            told += map(json.loads, lines)
         print(json.dumps(told), flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,9 +22,7 @@ def state_at(step):
 
 
 def assert_equal(a, b):
-    for tree in ("params", "ema_params"):
-        for name in a[tree]:
-            np.testing.assert_array_equal(a[tree][name], b[tree][name])
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture
@@ -78,19 +77,3 @@ def test_hundreds_of_damages_are_errors_of_one_line_or_nothing_at_all(part, chec
     assert_equal(checkpoints.restore(template), template)
     assert min(seen[kind] for kind in ("flip", "zeros", "cut", "gone", "the same")) >= 3, seen
     assert all(str(folder / "7") in line and "\n" not in line for line in messages)
-
-
-def test_flips_in_the_numbers_that_orbax_would_not_see_are_seen(checkpoints, tmp_path):
-    """In the file that holds the arrays, all along it: none comes back wrong."""
-    template, messages = state_at(7), []
-    [largest] = sorted(files(tmp_path / "c"), key=lambda file: file.stat().st_size)[-1:]
-    whole = largest.read_bytes()
-    for byte in range(0, len(whole), len(whole) // 50):
-        content = bytearray(whole)
-        content[byte] ^= 1 << (byte % 8)
-        largest.write_bytes(content)
-        try:
-            assert_equal(checkpoints.restore(template), template)
-        except DamagedError as error:
-            messages.append(str(error))
-    assert sum("has other bits than were saved" in message for message in messages) > 10

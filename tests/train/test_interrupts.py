@@ -1,8 +1,7 @@
 """Ctrl-C and SIGTERM where they can do no harm; sent here by the signal itself."""
 
-import contextlib
+import concurrent.futures
 import signal
-import threading
 
 import jax
 import pytest
@@ -12,6 +11,15 @@ from vdm_jax.train import sharding
 from vdm_jax.train.interrupts import Stop, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def test_in_another_thread_nothing_is_caught(stop):
+    def work():
+        with stop.noted(print), signals.deferred():
+            return signal.getsignal(signal.SIGINT)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result() is signal.default_int_handler
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,7 @@ def press():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number):
+    assert not issubclass(Stopped, Exception)  # nothing that survives errors swallows it
     said = []
     with stop.noted(said.append):
         stop.check()  # nothing was sent
@@ -44,8 +53,7 @@ def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number)
         signal.raise_signal(number)
         assert [line.split(":")[0] for line in said] == [signal.Signals(number).name]
         assert ("again to stop at once" in said[0]) == (number == signal.SIGINT)
-        assert not issubclass(Stopped, Exception)  # nothing that survives errors swallows it
-        with pytest.raises(Stopped) as stopped, contextlib.suppress(Exception):
+        with pytest.raises(Stopped) as stopped:
             stop.check()
         assert stopped.value.number == number
         with pytest.raises(Stopped):
@@ -53,21 +61,10 @@ def test_a_signal_is_said_at_once_and_raised_where_it_is_asked_for(stop, number)
 
 
 def test_the_second_ctrl_c_is_raised_at_once(stop):
-    said = []
-    with stop.noted(said.append):
+    with stop.noted(print):
         press()
         with pytest.raises(KeyboardInterrupt):
             press()
-    assert len(said) == 1
-
-
-def test_ctrl_c_after_sigterm_waits_for_the_save_like_the_first(stop):
-    with stop.noted(lambda text: None):
-        signal.raise_signal(signal.SIGTERM)
-        press()
-        with pytest.raises(Stopped) as stopped:
-            stop.check()
-    assert stopped.value.number == signal.SIGTERM
 
 
 class Computing:
@@ -97,23 +94,6 @@ def test_a_long_computation_is_waited_for_and_can_be_left(stop):
     assert left.asked == 2 and not left.waited
 
 
-def test_the_handlers_are_those_of_before_also_after_an_error(stop):
-    with stop.noted(print):
-        assert all(signal.getsignal(n) is not signal.default_int_handler for n in SIGNALS)
-    with pytest.raises(ZeroDivisionError), stop.noted(print):
-        raise ZeroDivisionError
-    assert all(signal.getsignal(n) is signal.default_int_handler for n in SIGNALS)
-
-    def block():
-        with signals.deferred():
-            press()
-            raise ZeroDivisionError
-
-    with pytest.raises(KeyboardInterrupt) as raised:
-        block()
-    assert isinstance(raised.value.__context__, ZeroDivisionError)
-
-
 def test_pressed_within_a_save_it_is_noted_after_the_save(stop):
     """`deferred` within `noted`, as in a run: it counts as the first, and never gets lost."""
     said = []
@@ -125,6 +105,8 @@ def test_pressed_within_a_save_it_is_noted_after_the_save(stop):
         assert len(said) == 1
         with pytest.raises(Stopped):
             stop.check()
+    with pytest.raises(KeyboardInterrupt), signals.deferred():
+        press()
 
 
 def test_where_it_is_ignored_it_stays_ignored(stop):
@@ -138,17 +120,3 @@ def test_where_it_is_ignored_it_stays_ignored(stop):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def test_in_another_thread_nothing_is_caught(stop):
-    found = []
-
-    def work():
-        with stop.noted(print), signals.deferred():
-            found.append(signal.getsignal(signal.SIGINT))
-            stop.check()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [signal.default_int_handler]

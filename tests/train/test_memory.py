@@ -1,5 +1,7 @@
 """How much memory a step needs, against sizes that can be counted; and running out of it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -17,29 +19,18 @@ def floats(mib):
     return jax.ShapeDtypeStruct((mib * MIB // 4,), jnp.float32)
 
 
-def test_arguments_and_outputs_are_counted_and_donated_ones_once():
+def test_arguments_outputs_and_temporaries_are_counted_and_donated_ones_once():
     assert memory.need(compiled(lambda x: x + 1, floats(4))) == 8 * MIB
     assert memory.need(compiled(lambda x: x + 1, floats(4), donate_argnums=0)) == 4 * MIB
-
-
-def test_temporaries_are_counted():
-    """A sort needs a copy of what it sorts; the sum of it is one number."""
+    # A sort needs a copy of what it sorts; the sum of it is one number.
     need = memory.need(compiled(lambda x: jnp.sort(x)[:1], floats(4)))
     assert 8 * MIB <= need < 8.1 * MIB
 
 
 def test_a_device_s_room_is_its_limit():
-    class Device:
-        platform = "gpu"
-
-        def __init__(self, stats):
-            self.stats = stats
-
-        def memory_stats(self):
-            return self.stats
-
-    assert memory.room(Device({"bytes_limit": 10, "bytes_in_use": 3})) == (10, 10)
-    assert memory.room(Device(None)) is None
+    for stats, found in (({"bytes_limit": 10, "bytes_in_use": 3}, (10, 10)), (None, None)):
+        device = types.SimpleNamespace(platform="gpu", memory_stats=lambda stats=stats: stats)
+        assert memory.room(device) == found
 
 
 def test_devices_of_a_cpu_share_the_machine_s_memory(tmp_path):
@@ -53,12 +44,9 @@ def test_devices_of_a_cpu_share_the_machine_s_memory(tmp_path):
     assert here is None or 2**24 < here.free <= here.most
 
 
-@pytest.mark.parametrize(
-    ("size", "said"),
-    [(3 * 2**30, "3.0 GiB"), (2**29, "0.5 GiB"), (64 * MIB, "64.0 MiB"), (MIB // 10, "0.1 MiB")],
-)
-def test_sizes_in_words(size, said):
-    assert memory.words(size) == said
+def test_sizes_in_words():
+    for size, said in ((2**29, "0.5 GiB"), (64 * MIB, "64.0 MiB")):
+        assert memory.words(size) == said
 
 
 def test_running_out_of_memory_is_told_from_other_errors():
@@ -72,5 +60,3 @@ def test_running_out_of_memory_is_told_from_other_errors():
         jax.jit(lambda: jnp.zeros(2**46))().block_until_ready()
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.exhausted(Told):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-    with pytest.raises(ZeroDivisionError), memory.exhausted(Told):
-        raise ZeroDivisionError

@@ -37,22 +37,15 @@ def test_a_training_tells_its_rate_the_time_left_and_the_terms(monkeypatch):
     assert rates == [2.0, 2.0]
 
 
-def test_where_no_step_was_applied_that_is_all_that_is_told():
+def test_on_a_terminal_there_is_a_bar_and_without_an_applied_step_no_terms():
     def use(console):
         with TrainingBar(100, 0, console) as bar:
-            bar.metrics(50, {"skipped": 50.0})
-
-    assert shown(use, terminal=False).endswith("left  50 skipped\n")
-
-
-def test_on_a_terminal_there_is_a_bar():
-    def use(console):
-        with TrainingBar(100, 0, console) as bar:
-            bar.move(20)
+            bar.metrics(20, {"skipped": 20.0})
             bar.metrics(50, SCALARS)
 
     out = shown(use, terminal=True)
     assert "50/100" in out and TERMS in out and "left" in out
+    assert "left  20 skipped\n" in shown(use, terminal=False)
 
 
 def test_elsewhere_each_tenth_is_a_line():

@@ -1,4 +1,4 @@
-"""The schedule trained for a low variance, against plain differentiation and a known optimum."""
+"""The schedule trained for a low variance, against plain differentiation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 from toy import LEVELS, SHAPE, apply, network, one_batch
 
-from vdm_jax import loss, pixels
+from vdm_jax import loss
 from vdm_jax.nn.gamma import END_POINTS, MonotoneGamma
 from vdm_jax.train import schedule_variance as variance
 from vdm_jax.train import step
@@ -15,14 +15,14 @@ from vdm_jax.train.model import Model
 from vdm_jax.vdm import VDM
 
 
-def monotone_model(width=16) -> Model:
+def monotone_model() -> Model:
     """The toy network with a pinned monotone schedule, both learned."""
     schedule = MonotoneGamma(-6.0, 4.0, features=32)
 
     def init(key):
         gamma = schedule.init(key, jnp.zeros(1))["params"]
         bent = 0.05 + jnp.abs(jax.random.normal(key, gamma["l3"]["kernel"].shape))
-        return {"gamma": gamma | {"l3": {"kernel": bent}}, "score_model": network(key, width)}
+        return {"gamma": gamma | {"l3": {"kernel": bent}}, "score_model": network(key)}
 
     def bind(params, conditioning=None, key=None):
         return VDM(
@@ -35,16 +35,10 @@ def monotone_model(width=16) -> Model:
     return Model(init, bind, END_POINTS)
 
 
-def terms_of(model, params, batch, key, dropout=True):
+def terms_of(model, params, batch, key):
     """The bound's terms with the keys of a step."""
     key_elbo, key_dropout = jax.random.split(key)
-    vdm = model.bind(params, batch["conditioning"], key_dropout if dropout else None)
-    return vdm.elbo(key_elbo, batch["images"])
-
-
-def update(model, optimizer, batch):
-    training = step.Training(model, optimizer, 0.9, jax.random.key(1))
-    return jax.jit(lambda state: step.update(state, batch, training))
+    return model.bind(params, batch["conditioning"], key_dropout).elbo(key_elbo, batch["images"])
 
 
 def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch):
@@ -75,9 +69,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     for name in ("l2", "l3"):
         assert_close(got["gamma"][name], of_square["gamma"][name], 2e-3)
     expected = terms_of(quiet, params, batch, key)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), terms, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-10, 1e-14), terms, expected)
 
 
 def assert_close(a, b, rtol):
@@ -87,88 +79,18 @@ def assert_close(a, b, rtol):
     )
 
 
-def test_dropout_is_that_of_the_bound():
-    model, key = monotone_model(), jax.random.key(5)
-    params = model.init(jax.random.key(0))
-    got, terms = jax.jit(variance.gradient(model))(params, one_batch(), key)
-
-    def mean(params):
-        terms = terms_of(model, params, one_batch(), key)
-        return terms.total.mean() / (4 * np.log(2)), terms
-
-    plain, expected = jax.jit(jax.grad(mean, has_aux=True))(params)
+def test_a_step_takes_this_gradient_with_the_dropout_of_the_bound():
+    model, key, batch = monotone_model(), jax.random.key(5), one_batch()
+    training = step.Training(model, optax.sgd(0.1), 0.9, key)
+    state = step.init_state(model, training.optimizer, jax.random.key(0))
+    new, metrics = step.update(state, batch, training)
+    key = jax.random.fold_in(key, 0)
+    grads, terms = variance.gradient(model)(state.params, batch, key)
+    expected = terms_of(model, state.params, batch, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), terms, expected)
-    assert_close(got["score_model"], plain["score_model"], 1e-4)
-
-
-def test_curvature_is_the_second_derivative(x64):
-    model = monotone_model()
-    gamma_params = model.init(jax.random.key(1))["gamma"]
-    t = jnp.linspace(0.1, 0.9, 9)
-
-    def slope(t):
-        return variance.schedule_values(model, gamma_params, t).slope
-
-    numerical = (slope(t + 1e-5) - slope(t - 1e-5)) / 2e-5
-    np.testing.assert_allclose(variance.curvature(model, gamma_params, t), numerical, rtol=1e-5)
-
-
-def test_it_costs_no_second_backward_pass_through_the_network():
-    """Floating-point operations, of a network much larger than the schedule."""
-    model, batch = monotone_model(width=4096), one_batch(64)
-
-    def flops(model):
-        state = jax.eval_shape(lambda key: step.init_state(model, optax.sgd(0.1), key),
-                               jax.random.key(0))  # fmt: skip
-        return update(model, optax.sgd(0.1), batch).lower(state).cost_analysis()["flops"]
-
-    assert flops(model) < 1.05 * flops(model._replace(end_points=None))
-
-
-def test_the_shape_finds_the_optimum_and_the_ends_stay_the_bound_s():
-    """A loss known in closed form: eps_hat - eps of norm a(gamma), the optimum has constant L.
-
-    The variance of L is zero where gamma'(t) a(gamma(t))^2 is constant.
-    """
-    schedule = MonotoneGamma(-6.0, 4.0, features=64, learn_end_points=False)
-
-    def error(gamma_t):  # E||eps - eps_hat||^2 / d, a bump around gamma = 0
-        return 0.05 + jnp.exp(-0.5 * jnp.square(gamma_t))
-
-    def bind(params, conditioning=None, key=None):
-        def denoise(z_t, gamma_t):  # knows eps: z_t = alpha x + sigma eps with x = 0 at level 1
-            eps = (z_t - jnp.sqrt(jax.nn.sigmoid(-gamma_t))[:, None] * X) / jnp.sqrt(
-                jax.nn.sigmoid(gamma_t)
-            )[:, None]
-            return eps + jnp.sqrt(error(gamma_t))[:, None]
-
-        gamma = lambda t: schedule.apply({"params": params["gamma"]}, t)  # noqa: E731
-        return VDM(denoise, gamma, shape, levels)
-
-    levels, shape = 3, (8,)
-    X = pixels.encode(jnp.ones(shape, int), levels)
-    model = Model(
-        lambda key: {"gamma": schedule.init(key, jnp.zeros(1))["params"], "score_model": {}},
-        bind, END_POINTS,
-    )  # fmt: skip
-    optimizer = optax.adam(1e-2)
-    state = step.init_state(model, optimizer, jax.random.key(0))
-    batch = {"images": jnp.ones((128, 8), int), "conditioning": jnp.zeros(128)}
-    step_fn = update(model, optimizer, batch)
-
-    def std_over_mean(params):
-        t = (jnp.arange(400) + 0.5) / 400
-        values = variance.schedule_values(model, params["gamma"], t)
-        losses = values.slope * error(values.gamma_t)
-        np.testing.assert_allclose([values.gamma_0, values.gamma_1], [-6.0, 4.0], rtol=1e-5)
-        return float(losses.std() / losses.mean()), float(losses.mean())
-
-    before, mean_before = std_over_mean(state.params)
-    for _ in range(600):
-        state, _ = step_fn(state)
-    after, mean_after = std_over_mean(state.params)
-    assert before > 1.0 and after < 0.15 * before
-    np.testing.assert_allclose(mean_after, mean_before, rtol=1e-2)  # the bound doesn't move
+    bpd = loss.bits_per_dim(expected.total.mean(), SHAPE)
+    np.testing.assert_allclose(metrics["bpd"], bpd, rtol=1e-4)
+    assert_close(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), 1e-5)
 
 
 def test_it_needs_continuous_time():

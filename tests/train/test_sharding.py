@@ -4,12 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 from toy import assert_close, assert_equal, batches, mlp_model
 
-from vdm_jax.train import memory, optimizer, sharding, step
+from vdm_jax.train import optimizer, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints, load_params
 
 KEY = jax.random.key(5)
@@ -50,13 +49,10 @@ def trained(mesh, count=3):
     [
         ((3, 3, 16, 64), (None, None, None, "fsdp")),
         ((64, 16), ("fsdp",)),
-        ((16, 16), (None, "fsdp")),  # the last of two
-        ((64, 63), ("fsdp",)),
         ((66, 4), (None, "fsdp")),  # the larger axis has no four equal parts
-        ((8, 8), (None, "fsdp")),
+        ((8, 8), (None, "fsdp")),  # the last of two
         ((9, 9), ()),  # neither has
         ((7, 8), ()),  # small
-        ((), ()),
     ],
 )
 def test_the_largest_axis_that_has_equal_parts_is_split(shape, spec):
@@ -64,13 +60,6 @@ def test_the_largest_axis_that_has_equal_parts_is_split(shape, spec):
     four, one = (AbstractMesh((4 // n, n), ("data", "fsdp")) for n in (4, 1))
     assert sharding.of_parameters(four, leaf).spec == PartitionSpec(*spec)
     assert sharding.of_parameters(one, leaf).spec == PartitionSpec()
-
-
-def test_a_batch_is_split_over_all_devices_along_its_axis():
-    for shards in (1, 2):
-        images = sharding.put(batches(3, 8), mesh_of(shards), axis=1)["images"]
-        assert [shard.data.shape for shard in images.addressable_shards] == [(3, 4, 2, 2, 1)] * 2
-        np.testing.assert_array_equal(images, batches(3, 8)["images"])
 
 
 def test_no_device_holds_more_of_the_first_state_than_its_share():
@@ -89,11 +78,9 @@ def test_no_device_holds_more_of_the_first_state_than_its_share():
     assert set(held.values()) == {share} and share < 0.7 * whole
     assert_equal(state, jax.jit(lambda key: step.init_state(mlp_model(), ADAMW, key))(KEY))
     adam = state.opt_state[1][0]
-    shardings = [
-        [leaf.sharding for leaf in jax.tree.leaves(tree)]
-        for tree in (state.params, state.ema_params, adam.mu, adam.nu)
-    ]
-    assert shardings[0] == shardings[1] == shardings[2] == shardings[3]
+    for tree in (state.ema_params, adam.mu, adam.nu):
+        for leaf, of in zip(*map(jax.tree.leaves, (tree, state.params)), strict=True):
+            assert leaf.sharding == of.sharding
 
 
 def test_training_is_the_same_however_parameters_are_split():
@@ -108,23 +95,8 @@ def test_training_is_the_same_however_parameters_are_split():
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 
-def test_the_compiled_step_takes_each_device_s_share_and_gathers_what_it_uses():
-    needs = []
-    for shards in (1, 2):
-        compiled = compiled_step(mesh_of(shards))
-        found, needs = compiled.memory_analysis(), [*needs, memory.need(compiled)]
-        state = step.abstract_state(mlp_model(), ADAMW, mesh_of(shards))
-        share = sum(4 * np.prod(of.sharding.shard_shape(of.shape)) for of in jax.tree.leaves(state))
-        chunk = sum(of.nbytes // 2 for of in batches(1, 16).values())
-        # One step a call: start and stop are not used, and the compiler leaves them out.
-        assert share + chunk <= found.argument_size_in_bytes <= share + chunk + 8
-        assert found.alias_size_in_bytes >= share  # donated: not there twice
-        assert ("all-gather" in compiled.as_text()) == (shards > 1)
-    assert needs[1] < needs[0]
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(before, after, tmp_path):
+def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(tmp_path):
+    before, after = 1, 2
     state = step.start(mlp_model(), ADAMW, KEY, mesh_of(before))
     template = step.abstract_state(mlp_model(), ADAMW, mesh_of(after))
     with Checkpoints(tmp_path / "c", {}) as checkpoints:
@@ -134,21 +106,20 @@ def test_a_saved_state_is_restored_bit_for_bit_however_it_is_split(before, after
     for leaf, wanted in zip(*map(jax.tree.leaves, (restored, template)), strict=True):
         assert leaf.sharding == wanted.sharding
     expected = jax.eval_shape(mlp_model().init, KEY)
-    _, params = load_params(tmp_path / "c", expected, mesh_of(after))
-    assert_equal(params, state.ema_params)
-    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)]
-    assert any(split) == (after > 1)
+    for shards in (1, 2):
+        _, params = load_params(tmp_path / "c", expected, mesh_of(shards))
+        assert_equal(params, state.ema_params)
+        split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)]
+        assert any(split) == (shards > 1)
 
 
 def test_what_does_not_divide_is_refused():
     for shards in (0, 3):
-        with pytest.raises(
-            ValueError, match=rf"^shard_params is {shards}, .* choose one of 1, 2\.$"
-        ):
+        said = rf"^shard_params is {shards}, .* choose one of 1, 2\.$"
+        with pytest.raises(ValueError, match=said):
             mesh_of(shards)
     sharding.check_batch_size(8, mesh_of(1), 2)
     for size, accumulate in ((0, 1), (7, 1), (6, 2), (8, 0)):
-        with pytest.raises(
-            ValueError, match=f"batch size {size} .* a multiple of {2 * accumulate}"
-        ):
+        said = f"batch size {size} .* a multiple of {2 * accumulate}"
+        with pytest.raises(ValueError, match=said):
             sharding.check_batch_size(size, mesh_of(1), accumulate)

@@ -85,18 +85,14 @@ def test_accumulation_is_the_mean_over_interleaved_parts():
     model, batch = constant_model(), one_batch(12)
     state = fresh(model)._replace(params={"c": jnp.full((2, 2, 1), 0.3)})
     _, metrics = updated(model, state, batch, accumulate=3)
-    keys = jax.random.split(jax.random.fold_in(KEY, 0), 3)
-
-    @jax.jit
-    def of(params, part, key):
-        return jax.value_and_grad(bpd(model, part, key))(params)
-
-    values, grads = zip(
-        *(of(state.params, {k: v[i::3] for k, v in batch.items()}, keys[i]) for i in range(3)),
-        strict=True,
-    )
+    values, grads = [], []
+    for i, key in enumerate(jax.random.split(jax.random.fold_in(KEY, 0), 3)):
+        of = jax.value_and_grad(bpd(model, {k: v[i::3] for k, v in batch.items()}, key))
+        value, grad = of(state.params)
+        values.append(value)
+        grads.append(grad["c"])
     np.testing.assert_allclose(metrics["bpd"], np.mean(values), rtol=1e-5)
-    norm = np.linalg.norm(np.mean([grad["c"] for grad in grads], axis=0))
+    norm = np.linalg.norm(np.mean(grads, axis=0))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
 
 
@@ -123,25 +119,24 @@ def test_a_run_is_the_same_bit_for_bit_wherever_its_calls_begin_and_end():
 
 
 def test_one_step_a_call_is_the_same_too_and_the_state_is_donated():
-    data = batches(8, 8)
+    data = marked(batches(8, 8), [2])
     many, _ = run(data, [(0, 3)])
     mesh, single, state = compiled(1, 1, 1)
     state = jax.device_put(state, sharding.replicated(mesh))
     for i in range(3):
         before, chunk = state, {k: v[i : i + 1] for k, v in data.items()}
-        state, _ = single(state, sharding.put(chunk, mesh, axis=1), 0, 1)
+        state, metrics = single(state, sharding.put(chunk, mesh, axis=1), 0, 1)
         assert jax.tree.leaves(before.params)[0].is_deleted()
+        assert metrics["skipped"].tolist() == [i == 2]
     assert_close(many, state, 1e-4, 1e-5)
 
 
 def test_batches_of_unequal_or_too_few_rows_are_refused():
     """Which would be broadcast, or repeated, without a word."""
     batch = {**one_batch(8), "conditioning": np.zeros(1, np.float32)}
-    training = step.Training(mlp_model(), ADAMW, 0.9, KEY)
-    state = jax.eval_shape(lambda key: step.init_state(mlp_model(), ADAMW, key), KEY)
-    with pytest.raises(AssertionError, match="different shape prefixes"):
-        jax.eval_shape(lambda state: step.update(state, batch, training), state)
     _, step_fn, state = compiled(1, 1, 8)
+    with pytest.raises(AssertionError, match="different shape prefixes"):
+        updated(mlp_model(), state, batch)
     with pytest.raises(AssertionError, match="shape prefix"):
         step_fn.lower(state, batches(7, 8), 0, 8)
 
@@ -166,15 +161,14 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     np.testing.assert_array_equal(metrics["skipped"], [0, 0, 1, 0, 0, 0, 0, 0])
     for name in set(clean) - {"skipped"}:  # the metrics are those of the steps that were applied
         np.testing.assert_allclose(metrics[name], clean[name], rtol=1e-6)
-    resumed, [metrics] = run(marked(data, [2]), [(0, 4)])
+    resumed, _ = run(marked(data, [2]), [(0, 4)])
     assert int(resumed.step) == 4 and int(resumed.skipped) == 0
-    np.testing.assert_array_equal(metrics["skipped"], [0, 0, 1, 0, 0, 0, 0, 0])
 
 
 def test_after_so_many_in_a_row_the_state_stays_as_it_is_whatever_follows():
     data = marked(batches(8, 8), [2, 3, 4])
     good, _ = run(data, [(0, 2)])
-    for bounds in ([(0, 8)], [(0, 3), (3, 8)], [(0, 5), (5, 6), (6, 8)]):
+    for bounds in ([(0, 8)], [(0, 3), (3, 8)]):
         state, metrics = run(data, bounds)
         assert_equal(good._replace(step=5, skipped=3), state)
         assert max(m["skipped"].max() for m in metrics) == 3
@@ -189,9 +183,3 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied_either():
     new, metrics = updated(model, state, one_batch(8))
     assert np.isfinite(metrics["bpd"]) and not np.isfinite(metrics["grad_norm"])
     assert_equal(state._replace(step=1, skipped=1), new)
-
-
-def test_one_step_a_call_tells_of_its_step_too():
-    state, metrics = run(marked(batches(1, 8), [0]), [(0, 1)] * 5)
-    assert [m["skipped"].tolist() for m in metrics] == [[1], [2], [3], [3], [3]]
-    assert int(state.step) == 3

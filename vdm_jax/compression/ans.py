@@ -1,13 +1,13 @@
 """Stacks of bits: range asymmetric numeral systems (Duda 2009, arXiv 1311.2540), many in step.
 
 A stack holds a number. Pushing a symbol of probability p multiplies it by about 1/p; popping undoes
-this exactly, so that popping symbols from bits that are there already draws them with these
-probabilities: the half of bits-back coding that makes it possible. The number is kept as a `state`
-of 64 bits above words of 32, the last of them on top; probabilities are counts of `TOTAL`.
-
-Arrays of symbols are pushed last first and popped first first, in one compiled loop over the
-symbols with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
+this exactly, so that symbols popped from bits that are there already are drawn with these
+probabilities. The number is kept as a `state` of 64 bits above words of 32, the last of them on
+top; probabilities are counts of `TOTAL`. Arrays of symbols are pushed last first and popped first
+first, with all stacks (lanes) side by side. Needs 64-bit JAX (`jax.enable_x64`).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ import numpy as np
 
 __all__ = ["PRECISION", "TOTAL", "WORD", "Stacks", "Underflow"]
 
-PRECISION = 26
+PRECISION, WORD = 26, 32
 TOTAL = 1 << PRECISION
-WORD = 32
 _LOW = (1 << WORD) - 1
 _SPILL = 64 - PRECISION  # a word leaves the state where the push would take it past 64 bits
 _LEADING = 8  # bits of a state that are never scrambled
@@ -35,10 +34,8 @@ class Underflow(Exception):
 class Stacks:
     """One stack for each lane. An empty stack is the state TOTAL and no words.
 
-    Attributes:
-      states: uint64 [lanes]; at least 2^32 wherever there are words, else at least TOTAL.
-      words: uint32 [lanes, capacity], of which the first `sizes` count.
-      sizes: int64 [lanes].
+    `states` are uint64 [lanes], at least 2^32 wherever there are words, else at least TOTAL;
+    `words` uint32 [lanes, capacity], of which the first `sizes`, int64 [lanes], count.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -46,11 +43,10 @@ class Stacks:
             raise ValueError("compression needs 64-bit JAX: with jax.enable_x64(True): ...")
         self.states = np.full(lanes, TOTAL, np.uint64)
         self.words = np.zeros((lanes, 64), np.uint32)
-        self.sizes = np.zeros(lanes, np.int64)
-        self._all = np.arange(lanes)
+        self.sizes, self._all = np.zeros(lanes, np.int64), np.arange(lanes)
 
     def bits(self) -> np.ndarray:
-        """Returns the number of bits that each stack holds, float64 [lanes]; 0 when empty."""
+        """Returns the bits that each stack holds, float64 [lanes]."""
         return WORD * self.sizes + np.log2(self.states.astype(float)) - PRECISION
 
     def empty(self) -> np.ndarray:
@@ -58,14 +54,10 @@ class Stacks:
         return (self.sizes == 0) & (self.states == TOTAL)
 
     def push(self, starts: np.ndarray, counts: np.ndarray, active: np.ndarray) -> None:
-        """Pushes n symbols of each active lane, the last first; [n, lanes] each.
-
-        Their counts are the `counts` after the first `starts` of TOTAL.
-        """
+        """Pushes n symbols of each active lane, the last first: cumulated counts [n, lanes]."""
+        symbols = starts.astype(np.uint64), counts.astype(np.uint64)
         with jax.default_device(_cpu()):
-            states, words, spilled = _push(
-                self.states, starts.astype(np.uint64), counts.astype(np.uint64)
-            )
+            states, (words, spilled) = _push(self.states, *symbols)
         spilled = np.asarray(spilled)[::-1] & active  # backwards, as they were pushed
         words = np.asarray(words)[::-1]
         self.states = np.where(active, np.asarray(states), self.states)
@@ -79,13 +71,12 @@ class Stacks:
         """Pops n symbols of each active lane and returns them, int32 [n, lanes].
 
         `table`, uint32 [any, symbols + 1], has in each row counts summed up, from 0 to TOTAL;
-        `rows`, [n, lanes], says which row each symbol has. Raises Underflow if an active lane needs
-        a word where there is none.
+        `rows`, [n, lanes], says which row each symbol has. Raises Underflow.
         """
         place = self.sizes - 1 - np.arange(len(rows))[:, None]
         tops = self.words[self._all, np.maximum(place, 0)]
         with jax.default_device(_cpu()):
-            states, used, symbols = _pop(self.states, tops, table, rows.astype(np.int32))
+            (states, used), symbols = _pop(self.states, tops, table, rows.astype(np.int32))
         used = np.asarray(used)
         short = (used > self.sizes) & active
         if short.any():
@@ -109,7 +100,7 @@ class Stacks:
         return int(self.states[lane]) & (TOTAL - 1)
 
     def pop_one(self, lane: int, start: int, count: int) -> None:
-        """Drops the symbol on top. Raises Underflow if there is nothing that it could lie on."""
+        """Drops the symbol on top. Raises Underflow."""
         state = int(self.states[lane])
         state = count * (state >> PRECISION) + (state & (TOTAL - 1)) - start
         if state <= _LOW and self.sizes[lane]:
@@ -122,10 +113,9 @@ class Stacks:
     def scramble(self, n: int, salt: int, active: np.ndarray) -> None:
         """Makes the bits that `n` symbols will be popped from look like chance, by XOR.
 
-        Bits that were pushed under an imperfect model are no fair coins, and noise popped from them
-        is none either: later levels would cost a few per cent more. The sequence is of the stack's
-        size and `salt`, in [0, 2^16); twice is not at all. Sizes stay, and for that the state's
-        leading bits.
+        Bits that were pushed under an imperfect model are no fair coins: later levels would cost a
+        few per cent more. The sequence is of the stack's size and `salt`, in [0, 2^16); twice is
+        not at all. Sizes stay, and for that the state's leading bits.
         """
         count = n // 2 + 1  # words: up to 16 bits a symbol
         place = self.sizes - 1 - np.arange(count)[:, None]
@@ -146,21 +136,18 @@ class Stacks:
 
     def load(self, lane: int, content: bytes) -> None:
         """Fills a stack with what `dump` gave. Raises ValueError for bytes that it doesn't give."""
-        # A state above words has 5 to 8 bytes, one alone 4 to 8.
-        size = max(len(content) - 5, 0) // 4
+        size = max(len(content) - 5, 0) // 4  # a state has 5 to 8 bytes above words, 4 to 8 alone
         top = content[4 * size :]
         if int.from_bytes(top, "little") < TOTAL or not top[-1]:
             raise ValueError("no stack of bits")
         self._reserve(size)
         self.words[lane, :size] = np.frombuffer(content, "<u4", size)
-        self.sizes[lane] = size
-        self.states[lane] = int.from_bytes(top, "little")
+        self.sizes[lane], self.states[lane] = size, int.from_bytes(top, "little")
 
     def _reserve(self, more: int) -> None:
         lacking = int(self.sizes.max(initial=0)) + more - self.words.shape[1]
         if lacking > 0:
-            wider = np.zeros((len(self.words), max(lacking, self.words.shape[1])), np.uint32)
-            self.words = np.concatenate([self.words, wider], axis=1)
+            self.words = np.pad(self.words, ((0, 0), (0, max(lacking, self.words.shape[1]))))
 
 
 def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:
@@ -177,7 +164,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def _cpu() -> jax.Device:
-    """Returns a CPU if JAX has one: a loop over symbols is nothing for an accelerator."""
+    """Returns a CPU if JAX has one, as a loop over symbols is slow on an accelerator."""
     try:
         return jax.devices("cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
@@ -185,9 +172,7 @@ def _cpu() -> jax.Device:
 
 
 @jax.jit
-def _push(
-    states: jax.Array, starts: jax.Array, counts: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _push(states: jax.Array, starts: jax.Array, counts: jax.Array) -> Any:
     def one(state: jax.Array, symbol: tuple[jax.Array, jax.Array]) -> tuple:
         start, count = symbol
         spilled = state >= count << _SPILL
@@ -195,15 +180,11 @@ def _push(
         state = jnp.where(spilled, state >> WORD, state)
         return ((state // count) << PRECISION) + state % count + start, (word, spilled)
 
-    spills: tuple[jax.Array, jax.Array]
-    found, spills = jax.lax.scan(one, states, (starts, counts), reverse=True)
-    return found, *spills
+    return jax.lax.scan(one, states, (starts, counts), reverse=True)
 
 
 @jax.jit
-def _pop(
-    states: jax.Array, tops: jax.Array, table: jax.Array, rows: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _pop(states: jax.Array, tops: jax.Array, table: jax.Array, rows: jax.Array) -> Any:
     width = table.shape[1] - 1
     flat, lane = table.reshape(-1), jnp.arange(len(states))
 
@@ -222,6 +203,4 @@ def _pop(
         state = jnp.where(short, state << WORD | tops[used, lane].astype(jnp.uint64), state)
         return (state, used + short), found
 
-    symbols: jax.Array
-    last, symbols = jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)
-    return *last, symbols
+    return jax.lax.scan(one, (states, jnp.zeros_like(rows[0])), rows)

@@ -4,11 +4,9 @@ To encode an image: pop z_0 ~ q(z_0|x), push x under p(x|z_0); then for each lev
 z_i ~ q(z_i|z_{i-1}) and push z_{i-1} under p(z_{i-1}|z_i); last push z_T under the prior (Townsend
 et al. 2019, arXiv 1901.04866; one level after the other as Kingma et al. 2019, arXiv 1905.06845).
 What is popped comes back when the image is decoded, so that on average a stack grows by the bound
-of T steps (VDM eq. 11), and never more than two levels are borrowed at a time.
-
-Lanes are coded in step, with one call of the network for all. Encoding and decoding call it with
-the same numbers at the same places of the same batch; its noise is rounded to `chain.EPS_GRID`,
-and behind that come only whole numbers and single IEEE operations.
+of T steps (VDM eq. 11). Lanes are coded in step: encoding and decoding call the network with the
+same numbers at the same places of the same batch; its noise is rounded to `chain.EPS_GRID`, and
+behind that come only whole numbers and single IEEE operations.
 """
 
 from collections.abc import Callable
@@ -41,22 +39,18 @@ class Coder(NamedTuple):
     """Codes one image of each lane at a time."""
 
     chain: Chain
-    """Levels and tables."""
     noise: Noise
-    """Network."""
 
     def encode(
-        self, stacks: Stacks, images: np.ndarray, active: np.ndarray, observe: Observe | None = None
+        self, stacks: Stacks, images: np.ndarray, active: np.ndarray, observe: Observe
     ) -> None:
         """Pushes an image of each active lane, integers [lanes, dims].
 
-        Raises Underflow if a stack has too few bits to begin with, UserError if the network returns
-        what is no number.
+        Raises Underflow for a stack of too few bits, UserError for a network that isn't finite.
         """
         chain, x = self.chain, images.T.astype(np.int64)
         z = self._draw(stacks, 0, chain.values[x], active)
-        if observe is not None:
-            observe(0, (z * chain.grids[0]).T, None, None)
+        observe(0, (z * chain.grids[0]).T, None, None)
         _push(stacks, _pixels(chain.pixels, z), x, active)
         for i in range(1, chain.num_steps + 1):
             z_next = self._draw(stacks, i, z, active)
@@ -79,12 +73,9 @@ class Coder(NamedTuple):
         return x.T
 
     def _draw(self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """Returns z_i ~ q(z_i|z_{i-1}), or of x for i = 0.
-
-        In reverse, so that no element's noise is made of the bits that the same element of the
-        level before went into last.
-        """
+        """Returns z_i ~ q(z_i|z_{i-1}), or of x for i = 0."""
         stacks.scramble(len(before), i, active)
+        # In reverse, so that no element's noise is made of the bits that its own went into last.
         return _pop(stacks, self._forward(i, before), active)[::-1]
 
     def _return(
@@ -118,10 +109,8 @@ class _Symbols(NamedTuple):
 
     counts: np.ndarray
     rows: np.ndarray
-    first: np.ndarray
-    """Number that the first symbol of each is."""
-    halves: int
-    """Number of times 16 bits of a number beyond, for which the last symbol stands; or 0."""
+    first: np.ndarray  # numbers that their first symbols stand for
+    halves: int  # unless 0, the last symbol is any other number, of so many times 16 bits
 
 
 def _normal(table: GaussianTable, means: np.ndarray, rows: np.ndarray | int = 0) -> _Symbols:
@@ -135,7 +124,7 @@ def _pixels(table: PixelTable, z_0: np.ndarray) -> _Symbols:
 
 
 def _push(stacks: Stacks, of: _Symbols, numbers: np.ndarray, active: np.ndarray) -> None:
-    """Pushes numbers [n, lanes]; the few without a symbol in 16 bits each, or twice that."""
+    """Pushes numbers [n, lanes]."""
     symbols, last = numbers - of.first, of.counts.shape[1] - 2
     far = (symbols < 0) | (symbols > last - (of.halves > 0))
     if not of.halves and np.any(far & active):

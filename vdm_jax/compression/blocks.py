@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def encode(
     seeds, short = np.zeros(len(parts), int), np.ones(len(parts), bool)
     seeded = [b""] * len(parts)
     while short.any():
-        # By an eighth, where there are so many: images of next to no bits would take ages.
+        # By an eighth, where there are many: images of next to no bits would take ages.
         seeds = np.where(short, np.minimum(seeds + 1 + seeds // 8, lengths), seeds)
         for lane in np.flatnonzero(short).tolist():
             seeded[lane] = _simple(parts[lane][: seeds[lane]], levels)
@@ -59,17 +60,9 @@ def _simple(images: np.ndarray, levels: int) -> bytes:
 
 
 def _push_images(
-    stacks: Stacks,
-    parts: Sequence[np.ndarray],
-    seeds: np.ndarray,
-    coder: Coder,
-    bound: Bound,
-    progress: Progress,
+    stacks: Stacks, parts: Any, seeds: np.ndarray, coder: Coder, bound: Bound, progress: Progress
 ) -> np.ndarray:
-    """Pushes the images behind the seeds: the first of all stacks at once, the second, ...
-
-    Returns the bits of each, as `encode`: [most, lanes, 3].
-    """
+    """Pushes the images behind the seeds; returns the bits of each, as `encode`: [n, lanes, 3]."""
     counts = np.array([len(part) for part in parts]) - seeds
     bits, done = np.zeros((counts.max(), len(parts), 3)), 0
     for number in range(len(bits)):
@@ -106,30 +99,16 @@ def decode(
 
     Raises VdmzError if the payload is damaged, or this machine computes otherwise.
     """
-    stacks, blocks = Stacks(len(parts)), header.blocks
-    ends = np.cumsum([block.size for block in blocks]).tolist()
-    for lane, (block, end) in enumerate(zip(blocks, ends, strict=True)):
-        content = bytes(payload[end - block.size : end])
-        if block.mode == RAW:
-            parts[lane][:] = np.frombuffer(content, np.uint8).reshape(parts[lane].shape)
-            if parts[lane].max() >= header.levels:
-                raise VdmzError("the payload is damaged: it holds levels that there are not")
-            continue
-        try:
-            stacks.load(lane, content)
-        except ValueError as error:
-            raise VdmzError("its payload is damaged: it holds no stack of bits") from error
+    stacks, blocks, done = _loaded(header, payload, parts), header.blocks, 0
     counts = np.array([(block.images - block.seeds) * (block.mode == CHAIN) for block in blocks])
-    done, numbers = 0, reversed(range(counts.max()))
     if counts.any():
         coder = make_coder()
     try:
-        for number in numbers:
+        for number in reversed(range(counts.max())):
             active = number < counts
             found = coder.decode(stacks, header.dims, active)
             for lane in np.flatnonzero(active).tolist():
-                image = found[lane].reshape(header.event_shape)
-                parts[lane][blocks[lane].seeds + number] = image
+                parts[lane][blocks[lane].seeds + number] = found[lane].reshape(header.event_shape)
             done += int(active.sum())
             progress(done, int(counts.sum()))
         for lane, (block, part) in enumerate(zip(blocks, parts, strict=True)):
@@ -140,6 +119,22 @@ def decode(
         raise VdmzError("its payload is damaged: it ends too early") from error
     if not stacks.empty().all():
         raise VdmzError(
-            "bits are left over where none can be: this machine computes the network otherwise, or "
-            "the file is damaged"
+            "bits are left over: this machine computes the network otherwise, or it is damaged"
         )
+
+
+def _loaded(header: Header, payload: memoryview, parts: Sequence[np.ndarray]) -> Stacks:
+    """Returns the stacks of a payload, and fills the parts that are raw."""
+    stacks, end = Stacks(len(parts)), 0
+    for lane, (block, part) in enumerate(zip(header.blocks, parts, strict=True)):
+        content, end = bytes(payload[end : end + block.size]), end + block.size
+        if block.mode == RAW:
+            part[:] = np.frombuffer(content, np.uint8).reshape(part.shape)
+            if part.max() >= header.levels:
+                raise VdmzError("the payload is damaged: it holds levels that there are not")
+            continue
+        try:
+            stacks.load(lane, content)
+        except ValueError as error:
+            raise VdmzError("its payload is damaged: it holds no stack of bits") from error
+    return stacks

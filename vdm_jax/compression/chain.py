@@ -1,11 +1,9 @@
 """The chain of a VDM on grids: all that coding takes of the mathematics, as tables and factors.
 
-The latents z_0, ..., z_T of T steps are whole numbers k, z_i = k `grids[i]`. Means are linear in
-what they are made of, so that a level needs the factors and one table; the factors are the core's
-(`process.marginal`, `transition`, `reverse`) at 0 and 1. Sections 3 and 4 of the VDM paper.
-
-Widths, factors and standard deviations are rounded to float32: what two machines make of exp and
-log in float64 then agrees, but for one time in some hundred million.
+The latents z_0, ..., z_T are whole numbers k, z_i = k `grids[i]`. Means are linear in what they are
+made of, so that a level needs factors, the core's at 0 and 1, and one table. VDM sections 3 and 4.
+All are rounded to float32: what two machines make of exp and log in float64 then agrees, but for
+one time in some hundred million.
 """
 
 import dataclasses
@@ -26,10 +24,8 @@ from vdm_jax.types import Gamma, ReverseVar
 __all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Chain", "make"]
 
 MOST_STEPS = 4096
-MOST_PARTS = 1 << 15
-"""Largest T times grid: what the tables take grows with it, to about a GB."""
-DEFAULT_GRID = 2
-"""Finer grids make no smaller files (docs/compression.md), but need more bits to begin with."""
+MOST_PARTS = 1 << 15  # T times grid: the tables grow with it, to about a GB
+DEFAULT_GRID = 2  # finer ones make no smaller files (docs/compression.md)
 EPS_GRID = 2.0**-8
 """The network's noise is rounded to multiples of this, which costs next to nothing."""
 _SHARE_STEP = 0.02  # of the logarithm of a learned variance, unless that makes
@@ -40,32 +36,21 @@ _MOST_SHARES = 64
 class Chain:
     """The levels of a VDM with T steps. All means are in units of the grid of what they are of.
 
-    Attributes:
-      gammas: float64 [T + 1].
-      grids: float64 [T + 1], the distance of neighbouring values of z_i.
-      forward: [T + 1], mean of z_i = forward[i] * k_{i-1}; of z_0 = forward[0] * x.
-      encoders: T + 1 tables, of q(z_0|x) and q(z_i|z_{i-1}).
-      of_z, of_eps: [T], mean of z_{i-1} given z_i = of_z[i-1] * k_i + of_eps[i-1] * n, with eps_hat
-        = n EPS_GRID.
-      decoders: T tables, of p(z_{i-1}|z_i).
-      shares: [T], the number of values to which `share` (`process.reverse`) is rounded, the widths
-        of these tables; 1 where none is learned.
-      prior: table of p(z_T).
-      values: [levels], x of each level.
-      pixels: table of p(x|z_0).
+    The mean of z_i is forward[i] * k_{i-1}, that of z_0 is forward[0] * x; the mean of z_{i-1}
+    given z_i is of_z[i-1] * k_i + of_eps[i-1] * n, with eps_hat = n EPS_GRID.
     """
 
-    gammas: np.ndarray
-    grids: np.ndarray
-    forward: np.ndarray
-    encoders: list[GaussianTable]
-    of_z: np.ndarray
-    of_eps: np.ndarray
-    decoders: list[GaussianTable]
-    shares: np.ndarray
-    prior: GaussianTable
-    values: np.ndarray
-    pixels: PixelTable
+    gammas: np.ndarray  # float64 [T + 1]
+    grids: np.ndarray  # float64 [T + 1], the distance of neighbouring values of z_i
+    forward: np.ndarray  # [T + 1]
+    encoders: list[GaussianTable]  # T + 1 tables, of q(z_0|x) and q(z_i|z_{i-1})
+    of_z: np.ndarray  # [T]
+    of_eps: np.ndarray  # [T]
+    decoders: list[GaussianTable]  # T tables, of p(z_{i-1}|z_i)
+    shares: np.ndarray  # [T], the number of values of `share`, each with widths of its own; or 1
+    prior: GaussianTable  # of p(z_T)
+    values: np.ndarray  # [levels], x of each level
+    pixels: PixelTable  # of p(x|z_0)
 
     @property
     def num_steps(self) -> int:
@@ -86,18 +71,11 @@ class Chain:
 def make(
     gamma: Gamma, num_steps: int, levels: int, grid: int, reverse_var: ReverseVar = "posterior"
 ) -> Chain:
-    """Returns the chain of a schedule. Needs 64-bit JAX.
+    """Returns the chain of a schedule t -> gamma(t) of float64. Needs 64-bit JAX.
 
-    Args:
-      gamma: schedule t -> gamma(t), of float64.
-      num_steps: number of steps T, up to MOST_STEPS.
-      levels: number of values of a pixel.
-      grid: number of parts into which the narrowest standard deviation of a level is divided.
-      reverse_var: variance of p(z_s|z_t), see `vdm_jax.loss.diffusion`.
-
-    Raises:
-      UserError: gamma doesn't rise from step to step, or hardly in some; or num_steps times grid
-        is more than MOST_PARTS.
+    `levels` is the number of values of a pixel, `grid` that of parts into which the narrowest
+    standard deviation of a level is divided. Raises UserError for a gamma that doesn't rise, or
+    hardly in some steps, and for num_steps times grid above MOST_PARTS.
     """
     if num_steps * grid > MOST_PARTS:
         raise UserError(

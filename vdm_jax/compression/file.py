@@ -1,7 +1,6 @@
 """The bytes of a VDMZ file: a header that says all, then a payload. docs/vdmz.md has the format.
 
-Reading checks everything in order, and takes no memory for what the header promises before that is
-plausible for the bytes that are there.
+Nothing is allocated for what the header promises before that is plausible for the bytes there.
 """
 
 import math
@@ -14,8 +13,7 @@ from vdm_jax.errors import UserError
 
 __all__ = ["Block", "Header", "VdmzError", "check_start", "pack", "unpack"]
 
-MAGIC = b"VDMZ"
-VERSION = 1
+MAGIC, VERSION = b"VDMZ", 1
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
 """Modes of a block: its bytes as they are, by the simple model alone, by the VDM."""
@@ -34,46 +32,27 @@ class VdmzError(UserError):
 
 
 class Block(NamedTuple):
-    """Images that are coded on one stack.
+    """Images coded on one stack."""
 
-    Attributes:
-      mode: RAW, FALLBACK or CHAIN.
-      images: number of images; the first `seeds` of them are coded by the simple model.
-      size: bytes of payload.
-      crc: CRC32 of its pixels, a byte each.
-    """
-
-    mode: int
+    mode: int  # RAW, FALLBACK or CHAIN
     images: int
-    seeds: int
-    size: int
-    crc: int
+    seeds: int  # the first of them, by the simple model
+    size: int  # bytes of payload
+    crc: int  # CRC32 of the pixels
 
 
 class Header(NamedTuple):
-    """All that a file says before its payload.
+    """All that a file says before its payload; `levels`, `num_steps`, `grid` as in `chain.make`."""
 
-    Attributes:
-      model: first 16 bytes of the model's digest.
-      tables: first 4 bytes of the digest of the coding tables.
-      probe: CRC32 of the network's rounded outputs on fixed inputs.
-      event_shape: height, width and channels of one image.
-      levels: number of values of a pixel, up to 256.
-      num_steps: number of steps T.
-      grid: parts of the narrowest standard deviation (`chain.make`).
-      blocks: blocks in the order of their images. Each call of the network has as many images.
-      meta: bytes that the user of the codec keeps beside the pixels.
-    """
-
-    model: bytes
-    tables: bytes
-    probe: int
-    event_shape: tuple[int, ...]
+    model: bytes  # the first 16 bytes of the model's digest
+    tables: bytes  # the first 4 bytes of the digest of the coding tables
+    probe: int  # CRC32 of the network's rounded outputs on fixed inputs
+    event_shape: tuple[int, ...]  # height, width and channels of one image
     levels: int
     num_steps: int
     grid: int
-    blocks: tuple[Block, ...]
-    meta: bytes
+    blocks: tuple[Block, ...]  # in the order of their images; the network's batches are as large
+    meta: bytes  # what the user of the codec keeps beside the pixels
 
     @property
     def images(self) -> int:
@@ -88,13 +67,12 @@ class Header(NamedTuple):
 
 def pack(header: Header, payload: bytes) -> bytes:
     """Returns the bytes of a file."""
-    content = bytearray(
-        _FIXED.pack(MAGIC, VERSION, header.model, header.tables, header.probe, zlib.crc32(payload))
-    )
+    model = header.model, header.tables, header.probe
+    content = bytearray(_FIXED.pack(MAGIC, VERSION, *model, zlib.crc32(payload)))
     numbers = [header.num_steps, header.grid, header.levels - 1, *header.event_shape]
     numbers.append(len(header.blocks))
     for block in header.blocks:
-        numbers += [block.mode, block.images, block.seeds, block.size]
+        numbers += block[:4]
     for number in (*numbers, len(header.meta)):
         while number >= 0x80:
             content.append(number & 0x7F | 0x80)
@@ -123,14 +101,14 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
         raise VdmzError("it is cut short or damaged within its header; get it anew") from None
     payload = memoryview(content)[reader.at :]
     _check_plausible(header)
-    wanted = sum(block.size for block in header.blocks)
-    if len(payload) < wanted:
+    wanted = reader.at + sum(block.size for block in header.blocks)
+    lacking = wanted - len(content)
+    if lacking > 0:
         raise VdmzError(
-            f"it is cut short: {wanted - len(payload):,} of {reader.at + wanted:,} bytes are "
-            "missing; get it anew"
+            f"it is cut short: {lacking:,} of {wanted:,} bytes are missing; get it anew"
         )
-    if len(payload) > wanted:
-        raise VdmzError(f"{len(payload) - wanted:,} bytes follow its end; get it anew")
+    if lacking < 0:
+        raise VdmzError(f"{-lacking:,} bytes follow its end; get it anew")
     if zlib.crc32(payload) != payload_crc:
         raise VdmzError("its payload is damaged (checksum); get it anew")
     return header, payload
@@ -139,17 +117,12 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
 def _check_plausible(header: Header) -> None:
     """Checks a header before anything is allocated by it: a right checksum may still lie."""
     dims, first = header.dims, header.blocks[0].images
-    if not (
-        1 <= header.num_steps <= MOST_STEPS
-        and 1 <= header.grid <= MOST_GRID
-        and header.num_steps * header.grid <= MOST_PARTS
-        and 2 <= header.levels <= 256
-        and 1 <= dims <= MOST_DIMS
-    ):
+    t, grid = header.num_steps, header.grid
+    coded = 1 <= t <= MOST_STEPS and 1 <= grid <= MOST_GRID and t * grid <= MOST_PARTS
+    if not (coded and 2 <= header.levels <= 256 and 1 <= dims <= MOST_DIMS):
         raise VdmzError("its header promises what no VDMZ file holds; get it anew")
     for block in header.blocks:
-        # A block that would be larger than its pixels is stored raw, and blocks are of one length,
-        # so that one long payload takes no memory in the lanes of all.
+        # Blocks are of one length: one long payload takes no memory in the lanes of all.
         pixels = block.images * dims
         fits = {
             RAW: block.size == pixels and block.seeds == 0,
@@ -168,11 +141,10 @@ class _Reader:
     """Takes a header from the front of a file. Raises EOFError where that ends."""
 
     def __init__(self, content: bytes) -> None:
-        self.at = 0
-        self._content = content
+        self.at, self._content = 0, content
 
     def header(self) -> tuple[Header, int]:
-        """Returns it and the payload's CRC. Raises VdmzError if its own doesn't agree."""
+        """Returns the header and the payload's CRC. Raises VdmzError if its own doesn't agree."""
         _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
         num_steps, grid, below, *event_shape, count = (self._varint() for _ in range(7))
         if not 1 <= count <= MOST_BLOCKS:

@@ -27,14 +27,9 @@ _PROBED = 4  # levels
 
 def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> bytes:
     """Returns the SHA-256 of parameters and settings: of all that a model's files hold of it."""
-    said = {
-        "event_shape": list(vdm.event_shape),
-        "levels": vdm.levels,
-        "kind": vdm.kind,
-        "reverse_var": vdm.reverse_var,
-        "settings": settings or {},
-    }
-    running = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    said = {name: getattr(vdm, name) for name in ("event_shape", "levels", "kind", "reverse_var")}
+    text = json.dumps(said | {"settings": settings or {}}, sort_keys=True)
+    running = hashlib.sha256(text.encode())
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     for path, leaf in sorted(leaves, key=lambda pair: jax.tree_util.keystr(pair[0])):
         array = np.asarray(leaf)
@@ -46,15 +41,11 @@ def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> 
 class Network:
     """The noise that a model sees in latents of `lanes` images (`bits_back.Noise`).
 
-    Needs 64-bit JAX; parameters are taken to float64.
-
-    Attributes:
-      seconds: time that all calls took.
+    Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took.
     """
 
     def __init__(self, bind: Bind, params: Any, chain: Chain, lanes: int) -> None:
-        self.seconds = 0.0
-        self._chain = chain
+        self.seconds, self._chain = 0.0, chain
         self._shape = (lanes, *bind(params).event_shape)
         self._params = jax.tree.map(_wide, params)
 
@@ -73,18 +64,14 @@ class Network:
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
             raise UserError(
-                f"the network computes in {found.dtype} where its input is float64; compression "
-                "needs one that computes in the type of its input"
+                f"the network computes in {found.dtype}; wanted the type of its input, float64"
             )
         shares = None if np.ndim(share) == 0 else np.asarray(share).reshape(z.shape)
         self.seconds += time.perf_counter() - began
         return found, shares
 
     def probe(self) -> int:
-        """Returns the CRC32 of the rounded noise of fixed latents at some levels.
-
-        Machines on which it is the same decode what one of them encoded.
-        """
+        """Returns the CRC32 of the rounded noise of fixed latents, to compare two machines by."""
         found = 0
         values = np.arange(np.prod(self._shape)).reshape(self._shape[0], -1)
         for level in np.linspace(1, self._chain.num_steps, _PROBED).astype(int):
@@ -92,8 +79,7 @@ class Network:
             for part in self(z, int(level)):
                 if part is not None:
                     with np.errstate(invalid="ignore"):  # what isn't finite, the coder refuses
-                        rounded = np.rint(part / EPS_GRID).astype("<i8")
-                    found = zlib.crc32(rounded.tobytes(), found)
+                        found = zlib.crc32(np.rint(part / EPS_GRID).astype("<i8").tobytes(), found)
         return found
 
 
@@ -105,9 +91,8 @@ def _wide(leaf: Any) -> jax.Array:
 class Bound:
     """The variational bound of T steps (VDM eq. 11), summed up while images are encoded.
 
-    Their latents are those of the chain, every level of it: each image's is an unbiased estimate.
-    Beside it what these very latents cost, log q - log p of them all, which a perfect entropy coder
-    would need; its mean is the bound if what was popped is as good as chance.
+    Each image's is an unbiased estimate, over every level. Beside it what its latents would cost a
+    perfect entropy coder, log q - log p; the mean is the bound if what was popped is fair noise.
     """
 
     def __init__(self, vdm: VDM, chain: Chain) -> None:
@@ -131,10 +116,8 @@ class Bound:
             path = process.transition(z_s, s, t).log_prob(z_t) - p.log_prob(z_s)
             return loss.sum_event(kl), loss.sum_event(path)
 
-        def last(z_1: Tensor) -> PerExample:
-            return -loss.sum_event(jax.scipy.stats.norm.logpdf(z_1))
-
-        self._start, self._step, self._last = jax.jit(start), jax.jit(step), jax.jit(last)
+        self._start, self._step = jax.jit(start), jax.jit(step)
+        self._last = jax.jit(lambda z_1: -loss.sum_event(jax.scipy.stats.norm.logpdf(z_1)))
 
     def start(self, images: np.ndarray) -> None:
         """Begins anew with images [lanes, dims]."""

@@ -1,9 +1,9 @@
 """PNG, WebP, JPEG-XL and xz: the sizes that other lossless codecs need for the same images.
 
-Values go in as they are, as grey or RGB values of 8 bits, also if there are fewer levels: 0..16 of
-17 levels stays 0..16, and is not spread over 0..255.
+Values go in as they are, in 8 bits: 0..16 of 17 levels stays 0..16, not spread over 0..255.
 """
 
+import contextlib
 import importlib
 import io
 import lzma
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 __all__ = ["sizes"]
 
@@ -27,51 +27,33 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def sizes(images: np.ndarray) -> dict[str, int]:
     """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
-    Image codecs see one image at a time, then all side by side in mosaics. One channel is grey,
-    three are RGB, any other number lie side by side as grey. Codecs that Pillow hasn't are left out
-    (JPEG-XL comes with the package pillow-jxl-plugin). Each picture is decoded and compared.
-
-    Raises:
-      ValueError: images larger than 8192 a side.
-      RuntimeError: a codec didn't give the same pixels again.
+    Image codecs see one image at a time, then all side by side in mosaics. Three channels are RGB,
+    others lie side by side as grey. Codecs that Pillow hasn't are left out (JPEG-XL comes with the
+    package pillow-jxl-plugin). Raises ValueError for images larger than 8192 a side.
     """
     planes = _planes(images)
     if max(planes.shape[1:3]) > SIDE:
         raise ValueError(f"images must have at most {SIDE} pixels a side, not {planes.shape[1:3]}")
     mosaics = list(_mosaics(planes))
     whole = "one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"
-    codecs = [name for name in _OPTIONS if _is_there(name)]
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # which makes JPEG-XL known to Pillow
+    codecs = [name for name, options in _OPTIONS.items() if options["format"] in Image.SAVE]
     found = {
         f"{name}, {kind}": sum(_size(name, picture) for picture in pictures)
         for kind, pictures in (("each image", planes), (whole, mosaics))
         for name in codecs
     }
-    return found | {"xz": _xz(images.tobytes()), "raw": images.nbytes}
-
-
-def _xz(raw: bytes) -> int:
-    """Returns the bytes as by `xz -9e`; a window beyond the input's size would only take memory."""
-    window = max(1 << 12, min(1 << 26, len(raw)))
-    preset = 9 | lzma.PRESET_EXTREME
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
-    return len(lzma.compress(raw, filters=filters))
-
-
-def _is_there(name: str) -> bool:
-    if name == "JPEG-XL":
-        try:
-            importlib.import_module("pillow_jxl")  # which makes it known to Pillow
-        except ImportError:
-            return False
-    return name != "WebP" or bool(features.check("webp"))
+    xz = len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+    return found | {"xz": xz, "raw": images.nbytes}
 
 
 def _planes(images: np.ndarray) -> np.ndarray:
     """Returns [n, height, width, 3] or [n, height, width']."""
-    count, height, width, channels = images.shape
-    if channels == 3:
+    if images.shape[-1] == 3:
         return images
-    return images.transpose(0, 1, 3, 2).reshape(count, height, channels * width)
+    return np.concatenate(np.moveaxis(images, -1, 0), axis=2)
 
 
 def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
@@ -82,8 +64,7 @@ def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:
         tiles = planes[start : start + most**2]
         columns = math.ceil(math.sqrt(len(tiles)))
         rows = -(-len(tiles) // columns)
-        grid = np.zeros((rows * columns, height, width, *channels), np.uint8)
-        grid[: len(tiles)] = tiles
+        grid = np.pad(tiles, [(0, rows * columns - len(tiles))] + [(0, 0)] * (tiles.ndim - 1))
         grid = grid.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
         yield grid.reshape(rows * height, columns * width, *channels)
 

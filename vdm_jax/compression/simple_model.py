@@ -1,9 +1,8 @@
 """A simple model of images, for the first of each stack: they are the bits that the others borrow.
 
-Each pixel is predicted from those to its left and above by the median edge detector of LOCO-I
-(Weinberger et al. 2000), and by how far that was off in the channel before. Its probabilities are
-two-sided geometric about the prediction, the wider the more the neighbours were off, mixed with how
-often each level came before. All in whole numbers.
+Each pixel is predicted by the median edge detector of LOCO-I (Weinberger et al. 2000), and by how
+far that was off in the channel before. Its probabilities are two-sided geometric, the wider the
+more the neighbours were off, mixed with how often each level came before. All in whole numbers.
 """
 
 import functools
@@ -15,8 +14,7 @@ from vdm_jax.compression.ans import TOTAL, Stacks
 
 __all__ = ["pop", "push"]
 
-_PEAK = 1 << 20
-_WIDTH_PARTS = 8
+_PEAK, _WIDTH_PARTS = 1 << 20, 8
 
 
 def push(stacks: Stacks, lane: int, images: np.ndarray, levels: int) -> None:
@@ -44,13 +42,10 @@ def pop(stacks: Stacks, lane: int, shape: tuple[int, ...], levels: int) -> np.nd
 
 def _model(shape: tuple[int, ...], levels: int) -> Generator[np.ndarray, int, None]:
     """Yields the cumulated counts of each pixel, and is sent its value; once more at the end."""
-    # The last row, at index -1, is above the first pixel.
     _, height, width, channels = shape
-    values = np.full((height + 1, width, channels), levels // 2)
-    edges = np.zeros_like(values)
-    off = np.full_like(values, levels // 8)
-    # How often each level came before where the guess was 0, low or high.
-    seen = np.ones((3, levels), np.int64)
+    values = np.full((height + 1, width, channels), levels // 2)  # row -1 is above the first pixel
+    edges, off = np.zeros_like(values), np.full_like(values, levels // 8)
+    seen = np.ones((3, levels), np.int64)  # of each level, where the guess was 0, low or high
     for _, y, x, c in np.ndindex(shape):
         at, left = (y, x), (y, x - 1) if x else (y - 1, 0)
         above = (y - 1, x) if y else left

@@ -1,7 +1,6 @@
 """Probabilities as whole numbers: cumulated counts of `ans.TOTAL`, for numbers on a grid.
 
-Machines must agree on them to the last bit: they are made once, ahead of all coding, and compared
-(`chain.Chain.digest`) before anything is decoded.
+Machines must agree on them to the last bit: they are compared (`chain.Chain.digest`) first.
 """
 
 import functools
@@ -20,11 +19,10 @@ __all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", 
 
 FRACTIONS = 128
 """Means are rounded to such parts of the grid."""
-# Standard deviations that have symbols of their own, of what is popped only and of what is pushed:
-# no symbol has less than 1 of TOTAL, so that those far off are popped more often than they should.
+# Standard deviations that have symbols, of what is popped only and of what is pushed: no symbol has
+# less than 1 of TOTAL, so that those far off are popped more often than they should.
 _POPPED, _PUSHED = 7.0, 10.0
-_MOST_SPAN = 1 << 12
-_MOST_ROWS = 1 << 22
+_MOST_SPAN, _MOST_ROWS = 1 << 12, 1 << 22
 _PIXEL_SPAN = 9.0
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
 
@@ -34,8 +32,7 @@ class GaussianTable(NamedTuple):
 
     `counts`, uint32 [widths * FRACTIONS, symbols + 1], has a row for each standard deviation and
     each fraction of the mean. Symbol k is the number `span` below the mean's whole part, plus k.
-    With `escape` the last symbol is any number farther off; without it the outermost have the
-    tails.
+    With `escape` the last symbol is any number farther off, else the outermost have the tails.
     """
 
     counts: np.ndarray
@@ -51,8 +48,8 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
         raise UserError(
-            f"a standard deviation is {np.max(stds):.3g} times the grid, which is made for the "
-            "narrowest of its level: take a smaller grid, fewer steps, or a gamma that rises evenly"
+            f"a standard deviation is {np.max(stds):.3g} times the grid: take a smaller grid, "
+            "fewer steps, or a gamma that rises evenly"
         )
     few = 8 * math.ceil(span / 8) if span <= 64 else 1 << (span - 1).bit_length()
     span = min(few, _MOST_SPAN)  # of few sizes, as each is compiled for
@@ -69,13 +66,13 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     return GaussianTable(_counts(below), span, escape)
 
 
+_ndtr = jax.jit(jax.scipy.special.ndtr)
+
+
 def _normal_cdf(values: np.ndarray) -> np.ndarray:
     pieces = np.resize(values, (-(-values.size // _AT_ONCE), _AT_ONCE))
     found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
     return found[: values.size].reshape(values.shape)
-
-
-_ndtr = jax.jit(jax.scipy.special.ndtr)
 
 
 def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +84,8 @@ def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class PixelTable(NamedTuple):
     """p(x|z_0) for z_0 on a grid.
 
-    Row r of `counts`, uint32 [rows, symbols + 1], is for the number `first` + r, and what lies
-    beyond has the outermost row. Symbol k is the level `levels[r]` + k, the last any other level.
+    Row r of `counts`, uint32 [rows, symbols + 1], is for the number `first` + r, the outermost for
+    those beyond. Symbol k is the level `levels[r]` + k, the last any other level.
     """
 
     counts: np.ndarray

@@ -19,23 +19,14 @@ from vdm_jax.errors import reason
 from vdm_jax.train import quiet, record, settings, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
 
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "DamagedError",
-    "SettingsError",
-    "complete_steps",
-    "load_params",
-]
+__all__ = ["CheckpointError", "Checkpoints", "DamagedError", "SettingsError", "complete_steps",
+           "load_params"]  # fmt: skip
 
 T = TypeVar("T")
 
 # What Orbax says when another process of the run is gone or late.
 _ANOTHER_PROCESS = re.compile(r"barrier|coordination|deadline|heartbeat|unavailable", re.IGNORECASE)
-
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-
-
 _WAY_ON = (
     "With --allow_fallback a run goes on from the newest good one, and keeps what is damaged in a "
     "folder of its own.",
@@ -50,7 +41,7 @@ class SettingsError(CheckpointError):
 class Checkpoints:
     """The checkpoints of a run, the newest few kept, written in the background by Orbax.
 
-    They are a context manager: at its end all is written, unless a second Ctrl-C ends it.
+    At the end of the context all is written, unless a second Ctrl-C ends it.
     """
 
     def __init__(
@@ -66,10 +57,10 @@ class Checkpoints:
         """Opens the folder, and removes what a killed run left half written in it.
 
         `meta` is a JSON object saved beside each state. A state is only restored to a run with the
-        same, but for the dotted names in `may_differ`, or with `allow_change`, which prints the
-        differences. `defaults` says what is meant where an older checkpoint's meta lacks a name.
-        With `allow_fallback` a run of one process goes on from the newest checkpoint that isn't
-        damaged, and newer ones are moved into the folder `damaged` beside this one.
+        same, but for the dotted names in `may_differ`, or with `allow_change`, which prints them.
+        `defaults` says what is meant where an older checkpoint's meta lacks a name. With
+        `allow_fallback` a run of one process goes on from the newest checkpoint that isn't damaged,
+        and newer ones are moved into the folder `damaged` beside this one.
         """
         self._folder, self._may_differ = folder.absolute(), may_differ
         self._meta, self._defaults = json.loads(json.dumps([dict(meta), dict(defaults or {})]))
@@ -79,10 +70,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
+        items = ("state", "meta")
         with self._writing():
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=("state", "meta")
-            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
 
     def __enter__(self) -> Self:
         return self
@@ -95,22 +85,17 @@ class Checkpoints:
         """Returns the newest checkpoint's step, or None; it may not be on the disk yet."""
         return self._manager.latest_step()
 
-    # ---- writing ----
-
     def save(self, step: int, state: Any) -> None:
         """Starts saving; `state` may be donated as soon as this returns.
 
-        Raises CheckpointError if the step is not above the newest, or if an earlier one could not
-        be written.
+        Raises CheckpointError for a step not above the newest, and for an earlier failed save.
         """
         newest = self.latest_step()
         if newest is not None and newest >= step:  # Orbax would skip it without a word
             what = f"the checkpoint of step {step} was not written to {self._folder}"
             raise CheckpointError(f"{what}: it holds step {newest} already.")
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave(record.make(self._meta, state)),
-        )
+        meta = ocp.args.JsonSave(record.make(self._meta, state))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta)
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
@@ -159,8 +144,6 @@ class Checkpoints:
         steps = complete_steps(self._folder)
         return f"The newest complete checkpoint is {f'of step {steps[-1]}' if steps else 'none'}"
 
-    # ---- reading ----
-
     def check(self, template: Any) -> None:
         """Raises what `restore` would raise by the records alone; reads no state."""
         self._newest(lambda step: self._record(step, template))
@@ -168,8 +151,8 @@ class Checkpoints:
     def restore(self, template: T) -> T:
         """Returns the newest state with the shardings of `template`, a tree of arrays or shapes.
 
-        Raises DamagedError unless it has the bits that were saved, SettingsError if it is of other
-        settings, CheckpointError if there is none or if it is of another model.
+        Raises DamagedError unless it has the bits that were saved, SettingsError for other
+        settings, CheckpointError if there is none or for another model.
         """
         step, (saved, state), damaged = self._newest(lambda step: self._state(step, template))
         for each, error in damaged.items():
@@ -209,7 +192,6 @@ class Checkpoints:
         return saved
 
     def _state(self, step: int, template: T) -> tuple[dict[str, Any], T]:
-        """Returns the record and the state of a step."""
         saved = self._record(step, template)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         same = functools.partial(record.check_same, saved, wanted)
@@ -239,11 +221,10 @@ def complete_steps(folder: Path) -> list[int]:
 def load_params(
     folder: Path, expected: Any, mesh: Mesh, step: int | None = None
 ) -> tuple[int, Any]:
-    """Returns a checkpoint's step, by default the newest, and its EMA parameters.
+    """Returns a checkpoint's step, by default the newest, and its EMA parameters, over the mesh.
 
-    They lie on the mesh as `sharding.of_parameters` has them; `expected` is their model's tree of
-    arrays or shapes. Raises DamagedError unless they have the bits that were saved, and
-    CheckpointError if there is no such checkpoint, or if a leaf is that of another model.
+    `expected` is their model's tree of arrays or shapes. Raises DamagedError unless they have the
+    bits that were saved, and CheckpointError for no such checkpoint or another model's.
     """
     folder = folder.absolute()
     if not folder.is_dir():
@@ -275,8 +256,8 @@ def _read(
 ) -> Any:
     """Returns an item of a checkpoint that `check` accepts.
 
-    Raises DamagedError, in one line, for whatever is raised on the way; but CheckpointError for a
-    lack of memory, of open files, of permission or of another process, which is no damage.
+    Raises DamagedError for whatever is raised on the way; but CheckpointError for a lack of memory,
+    open files, permission or another process, which is no damage.
     """
     where = Path(manager.directory) / str(step)
     try:

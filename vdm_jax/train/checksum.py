@@ -1,9 +1,8 @@
 """64 bits for each leaf of a state, by which a checkpoint shows that it is what was saved.
 
-Orbax keeps no checksum of the numbers themselves: one flipped bit on the disk, or one block of
-zeros, comes back as if nothing had been. A digest of bytes such as sha256 would need every leaf
-whole and in order on one host. A sum doesn't: it is the same however a leaf is split over devices
-and processes, so each device adds up what it holds, and eight bytes a leaf are all that leaves it.
+Orbax keeps no checksum of the numbers themselves: a flipped bit or a block of zeros comes back as
+if nothing had been. A digest such as sha256 would need every leaf whole and in order on one host. A
+sum is the same however a leaf is split over devices, each of which adds up what it holds.
 """
 
 import functools
@@ -30,14 +29,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def of_leaves(tree: Any) -> dict[str, str]:
     """Returns path -> 16 hexadecimal digits for each leaf, an array of any dtype.
 
-    It depends on the leaf's bits and their order alone: not on its shape, nor on where it lies.
-    Two sums modulo 2^32: of `m = mix(word ^ mix(position))` over all 32-bit words, and of
-    `mix(m + salt)`. As `mix` is one to one, a change of one word, in whichever bits, changes the
-    first sum for certain. Changes of several (zeros, blocks that changed places) pass both with
-    probability 2^-64. A plain weighted sum would do worse: where all words end in zero bits, as
-    1.0 does, so do all their multiples, and what is left to differ is few bits.
-
-    In a run of several processes all of them must call it, with the same tree.
+    They depend on the leaf's bits and their order alone: two sums modulo 2^32, of
+    `m = mix(word ^ mix(position))` over all 32-bit words, and of `mix(m + salt)`. As `mix` is one
+    to one, a change of one word changes the first sum for certain; changes of several pass both
+    with probability 2^-64. In a plain weighted sum, where all words end in zero bits, as 1.0 does,
+    so do all their multiples. All processes must call it, with the same tree.
     """
     sums = {}
     for name, leaf in named_leaves(tree).items():

@@ -1,8 +1,7 @@
-"""A run that is asked to stop: by Ctrl-C (SIGINT), or by a system that wants its machine back.
+"""A run that is asked to stop, by Ctrl-C (SIGINT) or by a system that ends it soon (SIGTERM).
 
-The latter sends SIGTERM some time, often 30 seconds, before it ends the process. Either is noted
-at once and takes effect where nothing is left half done. An exception raised wherever the program
-happens to be could hit the middle of a save, or a callback that swallows it.
+Either is noted at once and takes effect where nothing is left half done: an exception raised
+wherever the program is could hit the middle of a save, or a callback that swallows it.
 """
 
 import contextlib
@@ -25,12 +24,11 @@ Vote = jax.Array | np.ndarray
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. No `Exception`: nothing that survives errors swallows it."""
+    """The run was asked to stop, by the signal `number`; no `except Exception` swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-        """SIGINT or SIGTERM."""
 
 
 class Stop:
@@ -60,10 +58,7 @@ class Stop:
             yield
 
     def vote(self) -> Vote:
-        """Returns the signal that any process has noted, 0 if none: to be `heed`ed later.
-
-        It is on its way like a step's metrics, and waits for no other process.
-        """
+        """Returns the signal that any process has noted, 0 if none; waits for no other process."""
         noted = np.asarray([self._asked[0] if self._asked else 0], np.int32)
         if jax.process_count() == 1:
             return noted
@@ -81,10 +76,7 @@ class Stop:
         self.heed(self.vote())
 
     def wait_for(self, tree: Any) -> None:
-        """Waits until arrays are there, `check`ing meanwhile: what computes them may take minutes.
-
-        In a run of several processes it only waits.
-        """
+        """Waits, maybe minutes, until arrays are there; a single process `check`s meanwhile."""
         leaves = jax.tree.leaves(tree)
         while jax.process_count() == 1 and not all(leaf.is_ready() for leaf in leaves):
             self.check()

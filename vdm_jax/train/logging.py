@@ -21,12 +21,10 @@ __all__ = ["MetricsLog", "read_metrics"]
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
 
-    A run that goes on at `first_step` drops the lines of later steps, which it will write again.
-    Of several processes only the first one writes; the others remember which lines there are.
+    A run that goes on at `first_step` drops later lines; of several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0) -> None:
-        """Opens the files of the run in `workdir`."""
         path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         self._seen = {(line["step"], line["split"]) for line in kept}
@@ -89,13 +87,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 def _is_metrics(line: Any) -> bool:
     """Returns whether `MetricsLog` can have written it: numbers, but for "split" and "key"."""
-    if not isinstance(line, dict):
+    if not isinstance(line, dict) or not isinstance(line.get("key", []), list):
         return False
-    numbers = {"step": None, **line}
-    split, key = numbers.pop("split", None), numbers.pop("key", [])
-    return (
-        isinstance(split, str)
-        and isinstance(key, list)
-        and all(type(value) in (int, float) for value in numbers.values())
-        and all(type(word) is int for word in key)
-    )
+    numbers = {"step": None, **line, "split": 0, "key": 0}.values()
+    words = [*numbers, *line.get("key", [])]
+    return isinstance(line.get("split"), str) and all(type(x) in (int, float) for x in words)

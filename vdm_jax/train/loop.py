@@ -24,10 +24,9 @@ __all__ = ["NONFINITE", "Plan", "Run", "TrainingError", "train"]
 
 NONFINITE = "nonfinite.json"
 """Name of the file, in a run's folder, with the step that the run could not get past."""
-
 AHEAD = 2
-"""Number of calls that wait on the device. With two it is never idle, and the next batch goes there
-while one runs; without a bound some thirty would pile up, each with its batch."""
+"""Number of calls that wait on the device: with two it is never idle; without a bound some thirty
+would pile up, each with its batch."""
 
 
 class TrainingError(UserError):
@@ -47,8 +46,7 @@ class Plan(NamedTuple):
 
     def next_stop(self, step: int) -> int:
         """Returns the first step after `step` at which a call has to end."""
-        intervals = self[1:-1]
-        return min(self.steps, *((step // n + 1) * n for n in intervals))
+        return min(self.steps, *((step // n + 1) * n for n in self[1:-1]))
 
     def due(self, step: int, interval: int) -> bool:
         """Returns whether something is due that happens every `interval` steps and at the end."""
@@ -56,39 +54,32 @@ class Plan(NamedTuple):
 
 
 class Run(NamedTuple):
-    """All that a run consists of besides its state."""
+    """All that a run consists of besides its state.
+
+    `batches` takes the first step to a context with an iterator of stacked batches,
+    `steps_per_call` each; `evaluate` a state, and whether it is the last time, to an
+    `evaluation.bound.Evaluation` on the images `eval_name`.
+    """
 
     plan: Plan
-    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    """Compiled step, of `train.step.make_step`."""
-    key: Key
-    """Training key of `step`, of which skipped steps are logged."""
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of `train.step.make_step`
+    key: Key  # training key of `step`
     batches: Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
-    """Function first step -> context with an iterator of stacked batches, `steps_per_call` each."""
     evaluate: Callable[[TrainState, bool], Any]
-    """Function (state, whether it is the last time) -> `evaluation.bound.Evaluation`."""
-    sample: Callable[[TrainState], np.ndarray]
-    """Function state -> uint8 picture of samples, [height, width, channels]."""
-    checkpoints: Checkpoints
-    """Checkpoints of the run; none of them is newer than the state it begins with."""
+    sample: Callable[[TrainState], np.ndarray]  # a uint8 picture [height, width, channels]
+    checkpoints: Checkpoints  # none is newer than the state the run begins with
     workdir: Path
-    """Folder that gets metrics.jsonl, tensorboard/, loss.png and samples/."""
     mesh: Mesh
     stop: Stop
-    """Whether the run was asked to stop; `evaluate` and `sample` may ask it too."""
     eval_name: str = "test"
-    """Name of the images that `evaluate` evaluates on."""
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
     """Trains from `state` to `run.plan.steps`; returns the last state and its evaluation.
 
-    What was due at the step of `state` and isn't in `run.workdir` is done first.
-
-    Raises:
-      TrainingError: after `plan.max_skipped` steps in a row without a finite loss and gradient.
-        The state before them has been saved, and the first of them is told in `NONFINITE`.
-      Stopped: when the run was asked to; its state has been saved.
+    What was due at the step of `state` and isn't in `run.workdir` is done first. Raises
+    TrainingError after `plan.max_skipped` steps in a row without a finite loss and gradient, the
+    state before them saved, and Stopped when the run was asked to stop, its state saved.
     """
     plan, step, result = run.plan, int(state.step), None
     with (
@@ -126,8 +117,7 @@ class _Loop:
     """The state of a run, the calls that are still running, and the metrics not yet logged."""
 
     def __init__(self, run: Run, state: TrainState, bar: TrainingBar) -> None:
-        self.run, self.state, self.bar = run, state, bar
-        self.step = int(state.step)
+        self.run, self.state, self.bar, self.step = run, state, bar, int(state.step)
         self.log = MetricsLog(run.workdir, self.step)
         self._running: collections.deque[_Call] = collections.deque()
         self._window: list[_Call] = []
@@ -141,8 +131,9 @@ class _Loop:
         count, offset = plan.next_stop(first) - first, first % plan.steps_per_call
         vote = self.run.stop.vote()
         self.state, metrics = self.run.step(self.state, chunk, offset, offset + count)
-        self._running.append(_Call(first, count, metrics, vote))
-        self._window.append(self._running[-1])
+        call = _Call(first, count, metrics, vote)
+        self._running.append(call)
+        self._window.append(call)
         self.step += count
         self.finish(AHEAD)
         self.bar.move(self.step)
@@ -214,20 +205,18 @@ def _mean(window: list[_Call]) -> dict[str, float]:
     values = jax.device_get([call.metrics for call in window])
     skipped = [np.count_nonzero(value.pop("skipped")) for value in values]
     applied = [call.steps - count for call, count in zip(window, skipped, strict=True)]
-    rows = [(value, count) for value, count in zip(values, applied, strict=True) if count]
-    counts = [count for _, count in rows]
-    names = rows[0][0] if rows else {}
-    mean = {name: float(np.average([v[name] for v, _ in rows], weights=counts)) for name in names}
+    rows = [value for value, count in zip(values, applied, strict=True) if count]
+    counts = [count for count in applied if count]
+    names = rows[0] if rows else {}
+    mean = {name: float(np.average([row[name] for row in rows], weights=counts)) for name in names}
     return mean | {"skipped": float(sum(skipped))}
 
 
 def _save(state: TrainState, checkpoints: Checkpoints) -> int | None:
     """Saves a state that is newer than all checkpoints; returns the newest one's step, if any."""
-    step, newest = int(state.step), checkpoints.latest_step()
-    if step <= (newest or 0):
-        return newest
-    checkpoints.save(step, state)
-    return step
+    if int(state.step) > (checkpoints.latest_step() or 0):
+        checkpoints.save(int(state.step), state)
+    return checkpoints.latest_step()
 
 
 def _give_up(run: Run, state: TrainState) -> NoReturn:
@@ -243,9 +232,8 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
-        f"gradient that isn't finite. None of them was applied; {at}. A lower "
-        "--config.optimizer.learning_rate, or a clip_norm of 1.0 or less, with "
-        "--allow_config_change, usually helps."
+        f"gradient that isn't finite. None was applied; {at}. Usually a lower --config.optimizer."
+        "learning_rate, or a clip_norm of at most 1, helps, with --allow_config_change."
     )
 
 

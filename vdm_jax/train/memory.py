@@ -15,33 +15,21 @@ MEMINFO = Path("/proc/meminfo")
 class Room(NamedTuple):
     """The memory of one device, in bytes."""
 
-    free: int
-    """Memory for programs now; a step that needs more may fail, or be slow where memory swaps."""
-    most: int
-    """Memory at the very best; a step that needs more is certain to fail."""
+    free: int  # a step that needs more may fail, or be slow
+    most: int  # a step that needs more fails
 
 
 def need(compiled: jax.stages.Compiled) -> int | None:
-    """Returns the bytes on each device, without the program itself; None if that isn't known.
-
-    These are arguments + temporaries + outputs - what outputs share with arguments.
-    """
+    """Returns the bytes on each device, without the program itself; None if that isn't known."""
     found = compiled.memory_analysis()
     if found is None:
         return None
-    return int(
-        found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
+    own = found.argument_size_in_bytes - found.alias_size_in_bytes  # outputs share the latter
+    return int(own + found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
 def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
-    """Returns a device's limit, or a CPU's equal share of this machine's memory; None if unknown.
-
-    `free` of a CPU is what the machine has available now, `most` all of it and its swap space.
-    """
+    """Returns a device's limit, or a CPU's equal share of what this machine has, if known."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         return Room(int(limit), int(limit))
@@ -49,10 +37,8 @@ def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
         return None
     lines = (line.split() for line in meminfo.read_text().splitlines())
     kib = {name: int(value) for name, value, *_ in lines}
-    share = 1024 / jax.local_device_count("cpu")
-    return Room(
-        int(kib["MemAvailable:"] * share), int((kib["MemTotal:"] + kib["SwapTotal:"]) * share)
-    )
+    share, most = 1024 / jax.local_device_count("cpu"), kib["MemTotal:"] + kib["SwapTotal:"]
+    return Room(int(kib["MemAvailable:"] * share), int(most * share))
 
 
 def words(size: int) -> str:

@@ -20,19 +20,15 @@ or [batch, n]."""
 
 
 class Unit(NamedTuple):
-    """The unit of a bound. Numbers of two units are never compared."""
+    """The unit of a bound: its name, its key in files, and (nats, event shape) -> this unit."""
 
     name: str
-    """Name in words."""
     key: str
-    """Name in files."""
     of: Callable[[Any, tuple[int, ...]], jax.Array]
-    """Function (nats per example, event shape) -> this unit."""
 
 
 BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)
 """Unit of discrete data, a probability."""
-
 NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
 """Unit of continuous data."""
 
@@ -48,10 +44,7 @@ def unit_of(names: Container[str]) -> Unit:
 
 
 class Bound(Protocol):
-    """The methods of `vdm_jax.VDM` that training and evaluation call.
-
-    `related.models` has others with these methods.
-    """
+    """The methods of `vdm_jax.VDM`, and of `related.models`, that training and evaluation call."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -83,15 +76,12 @@ class Model(NamedTuple):
     """A model that is trained: how its parameters start, and what they are a model of."""
 
     init: Callable[[Key], Params]
-    """Function key -> parameters."""
-    bind: Callable[..., Any]
-    """Function (parameters, conditioning=None, dropout key=None) -> `VDM`, or another `Bound`."""
+    bind: Callable[..., Any]  # (parameters, conditioning=None, dropout key=None) -> `Bound`
     end_points: str | None = None
     """Name in params["gamma"] of what sets the schedule's end points, to train the rest of it for
-    a low variance (`train.schedule_variance`); None to train all of it on the bound."""
+    a low variance (`train.schedule_variance`)."""
     pixel_levels: int | None = None
-    """Number of levels of the integer images that a model of continuous data is given: they are
-    encoded first (`loss.to_data`). None: the images are what the bound takes."""
+    """Number of levels of integer images, for a model of continuous data: it encodes them first."""
 
     def with_fields(self, **fields: Any) -> "Model":
         """Returns the model whose `VDM` has other fields, as num_steps=10."""
@@ -100,7 +90,7 @@ class Model(NamedTuple):
     def facts(self) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
-        jax.eval_shape(lambda key: found.append(self.bind(self.init(key))), jax.random.key(0))
+        jax.eval_shape(lambda: found.append(self.bind(self.init(jax.random.key(0)))))
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:
@@ -109,7 +99,7 @@ class Model(NamedTuple):
 
     def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
         """Returns one sample for each row of `conditioning`, of data as in a batch."""
-        bound = self.bind(params, conditioning, None)
+        bound = self.bind(params, conditioning)
         if self.pixel_levels is not None:
             bound = bound._replace(levels=self.pixel_levels)
         return bound.sample(key, len(conditioning), num_steps)

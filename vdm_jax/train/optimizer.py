@@ -13,10 +13,7 @@ __all__ = ["learning_rate", "make"]
 def learning_rate(
     peak: float, warmup_steps: int, decay: str = "none", decay_steps: int = 0
 ) -> optax.Schedule:
-    """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at step `decay_steps`.
-
-    Raises UserError for an unknown decay or one that would end inside the warm-up.
-    """
+    """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at `decay_steps`."""
     length = decay_steps - warmup_steps
     if decay not in ("none", "linear", "cosine"):
         raise UserError(
@@ -35,9 +32,8 @@ def learning_rate(
         after = optax.cosine_decay_schedule(peak, length)
     if warmup_steps == 0:
         return after
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps]
-    )
+    before = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([before, after], [warmup_steps])
 
 
 def make(
@@ -52,22 +48,16 @@ def make(
     """Returns AdamW with weight decay on every parameter that isn't named "bias".
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
-    parameters below "gamma", those of the schedule, don't decay either: where their shape is
-    learned for its own sake, decay would pull it towards a line.
+    parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
     """
 
+    def decays(path: Any, _: Any) -> bool:
+        return path[-1].key != "bias" and (decay_gamma or path[0].key != "gamma")
+
     def mask(params: Any) -> Any:
-        kept = decays(params)
-        if not decay_gamma:
-            kept = {**kept, "gamma": jax.tree.map(lambda _: False, params["gamma"])}
-        return kept
+        return jax.tree_util.tree_map_with_path(decays, params)
 
     adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
     # With identity the state's form is the same: a run can go on with clip_norm set or unset.
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, adamw)
-
-
-def decays(params: Any) -> Any:
-    """Returns a pytree of bools like `params`: whether weight decay acts on the leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)

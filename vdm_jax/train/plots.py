@@ -12,13 +12,9 @@ __all__ = ["image_grid", "plot_losses", "write_image"]
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
-    """Returns integer images [n, height, width, channels] as one picture, uint8 [H, W, 1 or 3].
-
-    Values 0 ... levels - 1 are spread over 0 ... 255. Channel counts other than 1 and 3 are shown
-    one below the other in grey.
-    """
+    """Returns integer images [n, height, width, channels] as one picture, uint8 [H, W, 1 or 3]."""
     n, height, width, channels = images.shape
-    if channels not in (1, 3):
+    if channels not in (1, 3):  # in grey, one below the other
         images = images.transpose(0, 3, 1, 2).reshape(n, channels * height, width, 1)
         height, channels = channels * height, 1
     columns = int(np.ceil(np.sqrt(n)))

@@ -1,18 +1,11 @@
-"""How far a command is: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a command: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
 from typing import Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vdm_jax.train.model import unit_of
 
@@ -25,21 +18,14 @@ class Bar:
     def __init__(
         self, words: str, total: int, done: int = 0, console: Console | None = None
     ) -> None:
-        """Begins with `done` of them."""
         self._console = console or Console(highlight=False)
         self._words, self._total, self._done = words, total, done
         self._began = time.monotonic()
-        self._bar = Progress(
-            TextColumn(words),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = progress.Progress(
+            words, progress.BarColumn(bar_width=24), progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn(),
+            "{task.fields[note]}", console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
         self._task = self._bar.add_task(words, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:
@@ -67,7 +53,6 @@ class TrainingBar(Bar):
     """The progress of a training: steps, their rate, and the bound with its three terms."""
 
     def __init__(self, total: int, start: int, console: Console | None = None) -> None:
-        """Begins at step `start`."""
         super().__init__("training", total, start, console)
         self._mark = (start, time.monotonic())
 
@@ -80,11 +65,11 @@ class TrainingBar(Bar):
         before, then = self._mark
         self._mark = (step, time.monotonic())
         rate = (step - before) / max(self._mark[1] - then, 1e-9)
-        said = f"{rate:.1f} steps/s", _terms(scalars)
-        self._bar.update(self._task, completed=step, note="  ".join(said))
+        speed, terms = f"{rate:.1f} steps/s", _terms(scalars)
+        self._bar.update(self._task, completed=step, note=f"{speed}  {terms}")
         if not self._console.is_terminal:
             left = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / max(rate, 1e-9)))
-            self.say(f"step {step}/{self._total}  {said[0]}  {left} left  {said[1]}")
+            self.say(f"step {step}/{self._total}  {speed}  {left} left  {terms}")
         return rate
 
 
@@ -94,8 +79,6 @@ def _terms(scalars: Mapping[str, float]) -> str:
     key = unit_of(scalars).key
     if key not in scalars:  # none was applied
         return words
-    bound = (
-        f"{key} {scalars[key]:.3f} = recon {scalars['reconstruction']:.3f} + "
-        f"prior {scalars['prior']:.3f} + diff {scalars['diffusion']:.3f}"
-    )
+    names = {key: key, "= recon": "reconstruction", "+ prior": "prior", "+ diff": "diffusion"}
+    bound = " ".join(f"{said} {scalars[name]:.3f}" for said, name in names.items())
     return f"{bound}, {words}" if words else bound

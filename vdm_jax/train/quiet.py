@@ -1,8 +1,4 @@
-"""No tracebacks on the screen of what Orbax and TensorStore raise as well.
-
-One write or read that fails leaves others behind, and Python complains of each when it ends or is
-let go, at any later time and from any thread. What is raised is said in one line already.
-"""
+"""No tracebacks on the screen of what Orbax and TensorStore raise as well, at any later time."""
 
 import logging
 import sys
@@ -13,7 +9,7 @@ __all__ = ["quieten"]
 
 
 def quieten() -> None:
-    """Keeps from printing what is only a repetition, from here on; it may be called again."""
+    """Keeps from printing, from here on, what repeats an error that is raised already."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_news)
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)

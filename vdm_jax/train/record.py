@@ -1,8 +1,7 @@
 """The record saved beside a state: the run's settings, and the form and bits of each leaf.
 
 A record is a JSON object: "settings", "leaves" (path -> "dtype[shape] checksum"), and "sha256" of
-the canonical text of both. So a record shows by itself whether it is what was written, and a state
-whether it fits its record. A record that is whole and describes another model is no damage.
+the canonical text of both. A record that is whole and describes another model is no damage.
 """
 
 import hashlib
@@ -29,11 +28,10 @@ class DamagedError(CheckpointError):
 
 def make(settings: Mapping[str, Any], state: Any) -> dict[str, Any]:
     """Returns the record of a state. All processes call it, as `checksum.of_leaves`."""
-    return sealed(settings, _leaves(state))
+    return _sealed(settings, _leaves(state))
 
 
-def sealed(settings: Mapping[str, Any], leaves: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the record with these settings and leaves."""
+def _sealed(settings: Mapping[str, Any], leaves: Mapping[str, str]) -> dict[str, Any]:
     body = {"settings": settings, "leaves": leaves}
     return body | {"sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
@@ -42,7 +40,7 @@ def check_intact(record: Any) -> dict[str, Any]:
     """Returns the record. Raises DamagedError, with the reason alone, if it has changed."""
     if not isinstance(record, dict) or not record.keys() & {"leaves", "sha256"}:
         raise DamagedError("it lacks its checksums")
-    if record != sealed(record.get("settings", {}), record.get("leaves", {})):
+    if record != _sealed(record.get("settings", {}), record.get("leaves", {})):
         raise DamagedError("its record of settings and checksums has changed since it was saved")
     return record
 
@@ -52,11 +50,8 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
 
     `expected` is a tree of arrays or shapes: the state, or with `below` that part of it.
     """
-    have = {
-        name.removeprefix(below): described.split()[0]
-        for name, described in record["leaves"].items()
-        if name.startswith(below)
-    }
+    leaves = record["leaves"].items()
+    have = {n.removeprefix(below): x.split()[0] for n, x in leaves if n.startswith(below)}
     want = {name: _form(leaf) for name, leaf in checksum.named_leaves(expected).items()}
     for name in sorted(have.keys() | want.keys()):
         a, b = have.get(name, "absent"), want.get(name, "absent")
@@ -68,11 +63,7 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
 
 
 def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:
-    """Raises unless `restored` has the form of `expected` and the bits that were saved.
-
-    `restored` is the state, or a part of it with the same paths. All processes call it. The
-    DamagedError, or chex's AssertionError, names the leaf.
-    """
+    """Raises unless `restored` has the form of `expected` and the bits saved; for all processes."""
     chex.assert_trees_all_equal_shapes_and_dtypes(restored, expected)
     for name, found in _leaves(restored).items():
         if record["leaves"][name] != found:

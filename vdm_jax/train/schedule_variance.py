@@ -1,16 +1,13 @@
 """The learned schedule that minimises the variance of the loss (VDM section 5.2, appendix I.2).
 
-In continuous time the bound depends on gamma(t) through its end points alone, so the shape between
-them is free to make the Monte-Carlo estimate of the diffusion loss L less noisy: as E[L] stays, to
-minimise Var[L] is to minimise E[L^2]. The end points are trained on the bound.
-
+In continuous time the bound depends on gamma(t) through its end points alone: they are trained on
+it, and the shape between them to minimise Var[L], or as E[L] stays E[L^2], L the diffusion loss.
 With L = gamma'(t) e, where e depends on gamma and the noise, and with gamma for the variable of
 integration, E[L^2] = int gamma' e^2 dgamma: at a given gamma the shape appears in the slope alone.
 So the gradient for the shape is E[(L^2 / gamma') dslope], with dslope the change of the slope at
-fixed gamma, dgamma'(t) - (gamma'' / gamma') dgamma(t). It needs no derivative of the network (the
-plain one, E[2 L dL], needs that for its input, and is noisier by it); the network's one backward
-pass serves its own parameters and, by the gradient for gamma(t) and gamma'(t) as they enter the
-bound, the end points.
+fixed gamma, dgamma'(t) - (gamma'' / gamma') dgamma(t). It needs no derivative of the network; the
+one backward pass serves the network's parameters and, by the gradient for gamma(t) and gamma'(t) as
+they enter the bound, the end points.
 """
 
 from collections.abc import Callable
@@ -49,14 +46,11 @@ def curvature(model: Model, gamma_params: Params, t: PerExample) -> PerExample:
     return jax.jvp(lambda t: schedule_values(model, gamma_params, t).slope, (t,), ones)[1]
 
 
-def gradient(
-    model: Model,
-) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
+def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
     """Returns the function (params, batch, key) -> (gradient, terms of the bound [batch] in nats).
 
-    The gradient is that of the mean bound, in the model's unit, for the network and for the
-    schedule's end points, `params["gamma"][model.end_points]`, and of E[L^2], L the diffusion loss
-    of one example in the same unit, for the schedule's other parameters.
+    For the network and the end points, `params["gamma"][model.end_points]`, it is the gradient of
+    the mean bound in the model's unit; for the schedule's other parameters that of E[L^2].
     """
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:

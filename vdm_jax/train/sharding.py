@@ -1,8 +1,7 @@
 """One mesh of two axes: a batch is spread over both, large parameters over the second.
 
 Over the axis "data" parameters are copied; over the axis "fsdp" each large one is split, together
-with its average and the optimiser's moments of it. With a second axis of one device every device
-holds everything.
+with its average and the optimiser's moments of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-__all__ = [
-    "SMALL",
-    "check_batch_size",
-    "gathered",
-    "make_mesh",
-    "of_first",
-    "of_parameters",
-    "placed",
-    "put",
-    "replicated",
-    "split_over",
-]
+__all__ = ["SMALL", "check_batch_size", "gathered", "make_mesh", "of_first", "of_parameters",
+           "placed", "put", "replicated", "split_over"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -60,9 +49,8 @@ def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
     """Returns the sharding of each leaf of parameters, or of a whole state, by its shape alone.
 
-    So a parameter, its average and its moments lie on the same device. The largest axis that
-    "fsdp" divides is split (the last of several); a leaf without one, or one with less than
-    `SMALL` elements, is copied.
+    The largest axis that "fsdp" divides is split (the last of several); a leaf without one, or one
+    with less than `SMALL` elements, is copied.
     """
     parts = mesh.shape["fsdp"]
 
@@ -77,11 +65,9 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
 
 
 def gathered(mesh: Mesh, tree: T) -> T:
-    """Returns the same parameters, of which every device has all from here on in the program.
-
-    Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
-    exchange activations of the whole batch at each layer, many times the bytes of the parameters.
-    """
+    """Returns the same parameters, of which every device has all from here on in the program."""
+    # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
+    # exchange activations of the whole batch, many times the bytes of the parameters.
     if mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
@@ -89,20 +75,17 @@ def gathered(mesh: Mesh, tree: T) -> T:
 
 def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
     """Returns the shapes with the shardings of `of_parameters`."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        of_parameters(mesh, shapes),
-    )
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes, of_parameters(mesh, shapes))
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
     """Returns the global batch, split along `axis`, of which `batch` is this host's part."""
-    sharding = split_over(mesh, axis)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+    make, sharding = jax.make_array_from_process_local_data, split_over(mesh, axis)
+    return {name: make(sharding, np.asarray(value)) for name, value in batch.items()}
 
 
 def of_first(found: bool) -> bool:

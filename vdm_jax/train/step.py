@@ -14,24 +14,10 @@ from vdm_jax.train import schedule_variance, sharding
 from vdm_jax.train.model import Batch, Bound, Model, Params, unit
 from vdm_jax.types import Key
 
-__all__ = [
-    "MAX_SKIPPED",
-    "Metrics",
-    "TrainState",
-    "Training",
-    "abstract_state",
-    "ema_update",
-    "init_state",
-    "make_step",
-    "start",
-    "step_key",
-    "update",
-]
+__all__ = ["Metrics", "TrainState", "Training", "abstract_state", "ema_update", "init_state",
+           "make_step", "start", "step_key", "update"]  # fmt: skip
 
 Metrics = dict[str, jax.Array]
-
-MAX_SKIPPED = 10
-"""Number of steps in a row without a finite loss and gradient after which a state stays."""
 
 
 class TrainState(NamedTuple):
@@ -60,7 +46,7 @@ def abstract_state(
     model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
     """Returns the shapes of that state, and where each leaf lies."""
-    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
     return sharding.placed(mesh, shapes)
 
 
@@ -79,14 +65,10 @@ class Training(NamedTuple):
     model: Model
     optimizer: optax.GradientTransformation
     ema_rate: float
-    key: Key
-    """Key of all random numbers of the training; each step's own is `step_key`."""
-    accumulate: int = 1
-    """Number of micro-batches, one after the other, whose mean gradient a step takes."""
-    steps_per_call: int = 1
-    """Number of batches in a chunk, at most so many steps to a call of the compiled program."""
-    max_skipped: int = MAX_SKIPPED
-    """Number of steps in a row, not applied, after which nothing changes any more."""
+    key: Key  # of all random numbers of the training; each step's own is `step_key`
+    accumulate: int = 1  # micro-batches, one after the other, whose mean gradient a step takes
+    steps_per_call: int = 1  # batches in a chunk, the most steps of a call of the program
+    max_skipped: int = 10  # steps in a row, not applied, after which nothing changes
 
 
 def update(
@@ -94,11 +76,9 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step on the mean bound of `batch`, and its metrics.
 
-    It is a pure function. With `model.end_points` the schedule's shape is trained for a low
-    variance instead. A step whose loss or gradient isn't finite is not applied: it is counted in
-    `step` and `skipped`, and all else stays. Parameters that are split over `mesh` are gathered
-    once. Metrics are scalars: the loss `bpd` (`nats_per_dim` for a density), its three terms, and
-    the norm of the gradient.
+    A step whose loss or gradient isn't finite is not applied: it is counted in `step` and
+    `skipped`, and all else stays. Parameters that are split over `mesh` are gathered once. Metrics
+    are `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
     chex.assert_equal_shape_prefix(list(batch.values()), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
@@ -134,11 +114,10 @@ def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metr
 
     if model.end_points is None:
         return jax.grad(bound, has_aux=True)
-    of_variance = schedule_variance.gradient(model)
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        grads, terms = of_variance(params, batch, key)
-        return grads, _metrics(model.bind(params, batch["conditioning"], None), terms)
+        grads, terms = schedule_variance.gradient(model)(params, batch, key)
+        return grads, _metrics(model.bind(params, batch["conditioning"]), terms)
 
     return compute
 
@@ -150,11 +129,8 @@ def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
 
 
 def ema_update(average: Params, params: Params, rate: float) -> Params:
-    """Returns the moving average: average + (1 - rate) (params - average).
-
-    In this form a parameter that stands still leaves its average alone; rate * average +
-    (1 - rate) * params would add a rounding error to it at every step.
-    """
+    """Returns the moving average: average + (1 - rate) (params - average)."""
+    # A parameter that stands still leaves its average alone, without rounding errors.
     return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), average, params)
 
 
@@ -184,33 +160,31 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
 def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns `update` compiled over a mesh: step(state, chunk, start, stop) -> (state, metrics).
 
-    `chunk` holds `steps_per_call` batches, its leaves [steps_per_call, batch, ...] with the second
-    axis split over the devices; those numbered start, ..., stop - 1 are used, one after the other,
-    and the metrics are the mean of those that were applied. Beside these, `skipped`, an int
-    [steps_per_call], is `state.skipped` after each step, 0 where none was done. The bounds are no
-    constants of the compiled program, so a run is the same bit for bit wherever its calls begin
-    and end. `state` is donated, and lies on the devices as `sharding.of_parameters` has it.
+    `chunk`'s leaves are [steps_per_call, batch, ...], the second axis split over the devices; the
+    batches start, ..., stop - 1 are used, and the metrics are the mean of the steps applied. Beside
+    these, `skipped`, int [steps_per_call], is `state.skipped` after each step, 0 where none was
+    done. The bounds are no constants of the program, so a run is the same bit for bit wherever its
+    calls begin and end. `state` is donated, and lies as `sharding.of_parameters` has it.
     """
 
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def one(state: TrainState, chunk: Batch, i: jax.Array | int) -> tuple[TrainState, Metrics]:
+        at = jax.lax.dynamic_index_in_dim
+        batch = {k: at(v, i, keepdims=False) for k, v in chunk.items()}
         return update(state, batch, training, mesh)
-
-    def at(chunk: Batch, i: jax.Array | int) -> Batch:
-        return {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in chunk.items()}
 
     def many(
         state: TrainState, chunk: Batch, start: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
         chex.assert_tree_shape_prefix(chunk, (training.steps_per_call,))
         if training.steps_per_call == 1:
-            state, metrics = one(state, at(chunk, 0))
+            state, metrics = one(state, chunk, 0)
             return state, {**metrics, "skipped": state.skipped[None]}
-        _, shapes = jax.eval_shape(one, state, at(chunk, 0))
+        _, shapes = jax.eval_shape(one, state, chunk, 0)
         zeros = {k: jnp.zeros(leaf.shape, leaf.dtype) for k, leaf in shapes.items()}
 
         def body(i: jax.Array, carry: tuple) -> tuple:
             state, total, skipped = carry
-            state, metrics = one(state, at(chunk, i))
+            state, metrics = one(state, chunk, i)
             # Not times 0: what wasn't applied is not finite.
             applied = {k: jnp.where(state.skipped == 0, v, 0.0) for k, v in metrics.items()}
             return state, jax.tree.map(jnp.add, total, applied), skipped.at[i].set(state.skipped)
@@ -223,9 +197,5 @@ def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
 
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh, axis=1)
     shares = sharding.of_parameters(mesh, abstract_state(training.model, training.optimizer, mesh))
-    return jax.jit(
-        many,
-        donate_argnums=0,
-        in_shardings=(shares, split, whole, whole),
-        out_shardings=(shares, whole),
-    )
+    ins, outs = (shares, split, whole, whole), (shares, whole)
+    return jax.jit(many, donate_argnums=0, in_shardings=ins, out_shardings=outs)
