@@ -19,8 +19,7 @@ def sha256(path: Path) -> str:
 def state(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the size, time of change and sha256 of a file.
 
-    Where size and time are those of `known`, an earlier state, so is the sha256: the file is not
-    read.
+    The file is not read if its size and time are those of `known`, an earlier state of it.
     """
     stat = path.stat()
     found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}

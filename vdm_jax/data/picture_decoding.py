@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError
-from vdm_jax.errors import reason
+from vdm_jax.errors import UserError, reason
 
 FITS = ("none", "crop", "resize")
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -30,13 +29,13 @@ _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bit
 
 
 def read(path: Path, channels: int | None) -> Any:
-    """Returns the picture in a file, as `decode` does. Raises DataError, which names the file."""
+    """Returns the picture in a file, as `decode` does. Raises UserError, which names the file."""
     try:
         return decode(path.read_bytes(), channels)
     except OSError as error:
-        raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
+        raise UserError(f"{path} can't be read: {reason(error)}; check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
 
 
 def decode(content: bytes, channels: int | None) -> Any:

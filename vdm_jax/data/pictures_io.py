@@ -20,7 +20,6 @@ import numpy as np
 
 from vdm_jax import files
 from vdm_jax.data import folder_listing, picture_decoding
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.image_data import as_images
 from vdm_jax.errors import UserError, reaching, reason, user_path
 
@@ -60,11 +59,11 @@ def read(path: Path, levels: int = 256) -> Pictures:
         if path.is_dir():
             return _read_folder(path, levels)
         if not path.is_file():
-            raise DataError(f"{path} is not there; wanted {_WANTED}")
+            raise UserError(f"{path} is not there; wanted {_WANTED}")
         with path.open("rb") as file:
             start = file.read(6)
     if start != b"\x93NUMPY":
-        raise DataError(
+        raise UserError(
             f"{path} is none of what is taken: {_WANTED}; save an array of an .npz with np.save, "
             "and put a single picture into a folder"
         )
@@ -139,7 +138,7 @@ def _read_npy(path: Path, levels: int) -> Pictures:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for damaged files
-        raise DataError(f"{path} can't be read ({reason(error)}); write it anew") from error
+        raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
     images = as_images(array, levels, str(path))
     words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
@@ -166,20 +165,20 @@ class _Folder(NamedTuple):
 def _read_folder(root: Path, levels: int) -> Pictures:
     there, skipped = folder_listing.walk(root)
     if not there:
-        raise DataError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
+        raise UserError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
     # What each is called when it comes back, and is called now.
     names = sorted((n if n.lower().endswith(".png") else f"{n}.png", n) for n in there)
     try:
         _check_names([out for out, _ in names])
     except ValueError as error:
-        raise DataError(f"{root}: as PNG files, {error}; rename it") from error
+        raise UserError(f"{root}: as PNG files, {error}; rename it") from error
     pictures = []
     for _, name in names:
         pixels = picture_decoding.pixels(picture_decoding.read(root / name, None))
         pictures.append(as_images(pixels[None], levels, str(root / name))[0])
     for (_, name), pixels in zip(names, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
-            raise DataError(
+            raise UserError(
                 f"{root / name} is {pixels.shape[:2]} (height, width) but {root / names[0][1]} is "
                 f"{pictures[0].shape[:2]}; wanted pictures of one size"
             )

@@ -39,7 +39,6 @@ class BatchIterator(Iterator[_Item]):
     """See `iterate`. For one consumer; after `close` it is exhausted."""
 
     def __init__(self, dataset: Any, start: int, steps_per_call: int, prefetch: int):
-        """Starts the worker; the arguments are those of `iterate`, checked."""
         self._dataset, self._steps_per_call = dataset, steps_per_call
         self._steps = itertools.count(start, steps_per_call)
         self._worker = ThreadPoolExecutor(1, "vdm_jax-batches")
@@ -52,7 +51,6 @@ class BatchIterator(Iterator[_Item]):
         self._ready.append(self._worker.submit(_stacked, *arguments))
 
     def __next__(self) -> _Item:
-        """Waits for the next item; raises what the worker met instead of making it."""
         if not self._ready:
             raise StopIteration
         try:
@@ -69,11 +67,9 @@ class BatchIterator(Iterator[_Item]):
         self._ready.clear()
 
     def __enter__(self) -> "BatchIterator":
-        """Returns itself; the end of the block closes it."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Closes it."""
         self.close()
 
 
