@@ -3,6 +3,7 @@
 Nothing of an archive is unpacked to disk.
 """
 
+import functools
 import gzip
 import hashlib
 import struct
@@ -43,15 +44,15 @@ def load_published(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
         images, labels, names = spec.read(paths)
         extra = {}
         for part in images:
-            order = sorted(range(len(images[part])), key=lambda n, part=part: _md5(f"{part}{n}"))
+            order = sorted(range(len(images[part])), key=functools.partial(_md5, part))
             images[part], extra[f"{part}_label"] = images[part][order], labels[part][order]
         decoded_cache.write(folder, images["train"], images["test"], 256, extra, names)
 
     return archives.load(name, spec.archives, data_dir, manual_dir, build)
 
 
-def _md5(text: str) -> bytes:
-    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
+def _md5(part: str, number: int) -> bytes:
+    return hashlib.md5(f"{part}{number}".encode(), usedforsecurity=False).digest()
 
 
 def _read_cifar10(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]:
