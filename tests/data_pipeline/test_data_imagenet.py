@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vdm_jax.data import archives, file_states, imagenet, load
+from vdm_jax.data.cifar10_mnist import PUBLISHED
 from vdm_jax.data.imagenet import IMAGENET, png_blocks
 
 COUNTS = {"train": 23, "test": 6}
@@ -177,19 +178,23 @@ def test_a_tar_is_never_held_whole(tmp_path):
     assert peak < 500_000  # neither the pixels (6 MB) nor the members' headers (some MB)
 
 
-def test_the_table_agrees_with_tensorflow_datasets():
+def test_the_tables_agree_with_tensorflow_datasets():
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import checksums
 
-    for name, spec in IMAGENET.items():
-        kind, size = name.split("/")
-        folder = Path(str(tfds.core.tfds_path(f"datasets/{kind}")))
-        known = checksums.load_url_infos(folder / "checksums.tsv")
-        found = [archive for part in spec.archives.values() for archive in part]
+    tables = [(name, [a for part in IMAGENET[name].archives.values() for a in part]) for name in IMAGENET]
+    for name, found in tables + [(name, spec.archives) for name, spec in PUBLISHED.items()]:
+        kind, _, size = name.partition("/")
+        folder = Path(str(tfds.core.tfds_path("datasets"))) / kind
+        if size:
+            known = checksums.load_url_infos(folder / "checksums.tsv")
+            # Of each size all archives are there.
+            wanted = {i.filename for i in known.values() if size.split("x")[0] in i.filename}
+            assert {archive.filename for archive in found} == wanted
+        else:
+            known = tfds.builder_cls(name).url_infos
+        by_name = {Path(url).name: info for url, info in known.items()}
         for archive in found:
-            info = known[archive.url]
+            info = by_name[archive.filename]
             assert (info.size, info.checksum) == (archive.size, archive.sha256)
-            assert info.filename == archive.filename
-        # Of each size all archives are there.
-        wanted = {i.filename for i in known.values() if size.split("x")[0] in i.filename}
-        assert {archive.filename for archive in found} == wanted
+            assert archive.url in known or not size

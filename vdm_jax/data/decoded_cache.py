@@ -125,7 +125,7 @@ def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list
         "levels": levels,
         "fingerprint": fingerprint(_map(folder, "train"), _map(folder, "test"), levels),
         "label_names": list(label_names),
-        "files": {f"{name}.npy": file_states.state(folder / f"{name}.npy") for name in names},
+        "files": {f"{name}.npy": _state(folder / f"{name}.npy") for name in names},
     }
     with files.durable(folder / _META) as file:
         file.write(json.dumps(meta, indent=1).encode())
@@ -139,7 +139,7 @@ def read(folder: Path, name: str) -> ImageData:
     """
     try:
         meta = json.loads((folder / _META).read_bytes())
-        found = {file: _checked(folder / file, told) for file, told in meta["files"].items()}
+        found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
         train, test = (_map(folder, part) for part in _PARTS)
         source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
         names = tuple(meta["label_names"])
@@ -157,15 +157,20 @@ def read(folder: Path, name: str) -> ImageData:
     return data
 
 
-def _checked(path: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the state of the file now. Raises ValueError where its content has changed."""
-    size = path.stat().st_size
-    if size != told["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes, not {told['bytes']}")
-    found = file_states.state(path, told)
-    if found["sha256"] != told["sha256"]:
+def _state(path: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the file's size, time of change and sha256.
+
+    It is not read if size and time are those of `told`, an earlier state. Raises ValueError where
+    its content is not that of `told`.
+    """
+    stat = path.stat()
+    found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if told and stat.st_size != told["bytes"]:
+        raise ValueError(f"{path.name} has {stat.st_size} bytes, not {told['bytes']}")
+    digest = told["sha256"] if told and found.items() <= told.items() else file_states.sha256(path)
+    if told and digest != told["sha256"]:
         raise ValueError(f"the content of {path.name} has changed")
-    return found
+    return found | {"sha256": digest}
 
 
 def _map(folder: Path, part: str) -> np.ndarray:

@@ -87,14 +87,13 @@ def load_folder(
 def _checked_size(options: FolderOptions) -> Size | None:
     """Returns the size as (height, width) or None. Raises UserError for unfit options."""
     size, fit, channels = options.size, options.fit, options.channels
-    if fit not in picture_decoding.FITS:
-        known = ", ".join(picture_decoding.FITS)
-        raise UserError(f"fit={fit!r} is unknown; choose one of {known}")
+    if fit not in (known := picture_decoding.FITS):
+        raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(known)}")
     if isinstance(channels, bool) or channels not in (1, 3):
         raise UserError(f"channels={channels!r} must be 3 (RGB) or 1 (grey)")
+    if size is None and fit != "none":
+        raise UserError(f"fit={fit!r} needs a size: set size= to what the images shall have")
     if size is None:
-        if fit != "none":
-            raise UserError(f"fit={fit!r} needs a size: set size= to what the images shall have")
         return None
     sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size]
     if isinstance(size, str):

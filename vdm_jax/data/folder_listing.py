@@ -27,9 +27,8 @@ _TAKEN = (".png", ".jpg", ".jpeg", ".webp")
 _WANTED = ", ".join(_TAKEN)
 # Pictures too, but of kinds that aren't read: to pass over them would be to lose them unnoticed.
 _REFUSED = (
-    (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm")
-    + (".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff")
-)  # fmt: skip
+    ".avif .bmp .gif .heic .heif .jp2 .jpe .jfif .jxl .pbm .pgm .pnm .ppm .svg .tga .tif .tiff"
+).split()
 _PARTS = ("train", "test")
 
 

@@ -21,8 +21,7 @@ class ImageData:
       train: uint8 [n, height, width, channels]; memory-mapped where it comes from disk.
       test: uint8 [m, height, width, channels].
       levels: every pixel value lies in [0, levels).
-      fingerprint: sha256 (hex) of shapes, levels and pixels; equal content under another
-        name has the same fingerprint.
+      fingerprint: sha256 (hex) of shapes, levels and pixels, whatever the name.
       source: group labels where the data has them (which photo a crop was cut from): "train"
         and/or "test", each of shape [n]. Error bars belong to groups, not to crops.
       labels: class labels where the data has them: "train" and "test", each int32 [n] with
@@ -89,14 +88,10 @@ def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
 
 
 def validation_split(data: ImageData, count: int) -> ImageData:
-    """Holds out the last `count` training images, so that tuning never sees the test part.
+    """Returns `data` with its last `count` training images, and their labels, as its test part.
 
-    Returns:
-      `data` with `train` shortened by `count` images and those images as `test`, each with its
-      labels, and a name and a fingerprint of its own, derived from those of `data`.
-
-    Raises:
-      UserError: where `count` leaves no image to validate on or none to train on.
+    Name and fingerprint are its own, derived from those of `data`. Raises UserError where `count`
+    leaves no image to validate on or none to train on.
     """
     total = len(data.train)
     if not 0 < count < total:

@@ -1,16 +1,11 @@
 """Images of a file or folder as one array, and the file or folder again from that array.
 
-- An .npy of integers [n, height, width(, channels)] comes back with the same values, integer type
-  and shape.
-- A folder of PNG, JPEG and WebP pictures of one size comes back as a folder of PNG files with the
-  same pixels, grey or RGB, upright as EXIF says. NAME.png keeps its name, any other NAME comes back
-  as NAME.png.
-
-What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may
-come from anybody, so no name in them leads out of a folder.
+An .npy comes back with the same values, integer type and shape; a folder of pictures of one size
+as a folder of PNG files with the same pixels, upright as EXIF says, each called NAME.png. What that
+needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may come from
+anybody, so no name in them leads out of a folder.
 """
 
-import dataclasses
 import io
 import zlib
 from pathlib import Path
@@ -33,8 +28,7 @@ _WANTED = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(NamedTuple):
     """Images, and what they came in.
 
     Attributes:
@@ -83,13 +77,11 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
       UserError: `out`, where it is to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
-    others = [".npz", ".png", ".jpg", ".jpeg", ".webp"]
+    what, words, own = "a folder", f"folder of {shape[0]} pictures", ""
     if isinstance(layout, _Npy):
-        what, words = "an .npy", f".npy of {layout.dtype.name}"
-    else:
-        what, words = "a folder", f"folder of {shape[0]} pictures"
-        others.append(".npy")
-    if out and out.suffix.lower() in others:
+        what, words, own = "an .npy", f".npy of {layout.dtype.name}", ".npy"
+    known = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".webp")
+    if out and out.suffix.lower() in known and out.suffix.lower() != own:
         raise UserError(f"{out} would be {what}, as what was compressed; name it so")
     return words
 
@@ -103,6 +95,8 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
       ValueError: `meta` isn't one for images of this shape.
       UserError: `out` is there already or can't be written.
     """
+    from PIL import Image
+
     layout = _unpack(meta, images.shape)
     with files.writing(out) as partial:
         if isinstance(layout, _Npy):
@@ -112,21 +106,12 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
         for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
+            Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, "PNG")
             with files.durable(path) as file:
-                file.write(_png(pixels[..., 0] if grey else pixels))
+                file.write(buffer.getvalue())
         for folder in (partial, *partial.rglob("*/")):
             files.sync(folder)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-# ---- an .npy ----
 
 
 class _Npy(NamedTuple):
@@ -140,7 +125,8 @@ def _read_npy(path: Path, levels: int) -> Pictures:
     except Exception as error:  # numpy raises many kinds for damaged files
         raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
     images = as_images(array, levels, str(path))
-    words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
+    by = "x".join(map(str, images.shape[1:]))
+    words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
 
 
@@ -148,13 +134,6 @@ def _npy_meta(array: np.ndarray) -> bytes:
     flags = array.dtype.itemsize.bit_length() - 1
     flags |= _SIGNED * (array.dtype.kind == "i") | _CHANNEL_AXIS * (array.ndim == 4)
     return _NPY + bytes([flags])
-
-
-def _by(images: np.ndarray) -> str:
-    return "x".join(map(str, images.shape[1:]))
-
-
-# ---- a folder ----
 
 
 class _Folder(NamedTuple):
@@ -166,7 +145,7 @@ def _read_folder(root: Path, levels: int) -> Pictures:
     there, skipped = folder_listing.walk(root)
     if not there:
         raise UserError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
-    # What each is called when it comes back, and is called now.
+    # (name when it comes back, name now)
     names = sorted((n if n.lower().endswith(".png") else f"{n}.png", n) for n in there)
     try:
         _check_names([out for out, _ in names])
@@ -188,9 +167,8 @@ def _read_folder(root: Path, levels: int) -> Pictures:
     marks = b"" if grey.all() else np.packbits(grey).tobytes()
     listed = b"".join(out.encode() + b"\0" for out, _ in names)
     left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
-    words = (
-        f"{len(images)} pictures {_by(images)} of the folder {root.name} (their pixels{left_out})"
-    )
+    by = "x".join(map(str, images.shape[1:]))
+    words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
     return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
 
 

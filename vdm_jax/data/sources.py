@@ -37,9 +37,8 @@ def load(
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
         in black and white, 2 levels); "arrays" (an .npz file of the user's); "folder" (pictures of
         the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
-        `manual_dir`);
-        "downsampled_imagenet/SIZE" (built from `manual_dir`). SIZE is 32x32 or 64x64. The two
-        ImageNets are different datasets.
+        `manual_dir`); "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or
+        64x64.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. The digits need none.
       manual_dir: where the original archives of published datasets lie, for a machine without
@@ -47,8 +46,8 @@ def load(
       path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
       folder: what pictures are made into; for "folder" only.
-      class_labels: whether labels are wanted. Those of a folder are the names of its subfolders
-        and only there if wanted; the others have theirs in any case, or none: an error if wanted.
+      class_labels: whether labels are wanted: an error where there are none. Those of a folder,
+        the names of its subfolders, are only there if wanted.
 
     Raises:
       UserError: one line, on whatever keeps the dataset from being had.
