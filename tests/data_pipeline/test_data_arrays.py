@@ -45,9 +45,7 @@ def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     assert (plain.labels, plain.source, plain.num_classes) == (None, None, 0)
 
 
-def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(
-    write, load_mine, one_clear_line
-):
+def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine, one_clear_line):
     train = _images(5, (3, 2), levels=9)
     path = write(train=np.asfortranarray(train.astype(">u2")), test=train[:2])
     data = load_mine(path, levels=9)
@@ -103,6 +101,8 @@ LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
         (TWO | {"train": _images(0)}, r"'train' in .* has shape \(0, 4, 4, 3\).*one image"),
         (TWO | {"test": _images(2, (4, 5, 3))}, r"are \(4, 4, 3\) but those of 'test' \(4, 5, 3\)"),
         (TWO | {"train": np.full((2, 4, 4, 3), 256)}, r"holds the value 256, outside \[0, 256\)"),
+        (TWO | {"train": np.full((2, 4, 4, 3), -3)}, "holds the value -3, outside"),
+        (TWO | {"test": _images(2, (4,))}, r"'test' in .* has shape \(2, 4\); wanted"),
         (TWO | {"test_source": np.arange(3)}, r"'test_source' in .* has shape \(3,\); .*, \(2,\)"),
         (TWO | {"test_label": [0, 1]}, "but one of 'train_label' and 'test_label'; give class"),
         (TWO | LABELS | {"train_label": ["a", "b"]}, "holds <U1 values; wanted .*np.unique"),

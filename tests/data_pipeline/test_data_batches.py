@@ -60,7 +60,12 @@ def test_batches_are_those_of_all_runs_so_far():
 def test_the_global_batch_does_not_depend_on_the_processes(n, local, processes, step, augment):
     def make(labels=None, **where):
         return train_batches(
-            _numbered(n), batch_size=local * processes, seed=1, augment=augment, labels=labels, **where
+            _numbered(n),
+            batch_size=local * processes,
+            seed=1,
+            augment=augment,
+            labels=labels,
+            **where,
         )[step]
 
     for labels in (None, 7 * np.arange(n)):
@@ -73,16 +78,14 @@ def test_the_global_batch_does_not_depend_on_the_processes(n, local, processes, 
 def test_labels_come_with_their_images_and_change_nothing_else():
     images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
     images[..., 0] = np.arange(9)[:, None, None]  # channel 0 tells the number, however turned
-    for augment in ("none", "flip_rot90"):
-        arguments = {"batch_size": 5, "seed": 3, "augment": augment}
-        for step in (0, 8):
-            plain = train_batches(images, **arguments)[step]
-            batch = train_batches(images, **arguments, labels=np.arange(9) * 7 + 1)[step]
-            np.testing.assert_array_equal(batch["images"], plain["images"])
-            assert batch["conditioning"].dtype == np.float32
-            flags, labels = batch["conditioning"].T
-            np.testing.assert_array_equal(flags, plain["conditioning"])
-            np.testing.assert_array_equal(labels, batch["images"][:, 0, 0, 0] * 7.0 + 1)
+    arguments = {"batch_size": 25, "seed": 3, "augment": "flip_rot90"}
+    plain = train_batches(images, **arguments)[8]
+    batch = train_batches(images, **arguments, labels=np.arange(9) * 7 + 1)[8]
+    np.testing.assert_array_equal(batch["images"], plain["images"])
+    assert batch["conditioning"].dtype == np.float32
+    flags, labels = batch["conditioning"].T
+    np.testing.assert_array_equal(flags, plain["conditioning"])
+    np.testing.assert_array_equal(labels, batch["images"][:, 0, 0, 0] * 7.0 + 1)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 3), (13, 5), (300, 300)])
@@ -99,15 +102,14 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own(n, batch_size):
 def test_memory_mapped_images_give_the_same_batches_in_memory_of_their_own(tmp_path):
     np.save(tmp_path / "images.npy", _numbered(20))
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    for augment in ("none", "flip"):
-        arguments = {"batch_size": 8, "seed": 2, "augment": augment}
-        on_disk, in_memory = (train_batches(a, **arguments) for a in (mapped, _numbered(20)))
-        _equal(on_disk[4], in_memory[4])
-        assert type(on_disk[4]["images"]) is np.ndarray
+    on_disk, in_memory = (
+        train_batches(images, batch_size=8, seed=2)[4] for images in (mapped, _numbered(20))
+    )
+    _equal(on_disk, in_memory)
     batch = list(eval_batches(mapped, batch_size=7))[-1]
-    np.testing.assert_array_equal(_numbers(batch["images"]), [14, 15, 16, 17, 18, 19, 19])
-    assert type(batch["images"]) is np.ndarray
-    batch["images"][:] = 0
+    for images in (on_disk["images"], batch["images"]):
+        assert type(images) is np.ndarray
+        images[:] = 0
 
 
 @pytest.mark.parametrize(

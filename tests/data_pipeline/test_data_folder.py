@@ -183,7 +183,11 @@ def test_class_labels_below_train_and_test(pictures, open_folder, one_clear_line
 
 @pytest.mark.parametrize(
     ("size", "fit", "shape", "enlarged"),
-    [("4", "crop", (4, 4, 1), 0), ("3x8", "crop", (3, 8, 1), 16), ((7, 5), "resize", (7, 5, 1), 16)],
+    [
+        ("4", "crop", (4, 4, 1), 0),
+        ("3x8", "crop", (3, 8, 1), 16),
+        ((7, 5), "resize", (7, 5, 1), 16),
+    ],
 )
 def test_sizes_and_grey(pictures, open_folder, capfd, size, fit, shape, enlarged):
     _save(pictures / "train" / "wide.png", _image(7, 9, 30))

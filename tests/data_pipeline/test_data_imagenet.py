@@ -182,7 +182,9 @@ def test_the_tables_agree_with_tensorflow_datasets():
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import checksums
 
-    tables = [(name, [a for part in IMAGENET[name].archives.values() for a in part]) for name in IMAGENET]
+    tables = [
+        (name, [a for part in IMAGENET[name].archives.values() for a in part]) for name in IMAGENET
+    ]
     for name, found in tables + [(name, spec.archives) for name, spec in PUBLISHED.items()]:
         kind, _, size = name.partition("/")
         folder = Path(str(tfds.core.tfds_path("datasets"))) / kind

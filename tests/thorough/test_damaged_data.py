@@ -1,9 +1,13 @@
-"""Files with any bytes changed: they are read right, or refused in one line that names them."""
+"""The user's own files: with any bytes changed they are read right, or refused in one line that
+names them; a folder trains from the command line.
+"""
 
 import contextlib
 import io
+import json
 
 import numpy as np
+from commands import TINY, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -94,3 +98,20 @@ def test_a_picture(tmp_path, monkeypatch, content, fit):
     with right_or_refused("any.png"):
         options = FolderOptions(size=(4, 4), fit=fit)
         load("folder", path=tmp_path / "in", data_dir=tmp_path / "cache", folder=options)
+
+
+def test_a_folder_trains_from_the_command_line(tmp_path):
+    for n in range(40):
+        path = tmp_path / "in" / ("train" if n < 30 else "test") / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 12 + n % 3), (n, 2 * n, 99)).save(path)
+    done = run(
+        "folder", f"--workdir={tmp_path / 'w'}", f"--config.data.path={tmp_path / 'in'}",
+        f"--config.data.dir={tmp_path / 'cache'}", "--config.data.size=4x6",
+        "--config.data.fit=crop", "--config.data.channels=1", *TINY, "--config.model.network=mlp",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert (result["num_images"], result["data"]["train"]) == (10, 30)
+    assert result["data"]["event_shape"] == [4, 6, 1]
+    assert 0 < result["bpd"] < 60

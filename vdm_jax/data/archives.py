@@ -22,15 +22,12 @@ INSTEAD = "use the embedded data set 'digits'"
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file as its publisher offers it: address, size in bytes and sha256 (hex).
-
-    Where it isn't `offered` any more, the address is only the file's name and its origin.
-    """
+    """A file as its publisher offers it."""
 
     url: str
-    size: int
-    sha256: str
-    offered: bool = True
+    size: int  # in bytes
+    sha256: str  # hex
+    offered: bool = True  # else the address only tells the file's name and origin
 
     @property
     def filename(self) -> str:

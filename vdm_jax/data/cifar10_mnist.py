@@ -22,13 +22,11 @@ _Arrays = dict[str, np.ndarray]  # for "train" and "test"
 
 
 class Published(NamedTuple):
-    """The archives of a dataset, and a function that reads them.
-
-    `read(paths)` returns the images of each part, uint8 [n, height, width, channels], their class
-    labels [n], and the names of the classes; `paths` are where the archives lie.
-    """
+    """The archives of a dataset, and a function that reads them."""
 
     archives: tuple[Archive, ...]
+    # From the archives' paths to the images of each part, uint8 [n, height, width, channels], their
+    # class labels [n], and the names of the classes.
     read: Callable[[Mapping[str, Path]], tuple[_Arrays, _Arrays, list[str]]]
 
 

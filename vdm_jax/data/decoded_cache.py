@@ -35,16 +35,10 @@ Block = tuple[np.ndarray, np.ndarray | None]
 
 
 class Stream(NamedTuple):
-    """Images that come one block after another: decoded while written, and never held whole.
+    """Images that come one block after another: decoded while written, and never held whole."""
 
-    Attributes:
-      what: the name for errors and the progress line, e.g. "imagenet_resized/32x32, train".
-      shape: (count, height, width, channels) of all blocks together.
-      blocks: the blocks in order; gone through once.
-    """
-
-    what: str
-    shape: tuple[int, int, int, int]
+    what: str  # its name in errors and the progress line, e.g. "imagenet_resized/32x32, train"
+    shape: tuple[int, int, int, int]  # count, height, width, channels of all blocks together
     blocks: Iterable[Block]
 
 

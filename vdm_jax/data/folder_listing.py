@@ -27,24 +27,19 @@ _TAKEN = (".png", ".jpg", ".jpeg", ".webp")
 _WANTED = ", ".join(_TAKEN)
 # Pictures too, but of kinds that aren't read: to pass over them would be to lose them unnoticed.
 _REFUSED = (
-    ".avif .bmp .gif .heic .heif .jp2 .jpe .jfif .jxl .pbm .pgm .pnm .ppm .svg .tga .tif .tiff"
-).split()
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm"),
+    *(".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff"),
+)
 _PARTS = ("train", "test")
 
 
 class Listing(NamedTuple):
-    """The pictures of a folder.
-
-    Attributes:
-      root: the folder.
-      parts: for "train" and "test" the paths below the folder, with "/", in the order of their
-        hashes.
-      above: how many folders of a path lie above a class: 1 for `train` and `test`, else 0.
-    """
+    """The pictures of a folder."""
 
     root: Path
+    # For "train" and "test" the paths below `root`, with "/", in the order of their hashes.
     parts: Mapping[str, list[str]]
-    above: int
+    above: int  # how many folders of a path lie above a class: 1 for `train` and `test`, else 0
 
     def state(self) -> str:
         """Returns a digest of all paths, sizes and times."""

@@ -30,10 +30,7 @@ _LABELS = "image_classification/imagenet_resized_labels.txt"  # in tensorflow-da
 
 
 class Imagenet(NamedTuple):
-    """The number of images in "train" and in "test" (ImageNet's validation part), and their files.
-
-    The archives of each part are in order.
-    """
+    """The number of images in "train" and "test" (ImageNet's validation part); their files."""
 
     counts: Mapping[str, int]
     archives: Mapping[str, tuple[Archive, ...]]

@@ -6,6 +6,7 @@ needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. 
 anybody, so no name in them leads out of a folder.
 """
 
+import dataclasses
 import io
 import zlib
 from pathlib import Path
@@ -28,18 +29,13 @@ _WANTED = (
 )
 
 
-class Pictures(NamedTuple):
-    """Images, and what they came in.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images, and what they came in."""
 
-    Attributes:
-      images: uint8 [n, height, width, channels], in C order.
-      meta: all that `write` needs, besides the pixels, to give the input back.
-      words: what it was, for a summary.
-    """
-
-    images: np.ndarray
-    meta: bytes
-    words: str
+    images: np.ndarray  # uint8 [n, height, width, channels], in C order
+    meta: bytes  # all that `write` needs, besides the pixels, to give the input back
+    words: str  # what it was, for a summary
 
 
 def read(path: Path, levels: int = 256) -> Pictures:
