@@ -27,6 +27,15 @@ def load_mine(tmp_path):
     return lambda path, **kwargs: load("arrays", path=path, data_dir=tmp_path / "d", **kwargs)
 
 
+@pytest.fixture
+def refused(one_clear_line, load_mine):
+    def check(match, *args, **kwargs):
+        with one_clear_line(match):
+            load_mine(*args, **kwargs)
+
+    return check
+
+
 def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     train, test = _images(5), _images(2, seed=1)
     labels = {"train_label": np.array([2, 0, 2, 5, 0]), "test_label": np.array([5, 2], np.uint8)}
@@ -45,14 +54,13 @@ def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     assert (plain.labels, plain.source, plain.num_classes) == (None, None, 0)
 
 
-def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine, one_clear_line):
+def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine, refused):
     train = _images(5, (3, 2), levels=9)
     path = write(train=np.asfortranarray(train.astype(">u2")), test=train[:2])
     data = load_mine(path, levels=9)
     np.testing.assert_array_equal(data.train, train[..., None])
     assert (data.train.dtype, data.event_shape, data.levels) == (np.uint8, (3, 2, 1), 9)
-    with one_clear_line(r"holds the value 8, outside \[0, 8\); .*set levels="):
-        load_mine(path, levels=8)
+    refused(r"holds the value 8, outside \[0, 8\); .*set levels=", path, levels=8)
 
 
 def test_a_changed_file_is_noticed_even_one_of_the_same_size_and_time(tmp_path, load_mine):
@@ -111,25 +119,20 @@ LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
         (TWO | {"train": np.array([None, {}])}, "array 'train' in .* can't be read .*pickle"),
     ],
 )
-def test_unfit_arrays(write, load_mine, one_clear_line, arrays, match):
-    with one_clear_line(match):
-        load_mine(write(**arrays))
+def test_unfit_arrays(write, load_mine, refused, arrays, match):
+    refused(match, write(**arrays))
 
 
-def test_unfit_files(tmp_path, load_mine, one_clear_line):
+def test_unfit_files(tmp_path, load_mine, one_clear_line, refused):
     with one_clear_line("arrays needs path="):
         load("arrays")
-    with one_clear_line("nowhere.npz is not there; path= must name an .npz"):
-        load_mine(tmp_path / "nowhere.npz")
-    with one_clear_line("is a folder; path= must name"):
-        load_mine(tmp_path)
+    refused("nowhere.npz is not there; path= must name an .npz", tmp_path / "nowhere.npz")
+    refused("is a folder; path= must name", tmp_path)
     path = tmp_path / "bad.npz"
     np.savez(path, **TWO)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with one_clear_line("bad.npz is no .npz file, or one cut short"):
-        load_mine(path)
+    refused("bad.npz is no .npz file, or one cut short", path)
     at = whole.index(TWO["train"].tobytes()) + 50
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    with one_clear_line("array 'train' in .*bad.npz can't be read .*CRC"):
-        load_mine(path)
+    refused("array 'train' in .*bad.npz can't be read .*CRC", path)

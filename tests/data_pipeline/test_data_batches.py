@@ -59,14 +59,8 @@ def test_batches_are_those_of_all_runs_so_far():
 )
 def test_the_global_batch_does_not_depend_on_the_processes(n, local, processes, step, augment):
     def make(labels=None, **where):
-        return train_batches(
-            _numbered(n),
-            batch_size=local * processes,
-            seed=1,
-            augment=augment,
-            labels=labels,
-            **where,
-        )[step]
+        where |= {"batch_size": local * processes, "augment": augment, "labels": labels}
+        return train_batches(_numbered(n), seed=1, **where)[step]
 
     for labels in (None, 7 * np.arange(n)):
         alone = make(labels)

@@ -60,9 +60,7 @@ def test_an_npy_comes_back_to_the_byte(tmp_path, dtype, axes, meta):
 
 def test_other_orders_of_bytes_and_axes_come_back_as_values(tmp_path):
     path = saved(tmp_path / "a.npy", np.asfortranarray(IMAGES.astype(">i4")))
-    found = np.load(back(path))
-    np.testing.assert_array_equal(found, IMAGES)
-    assert found.dtype == np.int32
+    np.testing.assert_array_equal(np.load(back(path)), IMAGES)
     array = pictures_io.of_array(IMAGES[::-1], "mine")
     np.testing.assert_array_equal(array.images, IMAGES[::-1])
     assert (array.meta, array.words) == (b"\1\x20", "mine")
@@ -91,14 +89,12 @@ def test_a_folder_comes_back_picture_by_picture(folder):
     assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 6 pictures"
     out = back(folder)
     found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    names = ["c/sub/a.PNG", "c/grey.png", "opaque.png", "é x.jpg", "c/w.WebP", "jpeg.png"]
-    outs = [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
-    assert found.keys() == set(outs)
-    for name, made in zip(names, outs, strict=True):
-        with Image.open(found[made], formats=["PNG"]) as image:
-            grey = name in ("c/grey.png", "opaque.png")
-            assert image.mode == ("L" if grey else "RGB")
-            wanted = picture_decoding.decode((folder / name).read_bytes(), 1 if grey else 3)
+    renamed = {"é x.jpg.png": "é x.jpg", "c/w.WebP.png": "c/w.WebP"}
+    assert found.keys() == {"c/sub/a.PNG", "c/grey.png", "opaque.png", "jpeg.png", *renamed}
+    for name, path in found.items():
+        wanted = picture_decoding.read(folder / renamed.get(name, name), None)
+        with Image.open(path, formats=["PNG"]) as image:
+            assert image.mode == ("L" if name in ("c/grey.png", "opaque.png") else "RGB")
             np.testing.assert_array_equal(np.asarray(image), np.asarray(wanted))
 
 

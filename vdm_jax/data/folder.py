@@ -8,12 +8,11 @@ and time. `vdm_jax.data.folder_listing` says which pictures are there to test on
 import dataclasses
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vdm_jax.data import decoded_cache, picture_decoding
 from vdm_jax.data.decoded_cache import Block, Stream
@@ -95,19 +94,17 @@ def _checked_size(options: FolderOptions) -> Size | None:
         raise UserError(f"fit={fit!r} needs a size: set size= to what the images shall have")
     if size is None:
         return None
-    sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size]
-    if isinstance(size, str):
-        sides = [int(s) if s.isdecimal() and len(s) < 10 else 0 for s in size.split("x")]
-    sides = sides * 2 if len(sides) == 1 else sides
-    whole = (isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in sides)
-    if len(sides) != 2 or not all(whole):
+    text = "x".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size)
+    sides = re.fullmatch("([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
+    height, width = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
+    if not height * width:
         raise UserError(
             f"size={size!r} is no size; give one number for a square or (height, width), written "
             "'64' or '48x64'"
         )
-    if sides[0] * sides[1] > MOST_PIXELS:
+    if height * width > MOST_PIXELS:
         raise UserError(f"size={size!r} has more than {MOST_PIXELS:,} pixels; give a smaller one")
-    return int(sides[0]), int(sides[1])
+    return height, width
 
 
 @dataclasses.dataclass

@@ -39,36 +39,30 @@ class Imagenet(NamedTuple):
 def load_imagenet(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
     """Returns a dataset of the table `IMAGENET`, as `archives.load` does."""
     kind, size = name.split("/")
-    instead = INSTEAD
+    spec, side, instead = IMAGENET[name], int(size.split("x")[0]), INSTEAD
     if kind == "downsampled_imagenet":
         other = "can be downloaded, but is another data set with other bits per dim"
         instead = f"'imagenet_resized/{size}' {other}"
 
-    def build(paths: Mapping[str, Path], folder: Path) -> None:
-        train, test = (_stream(name, part, paths) for part in ("train", "test"))
-        label_names = _label_names() if kind == "imagenet_resized" else ()
-        decoded_cache.write(folder, train, test, 256, label_names=label_names)
-
-    wanted = [archive for part in IMAGENET[name].archives.values() for archive in part]
-    return archives.load(name, wanted, data_dir, manual_dir, build, instead)
-
-
-def _label_names() -> list[str]:
-    """Returns the classes' WordNet ids in the order of the labels."""
-    import tensorflow_datasets as tfds
-
-    return str(tfds.core.tfds_path(_LABELS).read_text()).split()
-
-
-def _stream(name: str, part: str, paths: Mapping[str, Path]) -> Stream:
-    spec, size = IMAGENET[name], int(name.split("x")[-1])
-
-    def blocks() -> Iterator[Block]:
+    def blocks(part: str, paths: Mapping[str, Path]) -> Iterator[Block]:
         for archive in spec.archives[part]:
             path = paths[archive.filename]
-            yield from png_blocks(path) if path.suffix == ".tar" else npz_blocks(path, size)
+            yield from png_blocks(path) if path.suffix == ".tar" else npz_blocks(path, side)
 
-    return Stream(f"{name}, {part}", (spec.counts[part], size, size, 3), blocks())
+    def build(paths: Mapping[str, Path], folder: Path) -> None:
+        train, test = (
+            Stream(f"{name}, {part}", (spec.counts[part], side, side, 3), blocks(part, paths))
+            for part in ("train", "test")
+        )
+        names: list[str] = []
+        if kind == "imagenet_resized":  # the classes' WordNet ids in the order of the labels
+            import tensorflow_datasets as tfds
+
+            names = str(tfds.core.tfds_path(_LABELS).read_text()).split()
+        decoded_cache.write(folder, train, test, 256, label_names=names)
+
+    wanted = [archive for part in spec.archives.values() for archive in part]
+    return archives.load(name, wanted, data_dir, manual_dir, build, instead)
 
 
 def png_blocks(path: Path) -> Iterator[Block]:
