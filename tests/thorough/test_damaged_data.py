@@ -43,7 +43,9 @@ def damaged(draw, whole: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
         much = draw(st.integers(1, 40))
-        match draw(st.sampled_from(["cut", "double", "insert", "end", "ones"])):
+        match draw(st.sampled_from(["change", "cut", "double", "insert", "end", "ones"])):
+            case "change":
+                content[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
             case "cut":
                 del content[at : at + much]
             case "double":
