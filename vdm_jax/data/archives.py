@@ -47,11 +47,8 @@ def load(
 
     The first of these that exists is used: the decoded copy in `data_dir/decoded`, which
     `build(paths, folder)` writes from the archives' paths by file name; the archives in
-    `manual_dir`; those downloaded before; a download, where there is one.
-
-    Raises:
-      UserError: an archive that is there is not the published one, or one is nowhere; `instead`
-        says what else could be done.
+    `manual_dir`; those downloaded before; a download, where there is one. Raises UserError where an
+    archive is not the published one, or is nowhere; `instead` says what else could be done.
     """
     digest = hashlib.sha256("".join(archive.sha256 for archive in archives).encode()).hexdigest()
     folder = decoded_cache.folder(data_dir, f"{name.replace('/', '-')}-{digest[:16]}")

@@ -18,15 +18,10 @@ _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, c
 def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path) -> ImageData:
     """Returns the images of an .npz file, memory-mapped from a decoded copy below `data_dir`.
 
-    Args:
-      path: a file with `train` and `test`, integers in [0, levels), [n, height, width] or
-        [n, height, width, channels]; optionally `train_source` and `test_source`, group labels
-        [n], and `train_label` with `test_label`, class labels [n]: integers from 0 on.
-      levels: number of pixel values, 2..256.
-      data_dir: where the decoded copy is kept, one for each state of the file.
-
-    Raises:
-      UserError: no such file, no whole .npz, or arrays other than those.
+    It has `train` and `test`, integers in [0, levels), [n, height, width] or
+    [n, height, width, channels]; optionally `train_source` and `test_source`, group labels [n], and
+    `train_label` with `test_label`, class labels [n]: integers from 0 on. `levels` is in 2..256.
+    Raises UserError for no such file, no whole .npz, or arrays other than those.
     """
     if not path:
         raise UserError(f"arrays needs path=, the file to read: {_WANTED}")

@@ -66,8 +66,7 @@ def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
       of the channels (the published `cifar10_aug_with_channel`).
     - "shift": with probability 1/2 moved to one of the 8 neighbouring positions, zero-filled.
 
-    Raises:
-      UserError: an unknown name, or a rotation of images that aren't square.
+    Raises UserError for an unknown name, or a rotation of images that aren't square.
     """
     if name not in AUGMENTATIONS:
         raise UserError(f"augment={name!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")

@@ -62,11 +62,8 @@ def write(
 
     `extra` may have group labels, "train_source" and "test_source", and class labels,
     "train_label" and "test_label"; a `Stream` may bring class labels of its own. Where another
-    process writes the same folder, its copy is waited for.
-
-    Raises:
-      OSError: the disk is full or `folder` can't be written.
-      UserError: from a stream.
+    process writes the same folder, its copy is waited for. Raises OSError where the disk is full or
+    `folder` can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -128,8 +125,7 @@ def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list
 def read(folder: Path, name: str) -> ImageData:
     """Memory-maps the dataset that `write` left as `folder`; `name` goes into the result.
 
-    Raises:
-      UserError: the folder is damaged: a file is missing, cut short or has other content.
+    Raises UserError where a file is missing, cut short or has other content.
     """
     try:
         meta = json.loads((folder / _META).read_bytes())

@@ -50,15 +50,8 @@ def load_folder(
 ) -> ImageData:
     """Returns the pictures of a folder, memory-mapped from a decoded copy below `data_dir`.
 
-    Args:
-      path: the folder; read with all its subfolders.
-      options: see `FolderOptions`.
-      class_labels: whether each picture's class is the name of the subfolder that it lies in
-        (the first one below `train` or `test`, or below `path`).
-      data_dir: where the decoded copy is kept, one for each state of the folder.
-
-    Raises:
-      UserError: no folder, unfit options, or no fit pictures in it; names the file.
+    With `class_labels` each picture's class is the name of the subfolder that it lies in: the first
+    one below `train` or `test`, or below `path`. Raises UserError, which names the file.
     """
     size = _checked_size(options)
     if not path:

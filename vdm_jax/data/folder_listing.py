@@ -73,8 +73,7 @@ class Listing(NamedTuple):
 def find(root: Path, held_out: float | None) -> Listing:
     """Returns the pictures below `root`; says on stderr how many other files there are.
 
-    Raises:
-      UserError: no such folder, no pictures, or pictures that would be lost unnoticed.
+    Raises UserError for no such folder, no pictures, or pictures that would be lost unnoticed.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
@@ -141,10 +140,8 @@ def _hash(name: str) -> int:
 def walk(root: Path) -> tuple[list[str], list[str]]:
     """Returns the paths below `root` of its pictures, and those of its other files, with "/".
 
-    Hidden files and folders (their names begin with a dot) are passed over.
-
-    Raises:
-      UserError: pictures of a kind that isn't read, or what can't be walked over.
+    Hidden files and folders (their names begin with a dot) are passed over. Raises UserError for
+    pictures of a kind that isn't read, and for what can't be walked over.
     """
     names: list[str] = []
     skipped: list[str] = []

@@ -53,9 +53,8 @@ class ImageData:
 def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
     """Returns integers [n, height, width(, channels)] as uint8 [n, height, width, channels].
 
-    Raises:
-      UserError: `what`, as the array is called, has another type or shape, no image, or values
-        outside [0, levels).
+    Raises UserError, which calls the array `what`, for another type or shape, no image, or values
+    outside [0, levels).
     """
     if array.dtype.kind not in "ui":
         raise UserError(

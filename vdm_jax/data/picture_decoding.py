@@ -40,10 +40,8 @@ def read(path: Path, channels: int | None) -> Any:
 def decode(content: bytes, channels: int | None) -> Any:
     """Returns a picture file's content as a Pillow image: "L" for 1 channel, "RGB" for 3.
 
-    With None a grey picture is "L" and any other, also one with a palette, is "RGB".
-
-    Raises:
-      ValueError: it is broken or of a kind that is refused; says what, not which file.
+    With None a grey picture is "L" and any other, also one with a palette, is "RGB". Raises
+    ValueError, which doesn't name the file, for what is broken or of a kind that is refused.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

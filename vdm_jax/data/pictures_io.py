@@ -39,11 +39,7 @@ class Pictures:
 
 
 def read(path: Path, levels: int = 256) -> Pictures:
-    """Returns the images of an .npy or a folder, with values in [0, levels).
-
-    Raises:
-      UserError: it isn't there, can't be read, is of another kind, or holds other values.
-    """
+    """Returns an .npy's or a folder's images, with values in [0, levels), or raises UserError."""
     path = user_path(path, "the input")
     with reaching(path):
         if path.is_dir():
@@ -68,9 +64,8 @@ def of_array(images: np.ndarray, words: str) -> Pictures:
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
     """Returns in words what came in, such as "folder of 12 pictures".
 
-    Raises:
-      ValueError: `meta` isn't one for images of `shape`, [n, height, width, channels].
-      UserError: `out`, where it is to be written, has the suffix of something else.
+    Raises ValueError where `meta` isn't one for images of `shape`, [n, height, width, channels];
+    UserError where `out`, the file or folder to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
     what, words, own = "a folder", f"folder of {shape[0]} pictures", ""
@@ -85,11 +80,8 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
 def write(meta: bytes, images: np.ndarray, out: Path) -> None:
     """Writes uint8 `images` [n, height, width, channels] as what they came in as.
 
-    `out` is there as a whole, and on the disk, or not at all.
-
-    Raises:
-      ValueError: `meta` isn't one for images of this shape.
-      UserError: `out` is there already or can't be written.
+    `out` is there as a whole, and on the disk, or not at all. Raises ValueError where `meta` isn't
+    one for images of this shape, UserError where `out` is there already or can't be written.
     """
     from PIL import Image
 

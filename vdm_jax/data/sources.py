@@ -48,9 +48,6 @@ def load(
       folder: what pictures are made into; for "folder" only.
       class_labels: whether labels are wanted: an error where there are none. Those of a folder,
         the names of its subfolders, are only there if wanted.
-
-    Raises:
-      UserError: one line, on whatever keeps the dataset from being had.
     """
     _check_unused(name, path, levels, folder)
     variable = os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax"
