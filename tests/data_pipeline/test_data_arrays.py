@@ -27,6 +27,15 @@ def load_mine(tmp_path):
     return lambda path, **kwargs: load("arrays", path=path, data_dir=tmp_path / "d", **kwargs)
 
 
+@pytest.fixture
+def refused(one_clear_line, load_mine):
+    def check(match, *args, **kwargs):
+        with one_clear_line(match):
+            load_mine(*args, **kwargs)
+
+    return check
+
+
 def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     train, test = _images(5), _images(2, seed=1)
     labels = {"train_label": np.array([2, 0, 2, 5, 0]), "test_label": np.array([5, 2], np.uint8)}
@@ -45,19 +54,13 @@ def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     assert (plain.labels, plain.source, plain.num_classes) == (None, None, 0)
 
 
-def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine):
+def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine, refused):
     train = _images(5, (3, 2), levels=9)
-    for kind in (np.int64, ">u2"):
-        wide = np.asfortranarray(train.astype(kind))
-        data = load_mine(write(train=wide, test=train[:2]), levels=9)
-        np.testing.assert_array_equal(data.train, train[..., None])
-        assert (data.train.dtype, data.event_shape, data.levels) == (np.uint8, (3, 2, 1), 9)
-
-
-def test_digits_under_another_name_have_the_same_fingerprint(write, load_mine):
-    digits = load("digits")
-    data = load_mine(write(train=digits.train, test=digits.test), levels=17)
-    assert data.fingerprint == digits.fingerprint
+    path = write(train=np.asfortranarray(train.astype(">u2")), test=train[:2])
+    data = load_mine(path, levels=9)
+    np.testing.assert_array_equal(data.train, train[..., None])
+    assert (data.train.dtype, data.event_shape, data.levels) == (np.uint8, (3, 2, 1), 9)
+    refused(r"holds the value 8, outside \[0, 8\); .*set levels=", path, levels=8)
 
 
 def test_a_changed_file_is_noticed_even_one_of_the_same_size_and_time(tmp_path, load_mine):
@@ -102,57 +105,34 @@ LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
     ("arrays", "match"),
     [
         ({"train": _images(2)}, "no array 'test'; found train; wanted an .npz"),
-        ({"x": _images(2)}, "no array 'train'; found x; wanted an .npz"),
         (TWO | {"train": _images(2) / 255}, "'train' in .* holds float64 .*quantise"),
-        (TWO | {"test": _images(2) > 9}, "'test' in .* holds bool values"),
-        (TWO | {"test": [["a"]]}, "'test' in .* holds <U1 values"),
         (TWO | {"train": _images(0)}, r"'train' in .* has shape \(0, 4, 4, 3\).*one image"),
-        (TWO | {"test": _images(2, (4,))}, r"'test' in .* has shape \(2, 4\); wanted"),
         (TWO | {"test": _images(2, (4, 5, 3))}, r"are \(4, 4, 3\) but those of 'test' \(4, 5, 3\)"),
         (TWO | {"train": np.full((2, 4, 4, 3), 256)}, r"holds the value 256, outside \[0, 256\)"),
         (TWO | {"train": np.full((2, 4, 4, 3), -3)}, "holds the value -3, outside"),
+        (TWO | {"test": _images(2, (4,))}, r"'test' in .* has shape \(2, 4\); wanted"),
         (TWO | {"test_source": np.arange(3)}, r"'test_source' in .* has shape \(3,\); .*, \(2,\)"),
         (TWO | {"test_label": [0, 1]}, "but one of 'train_label' and 'test_label'; give class"),
-        (TWO | LABELS | {"test_label": [0, 1, 2]}, r"'test_label' in .* has shape \(3,\)"),
         (TWO | LABELS | {"train_label": ["a", "b"]}, "holds <U1 values; wanted .*np.unique"),
         (TWO | LABELS | {"train_label": [0, -1]}, "'train_label' in .* holds the value -1"),
         (TWO | LABELS | {"train_label": [0, 100_000]}, "'train_label' in .* the value 100000"),
         (TWO | {"train": np.array([None, {}])}, "array 'train' in .* can't be read .*pickle"),
     ],
 )
-def test_unfit_arrays(write, load_mine, one_clear_line, arrays, match):
-    with one_clear_line(match):
-        load_mine(write(**arrays))
+def test_unfit_arrays(write, load_mine, refused, arrays, match):
+    refused(match, write(**arrays))
 
 
-def test_a_value_beyond_the_levels(write, load_mine, one_clear_line):
-    path = write(train=np.full((1, 2, 2), 17, np.uint8), test=np.zeros((1, 2, 2), np.uint8))
-    with one_clear_line(r"holds the value 17, outside \[0, 17\); .*set levels="):
-        load_mine(path, levels=17)
-    assert load_mine(path, levels=18).levels == 18
-
-
-def test_unfit_files(tmp_path, load_mine, one_clear_line):
+def test_unfit_files(tmp_path, load_mine, one_clear_line, refused):
     with one_clear_line("arrays needs path="):
         load("arrays")
-    with one_clear_line("nowhere.npz is not there; path= must name an .npz"):
-        load_mine(tmp_path / "nowhere.npz")
-    with one_clear_line("is a folder; path= must name"):
-        load_mine(tmp_path)
+    refused("nowhere.npz is not there; path= must name an .npz", tmp_path / "nowhere.npz")
+    refused("is a folder; path= must name", tmp_path)
     path = tmp_path / "bad.npz"
     np.savez(path, **TWO)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with one_clear_line("bad.npz is no .npz file, or one cut short"):
-        load_mine(path)
+    refused("bad.npz is no .npz file, or one cut short", path)
     at = whole.index(TWO["train"].tobytes()) + 50
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    with one_clear_line("array 'train' in .*bad.npz can't be read .*CRC"):
-        load_mine(path)
-    path.write_bytes(whole.replace(b"(2, 4, 4, 3)", b"(2, 4, 4, 9)", 1))  # a header that lies
-    with one_clear_line("array 'train' in .*bad.npz can't be read"):
-        load_mine(path)
-    with path.open("wb") as file:
-        np.save(file, _images(2))
-    with one_clear_line("bad.npz is no .npz file"):
-        load_mine(path)
+    refused("array 'train' in .*bad.npz can't be read .*CRC", path)

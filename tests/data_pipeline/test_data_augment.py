@@ -5,9 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from vdm_jax.data import AUGMENTATIONS, train_batches
-from vdm_jax.data.augment import shifted
 
 DRAWS = 4800
 IMAGE = np.random.default_rng(0).integers(1, 256, (6, 6, 3), dtype=np.uint8)  # no symmetry
@@ -21,14 +21,6 @@ def _turned(image):
         for flip in (0, 1)
         for turns in range(4)
         for order in itertools.permutations(range(3))
-    }
-
-
-def _shifts(image):
-    """Moved by slicing a padded image: another way than the code's."""
-    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    return {
-        (dy, dx): padded[1 - dy : 7 - dy, 1 - dx : 7 - dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)
     }
 
 
@@ -72,35 +64,20 @@ def test_turns_and_permutations(augment, turns, orders):
 
 
 def test_shift():
-    outcomes = _outcomes("shift", _shifts(IMAGE))
+    moves = itertools.product((-1, 0, 1), repeat=2)
+    shifts = {move: ndimage.shift(IMAGE, (*move, 0), order=0) for move in moves}
+    outcomes = _outcomes("shift", shifts)
     assert all(flag == (move != (0, 0)) for move, flag in outcomes)
-    wanted = dict.fromkeys(_shifts(IMAGE), 1 / 16) | {(0, 0): 1 / 2}
+    wanted = dict.fromkeys(shifts, 1 / 16) | {(0, 0): 1 / 2}
     _check_frequencies([move for move, _ in outcomes], wanted)
-    column = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1)  # of one pixel's width
-    np.testing.assert_array_equal(shifted(column, 1, 0)[:, 0, 0], [0, 1, 2])
-    np.testing.assert_array_equal(shifted(column, 0, 1)[:, 0, 0], [0, 0, 0])
-
-
-def test_images_draw_independently():
-    # Two neighbours in a batch, and one image in two epochs, agree about as often as not.
-    flags = train_batches(IMAGE[None], batch_size=DRAWS, seed=0, augment="flip")[0]["conditioning"]
-    assert abs(np.mean(flags[1:] == flags[:-1]) - 0.5) < 5 * 0.5 / np.sqrt(DRAWS)
-
-
-def test_the_set_itself_is_left_alone():
-    images = np.stack([IMAGE, IMAGE + 1])
-    before = images.copy()
-    for augment in AUGMENTATIONS:
-        stream = train_batches(images, batch_size=8, seed=0, augment=augment)
-        for step in range(5):
-            stream[step]["images"][:] = 0
-    np.testing.assert_array_equal(images, before)
 
 
 def test_unfit_arguments(one_clear_line):
     with one_clear_line("augment='mirror' is unknown; choose one of none, flip, flip_rot90"):
         train_batches(IMAGE[None], batch_size=1, seed=0, augment="mirror")
-    for augment in ("flip_rot90", "flip_rot90_channels"):
-        with one_clear_line(f"augment='{augment}' .* square ones, but these are 6x5 "):
-            train_batches(IMAGE[None, :, :5], batch_size=1, seed=0, augment=augment)
-    assert train_batches(IMAGE[None, :, :5], batch_size=1, seed=0, augment="flip")[0]
+    with one_clear_line("augment='flip_rot90' .* square ones, but these are 6x5 "):
+        train_batches(IMAGE[None, :, :5], batch_size=1, seed=0, augment="flip_rot90")
+    for augment in AUGMENTATIONS:  # batches have memory of their own
+        images = IMAGE[None].copy()
+        train_batches(images, batch_size=8, seed=0, augment=augment)[0]["images"][:] = 0
+        np.testing.assert_array_equal(images[0], IMAGE)

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from vdm_jax.data import AUGMENTATIONS, eval_batches, iterate, train_batches
+from vdm_jax.data import eval_batches, train_batches
 
 
 def _numbered(n: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def _equal(left, right) -> None:
         assert left[key].dtype == right[key].dtype
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("augment", ["none", "flip_rot90_channels"])
 def test_a_batch_is_a_function_of_seed_and_step(augment):
     images = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 3), dtype=np.uint8)
 
@@ -55,15 +55,12 @@ def test_batches_are_those_of_all_runs_so_far():
 
 @pytest.mark.parametrize(
     ("n", "local", "processes", "step", "augment"),
-    [(1, 1, 2, 10**9, "none"), (7, 3, 2, 5, "flip"), (30, 6, 4, 0, "shift"),
-     (13, 2, 3, 123, "flip_rot90"), (5, 4, 3, 2, "flip_rot90_channels")],
-)  # fmt: skip
+    [(1, 1, 2, 10**9, "none"), (7, 3, 2, 5, "flip"), (13, 2, 3, 123, "flip_rot90")],
+)
 def test_the_global_batch_does_not_depend_on_the_processes(n, local, processes, step, augment):
     def make(labels=None, **where):
-        return train_batches(
-            _numbered(n), batch_size=local * processes, seed=1, augment=augment, labels=labels,
-            **where,
-        )[step]  # fmt: skip
+        where |= {"batch_size": local * processes, "augment": augment, "labels": labels}
+        return train_batches(_numbered(n), seed=1, **where)[step]
 
     for labels in (None, 7 * np.arange(n)):
         alone = make(labels)
@@ -75,70 +72,44 @@ def test_the_global_batch_does_not_depend_on_the_processes(n, local, processes, 
 def test_labels_come_with_their_images_and_change_nothing_else():
     images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
     images[..., 0] = np.arange(9)[:, None, None]  # channel 0 tells the number, however turned
-    for augment in ("none", "flip_rot90"):
-        arguments = {"batch_size": 5, "seed": 3, "augment": augment}
-        for step in (0, 8):
-            plain = train_batches(images, **arguments)[step]
-            batch = train_batches(images, **arguments, labels=np.arange(9) * 7 + 1)[step]
-            np.testing.assert_array_equal(batch["images"], plain["images"])
-            assert batch["conditioning"].dtype == np.float32
-            flags, labels = batch["conditioning"].T
-            np.testing.assert_array_equal(flags, plain["conditioning"])
-            np.testing.assert_array_equal(labels, batch["images"][:, 0, 0, 0] * 7.0 + 1)
+    arguments = {"batch_size": 25, "seed": 3, "augment": "flip_rot90"}
+    plain = train_batches(images, **arguments)[8]
+    batch = train_batches(images, **arguments, labels=np.arange(9) * 7 + 1)[8]
+    np.testing.assert_array_equal(batch["images"], plain["images"])
+    assert batch["conditioning"].dtype == np.float32
+    flags, labels = batch["conditioning"].T
+    np.testing.assert_array_equal(flags, plain["conditioning"])
+    np.testing.assert_array_equal(labels, batch["images"][:, 0, 0, 0] * 7.0 + 1)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(1, 1), (1, 3), (7, 7), (13, 5), (5, 12)])
-def test_each_epoch_has_every_image_once(n, batch_size):
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 3), (13, 5), (300, 300)])
+def test_each_epoch_has_every_image_once_in_an_order_of_its_own(n, batch_size):
     batches = train_batches(_numbered(n), batch_size=batch_size, seed=2**32 - 1)
     steps = -(-3 * n // batch_size)
     numbers = np.concatenate([_numbers(batches[step]["images"]) for step in range(steps)])
-    for epoch in range(3):
-        assert sorted(numbers[epoch * n : (epoch + 1) * n]) == list(range(n))
-
-
-def test_each_epoch_has_an_order_of_its_own():
-    batches = train_batches(_numbered(300), batch_size=300, seed=0)
-    orders = [_numbers(batches[epoch]["images"]) for epoch in range(4)]
-    for i, first in enumerate(orders):
-        assert np.mean(first == np.arange(300)) < 0.05
-        for second in orders[i + 1 :]:
-            assert np.mean(first == second) < 0.05
+    epochs = numbers[: 3 * n].reshape(3, n)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), [np.arange(n)] * 3)
+    for i, order in enumerate([*epochs, np.arange(n)] if n > 100 else []):
+        assert np.mean(order == epochs[i - 1]) < 0.05
 
 
 def test_memory_mapped_images_give_the_same_batches_in_memory_of_their_own(tmp_path):
     np.save(tmp_path / "images.npy", _numbered(20))
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    for augment in ("none", "flip"):
-        arguments = {"batch_size": 8, "seed": 2, "augment": augment}
-        on_disk, in_memory = (train_batches(a, **arguments) for a in (mapped, _numbered(20)))
-        _equal(on_disk[4], in_memory[4])
-        assert type(on_disk[4]["images"]) is np.ndarray
+    on_disk, in_memory = (
+        train_batches(images, batch_size=8, seed=2)[4] for images in (mapped, _numbered(20))
+    )
+    _equal(on_disk, in_memory)
     batch = list(eval_batches(mapped, batch_size=7))[-1]
-    np.testing.assert_array_equal(_numbers(batch["images"]), [14, 15, 16, 17, 18, 19, 19])
-    assert type(batch["images"]) is np.ndarray
-    batch["images"][:] = 0
-
-
-def test_a_restart_goes_on_where_the_run_stopped():
-    def make(process, count):
-        arguments = {"process_index": process, "process_count": count}
-        return train_batches(_numbered(13), batch_size=6, seed=0, augment="flip", **arguments)
-
-    with iterate(make(0, 1), start=0) as stream:
-        undisturbed = [next(stream) for _ in range(12)]
-    parts = [iterate(make(p, 2), start=7) for p in range(2)]  # on two processes from here on
-    for step in range(7, 12):
-        items = [next(part) for part in parts]
-        joined = {key: np.concatenate([i[key] for i in items], axis=1) for key in items[0]}
-        _equal(joined, undisturbed[step])
-    for part in parts:
-        part.close()
+    for images in (on_disk["images"], batch["images"]):
+        assert type(images) is np.ndarray
+        images[:] = 0
 
 
 @pytest.mark.parametrize(
-    ("n", "local", "processes"), [(1, 1, 1), (1, 4, 3), (12, 3, 4), (13, 3, 4), (40, 9, 1)]
+    ("n", "local", "processes", "labelled"),
+    [(1, 4, 3, False), (12, 3, 4, True), (13, 3, 4, False), (40, 9, 1, True)],
 )
-@pytest.mark.parametrize("labelled", [False, True])
 def test_evaluation_meets_every_image_once_and_in_order(n, local, processes, labelled):
     labels = np.arange(n) * 3 if labelled else None
     arguments = {"batch_size": local * processes, "process_count": processes, "labels": labels}
@@ -159,38 +130,27 @@ def test_evaluation_meets_every_image_once_and_in_order(n, local, processes, lab
     np.testing.assert_array_equal(joined["conditioning"], wanted)
     for batch in passes[-1]:
         assert {len(leaf) for leaf in batch.values()} == {local}
-        assert {key: leaf.dtype.name for key, leaf in batch.items()} == {
-            "images": "uint8", "conditioning": "float32", "mask": "float32", "index": "int32",
-        }  # fmt: skip
+        assert [batch[key].dtype for key in ("conditioning", "mask")] == [np.float32] * 2
 
 
-@pytest.mark.parametrize("make", [train_batches, eval_batches])
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         ({"images": np.zeros((2, 4, 4), np.uint8)}, r"images are uint8 \(2, 4, 4\); wanted uint8"),
-        ({"images": np.zeros((2, 4, 4, 1))}, r"images are float64 \(2, 4, 4, 1\); wanted uint8"),
         ({"images": np.zeros((0, 4, 4, 1), np.uint8)}, "images are empty"),
         ({"images": [1, 2]}, r"images are list \(2,\); wanted uint8"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"batch_size": 2.0}, "batch_size must be an integer"),
         ({"process_count": 3}, "batch_size=4 can't be split evenly over process_count=3"),
         ({"process_count": 0}, "process_count must be"),
         ({"process_index": 2, "process_count": 2}, "process_index must be at most 1, got 2"),
-        ({"process_index": -1}, "process_index must be an integer of at least 0"),
         ({"labels": np.arange(4)}, r"labels are int64 \(4,\); wanted one integer .* the 3 images"),
         ({"labels": np.zeros(3)}, r"labels are float64 \(3,\); wanted one integer"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"seed": 2**32}, "seed must be at most 4294967295"),
         ({"labels": np.array([0, 1, -1])}, "of at least 0 for each of the 3 images"),
     ],
 )
-def test_unfit_arguments(make, arguments, match):
-    seed = {"seed": 0} if make is train_batches else {}
-    arguments = {"images": _numbered(3), "batch_size": 4} | seed | arguments
+def test_unfit_arguments(arguments, match):
+    arguments = {"images": _numbered(3), "batch_size": 4} | arguments
     with pytest.raises(ValueError, match=match):
-        make(arguments.pop("images"), **arguments)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, True])
-def test_unfit_seed(seed):
-    with pytest.raises(ValueError, match="seed must be"):
-        train_batches(_numbered(3), batch_size=1, seed=seed)
+        train_batches(arguments.pop("images"), **{"seed": 0} | arguments)

@@ -2,13 +2,11 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vdm_jax.data import load
-from vdm_jax.data.cifar10_mnist import PUBLISHED
 from vdm_jax.data.image_data import fingerprint
 
 
@@ -34,26 +32,14 @@ def test_from_the_archives_and_then_from_the_decoded_copy(
     assert capfd.readouterr() == ("", "")
 
 
-def test_manual_dir_defaults_to_data_dir_manual(mnist, tmp_path):
-    mnist.check(load("mnist", data_dir=tmp_path))
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_wrong_checksum_in_manual_dir(cifar10, tmp_path, one_clear_line, damage):
+def test_wrong_checksum_in_manual_dir_which_defaults_to_data_dir_manual(
+    cifar10, tmp_path, one_clear_line
+):
     archive = cifar10.archives[0]
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
-    archive.write_bytes(content if damage == "flip" else content[:-1000])
-    size = archive.stat().st_size
-    with one_clear_line(f"{archive} has a wrong checksum: it has {size} bytes .* from http://"):
-        load("cifar10", data_dir=tmp_path / "d", manual_dir=cifar10.manual_dir)
-
-
-def test_the_table_agrees_with_tensorflow_datasets():
-    import tensorflow_datasets as tfds
-
-    for name, spec in PUBLISHED.items():
-        known = tfds.builder_cls(name).url_infos
-        for archive in spec.archives:
-            (info,) = [i for url, i in known.items() if Path(url).name == archive.filename]
-            assert (info.size, info.checksum) == (archive.size, archive.sha256)
+    archive.write_bytes(content)
+    with one_clear_line(
+        f"{archive} has a wrong checksum: it has {len(content)} bytes .* from http://"
+    ):
+        load("cifar10", data_dir=tmp_path)

@@ -13,21 +13,19 @@ from vdm_jax.data import FolderOptions, folder, load, picture_decoding, validati
 
 def _image(number: int, height: int = 6, width: int = 5) -> np.ndarray:
     """An image that tells its own number."""
-    image = np.full((height, width, 3), number % 256, np.uint8)
-    image[0, 0] = number // 256, number % 256, 99
+    image = np.full((height, width, 3), number, np.uint8)
+    image[0, 0] = 0, number, 99
     return image
 
 
-def _number(image: np.ndarray) -> int:
-    high, low, mark = image[0, 0].tolist()
-    assert mark == 99
-    return high * 256 + low
+def _numbers(part: np.ndarray) -> list[int]:
+    assert (part[:, 0, 0, ::2] == (0, 99)).all()
+    return part[:, 0, 0, 1].tolist()
 
 
-def _save(path, image, kind="PNG", **options) -> None:
+def _save(path, image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"compress_level": 0} if kind == "PNG" else options
-    Image.fromarray(image).save(path, format=kind, **options)
+    Image.fromarray(image).save(path, format="PNG", compress_level=0)
 
 
 @pytest.fixture
@@ -57,33 +55,23 @@ def _half(n: int) -> str:
 @pytest.fixture
 def open_folder(tmp_path):
     def load_it(path, class_labels=False, **options):
-        return load(
-            "folder",
-            path=path,
-            data_dir=tmp_path / "cache",
-            folder=FolderOptions(**options),
-            class_labels=class_labels,
-        )
+        where = {"path": path, "data_dir": tmp_path / "cache", "class_labels": class_labels}
+        return load("folder", folder=FolderOptions(**options), **where)
 
     return load_it
 
 
 @pytest.fixture
-def decoded(monkeypatch):
-    """The names of the files that are decoded from here on."""
-    names = []
-    honest = picture_decoding.read
-    spy = lambda path, kind: names.append(path.name) or honest(path, kind)  # noqa: E731
-    monkeypatch.setattr(picture_decoding, "read", spy)
-    return names
+def refused(one_clear_line, open_folder):
+    def check(match, *args, **kwargs):
+        with one_clear_line(match):
+            open_folder(*args, **kwargs)
 
-
-def _numbers(part: np.ndarray) -> list[int]:
-    return [_number(image) for image in part]
+    return check
 
 
 def test_train_and_test_hold_their_pictures_to_the_pixel_in_the_order_of_their_hashes(
-    pictures, open_folder, decoded
+    pictures, open_folder, monkeypatch
 ):
     data = open_folder(pictures)
     order = sorted(range(12), key=lambda n: hashlib.sha256(f"{n}.png".encode()).hexdigest())
@@ -92,40 +80,33 @@ def test_train_and_test_hold_their_pictures_to_the_pixel_in_the_order_of_their_h
     assert isinstance(data.train, np.memmap)
     assert (data.name, data.levels, data.event_shape) == ("folder:pictures", 256, (6, 5, 3))
     assert (data.labels, data.num_classes) == (None, 0)
-    assert len(decoded) == 1 + 16  # the first for its size
-    decoded.clear()
+    monkeypatch.setattr(picture_decoding, "read", lambda *_: pytest.fail("decoded again"))
     assert open_folder(pictures).fingerprint == data.fingerprint
-    assert decoded == []
-
-
-def _fraction(path: str) -> float:
-    return int(hashlib.sha256(path.encode()).hexdigest(), 16) / 2**256
 
 
 def test_the_held_out_part_is_that_of_the_documented_hash(flat, open_folder):
     for held_out in (None, 0.4):
         data = open_folder(flat, held_out=held_out)
-        wanted = {n for n in range(60) if _fraction(f"{_half(n)}/{n}.png") < (held_out or 0.1)}
+        hashes = [hashlib.sha256(f"{_half(n)}/{n}.png".encode()).hexdigest() for n in range(60)]
+        wanted = {n for n in range(60) if int(hashes[n], 16) / 2**256 < (held_out or 0.1)}
         assert set(_numbers(data.test)) == wanted
         assert sorted(_numbers(data.train) + _numbers(data.test)) == list(range(60))
 
 
-@pytest.mark.parametrize("change", ["removed", "renamed", "moved", "same size and time"])
+@pytest.mark.parametrize("change", ["renamed", "moved", "same size and time"])
 def test_a_change_is_noticed(pictures, open_folder, change):
     before = open_folder(pictures)
     path = pictures / "train" / "3.png"
     stat = path.stat()
-    wanted = set(range(12)) - {3}
-    if change == "removed":
-        path.unlink()
-    elif change == "renamed":
+    wanted = set(range(12))
+    if change == "renamed":
         path.rename(path.with_name("x.png"))
-        wanted |= {3}
     elif change == "moved":
         path.rename(pictures / "test" / "3.png")
+        wanted -= {3}
     else:
         _save(path, _image(13))
-        wanted |= {13}
+        wanted ^= {3, 13}
         assert path.stat().st_size == stat.st_size
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = open_folder(pictures)
@@ -133,7 +114,7 @@ def test_a_change_is_noticed(pictures, open_folder, change):
     assert after.fingerprint != before.fingerprint or change == "renamed"
 
 
-def test_a_picture_that_changes_meanwhile(pictures, open_folder, monkeypatch, one_clear_line):
+def test_a_picture_that_changes_meanwhile(pictures, open_folder, monkeypatch, refused):
     honest = folder._first_size
 
     def then_change(*arguments):
@@ -141,32 +122,20 @@ def test_a_picture_that_changes_meanwhile(pictures, open_folder, monkeypatch, on
         return honest(*arguments)
 
     monkeypatch.setattr(folder, "_first_size", then_change)
-    with one_clear_line(f"{pictures} was changed while it was read; run again"):
-        open_folder(pictures)
-    monkeypatch.setattr(folder, "_first_size", honest)
-    assert 13 in _numbers(open_folder(pictures).train)
+    refused(f"{pictures} was changed while it was read; run again", pictures)
 
 
 def test_other_files_are_counted_and_hidden_ones_passed_over(pictures, open_folder, capfd):
-    for name in (".DS_Store", "._3.png", ".git/3.png", "train/.3.png"):
+    for name in ("._3.png", ".git/3.png"):
         (pictures / name).parent.mkdir(exist_ok=True)
         (pictures / name).write_bytes(b"no image")
-    data = open_folder(pictures)
+    open_folder(pictures)
     assert capfd.readouterr().err == ""
     (pictures / "readme.txt").write_text("")
     (pictures / "train" / "list").write_text("")
-    assert open_folder(pictures).fingerprint == data.fingerprint
-    assert (
-        f"vdm_jax: 2 files in {pictures} are no images by their names and left out (the first is "
-        "readme.txt)\n"
-    ) == capfd.readouterr().err
-
-
-def test_grey(pictures, open_folder):
-    data = open_folder(pictures, channels=1)
-    assert data.event_shape == (6, 5, 1)
-    assert sorted(data.train[:, 3, 3, 0]) == list(range(12))
-    assert open_folder(pictures).event_shape == (6, 5, 3)  # another copy, not that one
+    open_folder(pictures)
+    said = f"2 files in {pictures} are no images by their names and left out (the first is readme."
+    assert said in capfd.readouterr().err
 
 
 def test_class_labels_are_the_subfolders(flat, open_folder):
@@ -185,13 +154,13 @@ def test_class_labels_are_the_subfolders(flat, open_folder):
 def test_class_labels_below_train_and_test(pictures, open_folder, one_clear_line):
     with one_clear_line(r"train/[0-9]+.png lies in no class: with class_labels each image must"):
         open_folder(pictures, class_labels=True)
-    shutil.rmtree(pictures)
+    shutil.rmtree(pictures / "train")
     for n in range(8):
-        _save(pictures / "train" / "ab"[n % 2] / "deeper" / f"{n}.png", _image(n))
-        _save(pictures / "test" / "ab"[n % 2] / f"{n}.png", _image(100 + n))
+        name = "train", ("deep", "wide")[n % 2], "deeper", f"{n}.png"
+        _save(pictures.joinpath(*name), _image(n))
     data = open_folder(pictures, class_labels=True)
     np.testing.assert_array_equal(data.labels["train"], np.array(_numbers(data.train)) % 2)
-    np.testing.assert_array_equal(data.labels["test"], np.array(_numbers(data.test)) % 2)
+    assert not data.labels["test"].any() and data.label_names == ("deep", "wide")
     _save(pictures / "test" / "c" / "1.png", _image(1))
     with one_clear_line("class 'c' of folder:pictures has test images but none to train on"):
         open_folder(pictures, class_labels=True)
@@ -199,90 +168,66 @@ def test_class_labels_below_train_and_test(pictures, open_folder, one_clear_line
 
 @pytest.mark.parametrize(
     ("size", "fit", "shape", "enlarged"),
-    [
-        (4, "crop", (4, 4, 3), 0),
-        ("4", "resize", (4, 4, 3), 0),
-        ((4, 5), "resize", (4, 5, 3), 0),
-        ("3x8", "crop", (3, 8, 3), 16),
-        ((7, 5), "resize", (7, 5, 3), 16),
-    ],
+    [("4", "crop", (4, 4), 0), ("3x8", "crop", (3, 8), 16), ((7, 5), "resize", (7, 5), 16)],
 )
-def test_sizes(pictures, open_folder, capfd, size, fit, shape, enlarged):
+def test_sizes_and_grey(pictures, open_folder, capfd, size, fit, shape, enlarged):
     _save(pictures / "train" / "wide.png", _image(7, 9, 30))
-    data = open_folder(pictures, size=size, fit=fit)
-    assert (len(data.train), data.event_shape) == (13, shape)
-    said = f"{enlarged} images of {pictures} are smaller than {size} and were enlarged"
-    assert ("enlarged" in capfd.readouterr().err) == bool(enlarged), said
+    data = open_folder(pictures, size=size, fit=fit, channels=1)
+    assert (len(data.train), data.event_shape) == (13, (*shape, 1))
+    by = "x".join(map(str, shape))
+    said = f"vdm_jax: {enlarged} images of {pictures} are smaller than {by} and were enlarged\n"
+    assert capfd.readouterr().err == said * bool(enlarged)
 
 
-def test_different_sizes_are_named(pictures, open_folder, one_clear_line):
-    with one_clear_line(r"/[0-9]+.png is 6x5; wanted size=4x4 .*fit='crop' or 'resize'"):
-        open_folder(pictures, size=4)
+def test_what_is_unfit_in_a_folder_is_named(pictures, open_folder, tmp_path, refused):
+    refused(r"/[0-9]+.png is 6x5; wanted size=4x4 .*fit='crop' or 'resize'", pictures, size=4)
     assert open_folder(pictures, size=(6, 5)).event_shape == (6, 5, 3)
     _save(pictures / "test" / "other.png", _image(3, 5, 6))
-    with one_clear_line(
-        r"train/[0-9]+.png is 6x5 but .*test/other.png is 5x6 .height x width.*set size= and"
-    ):
-        open_folder(pictures)
-
-
-def test_a_broken_file_is_named(pictures, open_folder, tmp_path, one_clear_line):
+    refused(r"train/[0-9]+.png is 6x5 but .*test/other.png is 5x6 .height x width.", pictures)
+    (pictures / "test" / "other.png").unlink()
     cut = (pictures / "train" / "3.png").read_bytes()[:-20]
     for name, content, match in (
-        ("bad.png", b"", "is empty"),
         ("bad.jpg", b"text", "is no PNG, JPEG or WebP image"),
         ("bad.webp", cut, "is broken"),
         ("bad.TIFF", b"", "is a .tiff file; wanted only .png, .jpg, .jpeg, .webp: convert it"),
     ):
         path = pictures / "test" / name
         path.write_bytes(content)
-        with one_clear_line(f"{path} {match}"):
-            open_folder(pictures)
+        refused(f"{path} {match}", pictures)
         path.unlink()
-    assert not list(tmp_path.glob("cache/decoded/folder-*/"))
-
-
-def test_unfit_folders(pictures, open_folder, tmp_path, one_clear_line):
-    with one_clear_line("folder needs path="):
-        load("folder")
-    with one_clear_line("nowhere is not there; path= must name a folder of"):
-        open_folder(tmp_path / "nowhere")
-    with one_clear_line("3.png is a file; path= must name a folder of"):
-        open_folder(pictures / "train" / "3.png")
-    (tmp_path / "empty" / "below").mkdir(parents=True)
-    with one_clear_line("empty holds no images; wanted .png, .jpg, .jpeg, .webp in it"):
-        open_folder(tmp_path / "empty")
-    _save(tmp_path / "single" / "1.png", _image(1))
-    with one_clear_line("of the 1 images in .*single (none|all) would be test images"):
-        open_folder(tmp_path / "single")
-    os.mkfifo(tmp_path / "single" / "pipe.png")
-    with one_clear_line("pipe.png is neither file nor folder"):
-        open_folder(tmp_path / "single")
-    with one_clear_line("held_out=0.2 is for a folder without train and test"):
-        open_folder(pictures, held_out=0.2)
+    assert len(list(tmp_path.glob("cache/decoded/folder-*/"))) == 1
+    refused("held_out=0.2 is for a folder without train and test", pictures, held_out=0.2)
     (pictures / "train" / "gone.png").symlink_to("nowhere")
-    with one_clear_line("train/gone.png can't be read: .*No such file"):
-        open_folder(pictures)
+    refused("train/gone.png can't be read: .*No such file", pictures)
     _save(pictures / "val" / "1.png", _image(1))
-    with one_clear_line("val/1.png lies beside the subfolders train and test"):
-        open_folder(pictures)
+    refused("val/1.png lies beside the subfolders train and test", pictures)
     shutil.rmtree(pictures / "val")
     shutil.rmtree(pictures / "test")
-    with one_clear_line("has a subfolder 'train' but no 'test'; give both"):
-        open_folder(pictures)
+    refused("has a subfolder 'train' but no 'test'; give both", pictures)
     (pictures / "test").mkdir()
-    with one_clear_line("test holds no images"):
-        open_folder(pictures)
+    refused("test holds no images", pictures)
 
 
-def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(pictures, open_folder, one_clear_line):
+def test_folders_without_a_picture_to_test_on(open_folder, tmp_path, one_clear_line, refused):
+    with one_clear_line("folder needs path="):
+        load("folder")
+    refused("nowhere is not there; path= must name a folder of", tmp_path / "nowhere")
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    refused("empty holds no images; wanted .png, .jpg, .jpeg, .webp in it", tmp_path / "empty")
+    _save(tmp_path / "single" / "1.png", _image(1))
+    refused("1.png is a file; path= must name a folder of", tmp_path / "single" / "1.png")
+    refused("of the 1 images in .*single (none|all) would be test images", tmp_path / "single")
+    os.mkfifo(tmp_path / "single" / "pipe.png")
+    refused("pipe.png is neither file nor folder", tmp_path / "single")
+
+
+def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(pictures, open_folder, refused):
     before = open_folder(pictures)
     (pictures / "train").rename(pictures.parent / "elsewhere")
     (pictures / "train").symlink_to(pictures.parent / "elsewhere")
     assert open_folder(pictures).fingerprint == before.fingerprint
     (pictures / "test" / "round").symlink_to(pictures)
-    with one_clear_line("test/round is a link to a folder that it lies in; remove it"):
-        open_folder(pictures)
+    refused("test/round is a link to a folder that it lies in; remove it", pictures)
 
 
 @pytest.mark.parametrize(
@@ -291,20 +236,15 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(pictures, open_folde
         ({"fit": "stretch"}, "fit='stretch' is unknown; choose one of none, crop, resize"),
         ({"fit": "crop"}, "fit='crop' needs a size"),
         ({"channels": 4}, r"channels=4 must be 3 \(RGB\) or 1 \(grey\)"),
-        ({"channels": True}, "channels=True must be"),
         ({"size": 0}, "size=0 is no size"),
         ({"size": True}, "size=True is no size"),
-        ({"size": "big"}, "size='big' is no size; give one number"),
         ({"size": "4x"}, "size='4x' is no size"),
         ({"size": "9" * 5000}, "is no size"),
         ({"size": (4, 4, 3)}, r"size=\(4, 4, 3\) is no size"),
-        ({"size": 4.5}, "size=4.5 is no size"),
         ({"size": 10**5}, "more than 67,108,864 pixels"),
         ({"held_out": 0}, "held_out=0 must lie between 0 and 1"),
         ({"held_out": 1.0}, "held_out=1.0 must lie between 0 and 1"),
-        ({"held_out": "0.1"}, "held_out='0.1' must lie between"),
     ],
 )
-def test_unfit_options(flat, open_folder, one_clear_line, options, match):
-    with one_clear_line(match):
-        open_folder(flat, **options)
+def test_unfit_options(flat, open_folder, refused, options, match):
+    refused(match, flat, **options)

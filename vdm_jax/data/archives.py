@@ -8,62 +8,63 @@ import dataclasses
 import hashlib
 import sys
 import threading
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from vdm_jax.data import file_states
-from vdm_jax.data.errors import DataError
-from vdm_jax.errors import reason
+from vdm_jax.data import decoded_cache, file_states
+from vdm_jax.data.image_data import ImageData
+from vdm_jax.errors import UserError, reason
 
 LIMIT_S = 5.0
+INSTEAD = "use the embedded data set 'digits'"
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file as its publisher offers it: address, size in bytes and sha256 (hex).
-
-    Where it isn't `offered` any more, the address is only the file's name and its origin.
-    """
+    """A file as its publisher offers it."""
 
     url: str
-    size: int
-    sha256: str
-    offered: bool = True
+    size: int  # in bytes
+    sha256: str  # hex
+    offered: bool = True  # else the address only tells the file's name and origin
 
     @property
     def filename(self) -> str:
-        """The file's own name, the last part of its address."""
-        return PurePosixPath(urlsplit(self.url).path).name
+        """The last part of the address."""
+        return self.url.rpartition("/")[2]
 
 
-def key(name: str, archives: Sequence[Archive]) -> str:
-    """Returns what the decoded copy of a dataset is called: its name and its archives' digest."""
-    content = "".join(archive.sha256 for archive in archives)
-    return f"{name.replace('/', '-')}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+def load(
+    name: str,
+    archives: Sequence[Archive],
+    data_dir: Path,
+    manual_dir: Path,
+    build: Callable[[Mapping[str, Path], Path], None],
+    instead: str = INSTEAD,
+) -> ImageData:
+    """Returns a published dataset, uint8 with 256 levels, memory-mapped.
 
-
-def obtain(
-    name: str, archives: Sequence[Archive], data_dir: Path, manual_dir: Path, instead: str
-) -> dict[str, Path]:
-    """Returns where each archive lies, by file name, and downloads those that aren't there.
-
-    They lie in `manual_dir`, or in `data_dir/downloads` from an earlier download, and are checked.
-
-    Raises:
-      DataError: a file that is there is not the published one, or an archive is nowhere;
-        `instead` says what else could be done.
+    The first of these that exists is used: the decoded copy in `data_dir/decoded`, which
+    `build(paths, folder)` writes from the archives' paths by file name; the archives in
+    `manual_dir`; those downloaded before; a download, where there is one. Raises UserError where an
+    archive is not the published one, or is nowhere; `instead` says what else could be done.
     """
-    paths = {}
-    for archive in archives:
-        manual = manual_dir / archive.filename
-        if path := manual if manual.exists() else _downloaded(archive, data_dir):
-            _check(path, archive)
-            paths[archive.filename] = path
-    if missing := [archive for archive in archives if archive.filename not in paths]:
-        _check_offered(name, missing, f"manual_dir={manual_dir}, or {instead}")
-        paths |= _download(name, missing, data_dir, manual_dir)
-    return paths
+    digest = hashlib.sha256("".join(archive.sha256 for archive in archives).encode()).hexdigest()
+    folder = decoded_cache.folder(data_dir, f"{name.replace('/', '-')}-{digest[:16]}")
+    if not folder.exists():
+        paths = {}
+        for archive in archives:
+            manual = manual_dir / archive.filename
+            if path := manual if manual.exists() else _downloaded(archive, data_dir):
+                _check(path, archive)
+                paths[archive.filename] = path
+        if missing := [archive for archive in archives if archive.filename not in paths]:
+            _check_offered(name, missing, f"manual_dir={manual_dir}, or {instead}")
+            paths |= _download(name, missing, data_dir, manual_dir)
+        print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
+        build(paths, folder)
+    return decoded_cache.read(folder, name)
 
 
 def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
@@ -78,7 +79,7 @@ def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
 def _check(path: Path, archive: Archive) -> None:
     digest = file_states.sha256(path)
     if digest != archive.sha256:
-        raise DataError(
+        raise UserError(
             f"{path} has a wrong checksum: it has {path.stat().st_size} bytes and sha256 {digest}; "
             f"wanted {archive.size} and {archive.sha256}: it is cut short or another file; get it "
             f"anew{f' from {archive.url}' * archive.offered}, or delete it"
@@ -94,7 +95,7 @@ def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
     else:
         return
     wanted = ", ".join(f"{a.filename} ({a.size:,} bytes, sha256 {a.sha256})" for a in missing)
-    raise DataError(f"{name} is not on this machine and {problem}; put {wanted} into {where}")
+    raise UserError(f"{name} is not on this machine and {problem}; put {wanted} into {where}")
 
 
 def unreachable(url: str, limit_s: float) -> str | None:
@@ -119,7 +120,7 @@ def unreachable(url: str, limit_s: float) -> str | None:
         except (requests.RequestException, OSError, ValueError) as error:
             problem[:] = [reason(error, 120)]
 
-    thread = threading.Thread(target=ask, name="vdm_jax-probe", daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(limit_s)
     return problem[0] if problem else None
@@ -144,7 +145,7 @@ def _download(
         )
         paths = manager.download({archive.filename: archive.url for archive in archives})
     except (NonMatchingChecksumError, OSError, DownloadError) as error:
-        raise DataError(
+        raise UserError(
             f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}; see "
             "to the network and the disk and try again, or put the original archives into "
             f"manual_dir={manual_dir}"

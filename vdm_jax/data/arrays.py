@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import decoded_cache, file_states
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.image_data import ImageData, as_images
-from vdm_jax.errors import reason, user_path
+from vdm_jax.errors import UserError, reason, user_path
 
 MOST_CLASSES = 100_000
 _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, channels)]"
@@ -19,41 +18,34 @@ _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, c
 def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path) -> ImageData:
     """Returns the images of an .npz file, memory-mapped from a decoded copy below `data_dir`.
 
-    Args:
-      path: a file with `train` and `test`, integers in [0, levels), [n, height, width] or
-        [n, height, width, channels]; optionally `train_source` and `test_source`, group labels
-        [n], and `train_label` with `test_label`, class labels [n]: integers from 0 on.
-      levels: number of pixel values, 2..256.
-      data_dir: where the decoded copy is kept, one for each state of the file.
-
-    Raises:
-      DataError: no such file, no whole .npz, or arrays other than those.
+    It has `train` and `test`, integers in [0, levels), [n, height, width] or
+    [n, height, width, channels]; optionally `train_source` and `test_source`, group labels [n], and
+    `train_label` with `test_label`, class labels [n]: integers from 0 on. `levels` is in 2..256.
+    Raises UserError for no such file, no whole .npz, or arrays other than those.
     """
     if not path:
-        raise DataError(f"arrays needs path=, the file to read: {_WANTED}")
+        raise UserError(f"arrays needs path=, the file to read: {_WANTED}")
     path = user_path(path, "path")
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not there"
-        raise DataError(f"{path} is {what}; path= must name {_WANTED}")
+        raise UserError(f"{path} is {what}; path= must name {_WANTED}")
     state = file_states.unread([path])
     folder = decoded_cache.folder(data_dir, f"arrays-{state[:32]}-levels{levels}")
     if not folder.exists():
-        found = _read(path)
+        extra = _read(path)
         if file_states.unread([path]) != state:
-            raise DataError(f"{path} was changed while it was read; run again when it is at rest")
+            raise UserError(f"{path} was changed while it was read; run again when it is at rest")
         train, test = (
-            as_images(found[key], levels, f"array {key!r} in {path}") for key in ("train", "test")
+            as_images(extra.pop(key), levels, f"array {key!r} in {path}")
+            for key in ("train", "test")
         )
         if train.shape[1:] != test.shape[1:]:
-            raise DataError(
+            raise UserError(
                 f"images of 'train' in {path} are {train.shape[1:]} but those of 'test' "
                 f"{test.shape[1:]} (height, width, channels); give both parts the same shape"
             )
-        extra = {key: found[key] for key in found if key not in ("train", "test")}
-        _check_extra(extra, {"train": len(train), "test": len(test)}, path)
-        classes = [1 + int(extra[key].max()) for key in extra if key.endswith("_label")]
-        names = [str(label) for label in range(max(classes, default=0))]
-        decoded_cache.write(folder, train, test, levels, extra, names)
+        classes = _check_extra(extra, {"train": len(train), "test": len(test)}, path)
+        decoded_cache.write(folder, train, test, levels, extra, [*map(str, range(classes))])
     return decoded_cache.read(folder, f"arrays:{path.name}")
 
 
@@ -61,55 +53,52 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """Returns those arrays of the file that mean something here."""
     kinds = ("train", "test", "train_source", "test_source", "train_label", "test_label")
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no .npz file, or one cut short; wanted {_WANTED}")
-    key = ""
-    found = {}
+        raise UserError(f"{path} is no .npz file, or one cut short; wanted {_WANTED}")
+    what, found = str(path), {}
     try:
         with np.load(path, allow_pickle=False) as archive:
             there = archive.files
             for key in kinds:
                 if key in there:
+                    what = f"array {key!r} in {path}"
                     found[key] = archive[key]
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
-        what = f"array {key!r} in {path}" if key else str(path)
-        raise DataError(
+        raise UserError(
             f"{what} can't be read ({reason(error)}); wanted {_WANTED}, plain and undamaged"
         ) from error
     for key in ("train", "test"):
         if key not in found:
-            raise DataError(
+            raise UserError(
                 f"{path} has no array {key!r}; found {', '.join(there) or 'none'}; wanted {_WANTED}"
             )
     return found
 
 
-def _check_extra(extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path) -> None:
-    """Raises DataError unless there is one group label or class label for each image."""
+def _check_extra(extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path) -> int:
+    """Returns the number of classes. Raises UserError unless each image has one label."""
     for key, values in extra.items():
-        part, kind = key.split("_")
+        part = key.split("_")[0]
         if values.shape != (counts[part],):
-            raise DataError(
+            raise UserError(
                 f"'{key}' in {path} has shape {values.shape}; wanted one label for each image of "
                 f"{part!r}, ({counts[part]},)"
             )
-        if kind == "label":
-            _check_classes(values, key, path)
-    if len([key for key in extra if key.endswith("_label")]) == 1:
-        raise DataError(
+    labels = {key: values for key, values in extra.items() if key.endswith("_label")}
+    if len(labels) == 1:
+        raise UserError(
             f"{path} has but one of 'train_label' and 'test_label'; give class labels for both "
             "parts or for neither"
         )
-
-
-def _check_classes(values: np.ndarray, key: str, path: Path) -> None:
-    if values.dtype.kind not in "ui":
-        raise DataError(
-            f"'{key}' in {path} holds {values.dtype} values; wanted integers from 0 on: "
-            "number the classes (np.unique(labels, return_inverse=True))"
-        )
-    for extreme in (int(values.min()), int(values.max())):
-        if not 0 <= extreme < MOST_CLASSES:
-            raise DataError(
-                f"'{key}' in {path} holds the value {extreme}, outside [0, {MOST_CLASSES}); number "
-                "the classes 0, 1, 2, ..."
+    for key, values in labels.items():
+        if values.dtype.kind not in "ui":
+            raise UserError(
+                f"'{key}' in {path} holds {values.dtype} values; wanted integers from 0 on: "
+                "number the classes (np.unique(labels, return_inverse=True))"
             )
+        for extreme in (int(values.min()), int(values.max())):
+            if not 0 <= extreme < MOST_CLASSES:
+                raise UserError(
+                    f"'{key}' in {path} holds the value {extreme}, outside [0, {MOST_CLASSES}); "
+                    "number the classes 0, 1, 2, ..."
+                )
+    return max((1 + int(values.max()) for values in labels.values()), default=0)

@@ -11,58 +11,43 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError
+from vdm_jax.errors import UserError
 
-Augmentation = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, bool]]
+_Changed = tuple[np.ndarray, bool]
+Augmentation = Callable[[np.ndarray, np.random.Generator], _Changed]
 
 # The eight neighbours that an image may be shifted to: (down, right), in pixels.
 _SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 
 
-def _none(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    del rng
-    return image, False
+def _flip(image: np.ndarray, rng: np.random.Generator) -> _Changed:
+    return (image[:, ::-1], True) if rng.random() < 0.5 else (image, False)
 
 
-def _flip(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    if rng.random() < 0.5:
-        return image[:, ::-1], True
-    return image, False
-
-
-def _flip_rot90(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+def _flip_rot90(image: np.ndarray, rng: np.random.Generator) -> _Changed:
     image, flipped = _flip(image, rng)
     if rng.random() < 0.5:
         return np.rot90(image, int(rng.integers(1, 4))), True
     return image, flipped
 
 
-def _flip_rot90_channels(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+def _flip_rot90_channels(image: np.ndarray, rng: np.random.Generator) -> _Changed:
     image, changed = _flip_rot90(image, rng)
     if rng.random() < 0.5:
         return image[..., rng.permutation(image.shape[-1])], True
     return image, changed
 
 
-def _shift(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+def _shift(image: np.ndarray, rng: np.random.Generator) -> _Changed:
     if rng.random() < 0.5:
         dy, dx = _SHIFTS[rng.integers(len(_SHIFTS))]
-        return shifted(image, dy, dx), True
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+        return padded[1 - dy :, 1 - dx :][: image.shape[0], : image.shape[1]], True
     return image, False
 
 
-def shifted(image: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """Moves an image down by `dy` and right by `dx` pixels; what comes in is zero."""
-    height, width = image.shape[:2]
-    out = np.zeros_like(image)
-    out[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = image[
-        max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
-    ]
-    return out
-
-
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": _none,
+    "none": lambda image, rng: (image, False),
     "flip": _flip,
     "flip_rot90": _flip_rot90,
     "flip_rot90_channels": _flip_rot90_channels,
@@ -81,14 +66,13 @@ def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
       of the channels (the published `cifar10_aug_with_channel`).
     - "shift": with probability 1/2 moved to one of the 8 neighbouring positions, zero-filled.
 
-    Raises:
-      DataError: an unknown name, or a rotation of images that aren't square.
+    Raises UserError for an unknown name, or a rotation of images that aren't square.
     """
     if name not in AUGMENTATIONS:
-        raise DataError(f"augment={name!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
+        raise UserError(f"augment={name!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
     height, width = event_shape[:2]
     if "rot90" in name and height != width:
-        raise DataError(
+        raise UserError(
             f"augment={name!r} turns images by 90 degrees and needs square ones, but these are "
             f"{height}x{width} (height x width); use 'none', 'flip' or 'shift', or crop them"
         )

@@ -50,8 +50,7 @@ def train_batches(
       labels "conditioning" is float32 [local, 2], that flag and the class label; images, order
       and augmentations are those without labels.
     """
-    images = _checked_images(images)
-    labels = _checked_labels(labels, len(images))
+    images, labels = _checked(images, labels)
     local = _local_size(batch_size, process_index, process_count)
     checks.count(seed, "seed", least=0, most=2**32 - 1)
     transform = augment_lib.get(augment, images.shape[1:])
@@ -79,15 +78,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Returns one exact pass over `images`, in order; the last batch is padded and masked.
 
-    Process p of P gets rows [p * local, (p + 1) * local) of each global batch, and every process
-    gets the same number of batches.
-
-    Args:
-      images: uint8 [n, height, width, channels].
-      batch_size: images in a batch over all processes together.
-      process_index: this process, in [0, process_count).
-      process_count: number of processes; must divide `batch_size`.
-      labels: class labels, int [n]; None leaves them out.
+    The arguments, and the rows of each process, are those of `train_batches`; every process gets
+    the same number of batches.
 
     Yields:
       {"images": uint8 [local, height, width, channels], "conditioning": float32 [local] zeros
@@ -95,13 +87,10 @@ def eval_batches(
       "mask": float32 [local], 1 for an image and 0 for padding, "index": int32 [local], the
       image's place in `images`, -1 for padding}. Padding repeats the last image.
     """
-    images = _checked_images(images)
-    labels = _checked_labels(labels, len(images))
+    images, labels = _checked(images, labels)
     local = _local_size(batch_size, process_index, process_count)
-    return (
-        _eval_batch(images, labels, start + process_index * local, local)
-        for start in range(0, len(images), batch_size)
-    )
+    starts = range(process_index * local, len(images) + process_index * local, batch_size)
+    return (_eval_batch(images, labels, start, local) for start in starts)
 
 
 def _eval_batch(images: np.ndarray, labels: np.ndarray | None, start: int, local: int) -> Batch:
@@ -117,26 +106,23 @@ def _eval_batch(images: np.ndarray, labels: np.ndarray | None, start: int, local
     }
 
 
-def _checked_images(images: np.ndarray) -> np.ndarray:
+def _checked(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the images, and the labels as float32, as the network gets them beside the flag."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
         kind = f"{getattr(images, 'dtype', type(images).__name__)} {np.shape(images)}"
         raise ValueError(f"images are {kind}; wanted uint8 [n, height, width, channels]")
     if len(images) == 0:
         raise ValueError("images are empty; wanted at least one image")
-    return np.asarray(images)  # np.memmap -> a plain view: much cheaper to index
-
-
-def _checked_labels(labels: np.ndarray | None, count: int) -> np.ndarray | None:
-    """Returns the labels as float32, as the network gets them beside the augmentation's flag."""
+    images = np.asarray(images)  # np.memmap -> a plain view: much cheaper to index
     if labels is None:
-        return None
+        return images, None
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "ui" or labels.shape != (count,) or labels.min() < 0:
+    if labels.dtype.kind not in "ui" or labels.shape != images.shape[:1] or labels.min() < 0:
         raise ValueError(
             f"labels are {labels.dtype} {labels.shape}; wanted one integer of at least 0 for each "
-            f"of the {count} images"
+            f"of the {len(images)} images"
         )
-    return labels.astype(np.float32)
+    return images, labels.astype(np.float32)
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

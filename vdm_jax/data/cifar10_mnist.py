@@ -1,12 +1,12 @@
 """CIFAR-10 and MNIST: their original archives, and the pixels and class labels in these.
 
-An archive is read only after its checksum was found right, and nothing of it is unpacked to disk.
+Nothing of an archive is unpacked to disk.
 """
 
+import functools
 import gzip
 import hashlib
 import struct
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,57 +18,39 @@ from vdm_jax.data import archives, decoded_cache
 from vdm_jax.data.archives import Archive
 from vdm_jax.data.image_data import ImageData
 
-LEVELS = 256
 _Arrays = dict[str, np.ndarray]  # for "train" and "test"
 
 
 class Published(NamedTuple):
-    """The archives of a dataset, and a function that reads them.
-
-    `read(paths)` returns the images of each part, uint8 [n, height, width, channels], their class
-    labels [n], and the names of the classes; `paths` are where the archives lie.
-    """
+    """The archives of a dataset, and a function that reads them."""
 
     archives: tuple[Archive, ...]
+    # From the archives' paths to the images of each part, uint8 [n, height, width, channels], their
+    # class labels [n], and the names of the classes.
     read: Callable[[Mapping[str, Path]], tuple[_Arrays, _Arrays, list[str]]]
 
 
 def load_published(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
-    """Returns a dataset of the table `PUBLISHED`, uint8 with 256 levels, memory-mapped.
+    """Returns a dataset of the table `PUBLISHED`, as `archives.load` does.
 
-    The first of these that exists is used: the decoded copy in `data_dir/decoded`; the archives
-    in `manual_dir`; those downloaded before; a download. Both parts are in the order that
-    tensorflow-datasets gives their records.
-
-    Raises:
-      DataError: it can't be had, or an archive is not the published one.
+    Both parts are in the order that tensorflow-datasets gives their records: that of the md5 of the
+    part's name and the publisher's number. The fingerprints of all runs so far depend on it.
     """
     spec = PUBLISHED[name]
-    folder = decoded_cache.folder(data_dir, archives.key(name, spec.archives))
-    if not folder.exists():
-        instead = "use the embedded data set 'digits'"
-        paths = archives.obtain(name, spec.archives, data_dir, manual_dir, instead)
-        print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
+
+    def build(paths: Mapping[str, Path], folder: Path) -> None:
         images, labels, names = spec.read(paths)
+        extra = {}
         for part in images:
-            order = _record_order(part, len(images[part]))
-            images[part], labels[part] = images[part][order], labels[part][order]
-        extra = {f"{part}_label": labels[part] for part in labels}
-        decoded_cache.write(folder, images["train"], images["test"], LEVELS, extra, names)
-    return decoded_cache.read(folder, name)
+            order = sorted(range(len(images[part])), key=functools.partial(_md5, part))
+            images[part], extra[f"{part}_label"] = images[part][order], labels[part][order]
+        decoded_cache.write(folder, images["train"], images["test"], 256, extra, names)
+
+    return archives.load(name, spec.archives, data_dir, manual_dir, build)
 
 
-def _record_order(part: str, count: int) -> list[int]:
-    """Returns the publisher's numbers in the order of tensorflow-datasets' records.
-
-    That is the order of the md5 of the part's name and the number, and the fingerprints of all
-    runs so far depend on it.
-    """
-
-    def digest(number: int) -> bytes:
-        return hashlib.md5(f"{part}{number}".encode(), usedforsecurity=False).digest()
-
-    return sorted(range(count), key=digest)
+def _md5(part: str, number: int) -> bytes:
+    return hashlib.md5(f"{part}{number}".encode(), usedforsecurity=False).digest()
 
 
 def _read_cifar10(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]:

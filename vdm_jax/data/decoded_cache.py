@@ -1,23 +1,20 @@
 """Decoded datasets on disk: a folder of .npy files to memory-map, and `meta.json` beside them.
 
 A folder appears under its final name only once it is whole: it is written under a temporary
-name, flushed to disk and renamed. What a killed run leaves behind has the temporary name and is
-never read. `meta.json` holds each file's size, time of change and sha256, so that a start-up
-reads no pixels: only a file whose time differs is hashed again, and one whose content differs
-is an error.
+name, flushed to disk and renamed. `meta.json` holds each file's size, time of change and sha256,
+so that a start-up reads no pixels: only a file whose time differs is hashed again, and one whose
+content differs is an error.
 
 The format's number is part of a folder's name: a copy of another version is left alone.
 """
 
 import contextlib
-import dataclasses
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -26,9 +23,8 @@ from rich.progress import Progress
 
 from vdm_jax import files
 from vdm_jax.data import file_states
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.image_data import ImageData, fingerprint
-from vdm_jax.errors import reason, user_path
+from vdm_jax.errors import UserError, reason
 
 _FORMAT = 2
 _META = "meta.json"
@@ -38,27 +34,15 @@ _PARTS = ("train", "test")
 Block = tuple[np.ndarray, np.ndarray | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """Images that come one block after another: decoded while written, and never held whole.
+class Stream(NamedTuple):
+    """Images that come one block after another: decoded while written, and never held whole."""
 
-    Attributes:
-      what: what errors and the progress line call it, e.g. "imagenet_resized/32x32, train".
-      shape: (count, height, width, channels) of all blocks together.
-      blocks: the blocks in order; gone through once.
-    """
-
-    what: str
-    shape: tuple[int, int, int, int]
+    what: str  # its name in errors and the progress line, e.g. "imagenet_resized/32x32, train"
+    shape: tuple[int, int, int, int]  # count, height, width, channels of all blocks together
     blocks: Iterable[Block]
 
 
 Part = np.ndarray | Stream
-
-
-def default_data_dir() -> Path:
-    """Returns $VDM_JAX_DATA, or ~/.cache/vdm_jax where that isn't set."""
-    return user_path(os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax", "$VDM_JAX_DATA")
 
 
 def folder(data_dir: Path, key: str) -> Path:
@@ -77,12 +61,9 @@ def write(
     """Writes a decoded dataset as `folder`, all or nothing.
 
     `extra` may have group labels, "train_source" and "test_source", and class labels,
-    "train_label" and "test_label". A `Stream` is decoded while it is written, and may bring class
-    labels of its own. Where another process writes the same folder, its copy is waited for.
-
-    Raises:
-      OSError: the disk is full or `folder` can't be written.
-      DataError: from a stream.
+    "train_label" and "test_label"; a `Stream` may bring class labels of its own. Where another
+    process writes the same folder, its copy is waited for. Raises OSError where the disk is full or
+    `folder` can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -125,7 +106,7 @@ def _save(path: Path, part: Part) -> np.ndarray | None:
                 done += len(images)
                 bar.advance(task, len(images))
     if done != count:
-        raise DataError(f"{part.what}: {done} images came; wanted {count}")
+        raise UserError(f"{part.what}: {done} images came; wanted {count}")
     return np.concatenate(labels) if labels else None
 
 
@@ -135,7 +116,7 @@ def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list
         "levels": levels,
         "fingerprint": fingerprint(_map(folder, "train"), _map(folder, "test"), levels),
         "label_names": list(label_names),
-        "files": {f"{name}.npy": file_states.state(folder / f"{name}.npy") for name in names},
+        "files": {f"{name}.npy": _state(folder / f"{name}.npy") for name in names},
     }
     with files.durable(folder / _META) as file:
         file.write(json.dumps(meta, indent=1).encode())
@@ -144,20 +125,19 @@ def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list
 def read(folder: Path, name: str) -> ImageData:
     """Memory-maps the dataset that `write` left as `folder`; `name` goes into the result.
 
-    Raises:
-      DataError: the folder is damaged: a file is missing, cut short or has other content.
+    Raises UserError where a file is missing, cut short or has other content.
     """
     try:
         meta = json.loads((folder / _META).read_bytes())
-        found = {file: _checked(folder / file, told) for file, told in meta["files"].items()}
+        found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
         train, test = (_map(folder, part) for part in _PARTS)
-        source, labels = (_per_image(folder, kind, meta) for kind in ("source", "label"))
+        source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
         names = tuple(meta["label_names"])
         data = ImageData(
             name, train, test, meta["levels"], meta["fingerprint"], source, labels, names
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
+        raise UserError(
             f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "
             "folder and run again to rebuild it"
         ) from error
@@ -167,22 +147,26 @@ def read(folder: Path, name: str) -> ImageData:
     return data
 
 
-def _checked(path: Path, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the state of the file now. Raises ValueError where its content has changed."""
-    size = path.stat().st_size
-    if size != told["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes, not {told['bytes']}")
-    found = file_states.state(path, told)
-    if found["sha256"] != told["sha256"]:
+def _state(path: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the file's size, time of change and sha256.
+
+    It is not read if size and time are those of `told`, an earlier state. Raises ValueError where
+    its content is not that of `told`.
+    """
+    stat = path.stat()
+    found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if told and stat.st_size != told["bytes"]:
+        raise ValueError(f"{path.name} has {stat.st_size} bytes, not {told['bytes']}")
+    digest = told["sha256"] if told and found.items() <= told.items() else file_states.sha256(path)
+    if told and digest != told["sha256"]:
         raise ValueError(f"the content of {path.name} has changed")
-    return found
+    return found | {"sha256": digest}
 
 
 def _map(folder: Path, part: str) -> np.ndarray:
     return np.asanyarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
 
 
-def _per_image(folder: Path, kind: str, meta: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    there = {part: name for part, name in names.items() if name in meta["files"]}
-    return {part: np.load(folder / name) for part, name in there.items()} or None
+    return {part: np.load(folder / name) for part, name in names.items() if name in there} or None

@@ -3,9 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 AT_REST_S = 2.0  # file systems keep times to a second or two at worst
 
@@ -14,19 +13,6 @@ def sha256(path: Path) -> str:
     """Returns the sha256 (hex) of a file, read now."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def state(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the size, time of change and sha256 of a file.
-
-    Where size and time are those of `known`, an earlier state, so is the sha256: the file is not
-    read.
-    """
-    stat = path.stat()
-    found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if known and found.items() <= known.items():
-        return dict(known)
-    return found | {"sha256": sha256(path)}
 
 
 def unread(paths: Iterable[Path]) -> str:

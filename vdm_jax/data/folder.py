@@ -1,30 +1,25 @@
-"""A folder of the user's pictures.
+"""A folder of the user's pictures, decoded once.
 
-The pictures are decoded once, into a copy that is named by every file's path, size, time of change
-and time of its inode's change. So at each start a changed, new, removed or renamed picture is
-noticed, even one of the same size and time.
-
-`vdm_jax.data.folder_listing` says which pictures are there to test on.
+The decoded copy is named by every file's path, size, time of change and time of its inode's change.
+So at each start a changed, new, removed or renamed picture is noticed, even one of the same size
+and time. `vdm_jax.data.folder_listing` says which pictures are there to test on.
 """
 
 import dataclasses
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vdm_jax.data import decoded_cache, picture_decoding
 from vdm_jax.data.decoded_cache import Block, Stream
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.folder_listing import Listing, find
 from vdm_jax.data.image_data import ImageData
-from vdm_jax.errors import user_path
+from vdm_jax.errors import UserError, user_path
 
-LEVELS = 256
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
 
 Size = tuple[int, int]
@@ -32,7 +27,7 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:
-    """What the pictures of a folder are made into, and how many of them are held out.
+    """The settings of how pictures are brought to one shape, and of how many are held out.
 
     Attributes:
       size: the height and width of all images, as one number for a square, as (height, width) or
@@ -55,19 +50,12 @@ def load_folder(
 ) -> ImageData:
     """Returns the pictures of a folder, memory-mapped from a decoded copy below `data_dir`.
 
-    Args:
-      path: the folder; read with all its subfolders.
-      options: what the pictures are made into.
-      class_labels: whether each picture's class is the name of the subfolder that it lies in
-        (the first one below `train` or `test`, or below `path`).
-      data_dir: where the decoded copy is kept, one for each state of the folder.
-
-    Raises:
-      DataError: no folder, unfit options, or no fit pictures in it; names the file.
+    With `class_labels` each picture's class is the name of the subfolder that it lies in: the first
+    one below `train` or `test`, or below `path`. Raises UserError, which names the file.
     """
     size = _checked_size(options)
     if not path:
-        raise DataError("folder needs path=, the folder with the pictures")
+        raise UserError("folder needs path=, the folder with the pictures")
     listing = find(user_path(path, "path"), options.held_out)
     labels, names = listing.labels() if class_labels else (None, ())
     state = listing.state()
@@ -77,7 +65,7 @@ def load_folder(
     if not folder.exists():
         wanted = size or _first_size(listing, options.channels)
         work = _Decoding(listing, options, wanted, state)
-        decoded_cache.write(folder, work.stream("train"), work.stream("test"), LEVELS)
+        decoded_cache.write(folder, work.stream("train"), work.stream("test"), 256)
         if work.enlarged:
             print(
                 f"vdm_jax: {work.enlarged} images of {listing.root} are smaller than {_by(wanted)} "
@@ -89,30 +77,27 @@ def load_folder(
 
 
 def _checked_size(options: FolderOptions) -> Size | None:
-    """Returns the size as (height, width) or None. Raises DataError for options that are none."""
+    """Returns the size as (height, width) or None. Raises UserError for unfit options."""
     size, fit, channels = options.size, options.fit, options.channels
-    if fit not in picture_decoding.FITS:
-        known = ", ".join(picture_decoding.FITS)
-        raise DataError(f"fit={fit!r} is unknown; choose one of {known}")
+    if fit not in (known := picture_decoding.FITS):
+        raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(known)}")
     if isinstance(channels, bool) or channels not in (1, 3):
-        raise DataError(f"channels={channels!r} must be 3 (RGB) or 1 (grey)")
+        raise UserError(f"channels={channels!r} must be 3 (RGB) or 1 (grey)")
+    if size is None and fit != "none":
+        raise UserError(f"fit={fit!r} needs a size: set size= to what the images shall have")
     if size is None:
-        if fit != "none":
-            raise DataError(f"fit={fit!r} needs a size: set size= to what the images shall have")
         return None
-    sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size]
-    if isinstance(size, str):
-        sides = [int(s) if s.isdecimal() and len(s) < 10 else 0 for s in size.split("x")]
-    sides = sides * 2 if len(sides) == 1 else sides
-    whole = (isinstance(s, (int, np.integer)) and not isinstance(s, bool) and s > 0 for s in sides)
-    if len(sides) != 2 or not all(whole):
-        raise DataError(
+    text = "x".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size)
+    sides = re.fullmatch("([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
+    height, width = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
+    if not height * width:
+        raise UserError(
             f"size={size!r} is no size; give one number for a square or (height, width), written "
             "'64' or '48x64'"
         )
-    if sides[0] * sides[1] > MOST_PIXELS:
-        raise DataError(f"size={size!r} has more than {MOST_PIXELS:,} pixels; give a smaller one")
-    return int(sides[0]), int(sides[1])
+    if height * width > MOST_PIXELS:
+        raise UserError(f"size={size!r} has more than {MOST_PIXELS:,} pixels; give a smaller one")
+    return height, width
 
 
 @dataclasses.dataclass
@@ -136,7 +121,7 @@ class _Decoding:
             image = picture_decoding.read(path, self.options.channels)
             yield picture_decoding.pixels(self._fitted(image, path))[None], None
         if self.listing.state() != self.state:
-            raise DataError(
+            raise UserError(
                 f"{self.listing.root} was changed while it was read; run again when it is at rest"
             )
 
@@ -151,7 +136,7 @@ class _Decoding:
         if self.options.size is None:
             first = self.listing.root / self.listing.parts["train"][0]
             problem = f"{first} is {_by(self.size)} but {path} is {_by(found)}"
-        raise DataError(
+        raise UserError(
             f"{problem} (height x width); images must have one size: set size= and fit='crop' or "
             "'resize' to bring them to it"
         )

@@ -10,52 +10,43 @@ Each part is in the order of these hashes, which is as good as random: `validati
 its last images, and would hold out single classes were they in alphabetical order.
 """
 
-import dataclasses
 import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax.data import file_states
-from vdm_jax.data.errors import DataError
-from vdm_jax.errors import reason
+from vdm_jax.errors import UserError, reason
 
 HELD_OUT = 0.1
 _TAKEN = (".png", ".jpg", ".jpeg", ".webp")
+_WANTED = ", ".join(_TAKEN)
 # Pictures too, but of kinds that aren't read: to pass over them would be to lose them unnoticed.
 _REFUSED = (
-    (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm")
-    + (".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff")
-)  # fmt: skip
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm"),
+    *(".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff"),
+)
 _PARTS = ("train", "test")
 
 
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """The pictures of a folder.
-
-    Attributes:
-      root: the folder.
-      parts: for "train" and "test" the paths below the folder, with "/", in the order of their
-        hashes.
-      above: how many folders of a path lie above a class: 1 for `train` and `test`, else 0.
-    """
+class Listing(NamedTuple):
+    """The pictures of a folder."""
 
     root: Path
+    # For "train" and "test" the paths below `root`, with "/", in the order of their hashes.
     parts: Mapping[str, list[str]]
-    above: int
+    above: int  # how many folders of a path lie above a class: 1 for `train` and `test`, else 0
 
     def state(self) -> str:
         """Returns a digest of all paths, sizes and times."""
         try:
-            return file_states.unread(
-                self.root / name for part in _PARTS for name in self.parts[part]
-            )
+            return file_states.unread(self.root / name for p in _PARTS for name in self.parts[p])
         except OSError as error:
-            raise DataError(f"{error.filename} can't be read: {reason(error)}") from error
+            raise UserError(f"{error.filename} can't be read: {reason(error)}") from error
 
     def labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Returns the class of each picture, int32 in the order of `parts`, and the names.
@@ -63,37 +54,34 @@ class Listing:
         A class is a subfolder, at whatever depth below it the picture lies; they are numbered in
         the order of their names.
         """
-        found: dict[str, list[str]] = {part: [] for part in self.parts}
-        for part, names in self.parts.items():
-            for name in names:
-                *folders, _ = name.split("/")
-                if len(folders) <= self.above:
-                    raise DataError(
-                        f"{self.root / name} lies in no class: with class_labels each image must "
-                        f"lie in a subfolder of {(self.root / name).parent} named by its class"
-                    )
-                found[part].append(folders[self.above])
+        found = {part: [self._class(name) for name in names] for part, names in self.parts.items()}
         classes = sorted({*found["train"], *found["test"]})
         number = {name: i for i, name in enumerate(classes)}
         labels = {p: np.array([number[c] for c in found[p]], np.int32) for p in found}
         return labels, tuple(classes)
 
+    def _class(self, name: str) -> str:
+        *folders, _ = name.split("/")
+        if len(folders) <= self.above:
+            raise UserError(
+                f"{self.root / name} lies in no class: with class_labels each image must "
+                f"lie in a subfolder of {(self.root / name).parent} named by its class"
+            )
+        return folders[self.above]
+
 
 def find(root: Path, held_out: float | None) -> Listing:
     """Returns the pictures below `root`; says on stderr how many other files there are.
 
-    Hidden files and folders (their names begin with a dot) are passed over.
-
-    Raises:
-      DataError: no such folder, no pictures, or pictures that would be lost unnoticed.
+    Raises UserError for no such folder, no pictures, or pictures that would be lost unnoticed.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
-        raise DataError(f"{root} {what}; path= must name a folder of PNG, JPEG or WebP images")
+        raise UserError(f"{root} {what}; path= must name a folder of PNG, JPEG or WebP images")
     inside = [part for part in _PARTS if (root / part).is_dir()]
     if len(inside) == 1:
         lacking = _PARTS[1 - _PARTS.index(inside[0])]
-        raise DataError(
+        raise UserError(
             f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both, or rename it to "
             "have images held out by chance"
         )
@@ -105,39 +93,40 @@ def find(root: Path, held_out: float | None) -> Listing:
             file=sys.stderr,
         )
     if not names:
-        raise DataError(f"{root} holds no images; wanted {', '.join(_TAKEN)} in it")
+        raise UserError(f"{root} holds no images; wanted {_WANTED} in it")
     return _two_folders(root, names, held_out) if inside else _split(root, names, held_out)
 
 
 def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listing:
     if held_out is not None:
-        raise DataError(
+        raise UserError(
             f"held_out={held_out} is for a folder without train and test, but {root} has them; "
             "leave it out"
         )
-    parts = {part: [name for name in names if name.startswith(f"{part}/")] for part in _PARTS}
-    for name in names:
-        if not name.startswith(("train/", "test/")):
-            raise DataError(
+    parts: dict[str, list[str]] = {part: [] for part in _PARTS}
+    for name in sorted(names, key=lambda name: _hash(name.partition("/")[2])):
+        part, below, _ = name.partition("/")
+        if not below or part not in parts:
+            raise UserError(
                 f"{root / name} lies beside the subfolders train and test and is in neither; move "
                 "it into one of them or away"
             )
+        parts[part].append(name)
     for part, found in parts.items():
         if not found:
-            raise DataError(f"{root / part} holds no images; wanted {', '.join(_TAKEN)} in it")
-        found.sort(key=lambda name: _hash(name.partition("/")[2]))
+            raise UserError(f"{root / part} holds no images; wanted {_WANTED} in it")
     return Listing(root, parts, above=1)
 
 
 def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
     fraction = HELD_OUT if held_out is None else held_out
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise DataError(f"held_out={held_out!r} must lie between 0 and 1: the fraction to test on")
+        raise UserError(f"held_out={held_out!r} must lie between 0 and 1: the fraction to test on")
     ordered = sorted(names, key=_hash)
     count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
     if count in (0, len(ordered)):
         lacking = "none" if count == 0 else "all"
-        raise DataError(
+        raise UserError(
             f"of the {len(ordered)} images in {root} {lacking} would be test images with "
             f"held_out={fraction}; add images, or put them into subfolders train and test"
         )
@@ -151,19 +140,17 @@ def _hash(name: str) -> int:
 def walk(root: Path) -> tuple[list[str], list[str]]:
     """Returns the paths below `root` of its pictures, and those of its other files, with "/".
 
-    Hidden files and folders are passed over.
-
-    Raises:
-      DataError: pictures of a kind that isn't read, or what can't be walked over.
+    Hidden files and folders (their names begin with a dot) are passed over. Raises UserError for
+    pictures of a kind that isn't read, and for what can't be walked over.
     """
     names: list[str] = []
     skipped: list[str] = []
     for name in _files(root, root, ()):
         suffix = os.path.splitext(name)[1].lower()
         if suffix in _REFUSED:
-            raise DataError(
-                f"{root / name} is a {suffix} file; wanted only {', '.join(_TAKEN)}: convert it or "
-                "move it away"
+            raise UserError(
+                f"{root / name} is a {suffix} file; wanted only {_WANTED}: convert it or move it "
+                "away"
             )
         (names if suffix in _TAKEN else skipped).append(name)
     return names, skipped
@@ -173,11 +160,11 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
     """Yields all files that aren't hidden, in the order of their names; links are followed."""
     real = folder.resolve()
     if real in above:
-        raise DataError(f"{folder} is a link to a folder that it lies in; remove it")
+        raise UserError(f"{folder} is a link to a folder that it lies in; remove it")
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder} can't be read: {reason(error)}; see to it") from error
+        raise UserError(f"{folder} can't be read: {reason(error)}; see to it") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -186,4 +173,4 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
         elif entry.is_file() or not entry.exists():  # a broken link is told when it is looked up
             yield entry.relative_to(root).as_posix()
         else:
-            raise DataError(f"{entry} is neither file nor folder (a pipe?); move it away")
+            raise UserError(f"{entry} is neither file nor folder (a pipe?); move it away")

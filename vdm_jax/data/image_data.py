@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError
+from vdm_jax.errors import UserError
 
 _CHUNK_BYTES = 1 << 24
 
@@ -17,12 +17,11 @@ class ImageData:
     """Images to train on and to test on.
 
     Attributes:
-      name: what every report prints, e.g. "digits" or "arrays:photos32_small.npz".
+      name: its name in every report, e.g. "digits" or "arrays:photos32_small.npz".
       train: uint8 [n, height, width, channels]; memory-mapped where it comes from disk.
       test: uint8 [m, height, width, channels].
       levels: every pixel value lies in [0, levels).
-      fingerprint: sha256 (hex) of shapes, levels and pixels; equal content under another
-        name has the same fingerprint.
+      fingerprint: sha256 (hex) of shapes, levels and pixels, whatever the name.
       source: group labels where the data has them (which photo a crop was cut from): "train"
         and/or "test", each of shape [n]. Error bars belong to groups, not to crops.
       labels: class labels where the data has them: "train" and "test", each int32 [n] with
@@ -54,23 +53,22 @@ class ImageData:
 def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
     """Returns integers [n, height, width(, channels)] as uint8 [n, height, width, channels].
 
-    Raises:
-      DataError: `what`, as the array is called, has another type or shape, no image, or values
-        outside [0, levels).
+    Raises UserError, which calls the array `what`, for another type or shape, no image, or values
+    outside [0, levels).
     """
     if array.dtype.kind not in "ui":
-        raise DataError(
+        raise UserError(
             f"{what} holds {array.dtype} values; wanted integers in [0, {levels}): quantise them "
             f"first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
         )
     if array.ndim not in (3, 4) or 0 in array.shape:
-        raise DataError(
+        raise UserError(
             f"{what} has shape {array.shape}; wanted at least one image, as [n, height, width] or "
             "[n, height, width, channels]"
         )
     for extreme in (int(array.min()), int(array.max())):
         if not 0 <= extreme < levels:
-            raise DataError(
+            raise UserError(
                 f"{what} holds the value {extreme}, outside [0, {levels}); rescale the images, or "
                 "set levels= to the number of their pixel values"
             )
@@ -89,18 +87,14 @@ def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
 
 
 def validation_split(data: ImageData, count: int) -> ImageData:
-    """Holds out the last `count` training images, so that tuning never sees the test part.
+    """Returns `data` with its last `count` training images, and their labels, as its test part.
 
-    Returns:
-      `data` with `train` shortened by `count` images and those images as `test`, each with its
-      labels, and a name and a fingerprint of its own, derived from those of `data`.
-
-    Raises:
-      DataError: where `count` leaves no image to validate on or none to train on.
+    Name and fingerprint are its own, derived from those of `data`. Raises UserError where `count`
+    leaves no image to validate on or none to train on.
     """
     total = len(data.train)
     if not 0 < count < total:
-        raise DataError(
+        raise UserError(
             f"count={count} of the {total} training images of {data.name} can't be held out for "
             f"validation; give a count in 1..{total - 1}"
         )

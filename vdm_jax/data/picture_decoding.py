@@ -17,35 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.data.errors import DataError
-from vdm_jax.errors import reason
+from vdm_jax.errors import UserError, reason
 
 FITS = ("none", "crop", "resize")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GREY = ("1", "L", "LA")
-_JPEG_MARK = b"\xff\xd8"
-_WEBP_MARK = b"RIFF"
+_JPEG_MARK, _WEBP_MARK = b"\xff\xd8", b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
 
 
 def read(path: Path, channels: int | None) -> Any:
-    """Returns the picture in a file, as `decode` does. Raises DataError, which names the file."""
+    """Returns the picture in a file, as `decode` does. Raises UserError, which names the file."""
     try:
         return decode(path.read_bytes(), channels)
     except OSError as error:
-        raise DataError(f"{path} can't be read: {reason(error)}; check its permissions") from error
+        raise UserError(f"{path} can't be read: {reason(error)}; check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path} {error}") from error
+        raise UserError(f"{path} {error}") from error
 
 
 def decode(content: bytes, channels: int | None) -> Any:
     """Returns a picture file's content as a Pillow image: "L" for 1 channel, "RGB" for 3.
 
-    With None a grey picture is "L" and any other, also one with a palette, is "RGB".
-
-    Raises:
-      ValueError: it is broken or of a kind that is refused; says what, not which file.
+    With None a grey picture is "L" and any other, also one with a palette, is "RGB". Raises
+    ValueError, which doesn't name the file, for what is broken or of a kind that is refused.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -82,11 +78,10 @@ def _converted(image: Any, channels: int | None) -> Any:
         raise ValueError(f"holds {image.mode} pixels; convert it to 8-bit RGB or grey")
     if image.has_transparency_data:
         image = image.convert("RGBA") if image.mode not in _GREY else image.convert("LA")
-        alpha = np.asarray(image.getchannel("A"))
-        if (alpha < 255).any():
+        if seen_through := int((np.asarray(image.getchannel("A")) < 255).sum()):
             raise ValueError(
-                f"is transparent in {int((alpha < 255).sum())} of its pixels; lay it on a "
-                "background and save it without transparency"
+                f"is transparent in {seen_through} of its pixels; lay it on a background and save "
+                "it without transparency"
             )
     if channels != 3 and image.mode in _GREY:
         return image.convert("L")
@@ -101,20 +96,17 @@ def pixels(image: Any) -> np.ndarray:
 
 
 def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
-    """Returns a Pillow image of exactly `size` = (height, width).
+    """Returns a Pillow image of exactly `size` = (height, width), by Lanczos with antialiasing.
 
-    - "crop": the largest part of that shape about the centre, brought to the size.
-    - "resize": the whole image, stretched if its shape is another.
-
-    Both average over what a new pixel covers (Lanczos with antialiasing), and neither touches
-    an image that has the size.
+    "crop" takes the largest part of that shape about the centre; "resize" takes the whole image,
+    stretched if its shape is another. Neither touches an image that has the size.
     """
     from PIL import Image
 
     height, width = size
     if (image.height, image.width) == size:
         return image
-    box = (0.0, 0.0, float(image.width), float(image.height))
+    box = None
     if fit == "crop":
         scale = min(image.width / width, image.height / height)
         left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2

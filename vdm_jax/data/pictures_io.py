@@ -1,13 +1,9 @@
 """Images of a file or folder as one array, and the file or folder again from that array.
 
-- An .npy of integers [n, height, width(, channels)] comes back with the same values, integer type
-  and shape.
-- A folder of PNG, JPEG and WebP pictures of one size comes back as a folder of PNG files with the
-  same pixels, grey or RGB, upright as EXIF says. NAME.png keeps its name, any other NAME comes back
-  as NAME.png.
-
-What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may
-come from anybody, so no name in them leads out of a folder.
+An .npy comes back with the same values, integer type and shape; a folder of pictures of one size
+as a folder of PNG files with the same pixels, upright as EXIF says, each called NAME.png. What that
+needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may come from
+anybody, so no name in them leads out of a folder.
 """
 
 import dataclasses
@@ -20,7 +16,6 @@ import numpy as np
 
 from vdm_jax import files
 from vdm_jax.data import folder_listing, picture_decoding
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.image_data import as_images
 from vdm_jax.errors import UserError, reaching, reason, user_path
 
@@ -36,35 +31,25 @@ _WANTED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """Images, and what they came in.
+    """Images, and what they came in."""
 
-    Attributes:
-      images: uint8 [n, height, width, channels], in C order.
-      meta: all that `write` needs, besides the pixels, to give the input back.
-      words: what it was, for a summary.
-    """
-
-    images: np.ndarray
-    meta: bytes
-    words: str
+    images: np.ndarray  # uint8 [n, height, width, channels], in C order
+    meta: bytes  # all that `write` needs, besides the pixels, to give the input back
+    words: str  # what it was, for a summary
 
 
 def read(path: Path, levels: int = 256) -> Pictures:
-    """Returns the images of an .npy or a folder, with values in [0, levels).
-
-    Raises:
-      UserError: it isn't there, can't be read, is of another kind, or holds other values.
-    """
+    """Returns an .npy's or a folder's images, with values in [0, levels), or raises UserError."""
     path = user_path(path, "the input")
     with reaching(path):
         if path.is_dir():
             return _read_folder(path, levels)
         if not path.is_file():
-            raise DataError(f"{path} is not there; wanted {_WANTED}")
+            raise UserError(f"{path} is not there; wanted {_WANTED}")
         with path.open("rb") as file:
             start = file.read(6)
     if start != b"\x93NUMPY":
-        raise DataError(
+        raise UserError(
             f"{path} is none of what is taken: {_WANTED}; save an array of an .npz with np.save, "
             "and put a single picture into a folder"
         )
@@ -79,18 +64,15 @@ def of_array(images: np.ndarray, words: str) -> Pictures:
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
     """Returns in words what came in, such as "folder of 12 pictures".
 
-    Raises:
-      ValueError: `meta` isn't one for images of `shape`, [n, height, width, channels].
-      UserError: `out`, where it is to be written, has the suffix of something else.
+    Raises ValueError where `meta` isn't one for images of `shape`, [n, height, width, channels];
+    UserError where `out`, the file or folder to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
-    others = [".npz", ".png", ".jpg", ".jpeg", ".webp"]
+    what, words, own = "a folder", f"folder of {shape[0]} pictures", ""
     if isinstance(layout, _Npy):
-        what, words = "an .npy", f".npy of {layout.dtype.name}"
-    else:
-        what, words = "a folder", f"folder of {shape[0]} pictures"
-        others.append(".npy")
-    if out and out.suffix.lower() in others:
+        what, words, own = "an .npy", f".npy of {layout.dtype.name}", ".npy"
+    known = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".webp")
+    if out and out.suffix.lower() in known and out.suffix.lower() != own:
         raise UserError(f"{out} would be {what}, as what was compressed; name it so")
     return words
 
@@ -98,12 +80,11 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
 def write(meta: bytes, images: np.ndarray, out: Path) -> None:
     """Writes uint8 `images` [n, height, width, channels] as what they came in as.
 
-    `out` is there as a whole, and on the disk, or not at all.
-
-    Raises:
-      ValueError: `meta` isn't one for images of this shape.
-      UserError: `out` is there already or can't be written.
+    `out` is there as a whole, and on the disk, or not at all. Raises ValueError where `meta` isn't
+    one for images of this shape, UserError where `out` is there already or can't be written.
     """
+    from PIL import Image
+
     layout = _unpack(meta, images.shape)
     with files.writing(out) as partial:
         if isinstance(layout, _Npy):
@@ -113,21 +94,12 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
         for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
+            Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, "PNG")
             with files.durable(path) as file:
-                file.write(_png(pixels[..., 0] if grey else pixels))
+                file.write(buffer.getvalue())
         for folder in (partial, *partial.rglob("*/")):
             files.sync(folder)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-# ---- an .npy ----
 
 
 class _Npy(NamedTuple):
@@ -139,9 +111,10 @@ def _read_npy(path: Path, levels: int) -> Pictures:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for damaged files
-        raise DataError(f"{path} can't be read ({reason(error)}); write it anew") from error
+        raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
     images = as_images(array, levels, str(path))
-    words = f"{len(images)} images {_by(images)} of {path.name} ({array.dtype.name})"
+    by = "x".join(map(str, images.shape[1:]))
+    words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
 
 
@@ -149,13 +122,6 @@ def _npy_meta(array: np.ndarray) -> bytes:
     flags = array.dtype.itemsize.bit_length() - 1
     flags |= _SIGNED * (array.dtype.kind == "i") | _CHANNEL_AXIS * (array.ndim == 4)
     return _NPY + bytes([flags])
-
-
-def _by(images: np.ndarray) -> str:
-    return "x".join(map(str, images.shape[1:]))
-
-
-# ---- a folder ----
 
 
 class _Folder(NamedTuple):
@@ -166,20 +132,20 @@ class _Folder(NamedTuple):
 def _read_folder(root: Path, levels: int) -> Pictures:
     there, skipped = folder_listing.walk(root)
     if not there:
-        raise DataError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
-    # What each is called when it comes back, and is called now.
+        raise UserError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
+    # (name when it comes back, name now)
     names = sorted((n if n.lower().endswith(".png") else f"{n}.png", n) for n in there)
     try:
         _check_names([out for out, _ in names])
     except ValueError as error:
-        raise DataError(f"{root}: as PNG files, {error}; rename it") from error
+        raise UserError(f"{root}: as PNG files, {error}; rename it") from error
     pictures = []
     for _, name in names:
         pixels = picture_decoding.pixels(picture_decoding.read(root / name, None))
         pictures.append(as_images(pixels[None], levels, str(root / name))[0])
     for (_, name), pixels in zip(names, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
-            raise DataError(
+            raise UserError(
                 f"{root / name} is {pixels.shape[:2]} (height, width) but {root / names[0][1]} is "
                 f"{pictures[0].shape[:2]}; wanted pictures of one size"
             )
@@ -189,9 +155,8 @@ def _read_folder(root: Path, levels: int) -> Pictures:
     marks = b"" if grey.all() else np.packbits(grey).tobytes()
     listed = b"".join(out.encode() + b"\0" for out, _ in names)
     left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
-    words = (
-        f"{len(images)} pictures {_by(images)} of the folder {root.name} (their pixels{left_out})"
-    )
+    by = "x".join(map(str, images.shape[1:]))
+    words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
     return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
 
 

@@ -28,11 +28,8 @@ _NODES = 3000
 
 
 def draw(name: str, count: int, seed: int) -> np.ndarray:
-    """Returns `count` independent points [count, 2], float32: a function of its arguments.
-
-    Raises ValueError for an unknown name, or a count or seed that is no integer of at least 0.
-    """
-    _check(name)
+    """Returns `count` independent points [count, 2], float32: a function of its arguments."""
+    checks.choice(name, "the points", NAMES)
     checks.count(count, "count", least=0)
     checks.count(seed, "seed", least=0)
     rng = np.random.default_rng((int(seed), NAMES.index(name)))
@@ -51,11 +48,10 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
 def log_prob(name: str, x: np.ndarray) -> np.ndarray:
     """Returns log p(x) of points [n, 2], in nats and float64: [n].
 
-    For the curves with noise it is the integral of the noise's density along the curve, by the
-    midpoint rule (to 1e-4 nats where there are points); for the checkerboard
-    -log 2 on its squares and -inf elsewhere. Raises ValueError for another name or shape.
+    For the curves it is the integral of the noise's density along the curve, by the midpoint rule
+    (to 1e-4 nats where there are points); for the checkerboard -log 2 on its squares, else -inf.
     """
-    _check(name)
+    checks.choice(name, "the points", NAMES)
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"points must be [n, 2], got shape {x.shape}.")
@@ -71,7 +67,7 @@ def log_prob(name: str, x: np.ndarray) -> np.ndarray:
 
 def entropy(name: str) -> float:
     """Returns the entropy E[-log p(x)], in nats: exact, or by quadrature over the plane."""
-    _check(name)
+    checks.choice(name, "the points", NAMES)
     if name == "checkerboard":
         return math.log(2.0)  # the squares have an area of 2
     # Sums over a grid of a smooth density converge faster than any power of its spacing.
@@ -80,11 +76,6 @@ def entropy(name: str) -> float:
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     values = log_prob(name, grid)
     return float(-np.sum(np.exp(values) * values) * spacing**2)
-
-
-def _check(name: str) -> None:
-    if name not in NAMES:
-        raise ValueError(f"the points must be one of {', '.join(NAMES)}, got {name!r}.")
 
 
 def _swirl(u: np.ndarray) -> np.ndarray:
@@ -106,9 +97,8 @@ _CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"swirl": _swirl, "moon
 
 def _mixture(x: np.ndarray, means: np.ndarray, noise: float) -> np.ndarray:
     """Returns the log density at x [n, 2] of the equal mixture of N(means[k], noise^2 I)."""
-    square = (
-        np.sum(x**2, axis=1)[:, None] + np.sum(means**2, axis=1) - 2.0 * x @ means.T
-    ) / noise**2
+    inner = np.sum(x**2, axis=1)[:, None] + np.sum(means**2, axis=1) - 2.0 * x @ means.T
+    square = inner / noise**2
     nearest = square.min(axis=1)
     total = np.mean(np.exp(0.5 * (nearest[:, None] - square)), axis=1)
     return np.log(total) - 0.5 * nearest - math.log(2.0 * math.pi * noise**2)

@@ -13,33 +13,22 @@ from vdm_jax import checks
 _Item = dict[str, np.ndarray]
 
 
-def iterate(
-    dataset: Any, *, start: int, steps_per_call: int = 1, prefetch: int = 2
-) -> "BatchIterator":
-    """Returns an endless iterator over `dataset[start]`, `dataset[start + 1]`, ...
-
-    Args:
-      dataset: anything with `dataset[step] -> dict of arrays`, e.g. from `train_batches`.
-      start: the first step, i.e. the number of steps already taken.
-      steps_per_call: how many consecutive batches are stacked into one item.
-      prefetch: how many items may be ready and waiting.
-
-    Returns:
-      An iterator of dicts with leaves [steps_per_call, local_batch, ...] (that leading axis is
-      there for 1 too). Close it with `.close()` or `with`; an exception of the worker is raised
-      by the `next` that would have given the missing item.
-    """
-    checks.count(start, "start", least=0)
-    checks.count(steps_per_call, "steps_per_call")
-    checks.count(prefetch, "prefetch")
-    return BatchIterator(dataset, start, steps_per_call, prefetch)
-
-
 class BatchIterator(Iterator[_Item]):
-    """See `iterate`. For one consumer; after `close` it is exhausted."""
+    """An endless iterator over `dataset[start]`, `dataset[start + 1]`, ..., for one consumer.
 
-    def __init__(self, dataset: Any, start: int, steps_per_call: int, prefetch: int):
-        """Starts the worker; the arguments are those of `iterate`, checked."""
+    `dataset` is anything with `dataset[step] -> dict of arrays`, e.g. from `train_batches`; `start`
+    is the number of steps already taken. Items are dicts with leaves
+    [steps_per_call, local_batch, ...] (that leading axis is there for 1 too): so many consecutive
+    batches, stacked. Up to `prefetch` items are ready and waiting.
+
+    Close it with `.close()` or `with`: it is exhausted then. An exception of the worker is raised
+    by the `next` that would have given the missing item.
+    """
+
+    def __init__(self, dataset: Any, *, start: int, steps_per_call: int = 1, prefetch: int = 2):
+        checks.count(start, "start", least=0)
+        checks.count(steps_per_call, "steps_per_call")
+        checks.count(prefetch, "prefetch")
         self._dataset, self._steps_per_call = dataset, steps_per_call
         self._steps = itertools.count(start, steps_per_call)
         self._worker = ThreadPoolExecutor(1, "vdm_jax-batches")
@@ -52,7 +41,6 @@ class BatchIterator(Iterator[_Item]):
         self._ready.append(self._worker.submit(_stacked, *arguments))
 
     def __next__(self) -> _Item:
-        """Waits for the next item; raises what the worker met instead of making it."""
         if not self._ready:
             raise StopIteration
         try:
@@ -69,12 +57,13 @@ class BatchIterator(Iterator[_Item]):
         self._ready.clear()
 
     def __enter__(self) -> "BatchIterator":
-        """Returns itself; the end of the block closes it."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Closes it."""
         self.close()
+
+
+iterate = BatchIterator
 
 
 def _stacked(dataset: Any, start: int, count: int) -> _Item:

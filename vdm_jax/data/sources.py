@@ -5,16 +5,13 @@ import os
 
 import numpy as np
 
-from vdm_jax.data import decoded_cache
+from vdm_jax.data import digits
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.cifar10_mnist import load_published
-from vdm_jax.data.digits import LEVELS as DIGITS_LEVELS
-from vdm_jax.data.digits import load_digits, load_digits_binary
-from vdm_jax.data.errors import DataError
 from vdm_jax.data.folder import FolderOptions, load_folder
 from vdm_jax.data.image_data import ImageData
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
-from vdm_jax.errors import reason, user_path
+from vdm_jax.errors import UserError, reason, user_path
 
 __all__ = ["SOURCES", "load"]
 
@@ -40,9 +37,8 @@ def load(
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
         in black and white, 2 levels); "arrays" (an .npz file of the user's); "folder" (pictures of
         the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
-        `manual_dir`);
-        "downsampled_imagenet/SIZE" (built from `manual_dir`). SIZE is 32x32 or 64x64. The two
-        ImageNets are different datasets.
+        `manual_dir`); "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or
+        64x64.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. The digits need none.
       manual_dir: where the original archives of published datasets lie, for a machine without
@@ -50,18 +46,16 @@ def load(
       path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
       folder: what pictures are made into; for "folder" only.
-      class_labels: whether labels are wanted. Those of a folder are the names of its subfolders
-        and only there if wanted; the others have theirs in any case, or none: an error if wanted.
-
-    Raises:
-      UserError: one line, on whatever keeps the dataset from being had.
+      class_labels: whether labels are wanted: an error where there are none. Those of a folder,
+        the names of its subfolders, are only there if wanted.
     """
     _check_unused(name, path, levels, folder)
-    root = user_path(data_dir, "data_dir") if data_dir else decoded_cache.default_data_dir()
+    variable = os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax"
+    root = user_path(data_dir or variable, "data_dir" if data_dir else "$VDM_JAX_DATA")
     manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
-        if name in ("digits", "digits_binary"):
-            data = load_digits() if name == "digits" else load_digits_binary()
+        if name in digits.LEVELS:
+            data = digits.load_digits(name)
         elif name == "arrays":
             data = load_arrays(path, levels, root)
         elif name == "folder":
@@ -71,7 +65,7 @@ def load(
         else:
             data = load_published(name, root, manual)
     except (OSError, NotImplementedError) as error:  # the latter: a disk without file locks
-        raise DataError(
+        raise UserError(
             f"{name} can't be kept in data_dir={root}: {reason(error)}; free some space or mend "
             "the permissions there, or choose another data_dir (or $VDM_JAX_DATA)"
         ) from error
@@ -81,29 +75,29 @@ def load(
 
 
 def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
-    """Raises DataError for an unknown name, and for what means nothing with the name."""
+    """Raises UserError for an unknown name, and for what means nothing with the name."""
     if name not in SOURCES:
-        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+        raise UserError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
     if type(levels) is not int or not 2 <= levels <= 256:
-        raise DataError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
-    own = {"arrays": levels, "digits": DIGITS_LEVELS, "digits_binary": 2}.get(name, 256)
+        raise UserError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
+    own = levels if name == "arrays" else digits.LEVELS.get(name, 256)
     if levels not in (own, 256):
-        raise DataError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
+        raise UserError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):
-        raise DataError(
+        raise UserError(
             f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
         )
     for key, value in dataclasses.asdict(folder).items():
         if name != "folder" and value != getattr(_NO_OPTIONS, key):
-            raise DataError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
+            raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
 
 
 def _check_classes(data: ImageData) -> None:
     if data.labels is None:
-        raise DataError(f"{data.name} has no class labels; leave class_labels out")
+        raise UserError(f"{data.name} has no class labels; leave class_labels out")
     unseen = np.setdiff1d(data.labels["test"], data.labels["train"])
     if unseen.size:
-        raise DataError(
+        raise UserError(
             f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images but none "
             "to train on; remove it or give it some"
         )
