@@ -94,7 +94,7 @@ def test_a_step_without_memory_names_settings_and_loses_nothing(finished, monkey
     longer = config()
     longer.train.steps = 3
     longer.optimizer.decay_steps = 2
-    monkeypatch.setattr(training, "compiled_step", lambda *_: Step())
+    monkeypatch.setattr(experiment, "compiled_step", lambda *_: Step())
     refused = pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749")
     with tiny.one_device(), refused:
         training.train(longer, finished)
