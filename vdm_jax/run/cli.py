@@ -163,7 +163,9 @@ def parse_flags(
     except flags.Error as error:
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        lines = [f"  --{key}: {values[key].help} (default: {values[key].default})" for key in values]
+        lines = [
+            f"  --{key}: {values[key].help} (default: {values[key].default})" for key in values
+        ]
         print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
         raise SystemExit(0)
     if len(rest) > most:

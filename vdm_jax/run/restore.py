@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from vdm_jax.run import build, cli, defaults, distributed
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import load_params
+from vdm_jax.train.checkpoint import complete_steps, load_params
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.settings import filled
 from vdm_jax.vdm import VDM
@@ -246,22 +245,19 @@ def _run(
     levels: int, classes: int,
 ) -> Restored:  # fmt: skip
     """Returns a run's model for such images, with the checkpoint that `from_workdir` describes."""
-    model = make_model(c, shape, levels, classes)
-    folder, step = workdir / "checkpoints", None
+    model, folder = make_model(c, shape, levels, classes), workdir / "checkpoints"
     if checkpoint is not None and checkpoint.isdecimal():
         step = int(checkpoint)
     elif checkpoint is not None:
         path = Path(checkpoint)
         with reaching(path):
-            is_folder = path.is_dir()
-        if not is_folder or not path.name.isdecimal():
-            raise UserError(
-                f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as "
-                f"{folder / '1000'}"
-            )
+            is_checkpoint = path.is_dir() and path.name.isdecimal()
+        if not is_checkpoint:
+            said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
+            raise UserError(f"{said} {folder / '1000'}")
         folder, step = path.parent, int(path.name)
-    elif folder.is_dir():  # a run that goes on may save a newer one meanwhile
-        step = distributed.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
+    else:  # a run that goes on may save a newer one meanwhile
+        step = distributed.of_first(max(complete_steps(folder), default=None))
     expected = jax.eval_shape(model.init, jax.random.key(0))
     step, params = load_params(folder, expected, mesh, step)
     return Restored(model, params, str(workdir), step, classes, c.model.to_dict())
