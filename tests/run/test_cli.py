@@ -134,8 +134,8 @@ END_OF_DISK = OSError(errno.ENOSPC, "No space", "/tmp/x")
         (END_OF_DISK, False, 2, "", "error: /tmp/x can't be written to: No space left on device"),
         (KeyError("bug"), False, None, "", ""),
         (GLOO, False, None, "", ""),
-        (GLOO, True, 3, "", f"error: another process has ended or can't be reached ({GLOO}); start "
-         "all processes again\n"),
+        (GLOO, True, 3, "",
+         f"error: another process has ended or can't be reached ({GLOO}); {ON}\n"),
         (KeyError("bug"), True, 1, "", "Traceback"),
     ],
 )  # fmt: skip
@@ -143,6 +143,7 @@ def test_each_end_has_its_exit_code(raised, several, code, out, err, monkeypatch
     monkeypatch.setattr(cli, "_leave", sys.exit)
     monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
     monkeypatch.setattr(distributed, "joined", lambda: several)
+    monkeypatch.setattr(distributed, "_again", lambda: ON)
 
     def command():
         raise raised

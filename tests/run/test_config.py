@@ -116,7 +116,7 @@ DIGITS = [
         {"model.gamma": "monotone", "model.gamma_pinned": False, "model.learn_end_points": False},
         "needs pinned=True",
     ),
-    ({"hierarchy.latent_size": 8}, "there is no hierarchy: give --config.hierarchy.depth=L"),
+    ({"hierarchy.latent_size": 8}, "there is no hierarchy: give hierarchy.depth=L"),
     ({"hierarchy.ends_at_normal": True}, "config.hierarchy.ends_at_normal is set, but there is"),
 ]  # fmt: skip
 BINOMIAL = [
@@ -133,7 +133,7 @@ VAE = [
     ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has its depth; leave"),
     ({"model.network": "resnet"}, "network is 'resnet'; a hierarchical VAE wants 'mlp'"),
     ({"model.fourier_features": True}, "fourier_features is True; a hierarchical VAE"),
-    ({"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: it"),
+    ({"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: its"),
     ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
     ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
     ({"model.attention": "all"}, "attention is all, which nothing reads here"),

@@ -31,7 +31,7 @@ TWO = {"num_processes": 2}
         (TWO, "--coordinator is missing"),
         ({"process_id": 0, "coordinator": "n1:80"}, "--num_processes is missing"),
         ({"distributed": True, "process_id": 0}, "--process_id and --distributed exclude each"),
-        ({"peer_timeout": 9}, "--peer_timeout is for several processes"),
+        ({"peer_timeout": 9}, "--peer_timeout needs --distributed"),
         ({"coordinator": "n1", "process_id": 0, **TWO}, "=n1 is no HOST:PORT"),
         ({"coordinator": "n1:65536", "process_id": 0, **TWO}, "=n1:65536 is no HOST:PORT"),
         ({"coordinator": "n1:80", "process_id": 2, **TWO}, "--process_id=2 must lie in [0, 2)"),

@@ -74,7 +74,7 @@ def test_a_published_model(mesh):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"),
+        ({}, "name the model by one of --workdir=DIR, a run's folder, and --official"),
         ({"workdir": "a", "official": "b"}, "name the model by one of"),
         ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
         ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),

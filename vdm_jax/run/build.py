@@ -45,12 +45,14 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
         raise UserError(f"--{flag}: {error}") from error
 
 
-def check_batch_size(size: int, mesh: Mesh) -> None:
-    """Raises UserError, which names --batch_size, unless each device gets an equal share."""
+def check_batch_size(
+    size: int, mesh: Mesh, accumulate: int = 1, name: str = "--batch_size"
+) -> None:
+    """Raises UserError, which has `name`, unless each device gets an equal, whole share."""
     try:
-        sharding.check_batch_size(size, mesh)
+        sharding.check_batch_size(size, mesh, accumulate)
     except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
+        raise UserError(f"{name}: {error}") from error
 
 
 def lower_batch(size: int) -> Callable[[str], UserError]:

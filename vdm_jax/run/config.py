@@ -14,9 +14,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
 from vdm_jax.parameterization import REVERSE_VARS
-from vdm_jax.run import defaults
+from vdm_jax.run import build, defaults
 from vdm_jax.run.cli import MOST
-from vdm_jax.train import sharding
 
 __all__ = ["check_config", "check_devices", "check_model"]
 
@@ -63,10 +62,8 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"config.optimizer.decay_steps must be above 0, or None, got {steps}")
     low, high = config.model.gamma_min, config.model.gamma_max
     if not -GAMMA <= low < high <= GAMMA:
-        raise UserError(
-            f"config.model.gamma_min must be below gamma_max, both in [{-GAMMA:g}, {GAMMA:g}], got "
-            f"{low} and {high}"
-        )
+        said = f"must be below gamma_max, both in [{-GAMMA:g}, {GAMMA:g}], got {low} and {high}"
+        raise UserError(f"config.model.gamma_min {said}")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
 
@@ -115,11 +112,9 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     if config.model.fused_attention and platform != "gpu":
         said = "config.model.fused_attention is cuDNN's, for a GPU; this is a"
         raise UserError(f"{said} {platform}: leave it out")
-    for name, accumulate in (("train", config.train.accumulate), ("eval", 1)):
-        try:
-            sharding.check_batch_size(config[name].batch_size, mesh, accumulate)
-        except ValueError as error:
-            raise UserError(f"config.{name}.batch_size: {error}") from error
+    for part, accumulate in (("train", config.train.accumulate), ("eval", 1)):
+        name = f"config.{part}.batch_size"
+        build.check_batch_size(config[part].batch_size, mesh, accumulate, name)
 
 
 def check_model(config: ConfigDict, levels: int, num_classes: int) -> None:
@@ -145,9 +140,8 @@ def _words(c: ConfigDict) -> Iterator[str]:
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
-        yield ("model.decoder is 'density', for which there is no best gamma_0: pixels gain by any "
-               "lower one. Hold the end points: --config.model.gamma=fixed, or monotone and pinned "
-               "with --config.model.learn_end_points=False")  # fmt: skip
+        yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "
+               "points by gamma=fixed, or monotone, pinned, learn_end_points=False")  # fmt: skip
     # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
     for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
         if c.gamma_objective == "variance" and c[name] != wanted:
@@ -184,8 +178,7 @@ def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
             if h[name] != plain[name]:
-                yield (f"hierarchy.{name} is set, but there is no hierarchy: give "
-                       "--config.hierarchy.depth=L")  # fmt: skip
+                yield f"hierarchy.{name} is set, but there is no hierarchy: give hierarchy.depth=L"
         return
     least = 2 if h.data_size and h.fixed_encoder else 1
     if h.depth < least or h.latent_size < 1:
@@ -218,7 +211,7 @@ def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> It
     wanted_of = {"network": "mlp", "head": "eps", "gamma": "fixed", "reverse_var": "posterior"}
     for name, wanted in {**wanted_of, "fourier_features": False}.items():
         if c[name] != wanted:
-            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: it "
-                   "has networks of its own, of config.model.channels and num_blocks")  # fmt: skip
+            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: its "
+                   "own networks are of model.channels and num_blocks")  # fmt: skip
     if num_classes:
         yield "data.class_labels: a hierarchical VAE is not conditioned on them"

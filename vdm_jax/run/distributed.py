@@ -39,9 +39,7 @@ TIMEOUT_S = 60  # --peer_timeout
 PART_S = 5  # by which processes that stop together may be apart
 DAY_S = 24 * 3600  # while process 0 prepares the data
 # Words of JAX's collectives and its service, and of Orbax, when another process is gone.
-COMMUNICATION = re.compile(
-    r"gloo|nccl|connection|unavailable|deadline|coordination|barrier|heartbeat", re.IGNORECASE
-)
+GONE = re.compile("(?i)gloo|nccl|connection|unavailable|deadline|coordination|barrier|heartbeat")
 
 _again: Callable[[], str] = lambda: "start all processes again"  # noqa: E731
 _numbers = itertools.count()
@@ -59,9 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("peer_timeout", "seconds to wait for the others at the start, and within which one that "
          f"dies ends the others; default {TIMEOUT_S}", 5, 3600),
     ):  # fmt: skip
-        flags.DEFINE_integer(
-            name, None, about, lower_bound=low, upper_bound=high, flag_values=values
-        )
+        flags.DEFINE_integer(name, None, about, low, high, flag_values=values)
 
 
 def start(values: flags.FlagValues) -> None:
@@ -74,8 +70,7 @@ def start(values: flags.FlagValues) -> None:
     given = [name for name, value in zip(FLAGS[1:4], explicit, strict=True) if value is not None]
     if not values.distributed and not given:
         if values.peer_timeout is not None:
-            raise UserError("--peer_timeout is for several processes: give --distributed or "
-                            "--coordinator too")  # fmt: skip
+            raise UserError("--peer_timeout needs --distributed or --coordinator=HOST:PORT")
         return
     if values.distributed and given:
         raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
@@ -123,7 +118,7 @@ def if_lost(again: Callable[[], str]) -> None:
 def lost(error: BaseException | None) -> str | None:
     """Returns one line if the error, or what caused it, comes of a process that is gone."""
     while error is not None:
-        if not isinstance(error, UserError) and COMMUNICATION.search(str(error)):
+        if not isinstance(error, UserError) and GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             return f"another process has ended or can't be reached ({reason}); {_again()}"
         error = error.__cause__ or error.__context__
@@ -136,10 +131,8 @@ def agree(mine: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
     for number, (theirs, host) in enumerate(others, 1):
         for name, said in differences(first[0], theirs):
             if name not in may_differ:
-                raise UserError(
-                    f"process {number} on {host} differs from process 0 ({said} there); start all "
-                    "with the same settings, data and code"
-                )
+                said = f"process {number} on {host} differs from process 0 ({said} there)"
+                raise UserError(f"{said}; start all with the same settings, data and code")
 
 
 def of_first(mine: T) -> T:
@@ -187,10 +180,8 @@ def check_shared(folder: Path, flag: str) -> None:
         mark.unlink()
     for number, (sees, host) in enumerate(seen):
         if not sees:
-            raise UserError(
-                f"process {number} on {host} sees another folder than process 0: --{flag}={folder} "
-                "must lie on a disk that all share"
-            )
+            said = f"process {number} on {host} sees another folder than process 0"
+            raise UserError(f"{said}: --{flag}={folder} must lie on a disk that all share")
 
 
 def _initialize(address: str | None, count: int | None, me: int | None, timeout: int) -> None:

@@ -93,17 +93,14 @@ def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
 
 
 def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
-    """Returns the model and dataset that a command's flags name, the same in all processes.
-
-    These are checkpoint, official, model, data, path, manual_dir and data_dir.
-    """
+    """Returns the model and dataset that `define_flags` names, the same in all processes."""
     _check_flags(options)
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
     distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
-    if options["official"]:
-        found = from_official(Path(options["official"]), options["model"], data, mesh)
+    if path := options["official"]:
+        found = from_official(Path(path), options["model"], data, mesh)
     else:
         found = from_workdir(workdir, options["checkpoint"], data, mesh)
     distributed.agree({"data": build.describe(found.images)})
@@ -119,9 +116,7 @@ def load(
     images of any size, here of `shape`. `dtype` takes the place of a run's config.model.dtype.
     """
     if bool(options["workdir"]) == bool(options["official"]):
-        raise UserError(
-            "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"
-        )
+        raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
     _check_flags(options)
     if options["official"]:
         return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
@@ -158,11 +153,9 @@ def from_official(
     c = with_data(defaults.get_config(), {"name": known, **data})
     images = build.load(c)
     found = _official(path, model_name, mesh, images.event_shape, images.name)
-    levels = found.model.facts().levels
+    levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
-        raise UserError(
-            f"the checkpoint is for {levels} levels, but {images.name} has {images.levels}"
-        )
+        raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
     return found._with(images, c)
 
 
@@ -211,9 +204,8 @@ def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
     """Returns the configuration of a run, and what its config.json says of the data."""
     file = workdir / "config.json"
     with reaching(file):
-        is_run = file.is_file()
-    if not is_run:
-        raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+        if not file.is_file():
+            raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
         saved = json.loads(file.read_text())
         c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))

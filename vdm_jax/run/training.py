@@ -66,19 +66,12 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     distributed.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
     distributed.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     (workdir / "samples").mkdir(exist_ok=True)
-    checkpoints = Checkpoints(
-        folder,
-        settings,
-        config.train.keep_checkpoints,
-        MAY_DIFFER,
-        {"config": defaults.get_config().to_dict()},
-        options.allow_config_change,
-        options.allow_fallback,
-    )
+    keep, plain = config.train.keep_checkpoints, {"config": defaults.get_config().to_dict()}
+    allowed = options.allow_config_change, options.allow_fallback
+    checkpoints = Checkpoints(folder, settings, keep, MAY_DIFFER, plain, *allowed)
     template = step.abstract_state(of.model, of.optimizer, of.mesh)
-    fitting = memory.exhausted(
-        lambda said: UserError(f"out of memory ({said}). {_less_memory(config)}")
-    )
+    less = _less_memory(config)
+    fitting = memory.exhausted(lambda said: UserError(f"out of memory ({said}). {less}"))
     with checkpoints.full_disk():
         with checkpoints, fitting:
             if checkpoints.latest_step() is not None:  # what is refused is, before compiling
@@ -126,19 +119,10 @@ def _run(of: Experiment, checkpoints: Checkpoints) -> loop.Run:
     config, keys = of.config, experiment.keys_of(of.config)
     compiled = experiment.compiled_step(of)
     _check_room(config, compiled)
-    return loop.Run(
-        experiment.plan(config),
-        compiled,
-        keys["train"],
-        experiment.chunks(config, of.images),
-        experiment.evaluator(of, keys["eval"]),
-        experiment.sampler(of, keys["sample"]),
-        checkpoints,
-        of.workdir,
-        of.mesh,
-        of.stop,
-        build.eval_name(config),
-    )
+    steps = experiment.plan(config), compiled, keys["train"], experiment.chunks(config, of.images)
+    seen = experiment.evaluator(of, keys["eval"]), experiment.sampler(of, keys["sample"])
+    name = build.eval_name(config)
+    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name)
 
 
 def _first_state(
@@ -175,12 +159,10 @@ def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
 
 def _less_memory(config: ConfigDict) -> str:
     """Returns the sentence that names the settings which lower a step's memory."""
-    unet = "--config.model.remat=blocks, --config.model.dtype=bfloat16, "
-    return (
-        f"Less is needed with {unet if config.model.network == 'unet' else ''}a larger "
-        "--config.train.accumulate or --config.train.shard_params, or a smaller "
-        "--config.train.batch_size."
-    )
+    of_unet = config.model.network == "unet"
+    first = "--config.model.remat=blocks, --config.model.dtype=bfloat16, " if of_unet else ""
+    return (f"Less is needed with {first}a larger --config.train.accumulate or "
+            "--config.train.shard_params, or a smaller --config.train.batch_size.")  # fmt: skip
 
 
 def _announce(of: Experiment, template: TrainState) -> None:

@@ -35,26 +35,21 @@ class Source(NamedTuple):
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags that name the model."""
-    restore.define_model_flags(
-        values, "folder of the run: its config.json and checkpoints are all that is needed"
-    )
+    restore.define_model_flags(values, "folder of the run: config.json and checkpoints are enough")
 
 
 def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, str]:
-    """Returns the model that the flags name, and its name in reports; no dataset is needed.
+    """Returns the model that the flags name for images of `shape`, and its name in reports.
 
-    A published model is for images of any size, here of `shape`. Raises UserError for a model that
-    can't compress.
+    Raises UserError for a model that can't compress.
     """
     mesh = sharding.make_mesh(build.make_mesh().devices.reshape(-1).tolist()[:1])
     with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
         # Parameters are float32; in float64 nothing narrower may come between.
         of = restore.load(options, mesh, shape, dtype="float32")
     if of.num_classes:
-        raise UserError(
-            f"the run in {of.name} is conditioned on the class of an image, which images to be "
-            "compressed don't have; train one without --config.data.class_labels"
-        )
+        said = f"the run in {of.name} is conditioned on the class of an image, which images to be"
+        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(
