@@ -128,7 +128,7 @@ BINOMIAL = [
     ({"levels": 17}, "of 2 levels; these have 17 (--config.data.name=digits_binary has 2)"),
 ]
 VAE = [
-    ({"hierarchy.depth": 0}, "depth must be at least 1 and latent_size at least 1"),
+    ({"hierarchy.depth": 0}, "hierarchy.depth must be at least 1, got 0"),
     (VDM, "depth must be at least 2"),
     ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has its depth; leave"),
     ({"model.network": "resnet"}, "network is 'resnet'; a hierarchical VAE wants 'mlp'"),

@@ -1,6 +1,5 @@
-"""Runs with split parameters, and runs that run out of memory."""
+"""Runs that run out of memory."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -15,9 +14,9 @@ from vdm_jax.train import sharding, step
 from vdm_jax.train.interrupts import Stop
 
 
-def config(**train):
+def config():
     made = tiny.config()
-    made.train.update(steps=2, steps_per_call=1, log_every=2, **train)
+    made.train.update(steps=2, steps_per_call=1, log_every=2)
     made.optimizer.update(warmup_steps=1)
     made.eval.update(final_repeats=1)
     made.sample.update(num_steps=1)
@@ -26,21 +25,6 @@ def config(**train):
 
 def exhausted(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
-
-
-def test_a_run_goes_on_with_its_parameters_split_otherwise(tmp_path, monkeypatch, capsys):
-    """Two devices share the parameters, then each has its own copy: the same state, and result."""
-    monkeypatch.setattr(sharding, "SMALL", 64)
-    monkeypatch.setattr(
-        build, "make_mesh", lambda shards: sharding.make_mesh(jax.devices()[:2], shards)
-    )
-    results = []
-    for shards in (2, 1):
-        training.train(config(shard_params=shards), tmp_path)
-        assert ("going on from step 2" in capsys.readouterr().out) == (shards == 1)
-        results.append(json.loads((tmp_path / "result.json").read_text())["bpd"])
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
-    assert tiny.last_state(tmp_path)[0] == 2
 
 
 def test_evaluation_and_sampling_without_memory_name_the_setting_to_lower(monkeypatch):

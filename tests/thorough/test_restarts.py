@@ -97,16 +97,6 @@ def test_a_run_goes_on_with_other_settings_when_told_to(stopped, undisturbed, ca
     assert row["bpd"] == pytest.approx(result["bpd"], abs=5 * result["bpd_standard_error"])
 
 
-def test_another_network_is_refused_by_its_first_leaf_even_then(stopped, capsys):
-    before = (stopped / "config.json").read_text()
-    with pytest.raises(UserError, match="they belong to different models") as error:
-        training.train(changed(**{"model.channels": 32}), stopped, Options(True, True))
-    for words in ("the parameter ema_params/", "[16", "[32", str(stopped / "checkpoints" / "40")):
-        assert words in str(error.value)
-    assert "compiling" not in capsys.readouterr().out
-    assert (stopped / "config.json").read_text() == before
-
-
 # ---- a full disk ----
 
 FULL = "error: {} can't be written to: {}; "
@@ -142,30 +132,6 @@ def test_a_run_without_room_ends_in_one_line(kib, stopped, undisturbed):
         training.train(tiny.config(), stopped)
         assert not list((stopped / "checkpoints").glob("*tmp*"))
         same_state(stopped, undisturbed)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB: a checkpoint takes half of it."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", disk]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk(small_disk, undisturbed, capsys):
-    workdir = small_disk / "w"
-    line = refused("digits", f"--workdir={workdir}", *SAME)
-    assert line.startswith(FULL.format(workdir, os.strerror(28))), line
-    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    assert steps and f"The newest complete checkpoint is of step {steps[-1]}; make" in line
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    training.train(tiny.config(), workdir)
-    assert f"going on from step {steps[-1]}" in capsys.readouterr().out
-    same_state(workdir, undisturbed)
 
 
 def test_an_evaluation_and_samples_without_room(stopped):

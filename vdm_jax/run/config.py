@@ -146,7 +146,7 @@ def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
         if c.gamma_objective == "variance" and c[name] != wanted:
             yield (f"model.gamma_objective is 'variance', which needs config.model.{name} to be "
-                   f"{wanted}, got {c[name]}: else the bound depends on its shape")  # fmt: skip
+                   f"{wanted}, got {c[name]}: else the bound depends on gamma's shape")  # fmt: skip
     if c.reverse_var != "posterior" and c.num_steps is None and h.depth is None:
         yield (f"model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
                "difference: give a number of steps, --config.model.num_steps=T")  # fmt: skip
@@ -181,9 +181,8 @@ def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
                 yield f"hierarchy.{name} is set, but there is no hierarchy: give hierarchy.depth=L"
         return
     least = 2 if h.data_size and h.fixed_encoder else 1
-    if h.depth < least or h.latent_size < 1:
-        yield (f"hierarchy: depth must be at least {least} and latent_size at least 1, got "
-               f"{h.depth} and {h.latent_size}")  # fmt: skip
+    if h.depth < least:
+        yield f"hierarchy.depth must be at least {least}, got {h.depth}"
     if c.num_steps is not None:
         yield f"model.num_steps is {c.num_steps}, but a hierarchy has its depth; leave it out"
     if c.gamma_objective != "bound":
