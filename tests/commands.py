@@ -30,6 +30,7 @@ def command(name: str, *arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "200",

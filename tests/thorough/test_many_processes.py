@@ -142,7 +142,7 @@ def test_where_no_collective_fails_jax_ends_the_survivor_in_time(tmp_path, victi
 @pytest.mark.parametrize(
     ("what", "messages", "codes"),
     [
-        (["mistake", "-"], ("another process has ended or can't be", "KeyError: 'a bug'"), [3, 1]),
+        (["differ", "bug"], ("another process has ended or can't be", "KeyError: 'a bug'"), [3, 1]),
         (["differ", "turn"], ("process 1 on HOST: no such data", "error: no such data"), [2, 2]),
         (["differ", "run"], ("must lie on a disk that all share",) * 2, [2, 2]),
     ],

@@ -14,6 +14,12 @@ from vdm_jax.train import sharding, step
 from vdm_jax.train.interrupts import Stop
 
 
+@pytest.fixture(autouse=True)
+def one_device():
+    with tiny.one_device():
+        yield
+
+
 def config():
     made = tiny.config()
     made.train.update(steps=2, steps_per_call=1, log_every=2)
@@ -57,17 +63,14 @@ def test_commands_without_memory_name_their_settings_and_lose_nothing(tmp_path, 
         def __call__(self, *_):
             return jax.jit(lambda: jax.numpy.zeros(2**46))()
 
-    with tiny.one_device():
-        training.train(config(), tmp_path)
+    training.train(config(), tmp_path)
     longer = config()
     longer.train.steps = 3
     longer.optimizer.decay_steps = 2
     monkeypatch.setattr(experiment, "compiled_step", lambda *_: Step())
-    refused = pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749")
-    with tiny.one_device(), refused:
+    with pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749"):
         training.train(longer, tmp_path)
     assert tiny.last_state(tmp_path)[0] == 2
     monkeypatch.setattr(evaluation, "make_eval_step", lambda *_: exhausted)
-    refused = pytest.raises(UserError, match=r"5 bytes\): lower --batch_size, now 60$")
-    with tiny.one_device(), refused:
+    with pytest.raises(UserError, match=r"5 bytes\): lower --batch_size, now 60$"):
         tiny.evaluate(tmp_path, "--batch_size=60")

@@ -59,9 +59,8 @@ def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
 def guard(command: Callable[[], object]) -> None:
     """Runs `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
-    SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
-    The end of one of several processes ends the others, by `distributed.LOST`. All leave at once,
-    past what JAX or a checkpoint may be doing in the background.
+    SIGTERM, of which a run has made `Interrupted`, ends in 0, and the loss of another process in
+    `distributed.LOST`. All leave at once, past what JAX or a checkpoint does in the background.
     """
     try:
         compilation_cache.switch_on()
@@ -131,8 +130,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
     """Returns what defines flags in `values`: of text, a whole number, one of several words.
 
-    text(name, about, default); number(name, about, default, low, high), from 1 to `MOST` if not
-    told; choice(name, about, known, default).
+    All take (name, about, …, default), the second also bounds, the third before it the words.
     """
 
     def text(name: str, about: str, default: str | None = None) -> None:
@@ -163,10 +161,9 @@ def parse_flags(
     except flags.Error as error:
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        lines = [
-            f"  --{key}: {values[key].help} (default: {values[key].default})" for key in values
-        ]
-        print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
+        print((doc or "").strip() + "\n\nFlags:")
+        for name in values:
+            print(f"  --{name}: {values[name].help} (default: {values[name].default})")
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
