@@ -95,16 +95,10 @@ def eval_name(config: ConfigDict) -> str:
 
 def describe(images: ImageData) -> dict[str, object]:
     """Returns the facts of a dataset that reports and checkpoints hold."""
-    classes: dict[str, object] = {}
+    found: dict[str, object] = {"name": images.name, "fingerprint": images.fingerprint}
+    found |= {"train": len(images.train), "test": len(images.test)}
+    found |= {"event_shape": list(images.event_shape), "levels": images.levels}
     if images.labels is not None:
         parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
-        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
-    return {
-        "name": images.name,
-        "fingerprint": images.fingerprint,
-        "train": len(images.train),
-        "test": len(images.test),
-        "event_shape": list(images.event_shape),
-        "levels": images.levels,
-        **classes,
-    }
+        found |= {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
+    return found

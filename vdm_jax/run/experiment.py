@@ -73,9 +73,8 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
     config, images, mesh, model, adamw, *_ = experiment
     c = config.train
     key, ema_rate = keys_of(config)["train"], config.optimizer.ema_rate
-    training = step.Training(
-        model, adamw, ema_rate, key, c.accumulate, c.steps_per_call, c.max_skipped
-    )
+    numbers = c.accumulate, c.steps_per_call, c.max_skipped
+    training = step.Training(model, adamw, ema_rate, key, *numbers)
     chunk = {
         name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
         for name, of in _stream(config, images)[0].items()

@@ -27,12 +27,11 @@ from vdm_jax.vdm import VDM
 
 __all__ = ["make_model"]
 
+Shape = tuple[int, ...]
 Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 
 
-def make_model(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int = 0
-) -> Model:
+def make_model(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int = 0) -> Model:
     """Returns the model of `config.model` and `config.hierarchy` for images of a shape and levels.
 
     With `num_classes` the conditioning is [batch, 2], the augmentation flag and the class, else
@@ -55,7 +54,7 @@ def make_model(
     return model
 
 
-def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int) -> Model:
+def _vdm(c: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
@@ -81,7 +80,7 @@ def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: 
     return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: tuple[int, ...], num_classes: int) -> Model:
+def _binomial(c: ConfigDict, event_shape: Shape, num_classes: int) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
@@ -98,9 +97,7 @@ def _binomial(c: ConfigDict, event_shape: tuple[int, ...], num_classes: int) -> 
     return Model(init, bind)
 
 
-def _hierarchy(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
-) -> Model:
+def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     c, h = config.model, config.hierarchy
     if h.data_size and h.fixed_encoder:
         return _restricted(config, event_shape, levels, num_classes)
@@ -129,9 +126,7 @@ def _hierarchy(
     return Model(init, bind, pixel_levels=pixel_levels)
 
 
-def _restricted(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
-) -> Model:
+def _restricted(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
     It has a VDM's networks, and if it also ends at N(0, I) it is the VDM of T = depth - 1.
@@ -162,7 +157,7 @@ def _restricted(
 
 
 def _with_conditioning(
-    network: nn.Module, event_shape: tuple[int, ...], num_classes: int
+    network: nn.Module, event_shape: Shape, num_classes: int
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
@@ -180,9 +175,7 @@ def _with_conditioning(
     ) -> Any:  # fmt: skip
         if num_classes:
             if given is None:
-                raise ValueError(
-                    "this network needs the class of each image, conditioning [batch, 2]."
-                )
+                raise ValueError("the network needs the class of each image, [batch, 2].")
             flag, label = given[:, :1], given[:, 1].astype(int)
             given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
         elif given is None:

@@ -181,15 +181,9 @@ def _announce(of: Experiment, template: TrainState) -> None:
 def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
     """Writes result.json, and prints the bound and its terms."""
     name, note = build.eval_name(of.config), of.model.facts().note
-    summary = {
-        "step": last_step,
-        "split": name,
-        "data": build.describe(of.images),
-        f"{result.unit.key}_standard_error": None,
-        **result.scalars(),
-        "num_images": result.num_images,
-        "repeats": result.repeats,
-    }
+    summary = {"step": last_step, "split": name, "data": build.describe(of.images)}
+    summary |= {f"{result.unit.key}_standard_error": None, **result.scalars()}
+    summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
         files.write_whole(of.workdir / "result.json", json.dumps(summary, indent=1) + "\n")
     print(
