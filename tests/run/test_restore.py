@@ -50,10 +50,8 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
     for checkpoint in ("20", str(digits_run / "checkpoints" / "20")):
         older = restore.load(options | {"checkpoint": checkpoint}, mesh)
         assert older.step == 20
-    assert any(
-        np.any(a != b)
-        for a, b in zip(jax.tree.leaves(older.params), jax.tree.leaves(alone.params), strict=True)
-    )
+    moved = jax.tree.map(lambda a, b: np.any(a != b), older.params, alone.params)
+    assert any(jax.tree.leaves(moved))
 
 
 def test_a_published_model(mesh):
@@ -61,7 +59,6 @@ def test_a_published_model(mesh):
     alone = restore.load(options, mesh, (8, 8, 3))
     assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
-    assert alone.model.facts().event_shape == (8, 8, 3)
     for shape, said in ((None, "none"), ((8, 8, 1), "1")):
         with pytest.raises(UserError, match=rf"for images of 3 channel\(s\), but .* has {said}$"):
             restore.load(options, mesh, shape)

@@ -124,19 +124,6 @@ def cut_and_changed(whole: bytes):
     )
 
 
-@quick(150)
-@given(content=st.binary(max_size=60) | cut_and_changed(DIGITS.read_bytes()))
-@example(content=b"import sys\nsys.exit('no')")
-@example(content=b"def get_config():\n  return get_config()")
-@example(content=b"def get_config():\n  return {'train': 3}")
-@example(content=b"def get_config():\n  raise ValueError('a\\nb')")
-@example(content=b"def get_config(a, b): pass")
-@example(content=b"get_config = 3")
-def test_any_bytes_as_a_configuration_file(tmp_path, content, capsys):
-    (tmp_path / "mine.py").write_bytes(content)
-    parsed(f"--config={tmp_path / 'mine.py'}")
-
-
 WORDS_OF_RUNS = st.sampled_from(["config", "data", "levels", "train"]) | st.text(max_size=3)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),

@@ -128,15 +128,14 @@ def test_evaluation_and_samples_are_the_same(story):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_where_no_collective_fails_jax_ends_the_survivor_in_time(tmp_path, victim):
+def test_where_no_collective_fails_jax_ends_the_survivor_in_time(tmp_path):
     with processes(tmp_path, [SEVERAL, "wait", tmp_path], timeout=5) as running:
         running.until(tmp_path / "going")
-        running.running[victim].kill()
+        running.running[0].kill()
         began = time.monotonic()
-        assert running.running[1 - victim].wait(60) == -signal.SIGABRT
+        assert running.running[1].wait(60) == -signal.SIGABRT
         assert time.monotonic() - began < 15
-        assert "Terminating process because the JAX distributed" in running.errors(1 - victim)
+        assert "Terminating process because the JAX distributed" in running.errors(1)
 
 
 @pytest.mark.parametrize(
