@@ -1,7 +1,7 @@
 # `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
-# reproduce` writes docs/results.md anew, `make ladder` docs/ladder.md, `make bench` docs/benchmarks.md
-# (OFFICIAL_CODE=PATH compares with a copy of the published code). All install into .venv first, at
-# the versions of constraints.txt.
+# reproduce` puts the tables of docs/results.md anew, `make ladder` those of docs/ladder.md, `make bench`
+# those of docs/benchmarks.md (OFFICIAL_CODE=PATH compares with a copy of the published code). All
+# install into .venv first, at the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv

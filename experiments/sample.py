@@ -6,9 +6,9 @@
 
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
-from the test images, beside the same of training images; --path draws in path.png what the network
-takes the first eight for on their way from noise. --quality draws nothing to look at: it
-measures these distances for every sampler at several numbers of network calls, and leaves
+from the test images, beside the same of training images; --trajectory draws in trajectory.png what
+the network takes the first eight for on their way from noise. --quality draws nothing to look at:
+it measures these distances for every sampler at several numbers of network calls, and leaves
 quality.json and quality.md there.
 """
 
@@ -54,7 +54,7 @@ def _flags() -> flags.FlagValues:
     number("seed", "settles all noise", 0, 0, 2**32 - 1)
     number("class", "of all samples, if the model is given one; default each in turn", None, 0)
     flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
-    flags.DEFINE_bool("path", False, "draw the way from noise to samples", flag_values=values)
+    flags.DEFINE_bool("trajectory", False, "draw the way from noise to samples", flag_values=values)
     flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
     return values
 
@@ -106,7 +106,7 @@ def _rule(options: Mapping[str, Any]) -> Rule:
         "seed",
         "class",
         "distances",
-        "path",
+        "trajectory",
     ):
         if options["quality"] and options[name] != plain[name].default:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
@@ -167,7 +167,7 @@ def _draw(
     asked = options["distances"]
     found["distances"] = sample_quality.distances(model.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given[1:]) if options["path"] else None
+    return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
 
 
 def _say(row: Mapping[str, Any]) -> None:
@@ -189,11 +189,11 @@ def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: i
 
 
 def _write_path(folder: Path, path: np.ndarray, levels: int) -> None:
-    """Writes path.png: a row for each sample, with a line between the pictures."""
+    """Writes trajectory.png: a row for each sample, with a line between the pictures."""
     lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
     n, height, columns, width, channels = lined.shape
     whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-    plots.write_image(folder / "path.png", plots.image_grid(whole, levels), 512)
+    plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
 
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
