@@ -27,7 +27,7 @@ __all__ = ["Experiment", "chunks", "compiled_step", "decay_steps", "evaluator", 
 
 
 class Experiment(NamedTuple):
-    """A configuration, and what it describes, put together; `stop`: was it asked to stop?"""
+    """A configuration and what it describes; `stop` tells whether the run was asked to stop."""
 
     config: ConfigDict
     images: ImageData

@@ -56,7 +56,7 @@ class Restored(NamedTuple):
 
     @property
     def vdm(self) -> VDM:
-        """The same as a VDM. Raises UserError if it is of another kind."""
+        """The model as a VDM. Raises UserError if it is of another kind."""
         bound = self.bound
         if not isinstance(bound, VDM):
             raise UserError(f"{self.name} is no VDM: {bound.words}")
