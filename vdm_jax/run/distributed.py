@@ -66,8 +66,8 @@ def start(values: flags.FlagValues) -> None:
     Must be called before JAX looks for devices. From then on only process 0 writes to the standard
     output. Raises UserError for flags that don't go together and where the others aren't found.
     """
-    address, count, me = explicit = [values[name].value for name in FLAGS[1:4]]
-    given = [name for name, value in zip(FLAGS[1:4], explicit, strict=True) if value is not None]
+    address, count, me = values.coordinator, values.num_processes, values.process_id
+    given = [name for name in FLAGS[1:4] if values[name].value is not None]
     if not values.distributed and not given:
         if values.peer_timeout is not None:
             raise UserError("--peer_timeout needs --distributed or --coordinator=HOST:PORT")

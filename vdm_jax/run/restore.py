@@ -238,6 +238,7 @@ def _run(
 ) -> Restored:  # fmt: skip
     """Returns a run's model for such images, with the checkpoint that `from_workdir` describes."""
     model, folder = make_model(c, shape, levels, classes), workdir / "checkpoints"
+    step: int | None
     if checkpoint is not None and checkpoint.isdecimal():
         step = int(checkpoint)
     elif checkpoint is not None:
