@@ -11,20 +11,16 @@ _PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
 WARNINGS = ",".join(_PYTEST["filterwarnings"])
 
 # A run of seconds: the paper's objective on digits with a tiny network.
-TINY = (
-    "--config.model.channels=16",
-    "--config.model.num_blocks=1",
-    "--config.train.steps=60",
-    "--config.optimizer.warmup_steps=5",
-    "--config.train.batch_size=32",
-    "--config.train.steps_per_call=4",
-    "--config.train.log_every=10",
-    "--config.train.checkpoint_every=10",
-    "--config.eval.every=60",
-    "--config.eval.final_repeats=1",
-    "--config.sample.every=60",
-    "--config.sample.num_steps=5",
-    "--config.sample.count=4",
+TINY = tuple(
+    f"--config.{part}.{setting}"
+    for part, settings in {
+        "model": "channels=16 num_blocks=1",
+        "optimizer": "warmup_steps=5",
+        "train": "steps=60 batch_size=32 steps_per_call=4 log_every=10 checkpoint_every=10",
+        "eval": "every=60 final_repeats=1",
+        "sample": "every=60 num_steps=5 count=4",
+    }.items()
+    for setting in settings.split()
 )
 
 
@@ -34,6 +30,7 @@ def command(name: str, *arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "200",
@@ -56,9 +53,9 @@ def run(
     )
 
 
-def refused(name: str, *arguments: object) -> str:
+def refused(name: str, *arguments: object, **variables: str) -> str:
     """The one line with which a command refuses its arguments."""
-    done = run(name, *arguments)
+    done = run(name, *arguments, **variables)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

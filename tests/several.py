@@ -12,17 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import tiny
+from absl import flags
 from commands import ROOT, environment
+from jax.experimental import multihost_utils
 
-EVERY = 20
-"""Steps between the checkpoints of a run."""
+from experiments import sample
+from vdm_jax.errors import UserError
+from vdm_jax.run import build, cli, distributed, training
+from vdm_jax.train import sharding
+
+EVERY = 20  # steps between the checkpoints of a run
+# Compiles in half the time; the programs are the same ones.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""Compiles in half the time; the programs are the same ones."""
 FLAGS = ("--coordinator", "--num_processes", "--process_id", "--peer_timeout")
 
 
 class Processes:
-    """So many of one command, told of each other; what they write goes to files in `folder`."""
+    """So many of one command, told of each other, which write to files in `folder`."""
 
     def __init__(
         self, folder: Path, words: list[Any], count: int = 2, timeout: int = 60, **variables: str
@@ -33,8 +41,8 @@ class Processes:
         port = free_port()
         self.running = []
         for i in range(count):
-            flags = (f"127.0.0.1:{port}", count, i, timeout)
-            given = [f"{name}={value}" for name, value in zip(FLAGS, flags, strict=True)]
+            values = (f"127.0.0.1:{port}", count, i, timeout)
+            given = [f"{name}={value}" for name, value in zip(FLAGS, values, strict=True)]
             with self._outputs[i].open("w") as out, self._errors[i].open("w") as err:
                 self.running.append(
                     subprocess.Popen(
@@ -93,8 +101,6 @@ def free_port() -> int:
 
 def config_of(steps: int, shard_params: int = 1) -> Any:
     """A tiny run, some of whose parameters can be split."""
-    import tiny
-
     config = tiny.config()
     config.model.update(network="mlp", channels=128, num_blocks=1)
     config.optimizer.update(decay="none")
@@ -106,21 +112,7 @@ def config_of(steps: int, shard_params: int = 1) -> Any:
 
 
 def command(config: Any, workdir: Path) -> list[Any]:
-    """The command line of digits with these settings."""
-    from ml_collections import ConfigDict
-
-    from experiments.configs import digits
-
-    plain = digits.get_config()
-    words = ["-m", "experiments.digits", f"--workdir={workdir}"]
-    for part, settings in config.items():
-        if isinstance(settings, ConfigDict):
-            words += [
-                f"--config.{part}.{name}={value}"
-                for name, value in settings.items()
-                if value != plain[part][name]
-            ]
-    return words
+    return ["-m", "experiments.digits", f"--workdir={workdir}", *tiny.flags(config)]
 
 
 # ---- what such a process does ----
@@ -128,10 +120,6 @@ def command(config: Any, workdir: Path) -> list[Any]:
 
 def _meet(folder: str) -> None:
     """All that processes agree on, to where they differ."""
-    import jax
-
-    from vdm_jax.run import build, distributed
-
     me = jax.process_index()
 
     def turn() -> int:
@@ -149,16 +137,6 @@ def _meet(folder: str) -> None:
     distributed.agree({"a": {"b": me}})
 
 
-def _mistake(_: str) -> None:
-    """Process 1 fails, while process 0 waits for it."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_index():
-        raise KeyError("a bug")
-    multihost_utils.sync_global_devices("never")
-
-
 def _wait(folder: str) -> None:
     """All work for themselves, for a few minutes."""
     (Path(folder) / "going").touch()
@@ -166,34 +144,24 @@ def _wait(folder: str) -> None:
 
 
 def _differ(where: str) -> None:
-    """Process 1 has another setting, or another folder, or can't do its turn."""
-    import jax
+    """Process 1 has a bug, can't do its turn, or has another folder; process 0 waits for it."""
+    me = jax.process_index()
 
-    from vdm_jax.errors import UserError
-    from vdm_jax.run import build, distributed
+    def fail(error: Exception) -> None:
+        if me:
+            raise error
 
-    i = jax.process_index()
-
-    def fail() -> None:
-        if i:
-            raise UserError("no such data")
-
-    if where == "settings":
-        distributed.agree({"config": {"train": {"batch_size": 32 + i, "steps": 9}, "dir": i}},
-                          ("config.dir",))  # fmt: skip
+    if where == "bug":
+        fail(KeyError("a bug"))
+        multihost_utils.sync_global_devices("never")
     elif where == "turn":
-        distributed.in_turn(fail)
+        distributed.in_turn(lambda: fail(UserError("no such data")))
     else:
-        build.make_workdir(Path(f"{where}-{i}"))
+        build.make_workdir(Path(f"{where}-{me}"))
 
 
 def _alone(folder: str, step: str) -> None:
     """What one process makes of the run in FOLDER/one, and of one from the start."""
-    import jax
-
-    from vdm_jax.run import build, training
-    from vdm_jax.train import sharding
-
     # Two devices of eight, as JAX starts a thread for each: with two it may wait for a third.
     build.make_mesh = lambda parts=1, *_: sharding.make_mesh(jax.devices()[:2], parts)
     training.train(config_of(int(step)), Path(folder) / "from_start")
@@ -203,29 +171,19 @@ def _alone(folder: str, step: str) -> None:
 
 def _act(workdir: str) -> None:
     """Evaluate the run, and draw from it."""
-    from experiments import evaluate, sample
-
-    evaluate.evaluate(["", f"--workdir={workdir}", "--repeats=2"])
+    tiny.evaluate(Path(workdir), "--repeats=2")
     sample.sample(["", f"--workdir={workdir}", "--n=5", "--num_steps=4", "--sampler=ancestral"])
 
 
 def _main(what: str, argument: str, *flags_: str) -> None:
-    from absl import flags
-
-    from vdm_jax.run import distributed
-
     values = flags.FlagValues()
     distributed.define_flags(values)
     values(["", *flags_])
     distributed.start(values)
-    acts = {"mistake": _mistake, "differ": _differ, "act": _act, "wait": _wait, "meet": _meet}
-    acts[what](argument)
+    {"differ": _differ, "act": _act, "wait": _wait, "meet": _meet}[what](argument)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from vdm_jax.run import cli
-
     if sys.argv[1] == "alone":
         _alone(*sys.argv[2:])
     else:

@@ -1,4 +1,4 @@
-"""Runs of seconds in this process, and their evaluation."""
+"""Runs of seconds in this process, their flags, and their evaluation."""
 
 import contextlib
 import json
@@ -72,19 +72,33 @@ def strict_json(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def last_state(workdir):
-    """The arrays of the newest checkpoint."""
+def flags(config: ConfigDict) -> list[str]:
+    """The settings that aren't those of digits, as `python -m experiments.digits` takes them."""
+    plain = digits.get_config()
+    return [
+        f"--config.{part}.{name}={value}"
+        for part in ("data", "model", "optimizer", "train", "eval", "sample")
+        for name, value in config[part].items()
+        if value != plain[part][name]
+    ]
+
+
+def state_of(workdir: Path, step: int | None = None) -> Any:
+    """The arrays of a checkpoint, by default the newest."""
     with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "meta")) as manager:
-        step = manager.latest_step()
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-        return step, jax.tree.map(np.asarray, restored["state"])
+        item = ocp.args.Composite(state=ocp.args.StandardRestore())
+        step = manager.latest_step() if step is None else step
+        return jax.tree.map(np.asarray, manager.restore(step, args=item)["state"])
 
 
-def assert_same_run(a, b):
-    (step_a, state_a), (step_b, state_b) = last_state(a), last_state(b)
-    assert step_a == step_b == 60
-    assert jax.tree.structure(state_a) == jax.tree.structure(state_b)
-    jax.tree.map(np.testing.assert_array_equal, state_a, state_b)
-    assert int(state_a["step"]) == 60
+def last_state(workdir: Path) -> tuple[int, Any]:
+    state = state_of(workdir)
+    return int(state["step"]), state
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    (step, one), (_, other) = last_state(a), last_state(b)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert step == 60
     results = [json.loads((w / "result.json").read_text()) for w in (a, b)]
     assert results[0] == results[1]

@@ -1,4 +1,4 @@
-"""What a run begins with: the data as the settings say, the devices, the folder."""
+"""The data as the settings say, the devices, the folder."""
 
 import hashlib
 import json
@@ -37,6 +37,12 @@ def test_labels_are_there_only_where_they_are_used_and_are_part_of_what_a_run_de
     )
     changed = [name for name, _ in differences(saved, now) if name not in training.MAY_DIFFER]
     assert changed == ["data.classes", "data.labels"]
+    pairs = zip(labelled.train, labelled.labels["train"], strict=True)
+    of = {image.tobytes(): label for image, label in pairs}
+    assert len(of) == len(labelled.train)  # each image tells its label
+    batch = experiment._stream(labelled_config, labelled)[3]
+    wanted = [of[np.asarray(image).tobytes()] for image in batch["images"]]
+    np.testing.assert_array_equal(np.asarray(batch["conditioning"])[:, 1], wanted)
 
 
 def test_a_validation_set_is_held_out_and_names_the_evaluation():
@@ -48,7 +54,7 @@ def test_a_validation_set_is_held_out_and_names_the_evaluation():
     assert build.eval_name(digits.get_config()) == "test"
 
 
-def test_a_mesh_of_all_devices():
+def test_a_mesh_of_all_devices_and_devices_that_can_not_be_one(monkeypatch):
     mesh = build.make_mesh(2)
     assert mesh.size == jax.device_count() and mesh.shape["fsdp"] == 2
     build.check_batch_size(2 * mesh.size, mesh)
@@ -59,8 +65,6 @@ def test_a_mesh_of_all_devices():
     said = str(build.lower_batch(60)("5 bytes"))
     assert said == "out of memory (5 bytes): lower --batch_size, now 60"
 
-
-def test_no_device_and_processes_of_unequal_ones(monkeypatch):
     def none():
         raise RuntimeError("Unable to initialize backend 'cuda'")
 
@@ -86,15 +90,3 @@ def test_a_folder_is_made_or_refused(tmp_path, monkeypatch):
         build.make_workdir(tmp_path / "file", "out")
     with pytest.raises(UserError, match="can't be made or written"):
         build.make_workdir(tmp_path / "file" / "run")
-
-
-def test_class_labels_reach_the_batches():
-    config, images = of_digits(class_labels=True)
-    pairs = zip(images.train, images.labels["train"], strict=True)
-    of = {image.tobytes(): label for image, label in pairs}
-    assert len(of) == len(images.train)  # each image tells its label
-    batch = experiment._stream(config, images)[3]
-    conditioning = np.asarray(batch["conditioning"])
-    np.testing.assert_array_equal(
-        conditioning[:, 1], [of[np.asarray(image).tobytes()] for image in batch["images"]]
-    )

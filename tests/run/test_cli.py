@@ -22,7 +22,6 @@ def get_config():
 """
 FILES = {
     "SYNTAX": "def get_config(:",
-    "IMPORT": "import nope",
     "EMPTY": "",
     "BROKEN": FILE.format("c.train.steps = 'ten'"),
     "LACKING": FILE.format("del c.eval"),
@@ -41,8 +40,6 @@ def parsed(*arguments, file="digits"):
         ("--config.train.stepz=3", "stepz=3: there is no setting stepz; did you mean steps?"),
         ("--config.trane.steps=3", "--config.trane.steps=3: there is no setting trane"),
         ("--config.train.steps=many", "--config.train.steps=many: wanted a whole number"),
-        ("--config.train.steps=1.5", "--config.train.steps=1.5"),
-        ("--config.train=3", "--config.train=3"),
         ("--config.optimizer.b1=abc", "b1=abc: wanted a number"),
         ("--config.model.fourier_features=2", "wanted True or False"),
         ("--konfig.train.steps=1", "konfig"),
@@ -50,7 +47,6 @@ def parsed(*arguments, file="digits"):
         ("--workdir=", "--workdir=DIR is missing"),
         ("--config=none.py", "--config=none.py can't be loaded: "),
         ("--config=SYNTAX", "can't be loaded: invalid syntax"),
-        ("--config=IMPORT", "can't be loaded: No module named 'nope'"),
         ("--config=EMPTY", "that file has no function get_config"),
         ("--config=BROKEN", "config.train.steps must be int, got 'ten'"),
         ("--config=LACKING", "config.eval is missing; start from defaults.get_config()"),
@@ -88,15 +84,9 @@ def test_help_shows_the_command_and_every_setting(capsys):
     out = capsys.readouterr().out
     assert not end.value.code
     for part in (
-        "python -m experiments.digits --workdir=DIR",
-        '"ema_rate": 0.9999,',
-        "# none, shift, flip, flip_rot90, flip_rot90_channels",
-        '"sample": {"every": 50_000',
-        "name: digits",
-        "steps: 77",
-        "--allow_fallback: move damaged",
-        "--peer_timeout: seconds",
-    ):
+        "python -m experiments.digits --workdir=DIR", '"ema_rate": 0.9999,', "# none, shift, flip",
+        '"sample": {"every": 50_000', "steps: 77", "--allow_fallback: move", "--peer_timeout: s",
+    ):  # fmt: skip
         assert part in out
 
 
@@ -133,59 +123,37 @@ END_OF_DISK = OSError(errno.ENOSPC, "No space", "/tmp/x")
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "out", "err"),
+    ("raised", "several", "code", "out", "err"),
     [
-        (UserError("a\nb"), 2, "", "error: a b\n"),
-        (KeyboardInterrupt(), 130, "", "error: interrupted\n"),
-        (Interrupted(signal.SIGINT, "goes on at 5"), 130, "", f"error: interrupted; {ON}\n"),
-        (Interrupted(signal.SIGTERM, "goes on at 5"), 0, f"terminated (SIGTERM); {ON}\n", ""),
-        (BrokenPipeError(), 1, "", ""),
-        (END_OF_DISK, 2, "", "error: /tmp/x can't be written to: No space left on device"),
-        (None, None, "", ""),
+        (UserError("a\nb"), False, 2, "", "error: a b\n"),
+        (KeyboardInterrupt(), False, 130, "", "error: interrupted\n"),
+        (Interrupted(signal.SIGINT, "goes on at 5"), False, 130, "", f"error: interrupted; {ON}\n"),
+        (Interrupted(signal.SIGTERM, "goes on at 5"), False, 0,
+         f"terminated (SIGTERM); {ON}\n", ""),
+        (BrokenPipeError(), False, 1, "", ""),
+        (END_OF_DISK, False, 2, "", "error: /tmp/x can't be written to: No space left on device"),
+        (KeyError("bug"), False, None, "", ""),
+        (GLOO, False, None, "", ""),
+        (GLOO, True, 3, "",
+         f"error: another process has ended or can't be reached ({GLOO}); {ON}\n"),
+        (KeyError("bug"), True, 1, "", "Traceback"),
     ],
 )  # fmt: skip
-def test_each_end_has_its_exit_code(raised, code, out, err, monkeypatch, capsys):
+def test_each_end_has_its_exit_code(raised, several, code, out, err, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_leave", sys.exit)
     monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
+    monkeypatch.setattr(distributed, "joined", lambda: several)
+    monkeypatch.setattr(distributed, "_again", lambda: ON)
 
     def command():
-        if raised is not None:
-            raise raised
+        raise raised
 
-    if code is None:
+    with pytest.raises((SystemExit, type(raised))) as end:
         cli.guard(command)
-    else:
-        with pytest.raises(SystemExit) as end:
-            cli.guard(command)
-        assert end.value.code == code
+    assert getattr(end.value, "code", None) == code
     said = capsys.readouterr()
     assert said.out == out and said.err.startswith(err) and bool(said.err) == bool(err)
-
-
-def test_a_bug_keeps_its_traceback_and_one_of_several_processes_says_who_is_lost(
-    monkeypatch, capsys
-):
-    monkeypatch.setattr(cli, "_leave", sys.exit)
-    monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
-
-    def ends(error):
-        def command():
-            raise error
-
-        with pytest.raises((SystemExit, type(error))) as end:
-            cli.guard(command)
-        return getattr(end.value, "code", None)
-
-    assert ends(KeyError("bug")) is None and ends(GLOO) is None
-    monkeypatch.setattr(distributed, "joined", lambda: True)
-    assert ends(GLOO) == distributed.LOST == 3
-    assert capsys.readouterr().err == (
-        f"error: another process has ended or can't be reached ({GLOO}); start all processes "
-        "again\n"
-    )
-    assert ends(KeyError("bug")) == 1
-    err = capsys.readouterr().err
-    assert "Traceback" in err and err.endswith("error: KeyError: 'bug'\n")
+    assert err != "Traceback" or said.err.endswith("error: KeyError: 'bug'\n")
 
 
 def test_a_full_disk_is_told_and_no_other_error_is(tmp_path):

@@ -31,9 +31,8 @@ TWO = {"num_processes": 2}
         (TWO, "--coordinator is missing"),
         ({"process_id": 0, "coordinator": "n1:80"}, "--num_processes is missing"),
         ({"distributed": True, "process_id": 0}, "--process_id and --distributed exclude each"),
-        ({"peer_timeout": 9}, "--peer_timeout is for several processes"),
+        ({"peer_timeout": 9}, "--peer_timeout needs --distributed"),
         ({"coordinator": "n1", "process_id": 0, **TWO}, "=n1 is no HOST:PORT"),
-        ({"coordinator": "n1:0", "process_id": 0, **TWO}, "=n1:0 is no HOST:PORT"),
         ({"coordinator": "n1:65536", "process_id": 0, **TWO}, "=n1:65536 is no HOST:PORT"),
         ({"coordinator": "n1:80", "process_id": 2, **TWO}, "--process_id=2 must lie in [0, 2)"),
         ({"coordinator": "no.invalid:80", "process_id": 1, **TWO}, "there is no host no.invalid"),
@@ -50,9 +49,9 @@ def test_flags_that_can_not_be(given, message):
 
 def test_a_process_0_that_does_not_listen_is_waited_for_as_long_as_said():
     with pytest.raises(UserError, match=r"could not be reached for 0 s .* is process 0 running"):
-        distributed._reach(f"127.0.0.1:{several.free_port()}", 1, 0)
+        distributed._reach(f"127.0.0.1:{several.free_port()}", 2, 1, 0)
     with socket.create_server(("127.0.0.1", 0)) as there:
-        distributed._reach(f"127.0.0.1:{there.getsockname()[1]}", 1, 0)
+        distributed._reach(f"127.0.0.1:{there.getsockname()[1]}", 2, 1, 0)
 
 
 def test_without_a_flag_nothing_is_started_and_one_process_agrees_with_itself(tmp_path):

@@ -16,12 +16,9 @@ def config(**changes):
 
 
 def test_the_plan_has_each_number_in_its_place():
-    made = experiment.plan(
-        config(
-            train__steps=1, train__steps_per_call=2, train__log_every=3, eval__every=4,
-            sample__every=5, train__checkpoint_every=6, train__max_skipped=7,
-        )
-    )  # fmt: skip
+    given = config(eval__every=4, sample__every=5, train__checkpoint_every=6, train__max_skipped=7)
+    given.train.update(steps=1, steps_per_call=2, log_every=3)
+    made = experiment.plan(given)
     assert made == (1, 2, 3, 4, 5, 6, 7)
     assert (made.eval_every, made.sample_every, made.checkpoint_every) == (4, 5, 6)
 
@@ -40,17 +37,6 @@ def test_the_decay_ends_with_the_run_or_where_that_is_given():
     assert experiment.decay_steps(cosine) == 50
     cosine.optimizer.decay_steps = 30
     assert experiment.decay_steps(cosine) == 30
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"decay": "step"}, "config.optimizer.decay must be one of none, linear, cosine"),
-        ({"decay": "linear", "warmup_steps": 50}, "ends at step 50 .* warm-up of 50 steps"),
-    ],
-)
-def test_a_learning_rate_that_can_not_be_is_refused(changes, said):
-    wrong = config(train__steps=50)
-    wrong.optimizer.update(changes)
-    with pytest.raises(UserError, match=said):
-        experiment.make_optimizer(wrong)
+    cosine.optimizer.update(decay="linear", warmup_steps=30)
+    with pytest.raises(UserError, match=r"ends at step 30 .* warm-up of 30 steps"):
+        experiment.make_optimizer(cosine)

@@ -1,6 +1,6 @@
 """`make_model`: what the settings make is what they say, and every kind of model can be trained."""
 
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from vdm_jax.run.models import make_model
 from vdm_jax.train import optimizer, sharding, step
 
 SHAPE, LEVELS = (2, 1, 1), 4
-SWITCHES = ("data_size", "fixed_encoder", "ends_at_normal")
-ALL = dict.fromkeys(SWITCHES, True)
+ALL = dict.fromkeys(("data_size", "fixed_encoder", "ends_at_normal"), True)
 
 
 def config(hierarchy=None, **model):
@@ -38,14 +37,11 @@ def disturbed(model, seed=0, scale=0.3):
     return jax.tree.map(lambda w: w + np.float32(scale * rng.normal(size=w.shape)), params)
 
 
-def terms_of(model, params, image, count=100_000):
+@functools.partial(jax.jit, static_argnums=0)
+def terms_of(model, params, image):
     """The terms of many draws of the bound of one image."""
-
-    def elbo(params):
-        images = model.data(jnp.broadcast_to(jnp.asarray(image), (count, *SHAPE)))
-        return model.bind(params).elbo(jax.random.key(3), images)
-
-    return jax.jit(elbo)(params)
+    images = model.data(jnp.broadcast_to(jnp.asarray(image), (100_000, *SHAPE)))
+    return model.bind(params).elbo(jax.random.key(3), images)
 
 
 def mean_total(model, params, image):
@@ -65,13 +61,7 @@ def image_of(*values):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"head": "v", "gamma": "monotone"},
-        {"head": "levels", "gamma": "scalar", "reverse_var": "transition"},
-        {"reverse_var": "learned"},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
+    "settings", [{"head": "v", "gamma": "monotone"}, {"head": "levels", "reverse_var": "learned"}]
 )
 def test_with_all_restrictions_a_hierarchy_is_the_vdm_of_as_many_steps(settings):
     """The same parameters, and in expectation the same bound: T + 1 latents and T steps."""
@@ -79,9 +69,8 @@ def test_with_all_restrictions_a_hierarchy_is_the_vdm_of_as_many_steps(settings)
     chain = make_model(config({"depth": num_steps + 1, **ALL}, **settings), SHAPE, LEVELS)
     vdm = make_model(config(num_steps=num_steps, **settings), SHAPE, LEVELS)
     params = disturbed(vdm)
-    jax.tree.map(
-        np.testing.assert_array_equal, vdm.init(jax.random.key(4)), chain.init(jax.random.key(4))
-    )
+    started = [model.init(jax.random.key(4)) for model in (vdm, chain)]
+    jax.tree.map(np.testing.assert_array_equal, *started)
     assert f"hierarchical VAE of 4 latents, a VDM of T = {num_steps}" == chain.facts().words
     (a, error_a), (b, error_b) = (mean_total(model, params, image) for model in (chain, vdm))
     assert abs(a - b) < 5 * np.hypot(error_a, error_b) < 0.4
@@ -91,13 +80,9 @@ def test_with_all_restrictions_a_hierarchy_is_the_vdm_of_as_many_steps(settings)
 def test_without_the_last_restriction_it_is_the_vdm_that_ends_at_gamma_zero():
     restricted = {"depth": 4, "data_size": True, "fixed_encoder": True}
     chain = make_model(config(restricted), SHAPE, LEVELS)
-    short, full = (
-        make_model(config(num_steps=3, gamma_max=end), SHAPE, LEVELS) for end in (0.0, 3.0)
-    )
-    params = disturbed(short)
-    (a, error_a), (b, error_b), (c, _) = (
-        mean_total(model, params, image_of(0, 2)) for model in (chain, short, full)
-    )
+    short, full = (make_model(config(num_steps=3, gamma_max=g), SHAPE, LEVELS) for g in (0.0, 3.0))
+    params, models = disturbed(short), (chain, short, full)
+    (a, error_a), (b, error_b), (c, _) = (mean_total(m, params, image_of(0, 2)) for m in models)
     assert abs(a - b) < 5 * np.hypot(error_a, error_b) < 0.4
     assert abs(a - c) > 1.0 and chain.facts().words == "hierarchical VAE of 4 latents"
 
@@ -109,7 +94,6 @@ def test_without_the_last_restriction_it_is_the_vdm_that_ends_at_gamma_zero():
         ({"depth": 2, "ends_at_normal": True}, {}),
         ({"depth": 3, "data_size": True, "fixed_encoder": True}, {}),
     ],
-    ids=lambda given: "-".join(given) or "vdm",
 )
 def test_each_kind_has_a_finite_bound_learns_and_samples_levels(hierarchy, model):
     size = {} if hierarchy.get("data_size") or not hierarchy else {"latent_size": 2}
@@ -131,57 +115,39 @@ def test_each_kind_has_a_finite_bound_learns_and_samples_levels(hierarchy, model
 
     params = state.params
     state, metrics = trained(state)
-    assert np.all(np.isfinite(metrics["bpd"]))
     first, last = np.mean(metrics["bpd"][:5]), np.mean(metrics["bpd"][-20:])
     assert last < 0.85 * first
     parts = metrics["reconstruction"] + metrics["prior"] + metrics["diffusion"]
     np.testing.assert_allclose(metrics["bpd"], parts, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: np.any(a != b), params, state.params)
     assert all(jax.tree.leaves(moved))
-    draw = jax.jit(lambda params: made.sample(params, jax.random.key(2), jnp.zeros(200), 5))
-    drawn = np.asarray(draw(state.ema_params))
+    drawn = np.asarray(made.sample(state.ema_params, jax.random.key(2), jnp.zeros(200), 5))
     assert drawn.shape == (200, *SHAPE) and np.issubdtype(drawn.dtype, np.integer)
     assert drawn.min() >= 0 and drawn.max() < levels and drawn.std() > 0.3
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_the_bound_of_a_vae_is_above_the_log_probability_by_quadrature(depth):
-    """Latents of one number: p(x) and, of one latent, the bound too are integrals over a line."""
-    model = make_model(config({"depth": depth, "latent_size": 1}), SHAPE, LEVELS)
+def test_the_bound_of_a_vae_is_the_one_by_quadrature_and_above_the_log_probability():
+    """A latent of one number: p(x) and the bound are integrals over a line."""
+    model = make_model(config({"depth": 1, "latent_size": 1}), SHAPE, LEVELS)
     params = disturbed(model)
     of = model.bind(params)
     nodes, weights = gauss_hermite(60)
 
     def log_likelihood(image, z):
         p = of.likelihood(z)
-        each = pixels.log_prob(
-            jnp.broadcast_to(image, p.mean.shape), p.mean, jnp.log(p.var), LEVELS
-        )
+        image = jnp.broadcast_to(image, p.mean.shape)
+        each = pixels.log_prob(image, p.mean, jnp.log(p.var), LEVELS)
         return np.asarray(each.sum((1, 2, 3)), np.float64)
 
-    # Nodes and weights of p(z_1): the prior, or the decoder's Gaussians from each node of z_2.
-    z, w = nodes[:, None], weights
-    if depth == 2:
-        p = of.decoders[0](jnp.asarray(z))
-        z = (p.mean + jnp.sqrt(p.var) * nodes).reshape(-1, 1)
-        w = np.outer(w, weights).ravel()
-    total = 0.0
-    for values in itertools.product(range(LEVELS), repeat=2):
-        image = image_of(*values)
-        p_x = w @ np.exp(log_likelihood(image, jnp.asarray(z, jnp.float32)))
-        total += p_x
-        if values != (1, 3):
-            continue
-        bound, error = mean_total(model, params, image)
-        assert bound - 5 * error > -np.log(p_x)
-        assert 5 * error < 0.1 * bound
-        if depth == 1:
-            q = of.encoders[0](pixels.encode(image[None], LEVELS))
-            at = (q.mean + jnp.sqrt(q.var) * nodes).reshape(-1, 1)
-            m, v = float(q.mean[0, 0]), float(q.var[0, 0])
-            exact = -weights @ log_likelihood(image, at) + 0.5 * (v + m**2 - 1 - np.log(v))
-            assert abs(bound - exact) < 5 * error
-    np.testing.assert_allclose(total, 1.0, rtol=1e-4)  # a probability
+    image, z = image_of(1, 3), jnp.asarray(nodes[:, None], jnp.float32)
+    bound, error = mean_total(model, params, image)
+    assert bound - 5 * error > -np.log(weights @ np.exp(log_likelihood(image, z)))
+    assert 5 * error < 0.1 * bound
+    q = of.encoders[0](pixels.encode(image[None], LEVELS))
+    at = (q.mean + jnp.sqrt(q.var) * nodes).reshape(-1, 1)
+    m, v = float(q.mean[0, 0]), float(q.var[0, 0])
+    exact = -weights @ log_likelihood(image, at) + 0.5 * (v + m**2 - 1 - np.log(v))
+    assert abs(bound - exact) < 5 * error
 
 
 @pytest.mark.parametrize("hierarchy", [{}, {"depth": 2, "latent_size": 1}])
@@ -191,9 +157,8 @@ def test_a_density_is_that_of_continuous_data(hierarchy):
     assert (model.facts().levels, model.pixel_levels) == (None, LEVELS)
     params = disturbed(model)
     terms = terms_of(model, params, image_of(1, 2))
-    draw = jax.jit(lambda params: model.sample(params, jax.random.key(0), jnp.zeros(20), 3))
-    drawn = np.asarray(draw(params))
-    assert np.issubdtype(drawn.dtype, np.integer) and drawn.max() < LEVELS
+    drawn = model.sample(params, jax.random.key(0), jnp.zeros(20), 3)
+    assert jnp.issubdtype(drawn.dtype, jnp.integer) and drawn.max() < LEVELS
     if hierarchy:
         return
     # E -log N(x; x + sigma eps, sigma^2), sigma^2 = exp(gamma_0): the entropy of the noise.
@@ -245,18 +210,13 @@ def test_dropout_acts_in_training_alone_and_fields_of_the_vdm_are_the_settings()
     )
     assert np.abs(dropped[0] - plain).max() > 1e-3 < np.abs(dropped[1] - dropped[0]).max()
     assert model.end_points is None
-
-
-def test_only_the_variance_objective_names_end_points():
     c = config(gamma="monotone", gamma_objective="variance")
     model = make_model(c, SHAPE, LEVELS)
     assert model.end_points in model.init(jax.random.key(0))["gamma"]
 
 
-@pytest.mark.parametrize("network", ["unet", "resnet"])
-def test_a_network_of_pixels_is_the_one_of_its_name(network):
-    size = {"channels": 64} if network == "unet" else {"channels": 8}
-    model = make_model(config(network=network, **size), (4, 4, 1), LEVELS)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
-    assert ("down" in str(shapes.keys())) == (network == "unet")
-    assert model.facts().event_shape == (4, 4, 1)
+def test_a_network_of_pixels_is_the_one_of_its_name():
+    for network, channels in (("unet", 64), ("resnet", 8)):
+        model = make_model(config(network=network, channels=channels), (4, 4, 1), LEVELS)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
+        assert ("down" in str(shapes.keys())) == (network == "unet")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vdm_jax.errors import UserError
 from vdm_jax.nn import published_configs
-from vdm_jax.run import build, defaults, restore
+from vdm_jax.run import defaults, restore
 from vdm_jax.train import sharding
 from vdm_jax.vdm import VDM
 
@@ -38,9 +38,9 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
     options = NONE | {"workdir": str(digits_run)}
     with_data = restore.from_options(digits_run, options, mesh)
     alone = restore.load(options, mesh)
-    assert alone.event_shape == with_data.images.event_shape == (8, 8, 1)
-    assert (alone.name, alone.step, alone.num_classes) == (str(digits_run), 60, 0)
-    assert with_data[3:] == ("test", str(digits_run), 60, 360, 1)
+    assert alone.bound.event_shape == with_data.images.event_shape == (8, 8, 1)
+    assert alone[2:5] == with_data[2:5] == (str(digits_run), 60, 0)
+    assert with_data[7:] == ("test", 360, 1) and alone.images is None
     assert (alone.settings["network"], alone.settings["channels"]) == ("mlp", 16)
     jax.tree.map(np.testing.assert_array_equal, alone.params, with_data.params)
     z_t, gamma_t = np.ones((2, 8, 8, 1), np.float32), np.zeros(2, np.float32)
@@ -50,18 +50,15 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
     for checkpoint in ("20", str(digits_run / "checkpoints" / "20")):
         older = restore.load(options | {"checkpoint": checkpoint}, mesh)
         assert older.step == 20
-    assert any(
-        np.any(a != b)
-        for a, b in zip(jax.tree.leaves(older.params), jax.tree.leaves(alone.params), strict=True)
-    )
+    moved = jax.tree.map(lambda a, b: np.any(a != b), older.params, alone.params)
+    assert any(jax.tree.leaves(moved))
 
 
 def test_a_published_model(mesh):
     options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
     alone = restore.load(options, mesh, (8, 8, 3))
-    assert (alone.name, alone.event_shape) == ("official scalar_gamma", (8, 8, 3))
+    assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
-    assert alone.model.facts().event_shape == (8, 8, 3)
     for shape, said in ((None, "none"), ((8, 8, 1), "1")):
         with pytest.raises(UserError, match=rf"for images of 3 channel\(s\), but .* has {said}$"):
             restore.load(options, mesh, shape)
@@ -74,7 +71,7 @@ def test_a_published_model(mesh):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"),
+        ({}, "name the model by one of --workdir=DIR, a run's folder, and --official"),
         ({"workdir": "a", "official": "b"}, "name the model by one of"),
         ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
         ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),
@@ -93,27 +90,19 @@ def test_flags_that_name_no_model(options, message, mesh, digits_run):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+def test_a_damaged_config_json(digits_run, tmp_path, mesh):
+    for data in (
         {"event_shape": [8, 8]}, {"event_shape": [0, 8, 1]}, {"event_shape": "8x8"},
         {"event_shape": [1 << 12, 1 << 12, 2]}, {"levels": 1}, {"levels": 257}, {"levels": "17"},
         {"classes": -1}, {"classes": "ten"},
-    ],
-)  # fmt: skip
-def test_a_config_json_that_does_not_say_of_which_images(data, digits_run, tmp_path, mesh):
-    run = copied(digits_run, tmp_path, lambda saved: saved["data"].update(data))
-    with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
-        restore.load(NONE | {"workdir": str(run)}, mesh)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}']
-)
-def test_a_damaged_config_json(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged \("):
-        restore.saved_config(tmp_path)
+    ):  # fmt: skip
+        run = copied(digits_run, tmp_path, lambda saved, data=data: saved["data"].update(data))
+        with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
+            restore.load(NONE | {"workdir": str(run)}, mesh)
+    for content in ("", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json is damaged \("):
+            restore.saved_config(tmp_path)
 
 
 def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, mesh):
@@ -149,13 +138,8 @@ def test_other_data_keep_what_of_the_settings_suits_them():
         return restore.with_data(config, data, levels).data
 
     same = of(dir="d")
-    assert (same.name, same.path, same.levels, same.validation, same.dir) == (
-        "folder",
-        "p",
-        9,
-        3,
-        "d",
-    )
+    given = (same.name, same.path, same.levels, same.validation, same.dir)
+    assert given == ("folder", "p", 9, 3, "d")
     arrays = of(16, name="arrays")
     assert (arrays.path, arrays.levels, arrays.validation, arrays.size) == ("p", 16, 0, None)
     cifar = of(16, name="cifar10")
@@ -168,17 +152,12 @@ def test_a_model_that_is_no_vdm_says_so(digits_run, mesh):
     other = of._replace(model=of.model._replace(bind=lambda *_: type("M", (), {"words": "VAE"})()))
     with pytest.raises(UserError, match=r"is no VDM: VAE"):
         other.vdm  # noqa: B018
-    assert build.eval_name(defaults.get_config()) == "test"
 
 
 def test_the_published_configurations(tmp_path):
     found, name = published_configs.find(tmp_path, "cifar10")
     assert name == "published cifar10 (its README: 2.637 bits per dim)"
-    assert (found["data"], found["model"]["sm_n_embd"], found["model"]["sm_n_layer"]) == (
-        "cifar10",
-        128,
-        32,
-    )
+    assert (found["data"], found["model"]["sm_n_embd"]) == ("cifar10", 128)
     assert published_configs.find(tmp_path, "imagenet64")[1] == "published imagenet64"
     (tmp_path / "bad.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"bad\.json is no JSON file"):

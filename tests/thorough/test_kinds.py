@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.configs import binomial, digits, vae
 from vdm_jax.errors import UserError
 from vdm_jax.run import training
+from vdm_jax.train.logging import read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,15 +50,12 @@ def test_a_vae(tmp_path):
     assert result["diffusion"] == 0.0  # nothing lies between one latent and the prior
     assert result["bpd"] == pytest.approx(result["reconstruction"] + result["prior"])
     assert result["bpd"] < math.log2(17)  # better than no model
-    flags = ("--num_steps=10", "--num_steps=inf", "--importance", "--chains=2", "--ode_images=2")
+    flags = ("--num_steps=10", "--importance", "--chains=2", "--ode_images=2")
     refusals(tmp_path, flags, "is for a VDM; this run is another model: VAE")
     (row,) = tiny.evaluate(tmp_path)["rows"]
     assert row["quantity"] == "bound, VAE" and row["kind"] == "variational bound"
     agrees(row, result)
-    folder = tiny.newest(tmp_path)
-    said = f"| bound, VAE | variational bound | {row['bpd']:.4f} |"
-    assert said in (folder / "result.md").read_text()
-    assert not (folder / "diffusion_loss.png").exists()  # there are no times
+    assert not (tiny.newest(tmp_path) / "diffusion_loss.png").exists()  # there are no times
 
 
 def test_a_density_is_reported_in_nats_and_never_in_bits(tmp_path):
@@ -65,7 +63,7 @@ def test_a_density_is_reported_in_nats_and_never_in_bits(tmp_path):
     assert "bpd" not in json.dumps(result)
     # The data's resolution: gamma_0 = -8, (log 2 pi + 1 - 8) / 2 nats of it are the noise.
     assert result["reconstruction"] == pytest.approx(0.5 * (np.log(2 * np.pi) - 7), abs=0.01)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
     assert lines and all("nats_per_dim" in line and "bpd" not in line for line in lines)
     message = r"--chains and --ode_images are of discrete images, in bits; .* can't be compared"
     refusals(tmp_path, ("--chains=2", "--ode_images=2"), message)
@@ -74,7 +72,6 @@ def test_a_density_is_reported_in_nats_and_never_in_bits(tmp_path):
     assert row["unit"] == found["profile"]["unit"] == "nats per dim of a density"
     agrees(row, result, "nats_per_dim")
     assert coarse["nats_per_dim"] > row["nats_per_dim"] and "bpd" not in json.dumps(found)
-    assert "bits per dim" not in (tiny.newest(tmp_path) / "result.md").read_text()
 
 
 def test_a_learned_variance_goes_through_every_kind_of_evaluation(tmp_path):
@@ -89,7 +86,6 @@ def test_a_learned_variance_goes_through_every_kind_of_evaluation(tmp_path):
     agrees(ten, result)
     error = math.hypot(own["standard_error"], chains["standard_error"])
     assert chains["bpd"] < own["bpd"] + 5 * error
-    assert (chains["num_images"], ode["num_images"], beside["num_images"]) == (8, 4, 4)
     assert 0 < ode["bpd"] < math.log2(17) + 2
 
 

@@ -1,13 +1,11 @@
-"""Runs with split parameters, and runs that run out of memory."""
+"""Runs that run out of memory."""
 
-import json
 from pathlib import Path
 
 import jax
 import pytest
 import tiny
 
-from experiments import evaluate
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.run import build, experiment, training
@@ -16,9 +14,15 @@ from vdm_jax.train import sharding, step
 from vdm_jax.train.interrupts import Stop
 
 
-def config(**train):
+@pytest.fixture(autouse=True)
+def one_device():
+    with tiny.one_device():
+        yield
+
+
+def config():
     made = tiny.config()
-    made.train.update(steps=2, steps_per_call=1, log_every=2, **train)
+    made.train.update(steps=2, steps_per_call=1, log_every=2)
     made.optimizer.update(warmup_steps=1)
     made.eval.update(final_repeats=1)
     made.sample.update(num_steps=1)
@@ -27,23 +31,6 @@ def config(**train):
 
 def exhausted(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
-
-
-def test_a_run_goes_on_with_its_parameters_split_otherwise(tmp_path, monkeypatch, capsys):
-    """Two devices share the parameters, then each has its own copy: the same state, and result."""
-    monkeypatch.setattr(sharding, "SMALL", 64)
-    monkeypatch.setattr(
-        build, "make_mesh", lambda shards: sharding.make_mesh(jax.devices()[:2], shards)
-    )
-    results = []
-    for shards in (2, 1):
-        training.train(config(shard_params=shards), tmp_path)
-        out = capsys.readouterr().out
-        assert out.count("needs about") == 1
-        assert ("going on from step 2" in out) == (shards == 1)
-        results.append(json.loads((tmp_path / "result.json").read_text())["bpd"])
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
-    assert tiny.last_state(tmp_path)[0] == 2
 
 
 def test_evaluation_and_sampling_without_memory_name_the_setting_to_lower(monkeypatch):
@@ -66,23 +53,8 @@ def test_evaluation_and_sampling_without_memory_name_the_setting_to_lower(monkey
         experiment.sampler(made, jax.random.key(0))(state)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    with tiny.one_device():
-        training.train(config(), workdir)
-    return workdir
-
-
-def test_the_command_evaluate_names_its_own_flag(finished, monkeypatch):
-    monkeypatch.setattr(evaluation, "make_eval_step", lambda *_: exhausted)
-    refused = pytest.raises(UserError, match=r"5 bytes\): lower --batch_size, now 60$")
-    with tiny.one_device(), refused:
-        evaluate.evaluate(["evaluate", f"--workdir={finished}", "--batch_size=60"])
-
-
-def test_a_step_without_memory_names_settings_and_loses_nothing(finished, monkeypatch):
-    """The runtime's own error, by a step that asks for more than any machine has."""
+def test_commands_without_memory_name_their_settings_and_lose_nothing(tmp_path, monkeypatch):
+    """Of a step the error is the runtime's own: it asks for more than any machine has."""
 
     class Step:
         def memory_analysis(self):
@@ -91,11 +63,14 @@ def test_a_step_without_memory_names_settings_and_loses_nothing(finished, monkey
         def __call__(self, *_):
             return jax.jit(lambda: jax.numpy.zeros(2**46))()
 
+    training.train(config(), tmp_path)
     longer = config()
     longer.train.steps = 3
     longer.optimizer.decay_steps = 2
-    monkeypatch.setattr(training, "compiled_step", lambda *_: Step())
-    refused = pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749")
-    with tiny.one_device(), refused:
-        training.train(longer, finished)
-    assert tiny.last_state(finished)[0] == 2
+    monkeypatch.setattr(experiment, "compiled_step", lambda *_: Step())
+    with pytest.raises(UserError, match=r"^out of memory \(Out of memory allocating 2814749"):
+        training.train(longer, tmp_path)
+    assert tiny.last_state(tmp_path)[0] == 2
+    monkeypatch.setattr(evaluation, "make_eval_step", lambda *_: exhausted)
+    with pytest.raises(UserError, match=r"5 bytes\): lower --batch_size, now 60$"):
+        tiny.evaluate(tmp_path, "--batch_size=60")

@@ -8,7 +8,6 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny
 from commands import ROOT, environment, refused, run
@@ -18,16 +17,12 @@ from vdm_jax.run import compilation_cache, training
 from vdm_jax.run.cli import Options
 
 FALLBACK, CHANGE = Options(allow_fallback=True), Options(allow_config_change=True)
-
-
-def state_of(workdir, step):
-    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "meta")) as manager:
-        item = ocp.args.Composite(state=ocp.args.StandardRestore())
-        return jax.tree.map(np.asarray, manager.restore(step, args=item)["state"])
+SAME = tiny.flags(tiny.config())
 
 
 def same_state(a, b, step=60):
-    jax.tree.map(np.testing.assert_array_equal, state_of(a, step), state_of(b, step))
+    states = [tiny.state_of(workdir, step) for workdir in (a, b)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.fixture(autouse=True)
@@ -36,22 +31,15 @@ def one_device():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All these runs share their programs, here and in processes of their own."""
-    with pytest.MonkeyPatch.context() as patch, tiny.jax_settings():
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished run, with the checkpoints of steps 20, 40 and 60; all share their programs."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    with pytest.MonkeyPatch.context() as patch, tiny.jax_settings(), tiny.one_device():
         patch.setenv("VDM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         compilation_cache.switch_on()
-        yield
-
-
-@pytest.fixture(scope="module")
-def undisturbed(compiled_once, tmp_path_factory):
-    """A finished run, with the checkpoints of steps 20, 40 and 60."""
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    with tiny.one_device():
         training.train(tiny.config(), workdir)
-    return workdir
+        yield workdir
 
 
 @pytest.fixture
@@ -62,39 +50,25 @@ def stopped(undisturbed, tmp_path):
     return tmp_path / "w"
 
 
-def spoil(folder):
-    """One bit of the largest file: what Orbax restores without a word."""
-    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-
-
 def test_a_damaged_newest_checkpoint_is_passed_over_only_when_told_to(stopped, undisturbed, capsys):
     newest = stopped / "checkpoints" / "40"
-    spoil(newest)
-    with pytest.raises(UserError, match=r"is damaged .*others there: 20\. .*--allow_f") as error:
+    files = (file for file in newest.rglob("*") if file.is_file())
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4  # which Orbax restores without a word
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged .*others there: 20\. .*--allow_f"):
         training.train(tiny.config(), stopped)
-    assert str(newest) in str(error.value) and "\n" not in str(error.value)
     assert newest.is_dir() and not (stopped / "damaged").exists()
     capsys.readouterr()
     training.train(tiny.config(), stopped, FALLBACK)
     lines = capsys.readouterr().out.splitlines()
     [said] = [line for line in lines if line.startswith(f"the checkpoint {newest} is damaged (")]
     assert said.endswith(f"Moved to {stopped / 'damaged' / '40'}; going on from step 20.")
-    assert "going on from step 20" in lines
     for step in (40, 60):  # bit for bit the run that nothing happened to
         same_state(stopped, undisturbed, step)
     results = [json.loads((w / "result.json").read_text()) for w in (stopped, undisturbed)]
     assert results[0] == results[1]
-
-
-def test_where_none_is_good_nothing_is_moved(stopped):
-    for step in (20, 40):
-        spoil(stopped / "checkpoints" / str(step))
-    with pytest.raises(UserError, match=r"is whole, and none was moved: .*/40 is .*/20 is "):
-        training.train(tiny.config(), stopped, FALLBACK)
-    assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == ["20", "40"]
 
 
 def changed(**settings):
@@ -104,60 +78,23 @@ def changed(**settings):
     return config
 
 
-OTHER = {"optimizer.learning_rate": 1e-4, "optimizer.clip_norm": None}
-
-
-def test_other_settings_are_refused_with_every_difference(stopped, capsys):
-    before = (stopped / "config.json").read_text()
-    many = OTHER | {"optimizer.b1": 0.8, "model.dropout": 0.0, "train.batch_size": 16}
-    with pytest.raises(UserError) as error:
-        training.train(changed(**many), stopped, FALLBACK)
-    said = capsys.readouterr()
-    assert said.err.splitlines() == [
-        "  config.model.dropout: 0.1 -> 0.0",
-        "  config.optimizer.b1: 0.9 -> 0.8",
-        "  config.optimizer.clip_norm: 1.0 -> None",
-        "  config.optimizer.learning_rate: 0.002 -> 0.0001",
-        "  config.train.batch_size: 32 -> 16",
-    ]
-    assert "compiling" not in said.out
-    for words in (str(stopped), "Give the old values again", "--allow_config_change"):
-        assert words in str(error.value) and "\n" not in str(error.value)
-    assert (stopped / "config.json").read_text() == before
-
-
 def test_a_run_goes_on_with_other_settings_when_told_to(stopped, undisturbed, capsys):
     """Those that are changed after a divergence, one of which is a part of the optimiser."""
-    training.train(changed(**OTHER), stopped, CHANGE)
+    other = {"optimizer.learning_rate": 1e-4, "optimizer.clip_norm": None}
+    training.train(changed(**other), stopped, CHANGE)
     lines = capsys.readouterr().out.splitlines()
     assert "  config.optimizer.clip_norm: 1.0 -> None" in lines
     assert "  config.optimizer.learning_rate: 0.002 -> 0.0001" in lines
     assert "going on from step 40" in lines
-    there, then = state_of(stopped, 60), state_of(undisturbed, 60)
-    assert int(there["step"]) == 60
-    moved = [
-        np.abs(a - b).max()
-        for a, b in zip(*(jax.tree.leaves(s["params"]) for s in (there, then)), strict=True)
-    ]
-    assert max(moved) > 1e-4  # it has gone another way
+    there, then = (tiny.state_of(workdir, 60)["params"] for workdir in (stopped, undisturbed))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), there, then)
+    assert max(jax.tree.leaves(moved)) > 1e-4  # it has gone another way
     saved = json.loads((stopped / "config.json").read_text())["config"]["optimizer"]
     assert (saved["clip_norm"], saved["learning_rate"]) == (None, 1e-4)
-    training.train(changed(**OTHER), stopped)  # from here on they are the run's own
+    training.train(changed(**other), stopped)  # from here on they are the run's own
     [row] = tiny.evaluate(stopped)["rows"]
     result = json.loads((stopped / "result.json").read_text())
     assert row["bpd"] == pytest.approx(result["bpd"], abs=5 * result["bpd_standard_error"])
-
-
-@pytest.mark.parametrize("options", [CHANGE, Options(True, True)])
-def test_another_network_is_refused_by_its_first_leaf_even_then(options, stopped, capsys):
-    before = (stopped / "config.json").read_text()
-    with pytest.raises(UserError, match="they belong to different models") as error:
-        training.train(changed(**{"model.channels": 32}), stopped, options)
-    assert "the parameter ema_params/" in str(error.value) and "\n" not in str(error.value)
-    assert str(stopped / "checkpoints" / "40") in str(error.value)
-    assert "[16" in str(error.value) and "[32" in str(error.value)
-    assert "compiling" not in capsys.readouterr().out
-    assert (stopped / "config.json").read_text() == before
 
 
 # ---- a full disk ----
@@ -173,14 +110,12 @@ def without_room(kib, *arguments):
         "del sys.argv[0]\n"
         "runpy.run_module(sys.argv[0], run_name='__main__')"
     )
+    words = [sys.executable, "-c", code, f"experiments.{arguments[0]}", *arguments[1:]]
     done = subprocess.run(
-        [sys.executable, "-c", code, f"experiments.{arguments[0]}", *arguments[1:]],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.stderr.splitlines()[-1] == line
-    return line
+    return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kib", [1, 45])
@@ -197,49 +132,6 @@ def test_a_run_without_room_ends_in_one_line(kib, stopped, undisturbed):
         training.train(tiny.config(), stopped)
         assert not list((stopped / "checkpoints").glob("*tmp*"))
         same_state(stopped, undisturbed)
-
-
-# tiny.config() as flags, for a process of its own
-SAME = (
-    "--config.model.channels=16",
-    "--config.model.num_blocks=1",
-    "--config.optimizer.warmup_steps=5",
-    "--config.optimizer.ema_rate=0.9",
-    "--config.train.steps=60",
-    "--config.train.steps_per_call=10",
-    "--config.train.log_every=60",
-    "--config.train.checkpoint_every=20",
-    "--config.eval.every=60",
-    "--config.eval.final_repeats=4",
-    "--config.sample.every=60",
-    "--config.sample.num_steps=5",
-    "--config.sample.count=4",
-)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB: a checkpoint takes half of it."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", disk]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk(small_disk, undisturbed, capsys):
-    workdir = small_disk / "w"
-    line = refused("digits", f"--workdir={workdir}", *SAME)
-    assert line.startswith(FULL.format(workdir, os.strerror(28))), line
-    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    assert steps and f"The newest complete checkpoint is of step {steps[-1]}; make" in line
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    training.train(tiny.config(), workdir)
-    assert f"going on from step {steps[-1]}" in capsys.readouterr().out
-    assert not list((workdir / "checkpoints").glob("*tmp*"))
-    same_state(workdir, undisturbed)
 
 
 def test_an_evaluation_and_samples_without_room(stopped):
@@ -267,8 +159,7 @@ def test_a_run_is_the_same_bit_for_bit_with_kept_programs_new_ones_and_none(tmp_
 
 
 def test_a_platform_that_is_not_there_and_no_network_are_said_in_one_line(tmp_path):
-    done = run("digits", f"--workdir={tmp_path}", JAX_PLATFORMS="cuda")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: JAX finds no device")
+    line = refused("digits", f"--workdir={tmp_path}", JAX_PLATFORMS="cuda")
+    assert line.startswith("error: JAX finds no device")
     line = refused("cifar10", f"--workdir={tmp_path / 'w'}", f"--config.data.dir={tmp_path / 'd'}")
     assert "cifar-10-" in line and "sha256" in line

@@ -1,40 +1,30 @@
-"""What training and evaluation both begin with: the data, the devices, the folder."""
+"""The data, the devices and the folder, with which training and evaluation both begin."""
 
 import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import data
 from vdm_jax.data import ImageData
+from vdm_jax.errors import UserError
 from vdm_jax.run import distributed
-from vdm_jax.run.cli import UserError
 from vdm_jax.train import sharding
 
-__all__ = [
-    "batches",
-    "check_batch_size",
-    "describe",
-    "eval_name",
-    "labels",
-    "load",
-    "lower_batch",
-    "make_mesh",
-    "make_workdir",
-]
+__all__ = ["check_batch_size", "describe", "eval_name", "load", "lower_batch", "make_mesh",
+           "make_workdir"]  # fmt: skip
 
 
 def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") -> Mesh:
-    """All devices, parameters over so many of them. Raises UserError if that can't be.
+    """Returns a mesh of all devices, the parameters over `shard_params`, which `flag` gave.
 
-    `flag` is the one that gave the number.
+    Raises UserError if that can't be.
     """
     try:
         devices = jax.devices()
@@ -55,47 +45,38 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
         raise UserError(f"--{flag}: {error}") from error
 
 
-def check_batch_size(size: int, mesh: Mesh) -> None:
-    """Of --batch_size. Raises UserError unless each device gets an equal share."""
+def check_batch_size(
+    size: int, mesh: Mesh, accumulate: int = 1, name: str = "--batch_size"
+) -> None:
+    """Raises UserError, which has `name`, unless each device gets an equal, whole share."""
     try:
-        sharding.check_batch_size(size, mesh)
+        sharding.check_batch_size(size, mesh, accumulate)
     except ValueError as error:
-        raise UserError(f"--batch_size: {error}") from error
+        raise UserError(f"{name}: {error}") from error
 
 
 def lower_batch(size: int) -> Callable[[str], UserError]:
-    """For `memory.exhausted`: what a command with --batch_size says."""
+    """Returns what a command with --batch_size says, for `memory.exhausted`."""
     return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def load(config: ConfigDict) -> ImageData:
-    """The data set of `config.data`, with labels only if the network is conditioned on them."""
+    """Returns the dataset of `config.data`, labelled if the network is conditioned on labels."""
     d = config.data
+    folder = data.FolderOptions(d.size, d.fit, d.channels, d.held_out)
+    given = {"data_dir": d.dir, "manual_dir": d.manual_dir, "path": d.path, "levels": d.levels}
     images = distributed.in_turn(
-        lambda: data.load(
-            d.name,
-            data_dir=d.dir,
-            manual_dir=d.manual_dir,
-            path=d.path,
-            levels=d.levels,
-            folder=data.FolderOptions(d.size, d.fit, d.channels, d.held_out),
-            class_labels=d.class_labels,
-        )
+        lambda: data.load(d.name, **given, folder=folder, class_labels=d.class_labels)
     )
     if not d.class_labels:  # from here on there are labels only where they are used
         images = dataclasses.replace(images, labels=None, label_names=())
     return data.validation_split(images, d.validation) if d.validation else images
 
 
-def labels(images: ImageData, part: str) -> np.ndarray | None:
-    """The class of each image of the part, "train" or "test", or None."""
-    return None if images.labels is None else images.labels[part]
-
-
 def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
-    """The folder, made if need be, as an absolute path. Raises UserError if that can't be.
+    """Returns the folder, made if need be, as an absolute path.
 
-    Or if several processes don't share it. `flag` is the one that named it.
+    Raises UserError, which names `flag`, if that can't be, or if not all processes share it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -108,35 +89,16 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
 
 
 def eval_name(config: ConfigDict) -> str:
-    """What the images are called on which a run with `config` is evaluated."""
+    """Returns the name of the images on which a run with `config` is evaluated."""
     return "validation" if config.data.validation else "test"
 
 
 def describe(images: ImageData) -> dict[str, object]:
-    """What reports and checkpoints say of a data set."""
-    classes: dict[str, object] = {}
+    """Returns the facts of a dataset that reports and checkpoints hold."""
+    found: dict[str, object] = {"name": images.name, "fingerprint": images.fingerprint}
+    found |= {"train": len(images.train), "test": len(images.test)}
+    found |= {"event_shape": list(images.event_shape), "levels": images.levels}
     if images.labels is not None:
         parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
-        classes = {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
-    return {
-        "name": images.name,
-        "fingerprint": images.fingerprint,
-        "train": len(images.train),
-        "test": len(images.test),
-        "event_shape": list(images.event_shape),
-        "levels": images.levels,
-        **classes,
-    }
-
-
-def batches(
-    images: ImageData, batch_size: int, part: str = "test"
-) -> Callable[[], Iterator[data.Batch]]:
-    """One exact pass over a part, "test" or "train", as often as the result is called."""
-    return lambda: data.eval_batches(
-        images.test if part == "test" else images.train,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        labels=labels(images, part),
-    )
+        found |= {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
+    return found

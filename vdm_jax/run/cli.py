@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import dataclasses
 import inspect
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,8 +34,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Faults of a run's past that a training command puts up with; each is a flag of its name."""
 
     allow_fallback: bool = False
@@ -51,8 +50,7 @@ _OPTIONS = {
 def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
     """Parses the command line and calls `run(config, workdir, options)` under `guard`.
 
-    `file` is the command's own; its configuration, whose docstring is what --help begins with, is
-    the file of that name in configs/ beside it.
+    `file` is the command's own; its configuration is the file of that name in configs/ beside it.
     """
     config_file = Path(file).parent / "configs" / Path(file).name
     guard(lambda: run(*_parse(sys.argv, config_file)))
@@ -61,9 +59,8 @@ def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
 def guard(command: Callable[[], object]) -> None:
     """Runs `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
-    SIGTERM, of which a run has made `Interrupted`, ends in 0: it was asked to stop, and did.
-    The end of one of several processes ends the others, by `distributed.LOST`. All leave at once,
-    past what JAX or a checkpoint may be doing in the background.
+    SIGTERM, of which a run has made `Interrupted`, ends in 0, and the loss of another process in
+    `distributed.LOST`. All leave at once, past what JAX or a checkpoint does in the background.
     """
     try:
         compilation_cache.switch_on()
@@ -127,15 +124,13 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    options = Options(**{name: bool(values[name].value) for name in _OPTIONS})
-    return config, Path(values.workdir), options
+    return config, Path(values.workdir), Options(*(bool(values[name].value) for name in _OPTIONS))
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
     """Returns what defines flags in `values`: of text, a whole number, one of several words.
 
-    text(name, about, default); number(name, about, default, low, high), from 1 to `MOST` if not
-    told; choice(name, about, known, default).
+    All take (name, about, …, default), the second also bounds, the third before it the words.
     """
 
     def text(name: str, about: str, default: str | None = None) -> None:
@@ -144,9 +139,7 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
     def number(
         name: str, about: str, default: int | None = None, low: int = 1, high: int = MOST
     ) -> None:
-        flags.DEFINE_integer(
-            name, default, about, lower_bound=low, upper_bound=high, flag_values=values
-        )
+        flags.DEFINE_integer(name, default, about, low, high, flag_values=values)
 
     def choice(name: str, about: str, known: tuple[str, ...], default: str | None) -> None:
         flags.DEFINE_enum(name, default, known, f"{about}: {', '.join(known)}", flag_values=values)
@@ -157,10 +150,9 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
 def parse_flags(
     values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
 ) -> list[str]:
-    """Parses `argv` into `values`, and returns what is left of it, up to `most` arguments.
+    """Parses `argv` into `values`; returns the arguments left, up to `most`.
 
-    This is for a command without a configuration. With --help, prints `doc` and the flags, and
-    exits. Raises UserError for what isn't a flag.
+    With --help, prints `doc` and the flags, and exits. Raises UserError for what isn't a flag.
     """
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
     values.set_gnu_getopt(True)
@@ -169,10 +161,9 @@ def parse_flags(
     except flags.Error as error:
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        lines = [
-            f"  --{name}: {values[name].help} (default: {values[name].default})" for name in values
-        ]
-        print((doc or "").strip() + "\n\nFlags:\n" + "\n".join(lines))
+        print((doc or "").strip() + "\n\nFlags:")
+        for name in values:
+            print(f"  --{name}: {values[name].help} (default: {values[name].default})")
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")

@@ -31,10 +31,7 @@ def folder() -> Path | None:
 
 
 def switch_on() -> None:
-    """Lets JAX keep compiled programs in `folder()`; a warning where that can't be written.
-
-    A folder that JAX was given by its own settings is left alone.
-    """
+    """Lets JAX keep compiled programs in `folder()`, unless its own settings name a folder."""
     try:
         where = folder()
         if where is None or jax.config.values["jax_compilation_cache_dir"] is not None:
@@ -64,11 +61,8 @@ def _remove_halves(where: Path) -> None:
 
 def _processor() -> str:
     """Returns a short name for what this machine's processor can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
+    info, wanted = Path("/proc/cpuinfo"), ("model name", "flags", "Features", "CPU part")
+    lines = info.read_text().splitlines() if info.is_file() else []
     seen = sorted({line for line in lines if line.split("\t")[0].strip() in wanted})
     told = "\n".join([platform.machine(), platform.processor(), *seen])
     return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"

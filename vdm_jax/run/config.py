@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,15 @@ from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
 from vdm_jax.parameterization import REVERSE_VARS
-from vdm_jax.run import defaults
+from vdm_jax.run import build, defaults
 from vdm_jax.run.cli import MOST
-from vdm_jax.train import sharding
 
 __all__ = ["check_config", "check_devices", "check_model"]
 
 POSITIVE = {
-    "train.steps", "train.batch_size", "train.accumulate", "train.shard_params",
-    "train.steps_per_call", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.max_skipped", "eval.every", "eval.batch_size", "eval.repeats", "eval.final_repeats",
-    "sample.every", "sample.count", "sample.num_steps", "optimizer.learning_rate", "optimizer.eps",
-    "optimizer.clip_norm", "data.levels", "model.channels", "model.num_blocks", "model.num_steps",
-    "hierarchy.latent_size",
+    *(f"{part}.{name}" for part in ("train", "eval", "sample") for name in defaults.DEFAULTS[part]),
+    "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "data.levels",
+    "model.channels", "model.num_blocks", "model.num_steps", "hierarchy.latent_size",
 }  # fmt: skip
 OR_NONE = ("optimizer.clip_norm", "model.num_steps")
 NOT_NEGATIVE = ("optimizer.warmup_steps", "optimizer.weight_decay", "data.validation")
@@ -57,24 +53,17 @@ WORDS = {
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for a missing or unknown name, a wrong type, or a number out of range."""
     _compare(config, defaults.get_config(), "config.")
-    values = {
-        f"{part}.{name}": value
-        for part, fields in config.to_dict().items()
-        if isinstance(fields, Mapping)
-        for name, value in fields.items()
-    }
-    for name, value in values.items():
-        _check_number(name, value)
+    for part in config:
+        for name in config[part] if isinstance(config[part], ConfigDict) else ():
+            _check_number(f"{part}.{name}", config[part][name])
     # A run without decay has 0 in its config.json.
     steps = config.optimizer.decay_steps
     if steps is not None and steps <= 0 and (config.optimizer.decay, steps) != ("none", 0):
         raise UserError(f"config.optimizer.decay_steps must be above 0, or None, got {steps}")
     low, high = config.model.gamma_min, config.model.gamma_max
     if not -GAMMA <= low < high <= GAMMA:
-        raise UserError(
-            f"config.model.gamma_min must be below gamma_max, both in [{-GAMMA:g}, {GAMMA:g}], got "
-            f"{low} and {high}"
-        )
+        said = f"must be below gamma_max, both in [{-GAMMA:g}, {GAMMA:g}], got {low} and {high}"
+        raise UserError(f"config.model.gamma_min {said}")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed must lie in [0, 2^32), got {config.seed}")
 
@@ -92,9 +81,10 @@ def _check_number(name: str, value: Any) -> None:
         wanted = "not be negative"
     elif name in BELOW_ONE and not 0 <= single < 1:
         wanted = "lie in [0, 1)"
-    if wanted is None and isinstance(value, int) and value > LARGEST.get(name, 2**31 - 1):
-        wanted = f"be at most {LARGEST.get(name, 2**31 - 1)}"
-    if wanted is not None:
+    most = LARGEST.get(name, 2**31 - 1)
+    if not wanted and isinstance(value, int) and value > most:
+        wanted = f"be at most {most}"
+    if wanted:
         raise UserError(f"config.{name} must {wanted}, got {value}")
 
 
@@ -120,27 +110,19 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for batches that can't be split over the devices, or the wrong devices."""
     platform = mesh.devices.flat[0].platform
     if config.model.fused_attention and platform != "gpu":
-        raise UserError(
-            f"config.model.fused_attention is cuDNN's, for a GPU; this is a {platform}: leave it "
-            "out"
-        )
-    for name, accumulate in (("train", config.train.accumulate), ("eval", 1)):
-        try:
-            sharding.check_batch_size(config[name].batch_size, mesh, accumulate)
-        except ValueError as error:
-            raise UserError(f"config.{name}.batch_size: {error}") from error
-
-
-# ---- settings of the model that don't go together ----
+        said = "config.model.fused_attention is cuDNN's, for a GPU; this is a"
+        raise UserError(f"{said} {platform}: leave it out")
+    for part, accumulate in (("train", config.train.accumulate), ("eval", 1)):
+        name = f"config.{part}.batch_size"
+        build.check_batch_size(config[part].batch_size, mesh, accumulate, name)
 
 
 def check_model(config: ConfigDict, levels: int, num_classes: int) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
-    for said in itertools.chain(
-        _words(c), _computing(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h),
-        _networks_of_hierarchy(c, h, num_classes),
-    ):  # fmt: skip
+    networks = _networks_of_hierarchy(c, h, num_classes)
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h), networks
+    for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
 
 
@@ -148,30 +130,23 @@ def _words(c: ConfigDict) -> Iterator[str]:
     for name, known in WORDS.items():
         if c[name] not in known:
             yield f"model.{name} is {c[name]!r}; known: {', '.join(known)}"
-
-
-def _computing(c: ConfigDict) -> Iterator[str]:
     for name in ("remat", "dtype", "fused_attention"):
         if c.network != "unet" and c[name] != defaults.DEFAULTS["model"][name]:
-            yield (f"model.{name} is {c[name]!r}, which is for the network unet only; leave it out "
-                   f"with {c.network}")  # fmt: skip
+            yield f"model.{name} is {c[name]!r}, for the unet only; leave it out with {c.network}"
     if c.fused_attention and c.dtype != "bfloat16":
-        yield ("model.fused_attention is cuDNN's, for --config.model.dtype=bfloat16; this is "
-               f"{c.dtype}")  # fmt: skip
+        yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
 
 
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
-        yield ("model.decoder is 'density', for which there is no best gamma_0: pixels gain by any "
-               "lower one. Hold the end points: --config.model.gamma=fixed, or monotone and pinned "
-               "with --config.model.learn_end_points=False")  # fmt: skip
+        yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "
+               "points by gamma=fixed, or monotone, pinned, learn_end_points=False")  # fmt: skip
     # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
     for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
         if c.gamma_objective == "variance" and c[name] != wanted:
             yield (f"model.gamma_objective is 'variance', which needs config.model.{name} to be "
-                   f"{wanted}, got {c[name]}: else the bound depends on the schedule's "
-                   "shape")  # fmt: skip
+                   f"{wanted}, got {c[name]}: else the bound depends on gamma's shape")  # fmt: skip
     if c.reverse_var != "posterior" and c.num_steps is None and h.depth is None:
         yield (f"model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
                "difference: give a number of steps, --config.model.num_steps=T")  # fmt: skip
@@ -186,14 +161,12 @@ def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
         return
     said = "model.process is 'binomial', which"
     if levels != 2:
-        yield (f"model.process is 'binomial', for images of 2 levels; these have {levels} "
+        yield (f"{said} is for images of 2 levels; these have {levels} "
                "(--config.data.name=digits_binary has 2)")  # fmt: skip
     if c.num_steps is None:
         yield f"{said} needs config.model.num_steps"
-    for name, wanted in (
-        ("decoder", "discretised"), ("reverse_var", "posterior"), ("gamma", "fixed"),
-        ("fourier_features", False),
-    ):  # fmt: skip
+    wanted_of = {"decoder": "discretised", "reverse_var": "posterior", "gamma": "fixed"}
+    for name, wanted in {**wanted_of, "fourier_features": False}.items():
         if c[name] != wanted:
             yield f"{said} knows no config.model.{name} but {wanted}, got {c[name]}"
     if h.depth is not None:
@@ -205,31 +178,25 @@ def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
             if h[name] != plain[name]:
-                yield (f"hierarchy.{name} is set, but there is no hierarchy: give "
-                       "--config.hierarchy.depth=L")  # fmt: skip
+                yield f"hierarchy.{name} is set, but there is no hierarchy: give hierarchy.depth=L"
         return
     least = 2 if h.data_size and h.fixed_encoder else 1
-    if h.depth < least or h.latent_size < 1:
-        yield (f"hierarchy: depth must be at least {least} and latent_size at least 1, got "
-               f"{h.depth} and {h.latent_size}")  # fmt: skip
+    if h.depth < least:
+        yield f"hierarchy.depth must be at least {least}, got {h.depth}"
     if c.num_steps is not None:
-        yield (f"model.num_steps is {c.num_steps}, but a hierarchy has as many steps as its depth "
-               "says; leave it out")  # fmt: skip
+        yield f"model.num_steps is {c.num_steps}, but a hierarchy has its depth; leave it out"
     if c.gamma_objective != "bound":
-        yield (f"model.gamma_objective is {c.gamma_objective!r}, which is for a VDM's own bound: "
-               "that of a hierarchy has no time whose loss could vary less")  # fmt: skip
+        yield f"model.gamma_objective is {c.gamma_objective!r}: a hierarchy's bound has no times"
     if c.timesteps != "antithetic":
         yield f"model.timesteps is {c.timesteps!r}, but a hierarchy draws no times: leave it out"
     if h.ends_at_normal and c.gamma_max < 3:
         yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
-               "where the latent is not N(0, I) yet; give 3 or more (5 is the "
-               "paper's)")  # fmt: skip
+               "where the latent is not N(0, I) yet; give 3 or more, as 5")  # fmt: skip
     for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
         if not used and c[name] != plain_model[name]:
             yield f"model.{name} is {c[name]}, which nothing reads here; leave it out"
     if h.data_size and h.latent_size != plain["latent_size"]:
-        yield (f"hierarchy.latent_size is {h.latent_size}, but with data_size latents are as large "
-               "as an image; leave it out")  # fmt: skip
+        yield f"hierarchy.latent_size is {h.latent_size}, but data_size is set; leave one out"
 
 
 def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> Iterator[str]:
@@ -240,12 +207,10 @@ def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> It
             yield (f"model.gamma is {c.gamma!r}, whose end would be learned, but without "
                    "config.hierarchy.ends_at_normal it is to be 0: give fixed")  # fmt: skip
         return
-    for name, wanted in (
-        ("network", "mlp"), ("head", "eps"), ("gamma", "fixed"), ("fourier_features", False),
-        ("reverse_var", "posterior"),
-    ):  # fmt: skip
+    wanted_of = {"network": "mlp", "head": "eps", "gamma": "fixed", "reverse_var": "posterior"}
+    for name, wanted in {**wanted_of, "fourier_features": False}.items():
         if c[name] != wanted:
-            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: it "
-                   "has networks of its own, of config.model.channels and num_blocks")  # fmt: skip
+            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: its "
+                   "own networks are of model.channels and num_blocks")  # fmt: skip
     if num_classes:
         yield "data.class_labels: a hierarchical VAE is not conditioned on them"

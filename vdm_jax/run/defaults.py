@@ -97,14 +97,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(fields: Mapping[str, Any] = DEFAULTS) -> ConfigDict:
     """Returns the defaults; an experiment's own file changes what differs."""
-    return _made(DEFAULTS)
-
-
-def _made(fields: Mapping[str, Any]) -> ConfigDict:
     made = ConfigDict()
     for name, value in fields.items():
         kind = config_dict.placeholder(value) if isinstance(value, type) else value
-        made[name] = _made(value) if isinstance(value, Mapping) else kind
+        made[name] = get_config(value) if isinstance(value, Mapping) else kind
     return made

@@ -34,15 +34,12 @@ __all__ = ["FLAGS", "LOST", "agree", "check_shared", "define_flags", "finish", "
 T = TypeVar("T")
 
 FLAGS = ("distributed", "coordinator", "num_processes", "process_id", "peer_timeout")
-LOST = 3
-"""Exit code of a process that ends because another one has."""
+LOST = 3  # exit code of a process that ends because another one has
 TIMEOUT_S = 60  # --peer_timeout
 PART_S = 5  # by which processes that stop together may be apart
 DAY_S = 24 * 3600  # while process 0 prepares the data
 # Words of JAX's collectives and its service, and of Orbax, when another process is gone.
-COMMUNICATION = re.compile(
-    r"gloo|nccl|connection|unavailable|deadline|coordination|barrier|heartbeat", re.IGNORECASE
-)
+GONE = re.compile("(?i)gloo|nccl|connection|unavailable|deadline|coordination|barrier|heartbeat")
 
 _again: Callable[[], str] = lambda: "start all processes again"  # noqa: E731
 _numbers = itertools.count()
@@ -50,23 +47,17 @@ _numbers = itertools.count()
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of a command that may run in several processes."""
-    flags.DEFINE_bool(
-        "distributed", False, "one of several processes, which SLURM, Open MPI, Kubernetes or a "
-        "Cloud TPU started", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "coordinator", None, "or HOST:PORT of process 0, where the others find it",
-        flag_values=values,
-    )  # fmt: skip
+    about = "one of several processes, which SLURM, Open MPI, Kubernetes or a Cloud TPU started"
+    flags.DEFINE_bool("distributed", False, about, flag_values=values)
+    about = "or HOST:PORT of process 0, where the others find it"
+    flags.DEFINE_string("coordinator", None, about, flag_values=values)
     for name, about, low, high in (
         ("num_processes", "with --coordinator: how many there are", 1, None),
         ("process_id", "with --coordinator: which one this is, from 0", 0, None),
         ("peer_timeout", "seconds to wait for the others at the start, and within which one that "
          f"dies ends the others; default {TIMEOUT_S}", 5, 3600),
     ):  # fmt: skip
-        flags.DEFINE_integer(
-            name, None, about, lower_bound=low, upper_bound=high, flag_values=values
-        )
+        flags.DEFINE_integer(name, None, about, low, high, flag_values=values)
 
 
 def start(values: flags.FlagValues) -> None:
@@ -75,23 +66,25 @@ def start(values: flags.FlagValues) -> None:
     Must be called before JAX looks for devices. From then on only process 0 writes to the standard
     output. Raises UserError for flags that don't go together and where the others aren't found.
     """
-    explicit = [values[name].value for name in FLAGS[1:4]]
-    given = [name for name, value in zip(FLAGS[1:4], explicit, strict=True) if value is not None]
+    address, count, me = values.coordinator, values.num_processes, values.process_id
+    given = [name for name in FLAGS[1:4] if values[name].value is not None]
     if not values.distributed and not given:
         if values.peer_timeout is not None:
-            raise UserError("--peer_timeout is for several processes: give --distributed or "
-                            "--coordinator too")  # fmt: skip
+            raise UserError("--peer_timeout needs --distributed or --coordinator=HOST:PORT")
         return
     if values.distributed and given:
         raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
     timeout = values.peer_timeout or TIMEOUT_S
     if given:
-        _check(explicit[0], explicit[1], explicit[2])
-        _reach(values.coordinator, values.process_id, timeout)
+        for name in FLAGS[1:4]:
+            if name not in given:
+                raise UserError(f"--{name} is missing: --coordinator=HOST:PORT, --num_processes "
+                                "and --process_id go together")  # fmt: skip
+        _reach(address, count, me, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from the run, which has its own agreement on when to stop.
     jax.config.update("jax_enable_preemption_service", False)
-    _initialize(explicit[0], explicit[1], explicit[2], timeout)
+    _initialize(address, count, me, timeout)
     if jax.process_index():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     agree({"jax": jax.__version__, "code": _code(), "num_processes": values.num_processes})
@@ -125,7 +118,7 @@ def if_lost(again: Callable[[], str]) -> None:
 def lost(error: BaseException | None) -> str | None:
     """Returns one line if the error, or what caused it, comes of a process that is gone."""
     while error is not None:
-        if not isinstance(error, UserError) and COMMUNICATION.search(str(error)):
+        if not isinstance(error, UserError) and GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             return f"another process has ended or can't be reached ({reason}); {_again()}"
         error = error.__cause__ or error.__context__
@@ -133,18 +126,13 @@ def lost(error: BaseException | None) -> str | None:
 
 
 def agree(mine: Mapping[str, Any], may_differ: tuple[str, ...] = ()) -> None:
-    """Raises UserError, in all processes, unless all have the same as process 0.
-
-    The dotted names in `may_differ` may differ.
-    """
+    """Raises UserError in all processes if one differs from process 0, dotted names aside."""
     first, *others = _gather([mine, platform.node()])
     for number, (theirs, host) in enumerate(others, 1):
         for name, said in differences(first[0], theirs):
             if name not in may_differ:
-                raise UserError(
-                    f"process {number} on {host} differs from process 0 ({said} there); start all "
-                    "with the same settings, data and code"
-                )
+                said = f"process {number} on {host} differs from process 0 ({said} there)"
+                raise UserError(f"{said}; start all with the same settings, data and code")
 
 
 def of_first(mine: T) -> T:
@@ -192,30 +180,38 @@ def check_shared(folder: Path, flag: str) -> None:
         mark.unlink()
     for number, (sees, host) in enumerate(seen):
         if not sees:
-            raise UserError(
-                f"process {number} on {host} sees another folder than process 0: --{flag}={folder} "
-                "must lie on a disk that all share"
-            )
+            said = f"process {number} on {host} sees another folder than process 0"
+            raise UserError(f"{said}: --{flag}={folder} must lie on a disk that all share")
 
 
-def _check(address: str | None, count: int | None, me: int | None) -> None:
-    for name, value in zip(FLAGS[1:4], (address, count, me), strict=True):
-        if value is None:
-            raise UserError(f"--{name} is missing: --coordinator=HOST:PORT, --num_processes and "
-                            "--process_id go together")  # fmt: skip
-    host, _, port = str(address).rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) < 65536:
-        raise UserError(f"--coordinator={address} is no HOST:PORT, as node1:12345")
-    if not 0 <= (me or 0) < (count or 0):
-        raise UserError(f"--process_id={me} must lie in [0, {count}): --num_processes is {count}")
+def _initialize(address: str | None, count: int | None, me: int | None, timeout: int) -> None:
+    if me == 0:
+        print(f"waiting at most {timeout} s for the other processes; if one doesn't come, JAX "
+              "ends this one: DEADLINE_EXCEEDED", flush=True)  # fmt: skip
+    try:
+        jax.distributed.initialize(
+            address, count, me, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout,
+            cluster_detection_method="deactivate" if address else None,
+        )  # fmt: skip
+    except Exception as error:  # JAX raises several kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--coordinator={address}: {said}" if address else
+            f"--distributed finds no cluster, or not all of it ({said}): start the processes by "
+            "SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
+        ) from error  # fmt: skip
 
 
-def _reach(address: str, me: int, timeout: int) -> None:
+def _reach(address: str, count: int, me: int, timeout: int) -> None:
     """Raises UserError unless process 0 can listen at `address`, where the others find it.
 
     Without this JAX would abort the process, and say no more than that a deadline was exceeded.
     """
-    host, port = address.rsplit(":", 1)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) < 65536:
+        raise UserError(f"--coordinator={address} is no HOST:PORT, as node1:12345")
+    if me >= count:
+        raise UserError(f"--process_id={me} must lie in [0, {count}): --num_processes is {count}")
     to, dual, until = (host.strip("[]"), int(port)), socket.has_dualstack_ipv6(), time.monotonic()
     try:
         socket.getaddrinfo(*to)
@@ -239,25 +235,6 @@ def _reach(address: str, me: int, timeout: int) -> None:
         time.sleep(0.2)
 
 
-def _initialize(address: str | None, count: int | None, me: int | None, timeout: int) -> None:
-    if me == 0:
-        print(f"waiting at most {timeout} s for the other processes; if one doesn't come, JAX "
-              "ends this one: DEADLINE_EXCEEDED", flush=True)  # fmt: skip
-    try:
-        jax.distributed.initialize(
-            address, count, me, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout,
-            cluster_detection_method=None if address is None else "deactivate",
-        )  # fmt: skip
-    except Exception as error:  # JAX raises several kinds
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if address is not None:
-            raise UserError(f"--coordinator={address}: {said}") from error
-        raise UserError(
-            f"--distributed finds no cluster, or not all of it ({said}): start the processes by "
-            "SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
-        ) from error
-
-
 def _barrier(seconds: int) -> None:
     """Waits for all processes, at most so long, which may be longer than a collective would."""
     name = f"vdm_jax-{next(_numbers)}"  # all processes come by here equally often
@@ -276,8 +253,6 @@ def _gather(mine: Any) -> list[Any]:
 
 def _code() -> str:
     """Returns a short name for the code as it is."""
-    digest, package = hashlib.sha256(), Path(vdm_jax.__file__).parent
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    package = Path(vdm_jax.__file__).parent
+    texts = [f"{file.relative_to(package)}\n{file.read_text()}" for file in package.rglob("*.py")]
+    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""What a training run is made of: optimiser, compiled step, batches, evaluation, samples."""
+"""The parts of a training run: optimiser, compiled step, batches, evaluation, samples."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,27 +16,18 @@ from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build
+from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
 from vdm_jax.train.interrupts import Stop
 from vdm_jax.train.model import Model
 from vdm_jax.train.step import TrainState
 
-__all__ = [
-    "Experiment",
-    "chunks",
-    "compiled_step",
-    "decay_steps",
-    "evaluator",
-    "keys_of",
-    "make_optimizer",
-    "plan",
-    "sampler",
-]
+__all__ = ["Experiment", "chunks", "compiled_step", "decay_steps", "evaluator", "keys_of",
+           "make_optimizer", "plan", "sampler"]  # fmt: skip
 
 
 class Experiment(NamedTuple):
-    """What a configuration describes, put together."""
+    """A configuration and what it describes; `stop` tells whether the run was asked to stop."""
 
     config: ConfigDict
     images: ImageData
@@ -45,7 +36,6 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     workdir: Path
     stop: Stop
-    """Whether the run was asked to stop."""
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -83,9 +73,8 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
     config, images, mesh, model, adamw, *_ = experiment
     c = config.train
     key, ema_rate = keys_of(config)["train"], config.optimizer.ema_rate
-    training = step.Training(
-        model, adamw, ema_rate, key, c.accumulate, c.steps_per_call, c.max_skipped
-    )
+    numbers = c.accumulate, c.steps_per_call, c.max_skipped
+    training = step.Training(model, adamw, ema_rate, key, *numbers)
     chunk = {
         name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
         for name, of in _stream(config, images)[0].items()
@@ -103,7 +92,7 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
         augment=config.data.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        labels=build.labels(images, "train"),
+        labels=(images.labels or {}).get("train"),
     )
 
 
@@ -116,12 +105,11 @@ def chunks(config: ConfigDict, images: ImageData) -> Callable[[int], Any]:
 def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, bool], Evaluation]:
     """Returns the function (state, whether it is the last time) -> the bound on the test set."""
     config, images, mesh, model, *_, stop = experiment
-    c, source = config.eval, (images.source or {}).get("test")
-    eval_step = evaluation.make_eval_step(model, mesh)
-    batches = build.batches(images, c.batch_size)
+    c, eval_step = config.eval, evaluation.make_eval_step(model, mesh)
+    subject = Subject(model, None, images, c.batch_size, mesh)
 
-    def checked() -> Iterator[data.Batch]:
-        for batch in batches():
+    def checked() -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in subject.batches()():
             stop.check()
             yield batch
 
@@ -129,7 +117,7 @@ def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, b
         with _lower("evaluation", "eval.batch_size", c.batch_size, state):
             repeats = c.final_repeats if last else c.repeats
             draws = evaluation.collect(eval_step, state.ema_params, checked, mesh, key, repeats)
-            return evaluation.summarise(draws, model.bind(state.ema_params), source)
+            return evaluation.summarise(draws, model.bind(state.ema_params), subject.groups)
 
     return evaluate
 

@@ -17,8 +17,7 @@ __all__ = ["owned"]
 def owned(workdir: Path) -> Iterator[None]:
     """Holds `workdir` within the block; the system lets it go however the process ends.
 
-    Raises UserError, naming who holds it, if another process does. A file system that has no locks
-    gets a warning.
+    Raises UserError, naming who holds it, if another process does. Warns where there are no locks.
     """
     holder = workdir / ".holder"
     with contextlib.ExitStack() as held:

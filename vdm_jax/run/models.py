@@ -1,4 +1,4 @@
-"""From a configuration to a model: joins the Flax networks to training."""
+"""Models as a configuration describes them: joins the Flax networks to training."""
 
 import functools
 from collections.abc import Callable
@@ -27,19 +27,16 @@ from vdm_jax.vdm import VDM
 
 __all__ = ["make_model"]
 
+Shape = tuple[int, ...]
 Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 
 
-def make_model(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int = 0
-) -> Model:
+def make_model(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int = 0) -> Model:
     """Returns the model of `config.model` and `config.hierarchy` for images of a shape and levels.
 
     With `num_classes` the conditioning is [batch, 2], the augmentation flag and the class, else
-    the flag alone, [batch].
-
-    A VDM's parameters are {"gamma": …, "score_model": …}, as in the published code.
-    Raises UserError for settings that don't fit together.
+    the flag alone, [batch]. A VDM's parameters are {"gamma": …, "score_model": …}, as in the
+    published code. Raises UserError for settings that don't fit together.
     """
     check_model(config, levels, num_classes)
     hierarchical = config.hierarchy.depth is not None
@@ -57,15 +54,13 @@ def make_model(
     return model
 
 
-# ---- the kinds of models ----
-
-
-def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int) -> Model:
+def _vdm(c: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(_network(c, levels), event_shape, num_classes)
-    density = c.decoder == "density"
+    pixel_levels = levels if c.decoder == "density" else None
+    data_levels = None if pixel_levels else levels
 
     def init(key: Key) -> Params:
         gamma = schedule.init(key, jnp.zeros((1,))).get("params", {})
@@ -78,22 +73,14 @@ def _vdm(c: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: 
         def gamma(t: Tensor) -> Tensor:
             return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
 
-        return VDM(
-            denoise,
-            gamma,
-            event_shape,
-            None if density else levels,
-            head_kind(c.head),
-            c.num_steps,
-            c.reverse_var,
-            c.timesteps,
-        )
+        rule = head_kind(c.head), c.num_steps, c.reverse_var, c.timesteps
+        return VDM(denoise, gamma, event_shape, data_levels, *rule)
 
     end_points = monotone.END_POINTS if c.gamma_objective == "variance" else None
-    return Model(init, bind, end_points, levels if density else None)
+    return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: tuple[int, ...], num_classes: int) -> Model:
+def _binomial(c: ConfigDict, event_shape: Shape, num_classes: int) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
@@ -110,23 +97,20 @@ def _binomial(c: ConfigDict, event_shape: tuple[int, ...], num_classes: int) -> 
     return Model(init, bind)
 
 
-def _hierarchy(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
-) -> Model:
+def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     c, h = config.model, config.hierarchy
     if h.data_size and h.fixed_encoder:
         return _restricted(config, event_shape, levels, num_classes)
     words = "VAE" if h.depth == 1 else f"hierarchical VAE of {h.depth} latents"
-    density = c.decoder == "density"
+    pixel_levels = levels if c.decoder == "density" else None
+    data_levels = None if pixel_levels else levels
     sizes = {name: c[name] for name in ("num_blocks", "dropout", "gamma_min", "gamma_max")}
     network = HierarchyNetwork(event_shape, **h.to_dict(), width=c.channels, **sizes)
 
     def init(key: Key) -> Params:
         return network.init(key, jnp.zeros((1, *event_shape)))["params"]
 
-    def bind(
-        params: Params, _: Tensor | None = None, dropout: Key | None = None
-    ) -> HierarchicalVAE:
+    def bind(params: Params, _: Any = None, dropout: Key | None = None) -> HierarchicalVAE:
         rngs = {} if dropout is None else {"dropout": dropout}
 
         def call(method: str, *args: Any) -> Gaussian:
@@ -134,22 +118,15 @@ def _hierarchy(
             found = network.apply(variables, *args, dropout is None, method=method, rngs=rngs)
             return cast(Gaussian, found)
 
-        return HierarchicalVAE(
-            [functools.partial(call, "encode", i) for i in range(h.depth)],
-            [functools.partial(call, "decode", i) for i in range(h.depth - 1)],
-            functools.partial(call, "pixels"),
-            event_shape,
-            (network.size,),
-            None if density else levels,
-            words,
-        )
+        encoders = [functools.partial(call, "encode", i) for i in range(h.depth)]
+        decoders = [functools.partial(call, "decode", i) for i in range(h.depth - 1)]
+        shapes, pixels = (event_shape, (network.size,)), functools.partial(call, "pixels")
+        return HierarchicalVAE(encoders, decoders, pixels, *shapes, data_levels, words)
 
-    return Model(init, bind, pixel_levels=levels if density else None)
+    return Model(init, bind, pixel_levels=pixel_levels)
 
 
-def _restricted(
-    config: ConfigDict, event_shape: tuple[int, ...], levels: int, num_classes: int
-) -> Model:
+def _restricted(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
     """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
     It has a VDM's networks, and if it also ends at N(0, I) it is the VDM of T = depth - 1.
@@ -171,24 +148,16 @@ def _restricted(
         def likelihood(z_0: Tensor) -> Gaussian:
             return Gaussian(z_0 / alpha(gamma_0), jnp.exp(gamma_0))
 
-        return HierarchicalVAE(
-            [functools.partial(encode, i) for i in range(num_steps + 1)],
-            [functools.partial(decode, i) for i in range(num_steps)],
-            likelihood,
-            event_shape,
-            event_shape,
-            vdm.levels,
-            words,
-        )
+        encoders = [functools.partial(encode, i) for i in range(num_steps + 1)]
+        decoders = [functools.partial(decode, i) for i in range(num_steps)]
+        shapes = (event_shape, event_shape)
+        return HierarchicalVAE(encoders, decoders, likelihood, *shapes, vdm.levels, words)
 
     return Model(model.init, bind, pixel_levels=model.pixel_levels)
 
 
-# ---- the networks ----
-
-
 def _with_conditioning(
-    network: nn.Module, event_shape: tuple[int, ...], num_classes: int
+    network: nn.Module, event_shape: Shape, num_classes: int
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
@@ -206,9 +175,7 @@ def _with_conditioning(
     ) -> Any:  # fmt: skip
         if num_classes:
             if given is None:
-                raise ValueError(
-                    "this network needs the class of each image, conditioning [batch, 2]."
-                )
+                raise ValueError("the network needs the class of each image, [batch, 2].")
             flag, label = given[:, :1], given[:, 1].astype(int)
             given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
         elif given is None:

@@ -4,10 +4,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
-import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,65 +19,44 @@ from vdm_jax.run import build, cli, defaults, distributed
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import load_params
+from vdm_jax.train.checkpoint import complete_steps, load_params
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.settings import filled
 from vdm_jax.vdm import VDM
 
-__all__ = ["Loaded", "Restored", "define_flags", "from_official", "from_options", "from_workdir",
-           "images_of", "load", "saved_config", "with_data"]  # fmt: skip
+__all__ = ["Restored", "define_flags", "define_model_flags", "from_official", "from_options",
+           "from_workdir", "images_of", "load", "saved_config", "with_data"]  # fmt: skip
 
 MOST_DIMS = 1 << 24  # of an image
 
 
-class Loaded(NamedTuple):
-    """A model with its parameters, without its dataset."""
-
-    model: Model
-    """Model: how a bound is made of parameters."""
-    params: Params
-    """EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
-    name: str
-    """Name of the model in reports."""
-    step: int
-    """Number of steps that it was trained."""
-    event_shape: tuple[int, ...]
-    """Shape of an image."""
-    num_classes: int
-    """Number of classes on which it is conditioned, or 0."""
-    settings: Mapping[str, Any]
-    """Settings: `config.model` of the run, or of the published code."""
-
-
 class Restored(NamedTuple):
-    """A model with its parameters, and the dataset to evaluate it on."""
+    """A model with its EMA parameters, and the dataset to evaluate it on.
+
+    `settings` is `config.model` of the run or of the published code; `num_classes` is 0 for a model
+    that isn't conditioned on a class. What follows them isn't there after `load`; `batch_size` and
+    `repeats`, the draws of each image, are those of an evaluation by its configuration.
+    """
 
     model: Model
-    """Model: how a bound is made of parameters."""
     params: Params
-    """EMA parameters, as `vdm_jax.train.sharding.of_parameters` has them."""
-    images: ImageData
-    """Dataset."""
-    part: str
-    """Name of its test images in reports."""
     name: str
-    """Name of the model in reports."""
     step: int
-    """Number of steps that it was trained."""
-    batch_size: int
-    """Batch size of an evaluation, by its configuration."""
-    repeats: int
-    """Draws of each image in an evaluation, by its configuration."""
+    num_classes: int
+    settings: Mapping[str, Any]
+    images: Any = None
+    part: str = "test"
+    batch_size: int = 0
+    repeats: int = 0
 
     @property
     def bound(self) -> Bound:
         """The model with these parameters: static fields and its schedule can be read off it."""
-        bound: Bound = self.model.bind(self.params)
-        return bound
+        return cast(Bound, self.model.bind(self.params))
 
     @property
     def vdm(self) -> VDM:
-        """The same as a VDM. Raises UserError if it is of another kind."""
+        """The model as a VDM. Raises UserError if it is of another kind."""
         bound = self.bound
         if not isinstance(bound, VDM):
             raise UserError(f"{self.name} is no VDM: {bound.words}")
@@ -88,14 +66,16 @@ class Restored(NamedTuple):
         """Returns what an evaluation takes."""
         return Subject(self.model, self.params, self.images, batch_size or self.batch_size, mesh)
 
+    def _with(self, images: ImageData, c: ConfigDict) -> "Restored":
+        """Returns it with a dataset, and the numbers of an evaluation by `c`."""
+        return Restored(*self[:6], images, build.eval_name(c), c.eval.batch_size,
+                        c.eval.final_repeats)  # fmt: skip
+
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     """Defines the flags of `from_options`; `what` it leaves, `images` it does to images."""
+    define_model_flags(values, f"folder of the run; with --official, where the {what} go")
     text, _, _ = cli.definers(values)
-    text("workdir", f"folder of the run; with --official, where the {what} go")
-    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
-    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
-    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
     text("data", f"{images} other images: the name of a data set")
     text("path", "the file or folder of --data=arrays or folder")
     text("manual_dir", "folder with a data set's original archives")
@@ -103,18 +83,24 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     distributed.define_flags(values)
 
 
-def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
-    """Returns the model and dataset that a command's flags name, the same in all processes.
+def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
+    """Defines the flags of `load`; `workdir` is what --help says of the first."""
+    text, _, _ = cli.definers(values)
+    text("workdir", workdir)
+    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
+    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
 
-    These are checkpoint, official, model, data, path, manual_dir and data_dir.
-    """
+
+def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
+    """Returns the model and dataset that `define_flags` names, the same in all processes."""
     _check_flags(options)
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
     distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
-    if options["official"]:
-        found = from_official(Path(options["official"]), options["model"], data, mesh)
+    if path := options["official"]:
+        found = from_official(Path(path), options["model"], data, mesh)
     else:
         found = from_workdir(workdir, options["checkpoint"], data, mesh)
     distributed.agree({"data": build.describe(found.images)})
@@ -123,27 +109,22 @@ def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Resto
 
 def load(
     options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...] | None = None, dtype: str = ""
-) -> Loaded:
+) -> Restored:
     """Returns the model that the flags workdir, checkpoint, official and model name.
 
     No dataset is needed: config.json says of which images a run is, and a published model is for
     images of any size, here of `shape`. `dtype` takes the place of a run's config.model.dtype.
     """
     if bool(options["workdir"]) == bool(options["official"]):
-        raise UserError(
-            "name the model by one of --workdir=DIR, the folder of a run, and --official=PATH"
-        )
+        raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
     _check_flags(options)
     if options["official"]:
-        return _load_official(Path(options["official"]), options["model"], mesh, shape)
+        return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
     workdir = Path(options["workdir"])
     c, saved = saved_config(workdir)
     c.model.dtype = dtype or c.model.dtype
     check_config(c)
-    event_shape, levels, classes = _images_of(workdir, saved)
-    model = make_model(c, event_shape, levels, classes)
-    step, params = _params(workdir, options["checkpoint"], model, mesh)
-    return Loaded(model, params, str(workdir), step, event_shape, classes, c.model.to_dict())
+    return _run(workdir, options["checkpoint"], mesh, c, *_images_of(workdir, saved))
 
 
 def from_workdir(
@@ -154,10 +135,8 @@ def from_workdir(
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
     c, images = images_of(workdir, data)
-    model = make_model(c, images.event_shape, images.levels, images.num_classes)
-    step, params = _params(workdir, checkpoint, model, mesh)
-    part, c = build.eval_name(c), c.eval
-    return Restored(model, params, images, part, str(workdir), step, c.batch_size, c.final_repeats)
+    of = images.event_shape, images.levels, images.num_classes
+    return _run(workdir, checkpoint, mesh, c, *of)._with(images, c)
 
 
 def from_official(
@@ -173,16 +152,11 @@ def from_official(
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
     c = with_data(defaults.get_config(), {"name": known, **data})
     images = build.load(c)
-    of = _load_official(path, model_name, mesh, images.event_shape, images.name)
-    levels = of.model.facts().levels
+    found = _official(path, model_name, mesh, images.event_shape, images.name)
+    levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
-        raise UserError(
-            f"the checkpoint is for {levels} levels, but {images.name} has {images.levels}"
-        )
-    part, c = build.eval_name(c), c.eval
-    return Restored(
-        of.model, of.params, images, part, of.name, of.step, c.batch_size, c.final_repeats
-    )
+        raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
+    return found._with(images, c)
 
 
 def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
@@ -215,13 +189,12 @@ def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None)
     """
     name = data.get("name")
     if name is not None:
-        c.data.validation = 0
-        c.data.levels = levels if name == "arrays" and levels else 256
+        c.data.update(validation=0, levels=levels if name == "arrays" and levels else 256)
         if name not in ("arrays", "folder"):
             c.data.path = None
         if name != "folder":
-            plain = defaults.get_config().data
-            c.data.update({k: plain[k] for k in ("size", "fit", "channels", "held_out")})
+            plain = defaults.DEFAULTS["data"]
+            c.data.update(size=None, held_out=None, fit=plain["fit"], channels=plain["channels"])
     with c.data.ignore_type():
         c.data.update({k: v for k, v in data.items() if v is not None})
     return c
@@ -231,9 +204,8 @@ def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
     """Returns the configuration of a run, and what its config.json says of the data."""
     file = workdir / "config.json"
     with reaching(file):
-        is_run = file.is_file()
-    if not is_run:
-        raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+        if not file.is_file():
+            raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
         saved = json.loads(file.read_text())
         c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))
@@ -251,43 +223,42 @@ def _check_flags(options: Mapping[str, Any]) -> None:
 
 def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
     """Returns what config.json says of the images: their shape, levels, and classes or 0."""
-    match saved:
-        case {"event_shape": [int(height), int(width), int(channels)], "levels": int(levels)}:
-            shape, classes = (height, width, channels), saved.get("classes", 0)
+    match {"classes": 0, **saved}:
+        case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
+              "classes": int(classes)}:  # fmt: skip
             fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
-            if fits and isinstance(classes, int) and classes >= 0:
-                return shape, levels, classes
+            if fits and classes >= 0:
+                return tuple(shape), levels, classes
     raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
 
 
-def _params(workdir: Path, checkpoint: str | None, model: Model, mesh: Mesh) -> tuple[int, Params]:
-    """Returns the step and the EMA parameters of a run's checkpoint, as `from_workdir` names it."""
-    folder, step = workdir / "checkpoints", None
+def _run(
+    workdir: Path, checkpoint: str | None, mesh: Mesh, c: ConfigDict, shape: tuple[int, ...],
+    levels: int, classes: int,
+) -> Restored:  # fmt: skip
+    """Returns a run's model for such images, with the checkpoint that `from_workdir` describes."""
+    model, folder = make_model(c, shape, levels, classes), workdir / "checkpoints"
+    step: int | None
     if checkpoint is not None and checkpoint.isdecimal():
         step = int(checkpoint)
     elif checkpoint is not None:
         path = Path(checkpoint)
         with reaching(path):
-            is_folder = path.is_dir()
-        if not is_folder or not path.name.isdecimal():
-            raise UserError(
-                f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as "
-                f"{folder / '1000'}"
-            )
+            is_checkpoint = path.is_dir() and path.name.isdecimal()
+        if not is_checkpoint:
+            said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
+            raise UserError(f"{said} {folder / '1000'}")
         folder, step = path.parent, int(path.name)
-    elif folder.is_dir():  # a run that goes on may save a newer one meanwhile
-        step = distributed.of_first(max(ocp.utils.checkpoint_steps(folder), default=None))
+    else:  # a run that goes on may save a newer one meanwhile
+        step = distributed.of_first(max(complete_steps(folder), default=None))
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    return load_params(folder, expected, mesh, step)
+    step, params = load_params(folder, expected, mesh, step)
+    return Restored(model, params, str(workdir), step, classes, c.model.to_dict())
 
 
-def _load_official(
-    path: Path,
-    name: str | None,
-    mesh: Mesh,
-    shape: tuple[int, ...] | None,
-    named: str = "what is given",
-) -> Loaded:
+def _official(
+    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...] | None, named: str
+) -> Restored:
     """Returns a published checkpoint for images of `shape`, `named` so in errors."""
     known, name = published_configs.find(path, name)
     try:
@@ -302,4 +273,4 @@ def _load_official(
         )
     model = Model(lambda key: loaded.params, loaded.bind(shape))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
-    return Loaded(model, params, name, loaded.step, shape, 0, known["model"])
+    return Restored(model, params, name, loaded.step, 0, known["model"])

@@ -14,20 +14,10 @@ from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, cli, defaults, distributed, lock
+from vdm_jax.run import build, cli, defaults, distributed, experiment, lock
 from vdm_jax.run.cli import Options
 from vdm_jax.run.config import check_config, check_devices
-from vdm_jax.run.experiment import (
-    Experiment,
-    chunks,
-    compiled_step,
-    decay_steps,
-    evaluator,
-    keys_of,
-    make_optimizer,
-    plan,
-    sampler,
-)
+from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
 from vdm_jax.train.checkpoint import Checkpoints, complete_steps
@@ -63,43 +53,36 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
         mesh = build.make_mesh(config.train.shard_params)
         check_devices(config, mesh)
         model = make_model(config, images.event_shape, images.levels, images.num_classes)
-        adamw = make_optimizer(config)
+        adamw = experiment.make_optimizer(config)
         workdir = build.make_workdir(workdir)  # nothing was written before
-        experiment = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
+        of = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
         with lock.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-            return _train(experiment, options)
+            return _train(of, options)
 
 
-def _train(experiment: Experiment, options: Options) -> Evaluation:
-    config, images, mesh, model, adamw, workdir, _ = experiment
-    settings, folder = _settings(config, images), workdir / "checkpoints"
+def _train(of: Experiment, options: Options) -> Evaluation:
+    config, workdir = of.config, of.workdir
+    settings, folder = _settings(config, of.images), workdir / "checkpoints"
     distributed.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
     distributed.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     (workdir / "samples").mkdir(exist_ok=True)
-    checkpoints = Checkpoints(
-        folder,
-        settings,
-        config.train.keep_checkpoints,
-        MAY_DIFFER,
-        {"config": defaults.get_config().to_dict()},
-        options.allow_config_change,
-        options.allow_fallback,
-    )
-    template = step.abstract_state(model, adamw, mesh)
-    fitting = memory.exhausted(
-        lambda said: UserError(f"out of memory ({said}). {_less_memory(config)}")
-    )
+    keep, plain = config.train.keep_checkpoints, {"config": defaults.get_config().to_dict()}
+    allowed = options.allow_config_change, options.allow_fallback
+    checkpoints = Checkpoints(folder, settings, keep, MAY_DIFFER, plain, *allowed)
+    template = step.abstract_state(of.model, of.optimizer, of.mesh)
+    less = _less_memory(config)
+    fitting = memory.exhausted(lambda said: UserError(f"out of memory ({said}). {less}"))
     with checkpoints.full_disk():
         with checkpoints, fitting:
             if checkpoints.latest_step() is not None:  # what is refused is, before compiling
                 checkpoints.check(template)
-            _announce(experiment, template)
-            run = _run(experiment, checkpoints)
-            state = _first_state(experiment, checkpoints, template, options)
+            _announce(of, template)
+            run = _run(of, checkpoints)
+            state = _first_state(of, checkpoints, template, options)
             if jax.process_index() == 0:
                 files.write_whole(workdir / "config.json", json.dumps(settings, indent=1) + "\n")
             state, result = loop.train(run, state)
-        _conclude(experiment, int(state.step), result)
+        _conclude(of, int(state.step), result)
     return result
 
 
@@ -124,52 +107,37 @@ def _again(folder: Path) -> str:
     return f"goes on at {steps[-1]}" if steps else "starts anew: there is no checkpoint yet"
 
 
-# ---- the parts of a run ----
-
-
 def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     """Returns what the state's path depends on: saved with it, and compared on a restart."""
     settings = {"config": config.to_dict(), "data": build.describe(images)}
-    settings["config"]["optimizer"]["decay_steps"] = decay_steps(config)
+    settings["config"]["optimizer"]["decay_steps"] = experiment.decay_steps(config)
     return settings
 
 
-def _run(experiment: Experiment, checkpoints: Checkpoints) -> loop.Run:
+def _run(of: Experiment, checkpoints: Checkpoints) -> loop.Run:
     """Returns what the loop calls; the step is compiled and has enough memory."""
-    config, keys = experiment.config, keys_of(experiment.config)
-    compiled = compiled_step(experiment)
+    config, keys = of.config, experiment.keys_of(of.config)
+    compiled = experiment.compiled_step(of)
     _check_room(config, compiled)
-    return loop.Run(
-        plan(config),
-        compiled,
-        keys["train"],
-        chunks(config, experiment.images),
-        evaluator(experiment, keys["eval"]),
-        sampler(experiment, keys["sample"]),
-        checkpoints,
-        experiment.workdir,
-        experiment.mesh,
-        experiment.stop,
-        build.eval_name(config),
-    )
+    steps = experiment.plan(config), compiled, keys["train"], experiment.chunks(config, of.images)
+    seen = experiment.evaluator(of, keys["eval"]), experiment.sampler(of, keys["sample"])
+    name = build.eval_name(config)
+    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name)
 
 
 def _first_state(
-    experiment: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
+    of: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
 ) -> TrainState:
     """Returns the state of the newest checkpoint, or a new one."""
-    config, mesh = experiment.config, experiment.mesh
     if checkpoints.latest_step() is None:
-        return step.start(experiment.model, experiment.optimizer, keys_of(config)["init"], mesh)
+        key = experiment.keys_of(of.config)["init"]
+        return step.start(of.model, of.optimizer, key, of.mesh)
     state = checkpoints.restore(template)
     print(f"going on from step {int(state.step)}")
-    if options.allow_config_change or int(state.skipped) >= config.train.max_skipped:
+    if options.allow_config_change or int(state.skipped) >= of.config.train.max_skipped:
         # Steps that other settings could not do don't count against these.
         state = state._replace(skipped=0 * state.skipped)
     return state
-
-
-# ---- memory ----
 
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
@@ -177,61 +145,51 @@ def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
     need, room = memory.need(compiled), memory.room(jax.local_devices()[0])
     if need is None:
         return
-    of = "" if room is None else f" of {memory.words(room.free)}"
-    said = f"needs about {memory.words(need)} per device{of}"
-    if room is not None and need > room.most:
-        raise UserError(f"out of memory: a step {said}. {_less_memory(config)}")
+    said = f"needs about {memory.words(need)} per device"
+    if room is None:
+        print(said, flush=True)
+        return
+    said, less = f"{said} of {memory.words(room.free)}", _less_memory(config)
+    if need > room.most:
+        raise UserError(f"out of memory: a step {said}. {less}")
+    if need > room.free:
+        said += f"\nwarning: that is more than is free: it may be slow, or killed. {less}"
     print(said, flush=True)
-    if room is not None and need > room.free:
-        more = "warning: that is more than is free: it may be slow, or killed."
-        print(f"{more} {_less_memory(config)}", flush=True)
 
 
 def _less_memory(config: ConfigDict) -> str:
     """Returns the sentence that names the settings which lower a step's memory."""
-    of_unet = "--config.model.remat=blocks, --config.model.dtype=bfloat16, "
-    return (
-        f"Less is needed with {of_unet if config.model.network == 'unet' else ''}a larger "
-        "--config.train.accumulate or --config.train.shard_params, or a smaller "
-        "--config.train.batch_size."
-    )
+    of_unet = config.model.network == "unet"
+    first = "--config.model.remat=blocks, --config.model.dtype=bfloat16, " if of_unet else ""
+    return (f"Less is needed with {first}a larger --config.train.accumulate or "
+            "--config.train.shard_params, or a smaller --config.train.batch_size.")  # fmt: skip
 
 
-# ---- words ----
-
-
-def _announce(experiment: Experiment, template: TrainState) -> None:
-    config, images, mesh, model, *_ = experiment
+def _announce(of: Experiment, template: TrainState) -> None:
+    images, devices = of.images, of.mesh.devices
     parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.event_shape))
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
-        f"{build.eval_name(config)} images of {shape}, {images.levels} levels\n"
-        f"{config.model.network}, {parameters:,} parameters, {model.facts().words}, on {mesh.size} "
-        f"{mesh.devices.flat[0].platform} device(s); compiling",
+        f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels\n"
+        f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
+        f"{devices.size} {devices.flat[0].platform} device(s); compiling",
         flush=True,
     )
 
 
-def _conclude(experiment: Experiment, last_step: int, result: Evaluation) -> None:
-    images, name = experiment.images, build.eval_name(experiment.config)
-    summary = {
-        "step": last_step,
-        "split": name,
-        "data": build.describe(images),
-        f"{result.unit.key}_standard_error": None,
-        **result.scalars(),
-        "num_images": result.num_images,
-        "repeats": result.repeats,
-    }
+def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
+    """Writes result.json, and prints the bound and its terms."""
+    name, note = build.eval_name(of.config), of.model.facts().note
+    summary = {"step": last_step, "split": name, "data": build.describe(of.images)}
+    summary |= {f"{result.unit.key}_standard_error": None, **result.scalars()}
+    summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
-        path = experiment.workdir / "result.json"
-        files.write_whole(path, json.dumps(summary, indent=1) + "\n")
-    note = experiment.model.facts().note
+        files.write_whole(of.workdir / "result.json", json.dumps(summary, indent=1) + "\n")
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"
-        f"{images.name} {name} {result.unit.name} (variational bound): {result.total}   "
+        f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
     )

@@ -1,4 +1,4 @@
-"""What compress and decompress share: the model as the codec takes it, and how they talk."""
+"""The model as the codec takes it, and the progress bar and output of both commands."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from absl import flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError, user_path
-from vdm_jax.run import build, cli, restore
+from vdm_jax.run import build, restore
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.train.progress import Bar
@@ -34,29 +34,22 @@ class Source(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags that name the model, and the output."""
-    text, _, _ = cli.definers(values)
-    text("workdir", "folder of the run: its config.json and checkpoints are all that is needed")
-    text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
-    text("official", "in place of --workdir: a published checkpoint, ckpt-N.flax or its folder")
-    text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
+    """Defines the flags that name the model."""
+    restore.define_model_flags(values, "folder of the run: config.json and checkpoints are enough")
 
 
 def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, str]:
-    """Returns the model that the flags name, and its name in reports; no dataset is needed.
+    """Returns the model that the flags name for images of `shape`, and its name in reports.
 
-    A published model is for images of any size, here of `shape`. Raises UserError for a model that
-    can't compress.
+    Raises UserError for a model that can't compress.
     """
     mesh = sharding.make_mesh(build.make_mesh().devices.reshape(-1).tolist()[:1])
     with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
         # Parameters are float32; in float64 nothing narrower may come between.
         of = restore.load(options, mesh, shape, dtype="float32")
     if of.num_classes:
-        raise UserError(
-            f"the run in {of.name} is conditioned on the class of an image, which images to be "
-            "compressed don't have; train one without --config.data.class_labels"
-        )
+        said = f"the run in {of.name} is conditioned on the class of an image, which images to be"
+        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(
@@ -70,15 +63,15 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
 
 @contextlib.contextmanager
 def progress(words: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Gives what shows a bar of images; it goes back where the codec begins anew."""
+    """Yields what shows a bar of images; it goes back where the codec begins anew."""
+    shown = 0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal shown
+        bar.advance(total - of + done - shown)  # the others are seeds
+        shown = total - of + done
+
     with Bar(words, total) as bar:
-        shown = 0
-
-        def tell(done: int, of: int) -> None:
-            nonlocal shown
-            bar.advance(total - of + done - shown)  # the others are seeds
-            shown = total - of + done
-
         yield tell
 
 
