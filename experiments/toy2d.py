@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import toy_figure
-from experiments.toy_models import CHUNK, STEPS, Fitted, Say, train_cnf, train_vdm
+from experiments.toy_models import STEPS, Fitted, train_cnf, train_vdm
 from vdm_jax.data import points
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
@@ -44,7 +44,7 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
     build.make_mesh()
     began = time.monotonic()
     data = points.draw(settings["data"], TRAIN, settings["seed"])
-    fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"], _say(settings))
+    fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"])
     seconds = time.monotonic() - began
     if not math.isfinite(fitted.losses[-1][1]):
         raise UserError(f"the loss is {fitted.losses[-1][1]}: training has diverged; try --seed")
@@ -83,16 +83,6 @@ def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{file} is of {', '.join(differ)}; name another --workdir or remove it")
 
 
-def _say(settings: dict[str, Any]) -> Say:
-    every = max(CHUNK, settings["steps"] // 10 // CHUNK * CHUNK)
-
-    def say(step: int, nats: float) -> None:
-        if step % every == 0 or step == settings["steps"]:
-            print(f"step {step}: training loss {nats:.3f} nats", flush=True)
-
-    return say
-
-
 def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     """Returns the densities of the test points: the data's own, the model's, and its bound."""
     x = points.draw(name, TEST, TEST_SEED)
@@ -100,18 +90,13 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     ode = -np.asarray(fitted.log_prob(jnp.asarray(x), TOLERANCE), np.float64)
     if not np.isfinite(ode).all():
         raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
-    bound = None
+    found = {"test_points": TEST, "entropy": points.entropy(name), "truth": _mean(truth)}
+    found |= {"ode": _row(ode, truth), "bound": None}
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]
-        bound = _row(np.mean(draws, axis=0), truth)
-    return {
-        "test_points": TEST,
-        "entropy": points.entropy(name),
-        "truth": _mean(truth),
-        "ode": _row(ode, truth),
-        "bound": bound,
-    }
+        found["bound"] = _row(np.mean(draws, axis=0), truth)
+    return found
 
 
 def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -133,12 +118,10 @@ def _print(found: dict[str, Any]) -> None:
     names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
     for key, name in names.items():
         if row := found[key]:
-            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}", end="")
+            text = f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}"
             if over := row.get("excess"):
-                print(
-                    f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's", end=""
-                )
-            print()
+                text += f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's"
+            print(text)
 
 
 if __name__ == "__main__":

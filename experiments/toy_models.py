@@ -20,7 +20,7 @@ from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["CHUNK", "GAMMA_0", "STEPS", "Fitted", "Say", "bound", "train_cnf", "train_vdm"]
+__all__ = ["STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
 
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
@@ -33,7 +33,6 @@ PIECES = 60  # of a trajectory
 GAMMA_0, GAMMA_1 = -12.0, 6.0
 
 Losses = list[tuple[int, float]]
-Say = Callable[[int, float], None]
 
 
 class Fitted(NamedTuple):
@@ -45,15 +44,15 @@ class Fitted(NamedTuple):
     """Function (x, tolerance) -> log-densities by the ODE, in nats."""
     sample: Callable[[Key, int], Tensor]
     """Function (key, n) -> samples [n, 2]."""
-    paths: Callable[[Key, int], Tensor]
-    """Function (key, n) -> the ODE's trajectories from n noises to data, [times, n, 2]."""
+    paths: Callable[[Tensor], Tensor]
+    """Function of noises z_1 [n, 2] -> the ODE's trajectories from them to data, [times, n, 2]."""
     bound: Callable[[Key, Tensor], PerExample] | None = None
     """Function (key, x) -> an unbiased sample of the bound on -log p(x), in nats; None without."""
     gamma: Gamma | None = None
     """Learned schedule; None without."""
 
 
-def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+def train_vdm(points: np.ndarray, steps: int, seed: int) -> Fitted:
     """Trains a VDM in continuous time, its schedule's shape for a low variance of the loss."""
     model = _vdm()
     rate = optimizer.learning_rate(3e-3, min(100, steps // 10), "cosine", steps)
@@ -68,24 +67,19 @@ def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
         state, metrics = step.update(state, batch, training)
         return state, 2 * metrics[NATS.key]
 
-    state, losses = _run(one, step.init_state(model, tx, key_init), steps, say)
+    state, losses = _run(one, step.init_state(model, tx, key_init), steps)
     vdm: VDM = model.bind(state.ema_params)
-
-    def paths(key: Key, n: int) -> Tensor:
-        z_1, gammas = jax.random.normal(key, (n, 2)), vdm.gamma(jnp.linspace(1.0, 0.0, PIECES + 1))
-        return _paths(lambda gamma, z: flow.drift(vdm, z, gamma), gammas, z_1)
-
     return Fitted(
         losses,
         jax.jit(lambda x, tol: vdm.log_prob(x, rtol=tol, atol=tol), static_argnums=1),
         jax.jit(lambda key, n: vdm.sample(key, n, 200), static_argnums=1),
-        paths,
+        _paths(lambda gamma, z: flow.drift(vdm, z, gamma), vdm.gamma),
         jax.jit(lambda key, x: bound(key, x, vdm)),
         vdm.gamma,
     )
 
 
-def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+def train_cnf(points: np.ndarray, steps: int, seed: int) -> Fitted:
     """Trains a continuous normalising flow from N(0, I) at t = 1 to the data at t = 0."""
     network = SmoothMLP(width=64, num_blocks=2, frequencies=2)
     rate = optimizer.learning_rate(5e-3, min(20, steps // 10), "cosine", steps)
@@ -106,20 +100,17 @@ def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
 
     params = network.init(key_init, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
     state = jnp.zeros((), jnp.int32), params, tx.init(params)
-    (_, params, _), losses = _run(one, state, steps, say)
+    (_, params, _), losses = _run(one, state, steps)
     field = _field(network, params)
 
     def sample(key: Key, n: int) -> Tensor:
         return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).z
 
-    def paths(key: Key, n: int) -> Tensor:
-        return _paths(field, jnp.linspace(1.0, 0.0, PIECES + 1), jax.random.normal(key, (n, 2)))
-
     return Fitted(
         losses,
         jax.jit(lambda x, tolerance: log_prob(params, x, tolerance), static_argnums=1),
         jax.jit(sample, static_argnums=1),
-        paths,
+        _paths(field, lambda t: t),
     )
 
 
@@ -153,32 +144,29 @@ def _vdm() -> Model:
 
 
 def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
-    """Returns random rows for step `i`."""
-    rows = jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))
-    return data[rows]
+    return data[jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))]
 
 
-def _run(
-    one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int, say: Say
-) -> tuple[Any, Losses]:
-    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time."""
+def _run(one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int) -> tuple[Any, Losses]:
+    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time; prints some losses."""
 
     def body(_: jax.Array, carry: Any) -> Any:
-        state, total = carry
-        state, value = one(state)
-        return state, total + value
+        state, value = one(carry[0])
+        return state, carry[1] + value
 
+    @jax.jit
     def many(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:
         state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
         return state, total / count
 
-    compiled = jax.jit(many)
     losses: Losses = []
+    every = max(CHUNK, steps // 10 // CHUNK * CHUNK)
     for start in range(0, steps, CHUNK):
         stop = min(start + CHUNK, steps)
-        state, value = compiled(state, stop - start)
+        state, value = many(state, stop - start)
         losses.append((stop, float(value)))
-        say(*losses[-1])
+        if stop % every == 0 or stop == steps:
+            print(f"step {stop}: training loss {float(value):.3f} nats", flush=True)
     return state, losses
 
 
@@ -194,14 +182,13 @@ def bound(key: Key, x: Tensor, vdm: VDM) -> PerExample:
     gamma_t, slope = jax.jvp(vdm.gamma, (t,), (jnp.ones_like(t),))
     share = jax.nn.sigmoid(-4.0 - gamma_t)
 
-    def excess(noise: Tensor) -> PerExample:
-        return 0.5 * jnp.sum(jnp.square(noise) - 1.0, axis=1)
-
-    return terms.total - excess(eps_0) - share * slope * excess(eps)
+    of_eps_0, of_eps = (0.5 * jnp.sum(jnp.square(noise) - 1.0, axis=1) for noise in (eps_0, eps))
+    return terms.total - of_eps_0 - share * slope * of_eps
 
 
-def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
-    """Returns the way of z from the first of the times to the last, [times, *z.shape]."""
+def _paths(field: cnf.Field, clock: Gamma) -> Callable[[Tensor], Tensor]:
+    """Returns the function of z -> its way along `field`, by times clock(1) to clock(0)."""
+    times = clock(jnp.linspace(1.0, 0.0, PIECES + 1))
 
     def body(z: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         later, earlier = ends
@@ -209,4 +196,4 @@ def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
         return z, z
 
     run = jax.jit(lambda z: jax.lax.scan(body, z, (times[:-1], times[1:]))[1])
-    return jnp.concatenate([z[None], run(z)])
+    return lambda z: jnp.concatenate([z[None], run(z)])

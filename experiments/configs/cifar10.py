@@ -3,8 +3,7 @@
     python -m experiments.cifar10 --config=experiments/configs/cifar10.py --workdir=DIR
 
 Variants, as `--config=experiments/configs/cifar10.py:VARIANT`, with the bits per dim to expect on
-the test set. None of these figures has been reproduced with this code yet: they say where a full
-run should end.
+the test set. None of them has been reproduced with this code yet.
 
 * (none): no augmentation, 30.6 M parameters, 10 M steps of 128 images. 2.65 (paper, table 1);
   2.637 for the released checkpoint (README of the published code).

@@ -7,14 +7,12 @@ al. (2016): 1,281,149 images to train on, 49,999 to evaluate on. Their site is c
 take 4.1 GB of disk.
 
 Variants, as `--config=experiments/configs/imagenet32.py:VARIANT`, with the bits per dim to expect
-on the validation part. None of these figures has been reproduced with this code yet: they say
-where a full run should end.
+on the validation part. None of them has been reproduced with this code yet.
 
 * (none): 32 blocks of 256 channels, 122 M parameters, 10 M steps of 128 images, as published.
   3.72 (paper, table 1).
-* resized: another data set, the ImageNet of Chrabaszcz et al. (2017), made small by another filter
-  and so with other bits per dim (about 0.25 apart): no figure of the paper compares. It can be
-  downloaded (3.7 GB) without --config.data.manual_dir.
+* resized: the ImageNet of Chrabaszcz et al. (2017), made small by another filter (bits per dim about
+  0.25 apart): no figure of the paper compares. It can be downloaded (3.7 GB) without manual_dir.
 * labels: the same, with the network conditioned on the 1000 classes. No published figure.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 80 TFLOP, forward and backward,

@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax import bounds, flow, loss, timestep
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.bound import Draws, over_devices, summarise
+from vdm_jax.evaluation.bound import TERMS, Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.evaluation.variance_reduction import Evaluator, plan
@@ -23,17 +23,8 @@ from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
 from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Row",
-    "Settings",
-    "chains",
-    "measure",
-    "of_draws",
-    "of_ode",
-    "per_image",
-    "profile",
-    "variance",
-]
+__all__ = ["Row", "Settings", "chains", "measure", "of_draws", "of_ode", "per_image", "profile",
+           "variance"]  # fmt: skip
 
 BINS = 50  # of a profile over t
 
@@ -65,12 +56,11 @@ class Settings(NamedTuple):
 def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
     """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
     is_vdm, groups = isinstance(subject.bound, VDM), subject.groups
-    key = jax.random.key(asked.seed)
+    key, failed = jax.random.key(asked.seed), None
     by = plan(subject, asked.importance, asked.control_variates)
     evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
     rows: list[Row] = []
     shape: dict[str, Any] = {}
-    failed = None
 
     def add(row: Row) -> None:
         rows.append(row)
@@ -122,10 +112,7 @@ def _others(
 def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
     """Returns a row of the bound and its three terms."""
     result = summarise(draws, model, groups)
-    terms = {
-        name: dataclasses.asdict(getattr(result, name))
-        for name in ("reconstruction", "prior", "diffusion")
-    }
+    terms = {name: dataclasses.asdict(getattr(result, name)) for name in TERMS}
     words = f"bound, {model.words}", "variational bound"
     row = _row(words, result.total, (result.repeats, result.num_images), 1, result.unit)
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
@@ -183,10 +170,8 @@ def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     bits, _ = per_image(nats, subject, key)
-    words = (
-        f"bound of {number} chain(s), T = {num_steps}",
-        f"importance-weighted bound, K = {number}",
-    )
+    kind = f"importance-weighted bound, K = {number}"
+    words = f"bound of {number} chain(s), T = {num_steps}", kind
     row = _row(words, estimate(bits, subject.groups), bits.shape, number * num_steps)
     return row | {"chains": number, "num_steps": num_steps}
 
@@ -203,13 +188,10 @@ def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solve
     bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
-            f"the ODE's solver gave up at --tolerance={solver.rtol}: choose a larger one, up "
-            "to 1e-3"
+            f"the ODE's solver gave up at --tolerance={solver.rtol}: take a larger one, up to 1e-3"
         )
-    words = (
-        f"ODE, {method.replace('_', '-')} dequantisation",
-        "density of the ODE" + (f", K = {samples}" if samples > 1 else ""),
-    )
+    kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
+    words = f"ODE, {method.replace('_', '-')} dequantisation", kind
     found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
     return _row(words, found, bits.shape, samples * mean) | {
         "trace": solver.trace,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 
 __all__ = ["QUALITY", "line", "new_folder", "of_distances", "of_quality", "table", "value", "write"]
 
-TERMS = ("reconstruction", "prior", "diffusion")
 HEADS = ("MMD² x1000", "sliced W2² x1000")
 QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")  # heads of `of_quality`
 
@@ -86,13 +86,10 @@ def _markdown(found: Row) -> str:
 def _cells(row: Row) -> list[str]:
     terms = row.get("terms", {})
     errors = ("standard_error", "monte_carlo_error", "between_images_error")
-    return [
-        row["quantity"],
-        row["kind"],
-        *(_number(each) for each in (value(row), *(row[name] for name in errors))),
-        *(_number(terms[name]["mean"]) if terms else "-" for name in TERMS),
-        *(str(row[name]) for name in ("num_images", "draws", "network_calls")),
-    ]
+    numbers = [value(row), *(row[name] for name in errors)]
+    numbers += [terms[name]["mean"] if terms else math.nan for name in TERMS]
+    counts = (str(row[name]) for name in ("num_images", "draws", "network_calls"))
+    return [row["quantity"], row["kind"], *map(_number, numbers), *counts]
 
 
 def value(row: Row) -> float:
@@ -124,11 +121,10 @@ def _plot_profile(profile: Row, path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     above.plot(t, profile["gamma"], color="tab:green")
-    above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
+    above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
     below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
     below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
-    below.set_xlabel("t")
-    below.set_ylabel(f"diffusion loss at t, {profile['unit']}")
+    below.set(xlabel="t", ylabel=f"diffusion loss at t, {profile['unit']}")
     below.set_ylim(bottom=0.0)
     below.legend()
     for axes in (above, below):
@@ -150,16 +146,15 @@ def _without_nan(value: Any) -> Any:
 
 def of_distances(rows: Iterable[Row]) -> str:
     """Returns a table of `sample_quality.distances`."""
-    head = ["to as many test images", "images"]
-    for name in HEADS:
-        head += [name, "by chance"]
     cells = []
     for row in rows:
         cell = [row["images"], str(row["count"])]
         for name in DISTANCES:
             cell += [f"{1e3 * row[name]:.3f}", _thousandths(*row[f"{name}_by_chance"])]
         cells.append(cell)
-    return table(head, cells)
+    of_mmd, of_sliced = HEADS
+    chance = "by chance"
+    return table(("to as many test images", "images", of_mmd, chance, of_sliced, chance), cells)
 
 
 def of_quality(row: Row) -> list[str]:
