@@ -37,6 +37,7 @@ COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many ne
     ("ddim", "angle"),
 )  # fmt: skip
 CALLS = (5, 8, 10, 15, 20, 25, 50)
+SINGLE = ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances", "path")
 
 
 def _flags() -> flags.FlagValues:
@@ -76,7 +77,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
             found["quality"] = sample_quality.quality(
-                subject, _rules(), say=lambda row: print(", ".join(report.of_quality(row)))
+                subject, _rules(), say=lambda row: print(*report.of_quality(row), sep=", ", flush=True)
             )
         else:
             images, path = _draw(model, subject, rule, options, found)
@@ -95,7 +96,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
 def _rule(options: Mapping[str, Any]) -> Rule:
     """Returns how to sample. Raises UserError for an eta that can't be, or what --quality sets."""
     plain = _flags()
-    for name in "sampler num_steps spacing eta n seed class distances path".split():
+    for name in SINGLE:
         if options["quality"] and options[name] != plain[name].default:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
     name, eta = options["sampler"], options["eta"]

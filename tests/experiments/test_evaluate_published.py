@@ -1,6 +1,5 @@
 """A published checkpoint through `experiments.evaluate`, against the values of its own code."""
 
-import json
 import math
 import shutil
 
@@ -79,7 +78,7 @@ def test_the_bound_at_the_golden_draws_is_the_golden_value(arguments):
 
 
 def test_mistakes_are_named(arguments, tmp_path):
-    """Another architecture, no configuration, a file cut short, images of other channels."""
+    """Another architecture, no configuration, images of other channels."""
     source = golden.load(NAME).folder / "checkpoints-0"
 
     def refused(*flags, data=arguments[1]):
@@ -90,19 +89,9 @@ def test_mistakes_are_named(arguments, tmp_path):
 
     said = refused(f"--official={source}", "--model=cifar10")
     assert "the parameter score_model/" in said and "but the configuration calls for [" in said
-    assert "none of cifar10, cifar10_aug" in refused(f"--official={source}", "--model=cifar11")
     assert "--data=NAME is missing" in refused(f"--official={source}", data=())
     said = refused(f"--official={source}", data=("--data=digits",))
     assert "of 3 channel(s), but digits" in said
     shutil.copytree(source, tmp_path / "c" / "c")
     where = f"--official={tmp_path / 'c' / 'c'}"
     assert "--model=NAME is missing, one of cifar10, cifar10_aug" in refused(where)
-    (tmp_path / "mine.json").write_text("{")
-    assert "mine.json is no JSON file" in refused(where, f"--model={tmp_path / 'mine.json'}")
-    (tmp_path / "mine.json").write_text(json.dumps({"vocab_size": 256}))
-    said = refused(where, f"--model={tmp_path / 'mine.json'}")
-    assert "has no 'sample_softmax'" in said
-    for file in (tmp_path / "c" / "c").iterdir():
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    shutil.copy(source.parent / "model_config.json", tmp_path / "c")
-    assert "is damaged, cut short or not" in refused(where)

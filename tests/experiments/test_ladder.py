@@ -34,12 +34,7 @@ def test_every_run_can_be_built_and_has_about_the_same_size():
     # Restrictions are turned on one after the other, up to the VDM's own network.
     restricted = [configs[name].hierarchy for name in [ladder.FOUR, *ladder.RUNS["restriction"]]]
     found = [(c.depth, c.data_size, c.fixed_encoder, c.ends_at_normal) for c in restricted[:4]]
-    assert found == [
-        (4, *[False] * 3),
-        (4, True, False, False),
-        (4, True, True, False),
-        (4, *[True] * 3),
-    ]
+    assert found == [(4, *[True] * k, *[False] * (3 - k)) for k in range(4)]
     *_, chain, one = ladder.RUNS["restriction"]
     assert jax.tree.structure(shapes[chain]) == jax.tree.structure(shapes[one])
     assert bounds["restriction", one].num_steps == 3
@@ -104,18 +99,12 @@ def test_each_number_stands_in_its_row(tmp_path):
         "| no latents: each pixel by its own frequencies | 2.3750 ± 0.0100 |  |  |  |  |",
         "| N | 3.0000 ± 0.0100 |  | 380,000 | 3,000 | 1.5 |",
         "| a VDM | 2.5000 ± 0.0100 | -0.1000 ± 0.0200 | 380,000 | 3,000 | 1.5 |",
-        "| a VDM | 2.5000 ± 0.0100 | 1.2500 | 1.2500 | 1.2500 |",
         "| N | 2.0000 ± 0.0100 | 1.0000 | 1.0000 | 1.0000 | 380,000 | 1.5 |",
-        "| a VDM | 1.5000 ± 0.0100 | - | - | - | 380,000 | 1.5 |",
         "| 10 | learned w | 2.7500 ± 0.0100 | -0.1000 ± 0.0200 |",
         "| the score | 2.2500 ± 0.0100 |",
         "| N | -1.5000 ± 0.0100 | -0.7500 | -0.7500 | -0.7500 |",
         "| histogram | 0.5000 ± 0.0100 |  |  |  |",
-        "| N | 0.2500 ± 0.0100 | 380,000 | 3,000 | 1.5 |",
-        "| Q | K | 0.1250 ± 0.0100 |",
-        "| 0.00 | -8.00 | 0.992 |",
         "| VDM | 0.00289 |",  # nats / log 2
-        "| 0.01 | 1e-06 |",
         "| the data's own density | -0.4000 ± 0.0100 |  |  |",
         "| VDM, density by the ODE | 0.5000 ± 0.0100 | +0.2500 ± 0.0200 | 17 |",
     ):

@@ -112,10 +112,8 @@ def test_a_small_benchmark_fills_its_page(tmp_path, monkeypatch):
     page = (tmp_path / "benchmarks.md").read_text()
     assert [row["name"] for row in found["steps"]] == list(speed.MODES)
     for row in found["steps"]:
-        assert row["step"] > 0
-        assert row["sample"] > 0
+        assert row["step"] > 0 and row["sample"] > 0 and np.isfinite(row["tflops"])
         assert row["need"] > row["temporaries"] > 0
-        assert np.isfinite(row["tflops"])
         assert f"| {row['name']} | {row['compile']:.1f}" in page
     assert found["loader"] > 100
     assert "| ancestral | 1000 |" in page  # what wasn't measured stays
