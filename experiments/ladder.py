@@ -27,6 +27,7 @@ from experiments.configs import binomial, digits, mhvae, vae
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
+from vdm_jax.data import ImageData
 from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.evaluation.likelihood import Row, Settings
 from vdm_jax.evaluation.subject import Subject
@@ -93,7 +94,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
     rungs = _rungs(at)
     found: dict[str, Any] = {
         "scale": scale,
-        "histogram": _histogram_row(grey.train, grey.test, grey.levels),
+        "histogram": _histogram_row(grey),
         "rungs": rungs,
         "restrictions": [
             *(row | {"name": "none"} for row in rungs if row["name"] == FOUR),
@@ -103,8 +104,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
         "objectives": [_objective(at, name) for name in RUNS["objective"]],
         "densities": [at.row("density", name) for name in RUNS["density"]],
         "bits": [
-            _histogram_row(binary.train, binary.test, binary.levels)
-            | {"name": "Bernoulli histogram"},
+            _histogram_row(binary) | {"name": "Bernoulli histogram"},
             *(at.row("bits", name) for name in RUNS["bits"]),
         ],
         "flow": _flow(at),
@@ -187,9 +187,8 @@ def _objective(at: _Ladder, name: str) -> Row:
     """Returns a parameterization's row, with its test bound during training."""
     row = at.row("objective", name)
     lines = read_metrics(at.folder("objective", name) / "metrics.jsonl")
-    return row | {
-        "curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
-    }
+    curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
+    return row | {"curve": curve}
 
 
 def _flow(at: _Ladder) -> list[Row]:
@@ -225,16 +224,15 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
     return np.asarray(loss.bits_per_dim(nats, test.shape[1:]), np.float64)
 
 
-def _histogram_row(train: np.ndarray, test: np.ndarray, levels: int) -> Row:
-    of = estimate(histogram(train, test, levels)[None])
+def _histogram_row(images: ImageData) -> Row:
+    of = estimate(histogram(images.train, images.test, images.levels)[None])
     return {"bpd": of.mean, "standard_error": of.standard_error}
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
-    per_image = before.mean(axis=0) - after.mean(axis=0)
-    error = per_image.std(ddof=1) / np.sqrt(len(per_image))
-    return {"mean": float(per_image.mean()), "standard_error": float(error)}
+    of = estimate((before.mean(axis=0) - after.mean(axis=0))[None])
+    return {"mean": of.mean, "standard_error": of.standard_error}
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def sample(argv: list[str]) -> dict[str, Any]:
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
             found["quality"] = sample_quality.quality(
-                subject, _rules(), say=lambda row: print(*report.of_quality(row), sep=", ", flush=True)
+                subject,
+                _rules(),
+                say=lambda row: print(*report.of_quality(row), sep=", ", flush=True),
             )
         else:
             images, path = _draw(model, subject, rule, options, found)

@@ -4,11 +4,10 @@
 
 --model=vdm is a variational diffusion model; --model=cnf a continuous normalising flow trained by
 maximum likelihood, the same object as the VDM's probability-flow ODE but for its training. Leaves
-two files in the folder, DATA-MODEL.png (data, samples, learned gamma or else the loss, densities,
-the ODE's trajectories from noise to data) and DATA-MODEL.json. Those of other settings are kept.
+DATA-MODEL.png (data, samples, learned gamma or else the loss, densities, the ODE's trajectories
+from noise to data) and DATA-MODEL.json in the folder; those of other settings are kept.
 
-All numbers are in nats per point of a continuous variable: a density has no bits per dim. The
-density of the data is known, and so is how far above its entropy a model is.
+All numbers are in nats per point of a continuous variable: a density has no bits per dim.
 """
 
 import json

@@ -27,12 +27,9 @@ class Contender:
     """One way to do the work, compiled."""
 
     name: str
-    init_seconds: float
-    """Seconds that compiling the first state takes."""
-    step_seconds: float
-    """Seconds that compiling the training step takes."""
+    init_seconds: float  # of compiling the first state
+    step_seconds: float  # of compiling the training step
     step: jax.stages.Compiled
-    """Training step."""
     train: Callable[[], None]
     """Function that takes one training step, and waits for it."""
     sample: Callable[[], None]
@@ -128,8 +125,8 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def forward_flops(config: ConfigDict) -> float:
     """Returns the multiplications and additions of the U-Net for one 32x32 image, forward.
 
-    They are those of convolutions, matrix products and attention; the rest is a few per cent. A
-    training step has three times as many, whatever is computed once more.
+    They are those of convolutions, matrix products and attention. A training step has three times
+    as many, whatever is computed once more.
     """
     model = make_model(config, SHAPE, 256)
     shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10, digits
 from vdm_jax import data
 from vdm_jax.evaluation import report, sample_quality, variance_reduction
-from vdm_jax.evaluation.report import table
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
@@ -155,7 +154,7 @@ def _run(found: Mapping[str, Any]) -> str:
     for name in ("batch_size", "channels", "num_blocks", "rounds"):
         command += f" --{name}={options[name]}"
     head = ("machine", "command", "images a second of the loader")
-    return table(head, [(found["machine"], f"`{command}`", f"{found['loader']:,.0f}")])
+    return report.table(head, [(found["machine"], f"`{command}`", f"{found['loader']:,.0f}")])
 
 
 def _steps(found: Mapping[str, Any]) -> str:
@@ -177,7 +176,7 @@ def _steps(found: Mapping[str, Any]) -> str:
         rows.append(
             (row["name"], *cells, f"{row['tflops']:.2f}", share, cell(row, "sample", ".3g"))
         )
-    return table(head, rows)
+    return report.table(head, rows)
 
 
 def _samples(found: Mapping[str, Any]) -> str:
@@ -192,12 +191,10 @@ def _evaluation(found: Mapping[str, Any]) -> str:
         for r in found.get("evaluation", ())
     ]
     head = ("method", "variance of a call", "calls for ±0.001", "times fewer")
-    return table(head, rows) if rows else ""
+    return report.table(head, rows) if rows else ""
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    make.__name__.strip("_"): make for make in (_run, _steps, _samples, _evaluation)
-}
+TABLES = tables.by_name(_run, _steps, _samples, _evaluation)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ on the validation part. None of them has been reproduced with this code yet.
 
 * (none): 32 blocks of 256 channels, 122 M parameters, 10 M steps of 128 images, as published.
   3.72 (paper, table 1).
-* resized: the ImageNet of Chrabaszcz et al. (2017), made small by another filter (about 0.25 bits per
-  dim apart): no figure of the paper compares. It can be downloaded (3.7 GB) without manual_dir.
+* resized: the ImageNet of Chrabaszcz et al. (2017), made small by another filter (0.25 bits per dim
+  apart): no figure of the paper compares. It can be downloaded (3.7 GB) without manual_dir.
 * labels: the same, with the network conditioned on the 1000 classes. No published figure.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 80 TFLOP, forward and backward,

@@ -46,7 +46,8 @@ def test_each_number_stands_in_its_row_with_its_ratio_to_the_first():
         "loader": 12345.0,
         "quality": [
             {"sampler": "training images", "calls": 0, "mmd": -1e-4, "mmd_error": 2e-4,
-             "spacing": "-", "seconds": 0.0, "sliced_wasserstein": 1e-3, "sliced_wasserstein_error": 1e-4},
+             "spacing": "-", "seconds": 0.0,
+             "sliced_wasserstein": 1e-3, "sliced_wasserstein_error": 1e-4},
         ],
         "evaluation": [{"method": "m", "variance": 0.5, "calls": 500000, "times_fewer": 2.0}],
     }  # fmt: skip
