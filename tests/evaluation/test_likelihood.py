@@ -71,15 +71,12 @@ def test_the_bound_of_t_steps_is_its_closed_form_and_the_rest_does_not_depend_on
         assert discrete["terms"][term] == continuous["terms"][term]
 
 
-def test_several_chains_are_below_the_bound_of_one(found):
+def test_one_chain_is_the_bound_and_several_are_below(found):
     own, chains = found["rows"][2:4]
     assert (chains["kind"], chains["chains"]) == ("importance-weighted bound, K = 3", 3)
     assert chains["num_steps"] == 5
     error = math.hypot(own["standard_error"], chains["standard_error"])
     assert 0.2 * own["bpd"] < chains["bpd"] < own["bpd"] + 4 * error
-
-
-def test_one_chain_is_the_bound():
     row = likelihood.chains(SUBJECT, 1, 5, jax.random.key(0))
     few = likelihood.measure(SUBJECT, Settings(8, (5,)), lambda row: None)["rows"][0]
     error = math.hypot(row["standard_error"], few["standard_error"])

@@ -1,7 +1,6 @@
 """compress and decompress refuse in one line what they can't do, and leave nothing behind."""
 
 import json
-import os
 import shutil
 import tracemalloc
 
@@ -139,23 +138,9 @@ def test_what_may_not_be_written_is_told_before_anything_is_read(tmp_path):
     assert dangling.is_symlink()
 
 
-def test_a_disk_that_fails_leaves_nothing(digits_run, digits_file, refused, monkeypatch):
-    def fails(handle: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", fails)
-    said = refused(vdmz.plain_decompress, f"--workdir={digits_run}", digits_file.path, name="a.npy")
-    assert "can't be written to: No space left on device" in said and "nothing was written" in said
-
-
 def test_what_does_not_decode_is_not_written(digits_run, images, refused, monkeypatch):
     decode = compression.decompress
     arguments = [f"--workdir={digits_run}", images / "good.npy", "--num_steps=20"]
-
-    def other(*given, **named):
-        pixels, meta = decode(*given, **named)
-        pixels[-1, 0, 0] ^= 1
-        return pixels, meta
 
     def short(*given, **named):
         raise MemoryError
@@ -164,7 +149,6 @@ def test_what_does_not_decode_is_not_written(digits_run, images, refused, monkey
         raise compression.VdmzError("a probe of its outputs differs")
 
     for instead, said in (
-        (other, "nothing was written: it did not decode to the same images"),
         (lambda *a, **b: (decode(*a, **b)[0], b"else"), "it did not decode to the same images"),
         (fails, "nothing was written: on decoding, a probe of its outputs differs"),
         (short, "more memory than there is; with fewer --blocks"),

@@ -149,6 +149,4 @@ def test_images_that_a_run_s_numbers_would_not_be_of(digits_run, tmp_path):
 
 
 def test_steps_of_reads_a_list_once_each():
-    model = type("Model", (), {"num_steps": 7})()
-    assert steps_of(None, model) == (7,)
-    assert steps_of("10, 100,inf,10", model) == (10, 100, None)
+    assert steps_of("10, 100,inf,10", None) == (10, 100, None)

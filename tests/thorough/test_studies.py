@@ -12,7 +12,7 @@ from test_collectives import (  # on four devices too
     test_parameters_are_gathered_once_and_gradients_summed_once_a_step,  # noqa: F401
 )
 
-from experiments import ladder, paper_tables, toy2d, toy_figure, trainings
+from experiments import ladder, paper_tables, tables, toy2d, toy_figure, trainings
 from experiments.benchmarks import speed
 from vdm_jax.data import points
 from vdm_jax.run import training
@@ -96,6 +96,9 @@ def test_a_study_of_a_few_steps_fills_its_page(small, tmp_path, monkeypatch, com
         assert page != (DOCS / f"{name}.md").read_text()
         monkeypatch.setattr(training, "train", None)
         again = command(arguments)
+    rows = [row for rows in found.values() if isinstance(rows, list) for row in rows]
+    for row in rows:
+        assert "bpd" not in row or tables.estimate(row) in page
     assert json.loads((tmp_path / "w" / f"{name}.json").read_text()) == again
     assert found["minutes"] == again["minutes"] > 0
     assert (tmp_path / f"{name}.md").read_text() == page
