@@ -137,8 +137,8 @@ def _lines(
         yield f"besides  {_counted(s.raw)} kept as raw pixels: coded they would take more"
     if s.coded:
         share = f"network's share {100 * s.network_seconds / s.seconds:.0f} %"
-        encoding, decoding = s.coded / s.seconds, s.images / decoding
-        yield f"speed    {encoding:.2f} images/s encoding, {share}; {decoding:.2f} images/s decoding"
+        rate = f"{s.images / decoding:.2f} images/s decoding"
+        yield f"speed    {s.coded / s.seconds:.2f} images/s encoding, {share}; {rate}"
 
 
 def _counted(images: int) -> str:

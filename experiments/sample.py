@@ -6,9 +6,9 @@
 
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
-from the test images, beside the same of training images; --path draws in path.png what the network
-takes the first eight for on their way from noise. --quality measures these distances for every
-sampler at several numbers of network calls, and leaves quality.json and quality.md instead.
+from the test images, beside the same of training images; --trajectory draws in trajectory.png what
+the network takes the first eight for on their way from noise. --quality measures these distances
+for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
 import json
@@ -37,7 +37,7 @@ COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many ne
     ("ddim", "angle"),
 )  # fmt: skip
 CALLS = (5, 8, 10, 15, 20, 25, 50)
-SINGLE = ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances", "path")
+SINGLE = ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances", "trajectory")
 
 
 def _flags() -> flags.FlagValues:
@@ -53,7 +53,7 @@ def _flags() -> flags.FlagValues:
     number("seed", "settles all noise", 0, 0, 2**32 - 1)
     number("class", "of all samples, if the model is given one; default each in turn", None, 0)
     flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
-    flags.DEFINE_bool("path", False, "draw the way from noise to samples", flag_values=values)
+    flags.DEFINE_bool("trajectory", False, "draw the way from noise to samples", flag_values=values)
     flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
     return values
 
@@ -155,13 +155,13 @@ def _draw(
     asked = options["distances"]
     found["distances"] = sample_quality.distances(model.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given[1:]) if options["path"] else None
+    return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
 
 
 def _write(
     folder: Path, found: Mapping[str, Any], images: np.ndarray, path: np.ndarray | None, levels: int
 ) -> None:
-    """Writes samples.png, samples.npz, samples.json and, of a path, path.png."""
+    """Writes samples.png, samples.npz, samples.json and, of a path, trajectory.png."""
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
@@ -170,7 +170,7 @@ def _write(
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        plots.write_image(folder / "path.png", plots.image_grid(whole, levels), 512)
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["distances"]:
         print(report.of_distances(found["distances"]))

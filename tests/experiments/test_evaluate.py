@@ -56,7 +56,7 @@ def test_checkpoint_images_and_seed_choose_the_numbers(digits_run):
 
 
 def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digits_run):
-    flags = ("--sampler=heun", "--num_steps=3", "--n=5", "--seed=7", "--distances", "--path")
+    flags = ("--sampler=heun", "--num_steps=3", "--n=5", "--seed=7", "--distances", "--trajectory")
     command = ["experiments.sample", f"--workdir={digits_run}", *flags]
     found = sample(command)
     folder = newest(digits_run / "sampling")
@@ -72,7 +72,7 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
     factor = picture.shape[1] // (3 * 9 - 1)  # three columns, with a line between them
     first = np.rint(images[0, ..., 0] * (255 / 16))
     np.testing.assert_array_equal(picture[::factor, ::factor][:8, :8], first)
-    path = np.asarray(Image.open(folder / "path.png"))
+    path = np.asarray(Image.open(folder / "trajectory.png"))
     factor = path.shape[1] // (10 * 9 - 1)  # ten columns, of which the last is the sample
     assert path.shape[1] >= 512 and path.shape[0] == factor * (5 * 9 - 1)
     np.testing.assert_array_equal(path[::factor, ::factor][:8, -8:], first)
@@ -80,7 +80,7 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
     assert [row["images"] for row in found["distances"]] == ["samples", "training images"]
     sample(command[:-2])
     other = newest(digits_run / "sampling")
-    assert other != folder and not (other / "path.png").exists()
+    assert other != folder and not (other / "trajectory.png").exists()
     np.testing.assert_array_equal(np.load(other / "samples.npz")["images"], images)
 
 

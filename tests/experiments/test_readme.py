@@ -14,5 +14,5 @@ def test_the_python_blocks_run_one_after_the_other(monkeypatch, capsys):
     for block in blocks:
         exec(block, names)
     assert float(capsys.readouterr().out) > 0
-    assert names["pixels"].shape == (4, 32, 32, 3)
+    assert names["samples"].shape == (4, 32, 32, 3)
     assert np.isfinite(names["terms"].total).all()

@@ -34,7 +34,7 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(digits_run):
     assert [(line["step"], line["split"]) for line in lines] == [(60, "train"), (60, "test")]
     assert lines[1]["bpd"] == result["bpd"] and lines[0]["steps_per_second"] > 0
     with Image.open(digits_run / "samples" / "00000060.png") as picture:
-        assert np.asarray(picture).std() > 10
+        assert np.asarray(picture).std() > 5
     assert Image.open(digits_run / "loss.png").size[0] > 300
     assert list((digits_run / "tensorboard").iterdir())
     config = tiny.strict_json(digits_run / "config.json")

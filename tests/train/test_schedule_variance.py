@@ -61,7 +61,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     drawn = (jnp.repeat(eps_0, count, axis=0), jnp.repeat(eps, count, axis=0), t)
     monkeypatch.setattr(loss, "draw", lambda *_: drawn)
     # Dropout would be another noise at each t.
-    quiet = model._replace(bind=lambda params, given, _=None: model.bind(params, given, None))
+    quiet = model._replace(bind=lambda params, given=None, _=None: model.bind(params, given, None))
     got, terms = jax.jit(variance.gradient(quiet))(params, batch, key)
 
     def bits(params, of):

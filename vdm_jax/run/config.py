@@ -152,7 +152,7 @@ def _words(c: ConfigDict) -> Iterator[str]:
 
 def _computing(c: ConfigDict) -> Iterator[str]:
     for name in ("remat", "dtype", "fused_attention"):
-        if c.network != "unet" and c[name] != defaults.DEFAULTS["check_model"][name]:
+        if c.network != "unet" and c[name] != defaults.DEFAULTS["model"][name]:
             yield (f"model.{name} is {c[name]!r}, which is for the network unet only; leave it out "
                    f"with {c.network}")  # fmt: skip
     if c.fused_attention and c.dtype != "bfloat16":
@@ -201,7 +201,7 @@ def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
 
 
 def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["check_model"]
+    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["model"]
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
             if h[name] != plain[name]:
