@@ -40,6 +40,7 @@ _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
 _WIDE = {"hierarchy.data_size": True, "model.channels": 116}
 _CHAIN = _SHORT | {"hierarchy.depth": 4, "hierarchy.data_size": True}
 _FIXED = _CHAIN | {"hierarchy.fixed_encoder": True}
+_THREE = _LONG | {"model.num_steps": 3}
 _ENDS = {"hierarchy.ends_at_normal": True}
 FOUR, LAST = "hierarchical VAE, 4 latents", "VDM, continuous time"
 STEPS = (10, 50, 1000)  # numbers of steps T that the reverse variances are compared at
@@ -49,7 +50,7 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
     "rung": {
         "VAE": (vae.get_config, {}),
         "hierarchical VAE, 2 latents": (lambda: mhvae.get_config("2"), {}),
-        FOUR: (lambda: mhvae.get_config("4"), {}),
+        FOUR: (mhvae.get_config, {}),
         "hierarchical VAE, 8 latents": (lambda: mhvae.get_config("8"), {}),
         "VDM, T = 10": (digits.get_config, _LONG | {"model.num_steps": 10}),
         "VDM, T = 100": (digits.get_config, _LONG | {"model.num_steps": 100}),
@@ -57,12 +58,10 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
     },
     # From the hierarchical VAE of 4 latents to the VDM of T = 3, one restriction after the other.
     "restriction": {
-        "latents of data size": (lambda: mhvae.get_config("4"), _WIDE),
+        "latents of data size": (mhvae.get_config, _WIDE),
         "and a fixed linear-Gaussian encoder": (digits.get_config, _FIXED),
         "and a schedule that ends at N(0, I)": (digits.get_config, _FIXED | _ENDS),
-        "the same as a VDM, a random step at a time": (
-            digits.get_config, _LONG | {"model.num_steps": 3},
-        ),
+        "the same as a VDM, a random step at a time": (digits.get_config, _THREE),
     },
     "variance": {
         f"{kind}, T = {steps}": (

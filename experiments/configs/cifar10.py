@@ -16,9 +16,8 @@ the test set. None of them has been reproduced with this code yet.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 20 TFLOP (plain), 470 (aug) or
 950 (aug_paper), forward and backward, so that a million steps take 55, 1,300 or 2,600 hours at 100
-TFLOP/s sustained; divide by what your devices sustain together. The full plain run is ten million.
-Measured: 5.3 s a step at batch 4 on 2 CPU cores for the plain network (docs/benchmarks.md), so use
-a GPU or TPU.
+TFLOP/s sustained. The full plain run is ten million. Measured: 5.3 s a step at batch 4 on 2 CPU
+cores for the plain network (docs/benchmarks.md), so use a GPU or TPU.
 """
 
 from ml_collections import ConfigDict

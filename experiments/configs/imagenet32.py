@@ -16,8 +16,7 @@ on the validation part. None of them has been reproduced with this code yet.
 * labels: the same, with the network conditioned on the 1000 classes. No published figure.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 80 TFLOP, forward and backward,
-so that a million steps take 220 hours at 100 TFLOP/s sustained; divide by what your devices sustain
-together. The full run is ten million.
+so that a million steps take 220 hours at 100 TFLOP/s sustained. The full run is ten million.
 """
 
 from ml_collections import ConfigDict

@@ -157,9 +157,6 @@ def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
 
 
-# ---- other bounds on the same likelihood ----
-
-
 def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
     """Returns a row of the importance-weighted bound."""
 

@@ -41,9 +41,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# ---- evaluations ----
-
-
 def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
@@ -139,9 +136,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-# ---- samples ----
 
 
 def of_distances(rows: Iterable[Row]) -> str:

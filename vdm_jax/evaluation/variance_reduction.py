@@ -49,9 +49,9 @@ class Plan(NamedTuple):
 def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     """Returns times by importance and control variates, if asked for, from training images alone.
 
-    Times spread evenly leave the noise alone to cause an error, which is least with a density in
+    With times spread evenly the noise alone causes an error, which is least with a density in
     proportion to its standard deviation at t: that between two noises of one image at one time, of
-    what the control variates leave. UserError for images too large for these.
+    what the control variates leave. Raises UserError for images too large for these.
     """
     if not importance and not controls:
         return Plan()
@@ -133,8 +133,6 @@ class Evaluator:
         draws = _drawn(step, subject, self.key, repeats)
         return draws, self.plan.controlled(draws)
 
-
-# ---- what it saves ----
 
 METHODS = {
     "evenly spread times": (False, False),
