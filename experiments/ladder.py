@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from experiments import closed_forms, ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
+from experiments.ladder_tables import PREDICTIONS
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
@@ -70,8 +71,7 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
         for steps in STEPS for kind in ("posterior", "learned")
     },
     "objective": {
-        head: (digits.get_config, _CURVE | {"model.head": head})
-        for head in ("x", "eps", "score", "v")
+        head: (digits.get_config, _CURVE | {"model.head": head}) for head in PREDICTIONS
     },
     "density": {
         "VAE": (vae.get_config, {"model.decoder": "density"}),

@@ -64,14 +64,10 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         minutes += took
     print("\n== measuring", flush=True)
     found = {
-        "scale": scale,
-        "minutes": minutes,
-        "sweep": _sweep(models),
-        "variance": _variance(models["learned"]),
-        "networks": _networks(models),
-        "forms": _forms(models["main"]),
-        "likelihoods": _likelihoods(models["main"]),
-    }
+        "scale": scale, "minutes": minutes, "sweep": _sweep(models),
+        "variance": _variance(models["learned"]), "networks": _networks(models),
+        "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
+    }  # fmt: skip
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     paper_report.write(page, found)
     print(f"{minutes:.1f} minutes of training; written to {page}")

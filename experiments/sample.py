@@ -76,11 +76,8 @@ def sample(argv: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"model": {"name": model.name, "step": model.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
-            found["quality"] = sample_quality.quality(
-                subject,
-                _rules(),
-                say=lambda row: print(*report.of_quality(row), sep=", ", flush=True),
-            )
+            say = lambda row: print(*report.of_quality(row), sep=", ", flush=True)  # noqa: E731
+            found["quality"] = sample_quality.quality(subject, _rules(), say=say)
         else:
             images, path = _draw(model, subject, rule, options, found)
     found["data"] = build.describe(model.images)
@@ -130,10 +127,8 @@ def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> Non
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
     if (options["distances"] or options["quality"]) and min(counts) < 3:
-        raise UserError(
-            "distances need at least 3 samples (--n), 3 test and 3 training images; got "
-            f"{counts[0]}, {counts[1]} and {counts[2]}"
-        )
+        wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
+        raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
 
 
 def _draw(

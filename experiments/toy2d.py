@@ -109,11 +109,9 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(
-        f"\n{found['data']}, {found['model']}: {found['steps']} steps in "
-        f"{found['training_seconds']:.0f} s. Nats per point of a continuous variable, "
-        f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}."
-    )
+    took = f"{found['steps']} steps in {found['training_seconds']:.0f} s"
+    of = f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}"
+    print(f"\n{found['data']}, {found['model']}: {took}. Nats per point, {of}.")
     names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
     for key, name in names.items():
         if row := found[key]:

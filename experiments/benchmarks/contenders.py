@@ -45,17 +45,13 @@ class Contender:
         """Returns the numbers: medians of the seconds, and operations of a step a second."""
         train, sample = map(statistics.median, zip(*self.turns, strict=True))
         found, tflops = self.step.memory_analysis(), flops / train / 1e12
-        return {
-            "name": self.name,
-            "compile": self.init_seconds + self.step_seconds,
-            "compile_step": self.step_seconds,
-            "step": train,
+        seconds = {"compile": self.init_seconds + self.step_seconds, "step": train}
+        return seconds | {
+            "name": self.name, "compile_step": self.step_seconds, "sample": sample,
             "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
-            "need": memory.need(self.step) or 0,
-            "tflops": tflops,
+            "need": memory.need(self.step) or 0, "tflops": tflops,
             "share": None if peak is None else tflops / peak,
-            "sample": sample,
-        }
+        }  # fmt: skip
 
 
 def ours(name: str, config: ConfigDict) -> Contender:

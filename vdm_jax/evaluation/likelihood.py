@@ -86,14 +86,9 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
                 add(other())
     except UserError as error:  # what was found before is reported nevertheless
         failed = str(error)
-    return {
-        "groups": None if groups is None else len(np.unique(groups)),
-        "rows": rows,
-        "pilot_calls": evaluator.pilot_calls,
-        "failed": failed,
-        "note": subject.bound.note,
-        "profile": shape,
-    }
+    number = None if groups is None else len(np.unique(groups))
+    found = {"groups": number, "rows": rows, "pilot_calls": evaluator.pilot_calls}
+    return found | {"failed": failed, "note": subject.bound.note, "profile": shape}
 
 
 def _others(
@@ -123,18 +118,10 @@ def _row(
 ) -> Row:
     """Returns a row; `words` are quantity and kind, `shape` [draws, images], `calls` of a draw."""
     draws, images = shape
-    return {
-        "quantity": words[0],
-        "kind": words[1],
-        "unit": unit.name,
-        unit.key: of.mean,
-        "standard_error": of.standard_error,
-        "monte_carlo_error": of.monte_carlo,
-        "between_images_error": of.between,
-        "num_images": images,
-        "draws": draws,
-        "network_calls": round(images * draws * calls),
-    }
+    row: Row = {"quantity": words[0], "kind": words[1], "unit": unit.name, unit.key: of.mean}
+    row |= {"standard_error": of.standard_error, "monte_carlo_error": of.monte_carlo}
+    row |= {"between_images_error": of.between, "num_images": images, "draws": draws}
+    return row | {"network_calls": round(images * draws * calls)}
 
 
 def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
@@ -143,13 +130,9 @@ def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
     losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    return {
-        "unit": of_unit.name,
-        "t": centres.tolist(),
-        "gamma": np.asarray(vdm.gamma(jnp.asarray(centres))).tolist(),
-        "mean": found.mean.tolist(),
-        "rms": found.rms.tolist(),
-    }
+    gamma = np.asarray(vdm.gamma(jnp.asarray(centres)))
+    columns = {"t": centres, "gamma": gamma, "mean": found.mean, "rms": found.rms}
+    return {"unit": of_unit.name, **{name: values.tolist() for name, values in columns.items()}}
 
 
 def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
@@ -190,13 +173,10 @@ def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solve
     kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
     words = f"ODE, {method.replace('_', '-')} dequantisation", kind
     found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
-    return _row(words, found, bits.shape, samples * mean) | {
-        "trace": solver.trace,
-        "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
-        "tolerance": solver.rtol,
-        "function_evaluations": mean,
-        "ode_samples": samples,
-    }
+    row = _row(words, found, bits.shape, samples * mean)
+    probes = None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}"
+    row |= {"trace": solver.trace, "probes": probes, "tolerance": solver.rtol}
+    return row | {"function_evaluations": mean, "ode_samples": samples}
 
 
 def per_image(

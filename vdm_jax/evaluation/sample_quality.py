@@ -166,10 +166,8 @@ def distances(data: ImageData, images: np.ndarray, seed: int = 0) -> list[Row]:
     rows = []
     for name, points in (("samples", images), ("training images", data.train)):
         row: Row = {"images": name, "count": count}
-        by_chance = measure(points[:count], jax.random.key(seed))
-        for which, found in measure(points[:count]).items():
-            chance = by_chance[which]
-            row[which] = float(found)
+        row |= {which: float(found) for which, found in measure(points[:count]).items()}
+        for which, chance in measure(points[:count], jax.random.key(seed)).items():
             row[f"{which}_by_chance"] = [float(chance.mean()), float(chance.std(ddof=1))]
         rows.append(row)
     return rows
