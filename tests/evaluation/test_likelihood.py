@@ -114,9 +114,8 @@ def test_the_profile_is_the_loss_at_each_noise_level(found):
     profile = found["profile"]
     mean, rms = np.asarray(profile["mean"]), np.asarray(profile["rms"])
     assert profile["unit"] == "bits per dim" and len(mean) == 50
-    np.testing.assert_allclose(
-        mean.mean(), found["rows"][1]["terms"]["diffusion"]["mean"], rtol=0.05
-    )
+    diffusion = found["rows"][1]["terms"]["diffusion"]["mean"]
+    np.testing.assert_allclose(mean.mean(), diffusion, rtol=0.05)
     np.testing.assert_allclose(np.sqrt(np.mean(rms**2)), EXACT * BITS * 1.5**0.5, rtol=0.1)
     middle = GAMMA_0 + (GAMMA_1 - GAMMA_0) * (np.arange(50) + 0.5) / 50
     np.testing.assert_allclose(profile["t"], (np.arange(50) + 0.5) / 50)

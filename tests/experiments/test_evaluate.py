@@ -126,27 +126,5 @@ def test_what_cannot_be_done_is_refused_in_one_line(command, arguments, message,
     assert sorted((digits_run / "evaluation").glob("*")) == folders  # nothing was begun
 
 
-def test_images_that_a_run_s_numbers_would_not_be_of(digits_run, tmp_path):
-    """Another fingerprint under the same name, other classes, other levels."""
-    saved = json.loads((digits_run / "config.json").read_text())
-
-    def refused(data, *arguments):
-        damaged = '{"config": {"model": 3}}' if data is None else ""
-        text = damaged or json.dumps(saved | {"data": saved["data"] | data})
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError) as error:
-            tiny.evaluate(tmp_path, *arguments)
-        return str(error.value)
-
-    assert "config.json is damaged" in refused(None)
-    assert "digits holds other images than the run in" in refused({"fingerprint": "other"})
-    assert "no folder" in refused({"fingerprint": "other"}, "--data=digits")  # named expressly
-    assert "of images with 10 classes, but digits has 0" in refused({"classes": 10})
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", train=pixels, test=pixels)
-    where = "--data=arrays", f"--path={tmp_path / 'images.npz'}", f"--data_dir={tmp_path / 'd'}"
-    assert "outside [0, 17)" in refused({}, *where)  # its levels are those of the run
-
-
 def test_steps_of_reads_a_list_once_each():
     assert steps_of("10, 100,inf,10", None) == (10, 100, None)
