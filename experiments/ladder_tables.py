@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 VARIANCES = {"posterior": "the posterior's (w = 0)", "transition": "the forward step's (w = 1)",
              "learned": "learned w"}  # fmt: skip
 PREDICTIONS = {"x": "the data x", "eps": "the noise eps", "score": "the score", "v": "v"}
-COSTS = ("parameters", "steps", "minutes")
+COSTS = {"parameters": ",", "steps": ",", "minutes": ".1f"}
 
 
 def write(page: Path, found: Found) -> None:
@@ -129,11 +129,10 @@ def _terms(row: Row) -> list[str]:
     return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
 
 
-def _costs(row: Row) -> tuple[str, str, str]:
+def _costs(row: Row) -> tuple[str, ...]:
     """Returns the cells of what a training cost, empty for a row that wasn't trained."""
-    if "steps" not in row:
-        return "", "", ""
-    return f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"
+    trained = "steps" in row
+    return tuple(f"{row[name]:{spec}}" if trained else "" for name, spec in COSTS.items())
 
 
 def _plot_rungs(path: Path, found: Found) -> None:

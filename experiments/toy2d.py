@@ -32,6 +32,7 @@ TRAIN, TEST = 100_000, 2_000
 TEST_SEED = 2**32  # of no run's training points
 DRAWS = 64  # of the bound for each test point
 TOLERANCE = 1e-5  # of the densities that are reported
+NAMES = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
 MODELS = {"vdm": train_vdm, "cnf": train_cnf}
 
 
@@ -104,16 +105,15 @@ def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
-    error = float(values.std(ddof=1) / math.sqrt(len(values)))
-    return {"nats": float(values.mean()), "standard_error": error}
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return {"nats": float(values.mean()), "standard_error": float(error)}
 
 
 def _print(found: dict[str, Any]) -> None:
     took = f"{found['steps']} steps in {found['training_seconds']:.0f} s"
     of = f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}"
     print(f"\n{found['data']}, {found['model']}: {took}. Nats per point, {of}.")
-    names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
-    for key, name in names.items():
+    for key, name in NAMES.items():
         if row := found[key]:
             text = f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}"
             if over := row.get("excess"):

@@ -5,6 +5,7 @@ is a normalising flow; and a normalising flow trained by maximum likelihood.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -26,10 +27,9 @@ STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
 PIECES = 60  # of a trajectory
 
-# The end points stay as they are: of continuous data the bound has no best gamma_0. The nearer
-# z_0 is to the data, the better, as far as the network follows. Noise of exp(-6) = 0.0025 is a
-# twelfth of the swirl's own, which costs log(1 + 1/12^2) / 2 = 0.003 nats across the curve; at
-# gamma_1 = 6 the prior costs less than 0.001.
+# The end points stay as they are: of continuous data the bound has no best gamma_0. Noise of
+# exp(-6) = 0.0025 is a twelfth of the swirl's own, which costs log(1 + 1/12^2) / 2 = 0.003 nats
+# across the curve; at gamma_1 = 6 the prior costs less than 0.001.
 GAMMA_0, GAMMA_1 = -12.0, 6.0
 
 Losses = list[tuple[int, float]]
@@ -115,10 +115,7 @@ def train_cnf(points: np.ndarray, steps: int, seed: int) -> Fitted:
 
 
 def _field(network: SmoothMLP, params: Params) -> cnf.Field:
-    def velocity(t: Tensor, z: Tensor) -> Tensor:
-        return cast(Tensor, network.apply({"params": params}, z, jnp.full(z.shape[:1], t)))
-
-    return velocity
+    return lambda t, z: cast(Tensor, network.apply({"params": params}, z, jnp.full(len(z), t)))
 
 
 def _vdm() -> Model:
@@ -135,10 +132,8 @@ def _vdm() -> Model:
             t = (gamma_t - GAMMA_0) / (GAMMA_1 - GAMMA_0)
             return cast(Tensor, network.apply({"params": params["score_model"]}, z_t, t))
 
-        def gamma(t: Tensor) -> Tensor:
-            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
-
-        return VDM(denoise, gamma, (2,), levels=None, kind="v")
+        gamma = partial(schedule.apply, {"params": params["gamma"]})
+        return VDM(denoise, cast(Gamma, gamma), (2,), levels=None, kind="v")
 
     return Model(init, bind, end_points=monotone.END_POINTS)
 

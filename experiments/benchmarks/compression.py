@@ -51,11 +51,9 @@ def measure(argv: list[str]) -> list[Summary]:
 
 
 def _several(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() and 1 <= int(word) <= chain.MOST_STEPS for word in words):
-        raise UserError(
-            f"--num_steps={text}: wanted whole numbers from 1 to {chain.MOST_STEPS}, as 50,100,250"
-        )
+    words, most = text.split(","), chain.MOST_STEPS
+    if not all(word.isdecimal() and 1 <= int(word) <= most for word in words):
+        raise UserError(f"--num_steps={text}: wanted whole numbers from 1 to {most}, as 50,100,250")
     return [int(word) for word in words]
 
 

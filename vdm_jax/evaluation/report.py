@@ -58,10 +58,8 @@ def _markdown(found: Row) -> str:
     sources, rows = found["groups"], found["rows"]
     units = "sources" if sources else "images"
     given = ", given the class of each image" if data["given_class"] else ""
-    head = (
-        "quantity", "kind", rows[0]["unit"], "± in all", "± of the draws",
-        f"± between {units}", *TERMS, "images", "draws each", "network calls",
-    )  # fmt: skip
+    head = ["quantity", "kind", rows[0]["unit"], "± in all", "± of the draws"]
+    head += [f"± between {units}", *TERMS, "images", "draws each", "network calls"]
     notes = [_ode_note(row) for row in rows if "function_evaluations" in row]
     if calls := found["pilot_calls"]:
         notes.append(f"Before these, {calls} network calls told how to draw; no estimate has them.")
@@ -73,11 +71,9 @@ def _markdown(found: Row) -> str:
         notes.append(f"Fewer than 20 {units}: the errors between them are themselves rough.")
     if sources:
         notes.append(f"Images of one source are alike: the error is that of {sources} sources.")
-    return (
-        f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
-        f"{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
-        + "".join(f"\n{note}\n" for note in notes)
-    )
+    on = f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
+    text = f"{on}{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
+    return text + "".join(f"\n{note}\n" for note in notes)
 
 
 def _cells(row: Row) -> list[str]:
@@ -102,10 +98,9 @@ def line(row: Row) -> str:
 
 def _ode_note(row: Row) -> str:
     probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
-    return (
-        f"{row['quantity']}: tolerance {row['tolerance']:g}, {row['function_evaluations']:.0f} "
-        f"evaluations of the network, {row['trace']} trace{probes}; of images it gives a bound."
-    )
+    calls = f"{row['function_evaluations']:.0f} evaluations of the network"
+    how = f"tolerance {row['tolerance']:g}, {calls}, {row['trace']} trace{probes}"
+    return f"{row['quantity']}: {how}; of images it gives a bound."
 
 
 def _number(value: float) -> str:
