@@ -45,11 +45,10 @@ def prior_nats_per_dim(
 def forgetting() -> list[dict[str, float]]:
     """Returns KL(q(z_t) || N(0, 1)) in nats of data N(0.7, 0.3^2) along a linear schedule."""
     data = Gaussian(jnp.array([0.7]), jnp.array([0.09]))
-    standard = Gaussian(jnp.zeros(1), jnp.ones(1))
     times = jnp.linspace(0.0, 1.0, 5)
     rows = []
     for t, gamma in zip(times, schedule.linear(-8.0, 5.0)(times), strict=True):
-        kl = process.marginal_of_gaussian(data, gamma).kl(standard)
+        kl = process.marginal_of_gaussian(data, gamma).kl(Gaussian(jnp.zeros(1), jnp.ones(1)))
         rows.append({"t": float(t), "gamma": float(gamma), "kl": float(kl[0])})
     return rows
 

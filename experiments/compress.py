@@ -117,13 +117,10 @@ def _too_large(said: str) -> UserError:
 def _lines(
     s: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path
 ) -> Iterator[str]:
-    raw = pictures.images.nbytes
-    times = f"{raw / len(content):.2f} times less" if raw > len(content) else "no less than raw"
+    raw, size = pictures.images.nbytes, len(content)
+    less = f"{raw / size:.2f} times less" if raw > size else "no less than raw"
     yield f"raw      {raw:,} bytes"
-    yield (
-        f"written  {len(content):,} bytes, {s.gross:.4f} bits per dim with all in it, "
-        f"{times}: {out}"
-    )
+    yield f"written  {size:,} bytes, {s.gross:.4f} bits per dim with all in it, {less}: {out}"
     if s.coded:
         error = f" ± {100 * s.excess_error / s.bound:.2f} %" * (s.coded > 1)
         yield f"net      {s.net:.4f} bits per dim, of {_counted(s.coded)} by the VDM"
@@ -139,11 +136,9 @@ def _lines(
     if s.raw:
         yield f"besides  {_counted(s.raw)} kept as raw pixels: coded they would take more"
     if s.coded:
-        yield (
-            f"speed    {s.coded / s.seconds:.2f} images/s encoding, network's share "
-            f"{100 * s.network_seconds / s.seconds:.0f} %; {s.images / decoding:.2f} images/s "
-            "decoding"
-        )
+        share = f"network's share {100 * s.network_seconds / s.seconds:.0f} %"
+        rate = f"{s.images / decoding:.2f} images/s decoding"
+        yield f"speed    {s.coded / s.seconds:.2f} images/s encoding, {share}; {rate}"
 
 
 def _counted(images: int) -> str:
@@ -154,8 +149,7 @@ def compared(images: np.ndarray, size: int, name: str) -> str:
     """Returns what lossless codecs need for the same images, as a table that begins with ours."""
     chosen = some(images, COMPARED)
     note = "" if len(chosen) == len(images) else f" (on {len(chosen):,} of them)"
-    others: Mapping[str, int] = {}
-    left_out = ""
+    others, left_out = dict[str, int](), ""
     try:
         others = other_codecs.sizes(chosen)
     except (ValueError, RuntimeError, OSError) as error:  # theirs; ours is written, and stays

@@ -21,6 +21,8 @@ from vdm_jax.data import pictures_io
 from vdm_jax.errors import UserError, reaching
 from vdm_jax.run import cli, vdmz
 
+WANTED = "wanted FILE.vdmz, which experiments.compress wrote"
+
 
 def decompress(argv: list[str]) -> Path:
     """Parses `argv`, writes the images; returns where."""
@@ -30,7 +32,7 @@ def decompress(argv: list[str]) -> Path:
     rest = cli.parse_flags(values, argv, __doc__, most=1)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not rest:
-        raise UserError("wanted FILE.vdmz, which experiments.compress wrote")
+        raise UserError(WANTED)
     out = vdmz.free(options["output"], "-o OUTPUT")
     path = Path(rest[0])
     try:
@@ -55,9 +57,7 @@ def _content(path: Path) -> bytes:
     """Returns the bytes of a VDMZ file, whatever it holds; what doesn't begin as one isn't read."""
     with reaching(path):
         if not path.is_file():  # others may never end
-            raise UserError(
-                f"{path} is no file; wanted FILE.vdmz, which experiments.compress wrote"
-            )
+            raise UserError(f"{path} is no file; {WANTED}")
         with path.open("rb") as opened:
             start = opened.read(file.START)
             file.check_start(start)

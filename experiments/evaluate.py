@@ -50,9 +50,7 @@ def _flags() -> flags.FlagValues:
     number("shard_params", "devices over which the parameters are split; 1: a copy on each", 1)
     number("images", "take the first N test images only")
     number("seed", "settles all draws", 0, 0, 2**32 - 1)
-    about = (
-        "in place of --repeats: as many draws as bring their error below it, in the bound's unit"
-    )
+    about = "in place of --repeats: as many draws as bring their error below it, in its unit"
     flags.DEFINE_float("monte_carlo_error", None, about, flag_values=values)
     for name, about in (
         ("importance", "draw times by importance, as measured on training images"),
@@ -103,11 +101,9 @@ def everything(trained: Restored, subject: Subject, asked: Settings) -> dict[str
     """Returns all that is asked for of a restored model, as one JSON object; prints each row."""
     images = subject.images
     given_class = images.num_classes > 0
-    print(
-        f"{trained.name}, step {trained.step}: {len(images.test)} {trained.part} images of "
-        f"{images.name}" + (", given their class" if given_class else ""),
-        flush=True,
-    )
+    words = f"{len(images.test)} {trained.part} images of {images.name}"
+    words += ", given their class" if given_class else ""
+    print(f"{trained.name}, step {trained.step}: {words}", flush=True)
     return {
         "model": {"name": trained.name, "step": trained.step},
         "data": build.describe(images) | {"part": trained.part, "given_class": given_class},
@@ -136,9 +132,8 @@ def _settings(options: Mapping[str, Any], model: Restored) -> Settings:
             "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
             "the mean of exp(log p)"
         )
-    return Settings(
-        **{name: options[name] for name in Settings._fields if name in options}
-    )._replace(
+    given = Settings(**{name: options[name] for name in Settings._fields if name in options})
+    return given._replace(
         repeats=options["repeats"] or model.repeats,
         num_steps=steps_of(options["num_steps"], model.vdm) if is_vdm else (None,),
         dequantizations=pixels.DEQUANTIZATIONS if asked == "both" else (asked,),
@@ -151,16 +146,14 @@ def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
     if text is None:
         return (model.num_steps,)
     found: list[int | None] = []
-    for word in (word.strip() for word in text.split(",")):
-        if word in ("inf", "None"):
-            found.append(None)
-            continue
-        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= cli.MOST:
+    for word in map(str.strip, text.split(",")):
+        number = int(word) if word.isascii() and word.isdigit() else 0
+        if word not in ("inf", "None") and not 1 <= number <= cli.MOST:
             raise UserError(
                 f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers from 1 "
                 f"to {cli.MOST}, or inf for continuous time, as in 10,100,1000,inf"
             )
-        found.append(int(word))
+        found.append(number or None)
     return tuple(dict.fromkeys(found))
 
 

@@ -24,9 +24,11 @@ from ml_collections import ConfigDict
 
 from experiments import closed_forms, ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
+from experiments.ladder_tables import PREDICTIONS
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
+from vdm_jax.data import ImageData
 from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.evaluation.likelihood import Row, Settings
 from vdm_jax.evaluation.subject import Subject
@@ -39,6 +41,7 @@ _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
 _WIDE = {"hierarchy.data_size": True, "model.channels": 116}
 _CHAIN = _SHORT | {"hierarchy.depth": 4, "hierarchy.data_size": True}
 _FIXED = _CHAIN | {"hierarchy.fixed_encoder": True}
+_THREE = _LONG | {"model.num_steps": 3}
 _ENDS = {"hierarchy.ends_at_normal": True}
 FOUR, LAST = "hierarchical VAE, 4 latents", "VDM, continuous time"
 STEPS = (10, 50, 1000)  # numbers of steps T that the reverse variances are compared at
@@ -48,7 +51,7 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
     "rung": {
         "VAE": (vae.get_config, {}),
         "hierarchical VAE, 2 latents": (lambda: mhvae.get_config("2"), {}),
-        FOUR: (lambda: mhvae.get_config("4"), {}),
+        FOUR: (mhvae.get_config, {}),
         "hierarchical VAE, 8 latents": (lambda: mhvae.get_config("8"), {}),
         "VDM, T = 10": (digits.get_config, _LONG | {"model.num_steps": 10}),
         "VDM, T = 100": (digits.get_config, _LONG | {"model.num_steps": 100}),
@@ -56,12 +59,10 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
     },
     # From the hierarchical VAE of 4 latents to the VDM of T = 3, one restriction after the other.
     "restriction": {
-        "latents of data size": (lambda: mhvae.get_config("4"), _WIDE),
+        "latents of data size": (mhvae.get_config, _WIDE),
         "and a fixed linear-Gaussian encoder": (digits.get_config, _FIXED),
         "and a schedule that ends at N(0, I)": (digits.get_config, _FIXED | _ENDS),
-        "the same as a VDM, a random step at a time": (
-            digits.get_config, _LONG | {"model.num_steps": 3},
-        ),
+        "the same as a VDM, a random step at a time": (digits.get_config, _THREE),
     },
     "variance": {
         f"{kind}, T = {steps}": (
@@ -70,8 +71,7 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
         for steps in STEPS for kind in ("posterior", "learned")
     },
     "objective": {
-        head: (digits.get_config, _CURVE | {"model.head": head})
-        for head in ("x", "eps", "score", "v")
+        head: (digits.get_config, _CURVE | {"model.head": head}) for head in PREDICTIONS
     },
     "density": {
         "VAE": (vae.get_config, {"model.decoder": "density"}),
@@ -93,7 +93,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
     rungs = _rungs(at)
     found: dict[str, Any] = {
         "scale": scale,
-        "histogram": _histogram_row(grey.train, grey.test, grey.levels),
+        "histogram": _histogram_row(grey),
         "rungs": rungs,
         "restrictions": [
             *(row | {"name": "none"} for row in rungs if row["name"] == FOUR),
@@ -103,8 +103,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
         "objectives": [_objective(at, name) for name in RUNS["objective"]],
         "densities": [at.row("density", name) for name in RUNS["density"]],
         "bits": [
-            _histogram_row(binary.train, binary.test, binary.levels)
-            | {"name": "Bernoulli histogram"},
+            _histogram_row(binary) | {"name": "Bernoulli histogram"},
             *(at.row("bits", name) for name in RUNS["bits"]),
         ],
         "flow": _flow(at),
@@ -187,9 +186,8 @@ def _objective(at: _Ladder, name: str) -> Row:
     """Returns a parameterization's row, with its test bound during training."""
     row = at.row("objective", name)
     lines = read_metrics(at.folder("objective", name) / "metrics.jsonl")
-    return row | {
-        "curve": [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
-    }
+    curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
+    return row | {"curve": curve}
 
 
 def _flow(at: _Ladder) -> list[Row]:
@@ -225,16 +223,15 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
     return np.asarray(loss.bits_per_dim(nats, test.shape[1:]), np.float64)
 
 
-def _histogram_row(train: np.ndarray, test: np.ndarray, levels: int) -> Row:
-    of = estimate(histogram(train, test, levels)[None])
+def _histogram_row(images: ImageData) -> Row:
+    of = estimate(histogram(images.train, images.test, images.levels)[None])
     return {"bpd": of.mean, "standard_error": of.standard_error}
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
-    per_image = before.mean(axis=0) - after.mean(axis=0)
-    error = per_image.std(ddof=1) / np.sqrt(len(per_image))
-    return {"mean": float(per_image.mean()), "standard_error": float(error)}
+    of = estimate((before.mean(axis=0) - after.mean(axis=0))[None])
+    return {"mean": of.mean, "standard_error": of.standard_error}
 
 
 if __name__ == "__main__":

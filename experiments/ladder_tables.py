@@ -1,6 +1,6 @@
 """The tables and plots of docs/ladder.md, from the numbers of `experiments.ladder`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from experiments import tables
 from experiments.tables import estimate
 from vdm_jax import loss
+from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
 
 __all__ = ["TABLES", "write"]
@@ -16,14 +17,10 @@ __all__ = ["TABLES", "write"]
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-VARIANCES = {
-    "posterior": "the posterior's (w = 0)",
-    "transition": "the forward step's (w = 1)",
-    "learned": "learned w",
-}
+VARIANCES = {"posterior": "the posterior's (w = 0)", "transition": "the forward step's (w = 1)",
+             "learned": "learned w"}  # fmt: skip
 PREDICTIONS = {"x": "the data x", "eps": "the noise eps", "score": "the score", "v": "v"}
-TERMS = ("reconstruction", "prior", "diffusion")
-COSTS = ("parameters", "steps", "minutes")
+COSTS = {"parameters": ",", "steps": ",", "minutes": ".1f"}
 
 
 def write(page: Path, found: Found) -> None:
@@ -116,13 +113,8 @@ def _swirl(found: Found) -> str:
     return table((*head, "seconds of training"), rows)
 
 
-TABLES: dict[str, Callable[[Found], str]] = {
-    make.__name__.strip("_"): make
-    for make in (
-        _rungs, _restrictions, _forgetting, _priors, _reverse, _vdm, _variances, _objectives,
-        _densities, _bits, _flow, _swirl,
-    )
-}  # fmt: skip
+TABLES = tables.by_name(_rungs, _restrictions, _forgetting, _priors, _reverse, _vdm, _variances,
+                        _objectives, _densities, _bits, _flow, _swirl)  # fmt: skip
 
 
 def _pair(row: Row, key: str, sign: str = "") -> str:
@@ -137,11 +129,10 @@ def _terms(row: Row) -> list[str]:
     return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
 
 
-def _costs(row: Row) -> tuple[str, str, str]:
+def _costs(row: Row) -> tuple[str, ...]:
     """Returns the cells of what a training cost, empty for a row that wasn't trained."""
-    if "steps" not in row:
-        return "", "", ""
-    return f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"
+    trained = "steps" in row
+    return tuple(f"{row[name]:{spec}}" if trained else "" for name, spec in COSTS.items())
 
 
 def _plot_rungs(path: Path, found: Found) -> None:
@@ -161,9 +152,8 @@ def _plot_objectives(path: Path, rows: list[Row]) -> None:
             axes.plot(steps, bpd, "o-", markersize=3, label=PREDICTIONS[row["name"]])
         low = min(bpd for row in rows for _, bpd in row["curve"])
         axes.set_ylim(low - 0.1, low + 3.0)
-        axes.set_title("by what the network predicts")
+        axes.set(title="by what the network predicts", ylabel="test bits per dim")
         axes.set_xlabel("step (values more than 3 above the best are cut off)")
-        axes.set_ylabel("test bits per dim")
 
 
 def _plot_reverse(path: Path, rows: list[Row]) -> None:
@@ -171,5 +161,4 @@ def _plot_reverse(path: Path, rows: list[Row]) -> None:
     with tables.figure(path, (6, 4)) as (axes,):
         axes.loglog(steps, kl, "o-", label="mean over z_t")
         axes.loglog(steps, kl[-1] * (steps / steps[-1]) ** 3, ":", label="the cube of the step")
-        axes.set_xlabel("step in gamma")
-        axes.set_ylabel("KL to the best Gaussian, nats")
+        axes.set(xlabel="step in gamma", ylabel="KL to the best Gaussian, nats")

@@ -1,6 +1,6 @@
 """The tables and plots of docs/results.md, beside the paper's own numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import tables
 from experiments.tables import estimate
+from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
 
 __all__ = ["PAPER_SWEEP", "TABLES", "write"]
@@ -19,16 +20,9 @@ Row = Mapping[str, Any]
 
 # The paper's table 2 (CIFAR-10, no augmentation): (T trained, T evaluated) -> bits per dim.
 PAPER_SWEEP = {
-    (10, 10): 4.31,
-    (100, 100): 2.84,
-    (None, 10): 7.54,
-    (None, 100): 2.90,
-    (None, 250): 2.74,
-    (None, 500): 2.69,
-    (None, 1000): 2.67,
-    (None, 10000): 2.65,
-    (None, None): 2.65,
-}
+    (10, 10): 4.31, (100, 100): 2.84, (None, 10): 7.54, (None, 100): 2.90, (None, 250): 2.74,
+    (None, 500): 2.69, (None, 1000): 2.67, (None, 10000): 2.65, (None, None): 2.65,
+}  # fmt: skip
 # The paper's figure 4b (CIFAR-10): Var of the estimated bits per dim.
 PAPER_VARIANCE = {"learned": 0.53, "linear log-SNR": 6.35, "cosine": 31.1, "beta-linear": 31.6}
 FORMS = {"matching": "denoising-matching", "consistency": "consistency"}
@@ -62,12 +56,11 @@ def _sweep(found: Found) -> str:
 
 
 def _networks(found: Found) -> str:
-    terms = ("reconstruction", "prior", "diffusion")
     rows = [
-        (row["network"], estimate(row), *(f"{row['terms'][t]['mean']:.4f}" for t in terms))
+        (row["network"], estimate(row), *(f"{row['terms'][t]['mean']:.4f}" for t in TERMS))
         for row in found["networks"]
     ]
-    return table(("the network predicts", "bpd here", *terms), rows)
+    return table(("the network predicts", "bpd here", *TERMS), rows)
 
 
 def _forms(found: Found) -> str:
@@ -88,9 +81,7 @@ def _likelihoods(found: Found) -> str:
     return table(("quantity", "kind", "bpd", "± of the draws", "network evaluations"), rows)
 
 
-TABLES: dict[str, Callable[[Found], str]] = {
-    make.__name__.strip("_"): make for make in (_variance, _sweep, _networks, _forms, _likelihoods)
-}
+TABLES = tables.by_name(_variance, _sweep, _networks, _forms, _likelihoods)
 
 
 def _plot_sweep(path: Path, rows: list[Row]) -> None:
@@ -103,7 +94,7 @@ def _plot_sweep(path: Path, rows: list[Row]) -> None:
     for axes, (title, some) in zip(drawn.subplots(1, 2), both.items(), strict=True):
         _plot_bounds(axes, some)
         axes.set(title=title, xscale="log", ylabel="bits per dim")
-        axes.set_xlabel("number of steps T of the evaluation")
+        axes.set(xlabel="number of steps T of the evaluation")
         axes.grid(alpha=0.3)
         axes.legend()
     drawn.savefig(path, dpi=110)
@@ -128,8 +119,7 @@ def _plot_forms(path: Path, rows: list[Row]) -> None:
         for form, label in FORMS.items():
             variances = [row[form]["variance"] for row in rows]
             axes.loglog([row["num_steps"] for row in rows], variances, "o-", label=label)
-        axes.set_xlabel("number of steps T")
-        axes.set_ylabel("variance of one draw, (bits per dim)²")
+        axes.set(xlabel="number of steps T", ylabel="variance of one draw, (bits per dim)²")
 
 
 def _plot_schedules(path: Path, rows: list[Row]) -> None:
@@ -139,7 +129,6 @@ def _plot_schedules(path: Path, rows: list[Row]) -> None:
             above.plot(profile["t"], profile["gamma"], label=row["schedule"])
             below.plot(profile["t"], np.maximum(profile["rms"], 1e-3), label=row["schedule"])
         above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
-        below.set_ylabel("root mean square of a draw,\nbits per dim")
-        below.set_xlabel("t")
+        below.set(xlabel="t", ylabel="root mean square of a draw,\nbits per dim")
         learned = next(row["profile"]["rms"] for row in rows if row["schedule"] == "learned")
         below.set_ylim(0.0, 4.0 * max(learned))

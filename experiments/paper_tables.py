@@ -38,24 +38,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "T=10": {"train.steps": 5_000, "model.num_steps": 10},
     "T=100": {"train.steps": 5_000, "model.num_steps": 100},
     "learned": {
-        "train.steps": 6_000,
-        "train.batch_size": 64,
-        "optimizer.b2": 0.999,
-        "model.gamma": "monotone",
-        "model.gamma_objective": "variance",
-        "model.learn_end_points": False,
-        "model.gamma_min": ENDS[0],
-        "model.gamma_max": ENDS[1],
+        "train.steps": 6_000, "train.batch_size": 64, "optimizer.b2": 0.999,
+        "model.gamma": "monotone", "model.gamma_objective": "variance",
+        "model.learn_end_points": False, "model.gamma_min": ENDS[0], "model.gamma_max": ENDS[1],
     },
     "eps": {"train.steps": 3_000, "model.head": "eps"},
     "eps, Fourier features": {
-        "train.steps": 3_000,
-        "model.head": "eps",
-        "model.fourier_features": True,
+        "train.steps": 3_000, "model.head": "eps", "model.fourier_features": True,
     },
     "x": {"train.steps": 3_000, "model.head": "x"},
     "v": {"train.steps": 3_000, "model.head": "v"},
-}
+}  # fmt: skip
 
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
@@ -71,14 +64,10 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         minutes += took
     print("\n== measuring", flush=True)
     found = {
-        "scale": scale,
-        "minutes": minutes,
-        "sweep": _sweep(models),
-        "variance": _variance(models["learned"]),
-        "networks": _networks(models),
-        "forms": _forms(models["main"]),
-        "likelihoods": _likelihoods(models["main"]),
-    }
+        "scale": scale, "minutes": minutes, "sweep": _sweep(models),
+        "variance": _variance(models["learned"]), "networks": _networks(models),
+        "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
+    }  # fmt: skip
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     paper_report.write(page, found)
     print(f"{minutes:.1f} minutes of training; written to {page}")

@@ -7,12 +7,10 @@
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
 from the test images, beside the same of training images; --trajectory draws in trajectory.png what
-the network takes the first eight for on their way from noise. --quality draws nothing to look at:
-it measures these distances for every sampler at several numbers of network calls, and leaves
-quality.json and quality.md there.
+the network takes the first eight for on their way from noise. --quality measures these distances
+for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -39,6 +37,7 @@ COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many ne
     ("ddim", "angle"),
 )  # fmt: skip
 CALLS = (5, 8, 10, 15, 20, 25, 50)
+SINGLE = ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances", "trajectory")
 
 
 def _flags() -> flags.FlagValues:
@@ -77,7 +76,8 @@ def sample(argv: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"model": {"name": model.name, "step": model.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
-            found["quality"] = sample_quality.quality(subject, _rules(), say=_say)
+            say = lambda row: print(*report.of_quality(row), sep=", ", flush=True)  # noqa: E731
+            found["quality"] = sample_quality.quality(subject, _rules(), say=say)
         else:
             images, path = _draw(model, subject, rule, options, found)
     found["data"] = build.describe(model.images)
@@ -88,26 +88,14 @@ def sample(argv: list[str]) -> dict[str, Any]:
             if options["quality"]:
                 _write_quality(folder, found)
             else:
-                _write(folder, found, images, model.images.levels)
-                if path is not None:
-                    _write_path(folder, path, model.images.levels)
+                _write(folder, found, images, path, model.images.levels)
     return found
 
 
 def _rule(options: Mapping[str, Any]) -> Rule:
     """Returns how to sample. Raises UserError for an eta that can't be, or what --quality sets."""
     plain = _flags()
-    for name in (
-        "sampler",
-        "num_steps",
-        "spacing",
-        "eta",
-        "n",
-        "seed",
-        "class",
-        "distances",
-        "trajectory",
-    ):
+    for name in SINGLE:
         if options["quality"] and options[name] != plain[name].default:
             raise UserError(f"--{name} goes not with --quality, which compares many; leave it out")
     name, eta = options["sampler"], options["eta"]
@@ -118,12 +106,12 @@ def _rule(options: Mapping[str, Any]) -> Rule:
 
 def _rules() -> list[Rule]:
     """Returns those that --quality compares."""
-    once = [Rule(sampler, 1, spacing) for sampler, spacing in COMPARED]
+    cost = {"heun": 2}  # network calls of a step, else 1
     fast = [
-        dataclasses.replace(rule, num_steps=calls // rule.network_calls)
-        for rule in once
+        Rule(sampler, calls // cost.get(sampler, 1), spacing)
+        for sampler, spacing in COMPARED
         for calls in CALLS
-        if calls % rule.network_calls == 0
+        if calls % cost.get(sampler, 1) == 0
     ]
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 
@@ -139,10 +127,8 @@ def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> Non
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
     if (options["distances"] or options["quality"]) and min(counts) < 3:
-        raise UserError(
-            "distances need at least 3 samples (--n), 3 test and 3 training images; got "
-            f"{counts[0]}, {counts[1]} and {counts[2]}"
-        )
+        wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
+        raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
 
 
 def _draw(
@@ -152,11 +138,8 @@ def _draw(
     given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
     n, once = options["n"], rule.network_calls // rule.num_steps
     batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
-    print(
-        f"{model.name}, step {model.step}: {n} samples by {rule.sampler}, {rule.num_steps} steps "
-        f"({rule.spacing}), {rule.network_calls} calls of the network each",
-        flush=True,
-    )
+    how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
+    print(f"{model.name}, step {model.step}: {n} samples by {how} of the network each", flush=True)
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
         drawer = sample_quality.Drawer(subject, rule)
@@ -170,30 +153,23 @@ def _draw(
     return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
 
 
-def _say(row: Mapping[str, Any]) -> None:
-    print(", ".join(report.of_quality(row)), flush=True)
-
-
-def _write(folder: Path, found: Mapping[str, Any], images: np.ndarray, levels: int) -> None:
-    """Writes samples.png, samples.npz and samples.json."""
+def _write(
+    folder: Path, found: Mapping[str, Any], images: np.ndarray, path: np.ndarray | None, levels: int
+) -> None:
+    """Writes samples.png, samples.npz, samples.json and, of a path, trajectory.png."""
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
-    settings = {name: value for name, value in found["settings"].items() if value is not None}
-    kept = images.astype(np.uint8 if levels <= 256 else np.uint16)
-    np.savez_compressed(
-        folder / "samples.npz", images=kept, levels=levels, step=found["model"]["step"], **settings
-    )
+    kept = {name: value for name, value in found["settings"].items() if value is not None}
+    kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
+    np.savez_compressed(folder / "samples.npz", step=found["model"]["step"], **kept)
+    if path is not None:  # a row for each sample, with a line between the pictures
+        lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
+        n, height, columns, width, channels = lined.shape
+        whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["distances"]:
         print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
-
-
-def _write_path(folder: Path, path: np.ndarray, levels: int) -> None:
-    """Writes trajectory.png: a row for each sample, with a line between the pictures."""
-    lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
-    n, height, columns, width, channels = lined.shape
-    whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-    plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
 
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:

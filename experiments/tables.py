@@ -6,7 +6,7 @@ A page in docs/ has each table of measured numbers between two lines, `<!-- tabl
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
 
-__all__ = ["check", "estimate", "figure", "replace"]
+__all__ = ["by_name", "check", "estimate", "figure", "replace"]
 
 
 def check(page: Path, names: Iterable[str]) -> None:
@@ -41,6 +41,11 @@ def replace(page: Path, tables: Mapping[str, str]) -> None:
         before, start, end, after = _place(name).split(text)
         text = f"{before}{start}{table}\n{end}{after}"
     files.write_whole(page, text)
+
+
+def by_name(*makers: Callable[[Mapping[str, Any]], str]) -> dict[str, Callable]:
+    """Returns the functions that make tables by the names of the tables, which are theirs."""
+    return {make.__name__.strip("_"): make for make in makers}
 
 
 def _place(name: str) -> re.Pattern[str]:

@@ -4,11 +4,10 @@
 
 --model=vdm is a variational diffusion model; --model=cnf a continuous normalising flow trained by
 maximum likelihood, the same object as the VDM's probability-flow ODE but for its training. Leaves
-two files in the folder, DATA-MODEL.png (data, samples, learned gamma or else the loss, densities,
-the ODE's trajectories from noise to data) and DATA-MODEL.json. Those of other settings are kept.
+DATA-MODEL.png (data, samples, learned gamma or else the loss, densities, the ODE's trajectories
+from noise to data) and DATA-MODEL.json in the folder; those of other settings are kept.
 
-All numbers are in nats per point of a continuous variable: a density has no bits per dim. The
-density of the data is known, and so is how far above its entropy a model is.
+All numbers are in nats per point of a continuous variable: a density has no bits per dim.
 """
 
 import json
@@ -24,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from experiments import toy_figure
-from experiments.toy_models import CHUNK, STEPS, Fitted, Say, train_cnf, train_vdm
+from experiments.toy_models import STEPS, Fitted, train_cnf, train_vdm
 from vdm_jax.data import points
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
@@ -33,6 +32,7 @@ TRAIN, TEST = 100_000, 2_000
 TEST_SEED = 2**32  # of no run's training points
 DRAWS = 64  # of the bound for each test point
 TOLERANCE = 1e-5  # of the densities that are reported
+NAMES = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
 MODELS = {"vdm": train_vdm, "cnf": train_cnf}
 
 
@@ -44,7 +44,7 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
     build.make_mesh()
     began = time.monotonic()
     data = points.draw(settings["data"], TRAIN, settings["seed"])
-    fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"], _say(settings))
+    fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"])
     seconds = time.monotonic() - began
     if not math.isfinite(fitted.losses[-1][1]):
         raise UserError(f"the loss is {fitted.losses[-1][1]}: training has diverged; try --seed")
@@ -83,16 +83,6 @@ def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{file} is of {', '.join(differ)}; name another --workdir or remove it")
 
 
-def _say(settings: dict[str, Any]) -> Say:
-    every = max(CHUNK, settings["steps"] // 10 // CHUNK * CHUNK)
-
-    def say(step: int, nats: float) -> None:
-        if step % every == 0 or step == settings["steps"]:
-            print(f"step {step}: training loss {nats:.3f} nats", flush=True)
-
-    return say
-
-
 def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     """Returns the densities of the test points: the data's own, the model's, and its bound."""
     x = points.draw(name, TEST, TEST_SEED)
@@ -100,18 +90,13 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     ode = -np.asarray(fitted.log_prob(jnp.asarray(x), TOLERANCE), np.float64)
     if not np.isfinite(ode).all():
         raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
-    bound = None
+    found = {"test_points": TEST, "entropy": points.entropy(name), "truth": _mean(truth)}
+    found |= {"ode": _row(ode, truth), "bound": None}
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]
-        bound = _row(np.mean(draws, axis=0), truth)
-    return {
-        "test_points": TEST,
-        "entropy": points.entropy(name),
-        "truth": _mean(truth),
-        "ode": _row(ode, truth),
-        "bound": bound,
-    }
+        found["bound"] = _row(np.mean(draws, axis=0), truth)
+    return found
 
 
 def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -120,25 +105,20 @@ def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
-    error = float(values.std(ddof=1) / math.sqrt(len(values)))
-    return {"nats": float(values.mean()), "standard_error": error}
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return {"nats": float(values.mean()), "standard_error": float(error)}
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(
-        f"\n{found['data']}, {found['model']}: {found['steps']} steps in "
-        f"{found['training_seconds']:.0f} s. Nats per point of a continuous variable, "
-        f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}."
-    )
-    names = {"truth": "the data's own density", "bound": "variational bound", "ode": "ODE density"}
-    for key, name in names.items():
+    took = f"{found['steps']} steps in {found['training_seconds']:.0f} s"
+    of = f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}"
+    print(f"\n{found['data']}, {found['model']}: {took}. Nats per point, {of}.")
+    for key, name in NAMES.items():
         if row := found[key]:
-            print(f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}", end="")
+            text = f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}"
             if over := row.get("excess"):
-                print(
-                    f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's", end=""
-                )
-            print()
+                text += f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's"
+            print(text)
 
 
 if __name__ == "__main__":

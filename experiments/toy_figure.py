@@ -40,20 +40,13 @@ def draw(path: Path, fitted: Fitted, found: Mapping[str, Any]) -> None:
     top = float(known.max())  # one scale of colours for data and model
     _density(truth, edges, known, top, "density of the data")
     _density(density, edges, learned, top, "density of the model, by the ODE")
-    _paths(paths, np.asarray(fitted.paths(key_paths, PATHS)))
-    figure.suptitle(_title(found))
-    figure.savefig(path, dpi=110)
-
-
-def _title(found: Mapping[str, Any]) -> str:
+    _paths(paths, np.asarray(fitted.paths(jax.random.normal(key_paths, (PATHS, 2)))))
     names = {"bound": "bound", "ode": "ODE", "truth": "the data's own density"}
-    nats = ", ".join(
-        f"{name} {found[key]['nats']:.3f} ± {found[key]['standard_error']:.3f}"
-        for key, name in names.items()
-        if found[key]
-    )
+    rows = [(words, row) for key, words in names.items() if (row := found[key])]
+    nats = ", ".join(f"{n} {row['nats']:.3f} ± {row['standard_error']:.3f}" for n, row in rows)
     kind = "VDM" if found["model"] == "vdm" else "normalising flow"
-    return f"{kind}, {found['steps']} steps.  Test nats per point: {nats}"
+    figure.suptitle(f"{kind}, {found['steps']} steps.  Test nats per point: {nats}")
+    figure.savefig(path, dpi=110)
 
 
 def _square(axes: Axes, title: str, reach: float = REACH) -> None:

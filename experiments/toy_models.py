@@ -5,6 +5,7 @@ is a normalising flow; and a normalising flow trained by maximum likelihood.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,20 +21,18 @@ from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["CHUNK", "GAMMA_0", "STEPS", "Fitted", "Say", "bound", "train_cnf", "train_vdm"]
+__all__ = ["STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
 
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
 PIECES = 60  # of a trajectory
 
-# The end points stay as they are: of continuous data the bound has no best gamma_0. The nearer
-# z_0 is to the data, the better, as far as the network follows. Noise of exp(-6) = 0.0025 is a
-# twelfth of the swirl's own, which costs log(1 + 1/12^2) / 2 = 0.003 nats across the curve; at
-# gamma_1 = 6 the prior costs less than 0.001.
+# The end points stay as they are: of continuous data the bound has no best gamma_0. Noise of
+# exp(-6) = 0.0025 is a twelfth of the swirl's own, which costs log(1 + 1/12^2) / 2 = 0.003 nats
+# across the curve; at gamma_1 = 6 the prior costs less than 0.001.
 GAMMA_0, GAMMA_1 = -12.0, 6.0
 
 Losses = list[tuple[int, float]]
-Say = Callable[[int, float], None]
 
 
 class Fitted(NamedTuple):
@@ -45,15 +44,15 @@ class Fitted(NamedTuple):
     """Function (x, tolerance) -> log-densities by the ODE, in nats."""
     sample: Callable[[Key, int], Tensor]
     """Function (key, n) -> samples [n, 2]."""
-    paths: Callable[[Key, int], Tensor]
-    """Function (key, n) -> the ODE's trajectories from n noises to data, [times, n, 2]."""
+    paths: Callable[[Tensor], Tensor]
+    """Function of noises z_1 [n, 2] -> the ODE's trajectories from them to data, [times, n, 2]."""
     bound: Callable[[Key, Tensor], PerExample] | None = None
     """Function (key, x) -> an unbiased sample of the bound on -log p(x), in nats; None without."""
     gamma: Gamma | None = None
     """Learned schedule; None without."""
 
 
-def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+def train_vdm(points: np.ndarray, steps: int, seed: int) -> Fitted:
     """Trains a VDM in continuous time, its schedule's shape for a low variance of the loss."""
     model = _vdm()
     rate = optimizer.learning_rate(3e-3, min(100, steps // 10), "cosine", steps)
@@ -68,24 +67,19 @@ def train_vdm(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
         state, metrics = step.update(state, batch, training)
         return state, 2 * metrics[NATS.key]
 
-    state, losses = _run(one, step.init_state(model, tx, key_init), steps, say)
+    state, losses = _run(one, step.init_state(model, tx, key_init), steps)
     vdm: VDM = model.bind(state.ema_params)
-
-    def paths(key: Key, n: int) -> Tensor:
-        z_1, gammas = jax.random.normal(key, (n, 2)), vdm.gamma(jnp.linspace(1.0, 0.0, PIECES + 1))
-        return _paths(lambda gamma, z: flow.drift(vdm, z, gamma), gammas, z_1)
-
     return Fitted(
         losses,
         jax.jit(lambda x, tol: vdm.log_prob(x, rtol=tol, atol=tol), static_argnums=1),
         jax.jit(lambda key, n: vdm.sample(key, n, 200), static_argnums=1),
-        paths,
+        _paths(lambda gamma, z: flow.drift(vdm, z, gamma), vdm.gamma),
         jax.jit(lambda key, x: bound(key, x, vdm)),
         vdm.gamma,
     )
 
 
-def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
+def train_cnf(points: np.ndarray, steps: int, seed: int) -> Fitted:
     """Trains a continuous normalising flow from N(0, I) at t = 1 to the data at t = 0."""
     network = SmoothMLP(width=64, num_blocks=2, frequencies=2)
     rate = optimizer.learning_rate(5e-3, min(20, steps // 10), "cosine", steps)
@@ -106,28 +100,22 @@ def train_cnf(points: np.ndarray, steps: int, seed: int, say: Say) -> Fitted:
 
     params = network.init(key_init, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
     state = jnp.zeros((), jnp.int32), params, tx.init(params)
-    (_, params, _), losses = _run(one, state, steps, say)
+    (_, params, _), losses = _run(one, state, steps)
     field = _field(network, params)
 
     def sample(key: Key, n: int) -> Tensor:
         return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).z
 
-    def paths(key: Key, n: int) -> Tensor:
-        return _paths(field, jnp.linspace(1.0, 0.0, PIECES + 1), jax.random.normal(key, (n, 2)))
-
     return Fitted(
         losses,
         jax.jit(lambda x, tolerance: log_prob(params, x, tolerance), static_argnums=1),
         jax.jit(sample, static_argnums=1),
-        paths,
+        _paths(field, lambda t: t),
     )
 
 
 def _field(network: SmoothMLP, params: Params) -> cnf.Field:
-    def velocity(t: Tensor, z: Tensor) -> Tensor:
-        return cast(Tensor, network.apply({"params": params}, z, jnp.full(z.shape[:1], t)))
-
-    return velocity
+    return lambda t, z: cast(Tensor, network.apply({"params": params}, z, jnp.full(len(z), t)))
 
 
 def _vdm() -> Model:
@@ -144,41 +132,36 @@ def _vdm() -> Model:
             t = (gamma_t - GAMMA_0) / (GAMMA_1 - GAMMA_0)
             return cast(Tensor, network.apply({"params": params["score_model"]}, z_t, t))
 
-        def gamma(t: Tensor) -> Tensor:
-            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
-
-        return VDM(denoise, gamma, (2,), levels=None, kind="v")
+        gamma = partial(schedule.apply, {"params": params["gamma"]})
+        return VDM(denoise, cast(Gamma, gamma), (2,), levels=None, kind="v")
 
     return Model(init, bind, end_points=monotone.END_POINTS)
 
 
 def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
-    """Returns random rows for step `i`."""
-    rows = jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))
-    return data[rows]
+    return data[jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))]
 
 
-def _run(
-    one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int, say: Say
-) -> tuple[Any, Losses]:
-    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time."""
+def _run(one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int) -> tuple[Any, Losses]:
+    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time; prints some losses."""
 
     def body(_: jax.Array, carry: Any) -> Any:
-        state, total = carry
-        state, value = one(state)
-        return state, total + value
+        state, value = one(carry[0])
+        return state, carry[1] + value
 
+    @jax.jit
     def many(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:
         state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
         return state, total / count
 
-    compiled = jax.jit(many)
     losses: Losses = []
+    every = max(CHUNK, steps // 10 // CHUNK * CHUNK)
     for start in range(0, steps, CHUNK):
         stop = min(start + CHUNK, steps)
-        state, value = compiled(state, stop - start)
+        state, value = many(state, stop - start)
         losses.append((stop, float(value)))
-        say(*losses[-1])
+        if stop % every == 0 or stop == steps:
+            print(f"step {stop}: training loss {float(value):.3f} nats", flush=True)
     return state, losses
 
 
@@ -194,14 +177,13 @@ def bound(key: Key, x: Tensor, vdm: VDM) -> PerExample:
     gamma_t, slope = jax.jvp(vdm.gamma, (t,), (jnp.ones_like(t),))
     share = jax.nn.sigmoid(-4.0 - gamma_t)
 
-    def excess(noise: Tensor) -> PerExample:
-        return 0.5 * jnp.sum(jnp.square(noise) - 1.0, axis=1)
-
-    return terms.total - excess(eps_0) - share * slope * excess(eps)
+    of_eps_0, of_eps = (0.5 * jnp.sum(jnp.square(noise) - 1.0, axis=1) for noise in (eps_0, eps))
+    return terms.total - of_eps_0 - share * slope * of_eps
 
 
-def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
-    """Returns the way of z from the first of the times to the last, [times, *z.shape]."""
+def _paths(field: cnf.Field, clock: Gamma) -> Callable[[Tensor], Tensor]:
+    """Returns the function of z -> its way along `field`, by times clock(1) to clock(0)."""
+    times = clock(jnp.linspace(1.0, 0.0, PIECES + 1))
 
     def body(z: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         later, earlier = ends
@@ -209,4 +191,4 @@ def _paths(field: cnf.Field, times: Tensor, z: Tensor) -> Tensor:
         return z, z
 
     run = jax.jit(lambda z: jax.lax.scan(body, z, (times[:-1], times[1:]))[1])
-    return jnp.concatenate([z[None], run(z)])
+    return lambda z: jnp.concatenate([z[None], run(z)])

@@ -42,9 +42,7 @@ def parse(
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
     if values.scale != 1 and values.out == "docs":
-        raise UserError(
-            f"--scale={values.scale:g} needs --out=DIR that holds a copy of docs/{page}"
-        )
+        raise UserError(f"--scale={values.scale:g} needs --out=DIR with a copy of docs/{page}")
     file = Path(values.out) / page
     tables.check(file, names)
     build.make_workdir(file.with_suffix(""), "out")

@@ -51,11 +51,9 @@ def measure(argv: list[str]) -> list[Summary]:
 
 
 def _several(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() and 1 <= int(word) <= chain.MOST_STEPS for word in words):
-        raise UserError(
-            f"--num_steps={text}: wanted whole numbers from 1 to {chain.MOST_STEPS}, as 50,100,250"
-        )
+    words, most = text.split(","), chain.MOST_STEPS
+    if not all(word.isdecimal() and 1 <= int(word) <= most for word in words):
+        raise UserError(f"--num_steps={text}: wanted whole numbers from 1 to {most}, as 50,100,250")
     return [int(word) for word in words]
 
 
@@ -66,18 +64,12 @@ _HEAD = (
 
 
 def _cells(num_steps: int, size: int, s: Summary, decoding: float) -> list[str]:
-    return [
-        str(num_steps),
-        f"{size:,}",
-        f"{s.gross:.4f}",
-        f"{s.net:.4f}",
-        f"{s.bound:.4f}",
-        f"{100 * s.overhead:+.2f} % ± {100 * s.excess_error / s.bound:.2f} %",
-        f"{100 * s.coding_loss:+.3f} %",
-        f"{s.coded / s.seconds:.2f}",
-        f"{s.images / decoding:.2f}",
-        f"{100 * s.network_seconds / s.seconds:.0f} %",
-    ]
+    rates = [f"{rate:.4f}" for rate in (s.gross, s.net, s.bound)]
+    excess = f"{100 * s.overhead:+.2f} % ± {100 * s.excess_error / s.bound:.2f} %"
+    speeds = [f"{s.coded / s.seconds:.2f}", f"{s.images / decoding:.2f}"]
+    share = f"{100 * s.network_seconds / s.seconds:.0f} %"
+    coding = f"{100 * s.coding_loss:+.3f} %"
+    return [str(num_steps), f"{size:,}", *rates, excess, coding, *speeds, share]
 
 
 if __name__ == "__main__":

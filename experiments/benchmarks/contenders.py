@@ -27,12 +27,9 @@ class Contender:
     """One way to do the work, compiled."""
 
     name: str
-    init_seconds: float
-    """Seconds that compiling the first state takes."""
-    step_seconds: float
-    """Seconds that compiling the training step takes."""
+    init_seconds: float  # of compiling the first state
+    step_seconds: float  # of compiling the training step
     step: jax.stages.Compiled
-    """Training step."""
     train: Callable[[], None]
     """Function that takes one training step, and waits for it."""
     sample: Callable[[], None]
@@ -48,17 +45,13 @@ class Contender:
         """Returns the numbers: medians of the seconds, and operations of a step a second."""
         train, sample = map(statistics.median, zip(*self.turns, strict=True))
         found, tflops = self.step.memory_analysis(), flops / train / 1e12
-        return {
-            "name": self.name,
-            "compile": self.init_seconds + self.step_seconds,
-            "compile_step": self.step_seconds,
-            "step": train,
+        seconds = {"compile": self.init_seconds + self.step_seconds, "step": train}
+        return seconds | {
+            "name": self.name, "compile_step": self.step_seconds, "sample": sample,
             "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
-            "need": memory.need(self.step) or 0,
-            "tflops": tflops,
+            "need": memory.need(self.step) or 0, "tflops": tflops,
             "share": None if peak is None else tflops / peak,
-            "sample": sample,
-        }
+        }  # fmt: skip
 
 
 def ours(name: str, config: ConfigDict) -> Contender:
@@ -128,8 +121,8 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def forward_flops(config: ConfigDict) -> float:
     """Returns the multiplications and additions of the U-Net for one 32x32 image, forward.
 
-    They are those of convolutions, matrix products and attention; the rest is a few per cent. A
-    training step has three times as many, whatever is computed once more.
+    They are those of convolutions, matrix products and attention. A training step has three times
+    as many, whatever is computed once more.
     """
     model = make_model(config, SHAPE, 256)
     shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]

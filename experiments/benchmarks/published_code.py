@@ -5,7 +5,7 @@ clu, so it's put together here as there: AdamW, the average of the parameters, o
 compiled by `jax.jit` in place of `pmap` around a scan, which on a CPU would be many times slower.
 """
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -67,17 +67,12 @@ class PublishedCode:
 def _load(folder: Path) -> ModuleType:
     file = folder / "model_vdm.py"
     if not file.is_file():
-        raise UserError(
-            f"--official-code={folder}: there is no {file}; wanted a copy of the published "
-            "repository, google-research/vdm"
-        )
-    spec = importlib.util.spec_from_file_location("published_model_vdm", file)
-    assert spec is not None  # of a file that is there
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look themselves up
+        wanted = "wanted a copy of the published repository, google-research/vdm"
+        raise UserError(f"--official-code={folder}: there is no {file}; {wanted}")
+    sys.path.insert(0, str(folder))
     try:
-        spec.loader.exec_module(module)
+        return importlib.import_module(file.stem)
     except Exception as error:
         raise UserError(f"--official-code: {file} can't be imported: {error}") from error
-    return module
+    finally:
+        sys.path.remove(str(folder))

@@ -8,13 +8,12 @@ bound take. Contenders do the same work and take turns, round after round; figur
 Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
-import functools
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10, digits
 from vdm_jax import data
-from vdm_jax.evaluation import sample_quality, variance_reduction
-from vdm_jax.evaluation.report import table
+from vdm_jax.evaluation import report, sample_quality, variance_reduction
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
@@ -73,12 +71,8 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     workdir = build.make_workdir(Path(options["workdir"]))
     jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
-    found: dict[str, Any] = {
-        "options": options,
-        "machine": _machine(),
-        "steps": _contend(options),
-        "loader": _loader(),
-    }
+    found: dict[str, Any] = {"options": options, "machine": _machine()}
+    found |= {"steps": _contend(options), "loader": _loader()}
     if options["quality"]:
         found |= _quality(workdir)
     (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -90,16 +84,15 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
 
 def _contend(options: Mapping[str, Any]) -> list[Row]:
     """Returns a row for each contender."""
-    makers: list[Callable[[], Contender]] = [
-        functools.partial(contenders.ours, name, _config(options, changes))
-        for name, changes in MODES.items()
-    ]
-    makers[0]()  # what a process compiles first takes longer: nothing of that is counted
+    configs = {name: _config(options, changes) for name, changes in MODES.items()}
+    # What a process compiles first takes longer: nothing of that is counted.
+    contenders.ours(*next(iter(configs.items())))
+    made: list[Contender] = []
     if options["official-code"]:
         size = options["channels"], options["num_blocks"]
         code = PublishedCode(Path(options["official-code"]), *size)
-        makers.insert(0, functools.partial(contenders.published, code, options["batch_size"]))
-    made = [make() for make in makers]
+        made.append(contenders.published(code, options["batch_size"]))
+    made += [contenders.ours(name, config) for name, config in configs.items()]
     for contender in made:  # what is done once only, at the first call, isn't measured
         contender.train()
         contender.sample()
@@ -135,10 +128,8 @@ def _quality(workdir: Path) -> dict[str, Any]:
     model, _ = trainings.train(digits.get_config(), workdir / "digits", build.make_mesh())
     rules = [Rule("dpm_solver", steps) for steps in (10, 15, 20, 25)]
     rules += [Rule("ancestral", steps) for steps in (25, 250, 1000)]
-    return {
-        "quality": sample_quality.quality(model, rules, say=print),
-        "evaluation": variance_reduction.evaluation_cost(model),
-    }
+    quality = sample_quality.quality(model, rules, say=print)
+    return {"quality": quality, "evaluation": variance_reduction.evaluation_cost(model)}
 
 
 # ---- the tables ----
@@ -159,13 +150,11 @@ def _machine() -> str:
 def _run(found: Mapping[str, Any]) -> str:
     options = found["options"]
     command = "python -m experiments.benchmarks.speed --workdir=DIR"
-    if options["official-code"]:
-        command += " --official-code=PATH"
+    command += " --official-code=PATH" if options["official-code"] else ""
     for name in ("batch_size", "channels", "num_blocks", "rounds"):
         command += f" --{name}={options[name]}"
-    loader = f"{found['loader']:,.0f}"
     head = ("machine", "command", "images a second of the loader")
-    return table(head, [(found["machine"], f"`{command}`", loader)])
+    return report.table(head, [(found["machine"], f"`{command}`", f"{found['loader']:,.0f}")])
 
 
 def _steps(found: Mapping[str, Any]) -> str:
@@ -178,31 +167,22 @@ def _steps(found: Mapping[str, Any]) -> str:
 
     head = ["", "compiling, s", "of which the step", "step, s", "temporaries, MiB", "in all, MiB"]
     head += ["TFLOP/s", "share of peak", "a step of sampling, s"]
-    cells = [
-        [
-            row["name"],
-            cell(row, "compile", ".1f"),
-            cell(row, "compile_step", ".1f"),
-            cell(row, "step", ".3g"),
-            cell(row, "temporaries", ",.0f", 2**20),
-            cell(row, "need", ",.0f", 2**20),
-            f"{row['tflops']:.2f}",
-            "-" if row["share"] is None else f"{row['share']:.0%}",
-            cell(row, "sample", ".3g"),
-        ]
-        for row in found["steps"]
-    ]
-    return table(head, cells)
+    columns = (("compile", ".1f"), ("compile_step", ".1f"), ("step", ".3g"))
+    memory = (("temporaries", ",.0f", 2**20), ("need", ",.0f", 2**20))
+    rows = []
+    for row in found["steps"]:
+        share = "-" if row["share"] is None else f"{row['share']:.0%}"
+        cells = [cell(row, *column) for column in (*columns, *memory)]
+        rows.append(
+            (row["name"], *cells, f"{row['tflops']:.2f}", share, cell(row, "sample", ".3g"))
+        )
+    return report.table(head, rows)
 
 
 def _samples(found: Mapping[str, Any]) -> str:
-    rows = []
-    for row in found.get("quality", ()):
-        pairs = [(row[name], row[f"{name}_error"]) for name in ("mmd", "sliced_wasserstein")]
-        cells = [f"{1e3 * value:.3f} ± {1e3 * error:.3f}" for value, error in pairs]
-        rows.append((row["sampler"], str(row["calls"] or "-"), *cells))
-    head = ("sampler", "network calls", "MMD² x1000", "sliced W2² x1000")
-    return table(head, rows) if rows else ""
+    rows = [report.of_quality(row) for row in found.get("quality", ())]
+    chosen = [[row[i] for i in (0, 2, 3, 4)] for row in (report.QUALITY, *rows)]
+    return report.table(chosen[0], chosen[1:]) if rows else ""
 
 
 def _evaluation(found: Mapping[str, Any]) -> str:
@@ -211,12 +191,10 @@ def _evaluation(found: Mapping[str, Any]) -> str:
         for r in found.get("evaluation", ())
     ]
     head = ("method", "variance of a call", "calls for ±0.001", "times fewer")
-    return table(head, rows) if rows else ""
+    return report.table(head, rows) if rows else ""
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    make.__name__.strip("_"): make for make in (_run, _steps, _samples, _evaluation)
-}
+TABLES = tables.by_name(_run, _steps, _samples, _evaluation)
 
 
 if __name__ == "__main__":

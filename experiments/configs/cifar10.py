@@ -3,8 +3,7 @@
     python -m experiments.cifar10 --config=experiments/configs/cifar10.py --workdir=DIR
 
 Variants, as `--config=experiments/configs/cifar10.py:VARIANT`, with the bits per dim to expect on
-the test set. None of these figures has been reproduced with this code yet: they say where a full
-run should end.
+the test set. None of them has been reproduced with this code yet.
 
 * (none): no augmentation, 30.6 M parameters, 10 M steps of 128 images. 2.65 (paper, table 1);
   2.637 for the released checkpoint (README of the published code).
@@ -17,9 +16,8 @@ run should end.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 20 TFLOP (plain), 470 (aug) or
 950 (aug_paper), forward and backward, so that a million steps take 55, 1,300 or 2,600 hours at 100
-TFLOP/s sustained; divide by what your devices sustain together. The full plain run is ten million.
-Measured: 5.3 s a step at batch 4 on 2 CPU cores for the plain network (docs/benchmarks.md), so use
-a GPU or TPU.
+TFLOP/s sustained. The full plain run is ten million. Measured: 5.3 s a step at batch 4 on 2 CPU
+cores for the plain network (docs/benchmarks.md), so use a GPU or TPU.
 """
 
 from ml_collections import ConfigDict

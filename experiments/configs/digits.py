@@ -18,24 +18,10 @@ def get_config() -> ConfigDict:
     """Returns the configuration of the main job."""
     config = defaults.get_config()
     config.data.name = "digits"
-    config.model.update(
-        network="resnet",
-        head="levels",
-        channels=32,
-        num_blocks=4,
-        dropout=0.1,
-        fourier_features=False,
-        gamma="fixed",
-        gamma_min=-8.0,
-    )
-    config.optimizer.update(
-        learning_rate=2e-3,
-        warmup_steps=200,
-        decay="cosine",
-        weight_decay=0.1,
-        clip_norm=1.0,
-        ema_rate=0.998,
-    )
+    config.model.update(network="resnet", head="levels", channels=32, num_blocks=4, dropout=0.1)
+    config.model.update(fourier_features=False, gamma="fixed", gamma_min=-8.0)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=200, decay="cosine")
+    config.optimizer.update(weight_decay=0.1, clip_norm=1.0, ema_rate=0.998)
     config.train.update(steps=5_000, batch_size=32, log_every=500, checkpoint_every=1_000)
     config.eval.update(every=1_000, batch_size=360, repeats=4, final_repeats=64)
     config.sample.update(every=5_000, num_steps=250)

@@ -7,19 +7,16 @@ al. (2016): 1,281,149 images to train on, 49,999 to evaluate on. Their site is c
 take 4.1 GB of disk.
 
 Variants, as `--config=experiments/configs/imagenet32.py:VARIANT`, with the bits per dim to expect
-on the validation part. None of these figures has been reproduced with this code yet: they say
-where a full run should end.
+on the validation part. None of them has been reproduced with this code yet.
 
 * (none): 32 blocks of 256 channels, 122 M parameters, 10 M steps of 128 images, as published.
   3.72 (paper, table 1).
-* resized: another data set, the ImageNet of Chrabaszcz et al. (2017), made small by another filter
-  and so with other bits per dim (about 0.25 apart): no figure of the paper compares. It can be
-  downloaded (3.7 GB) without --config.data.manual_dir.
+* resized: the ImageNet of Chrabaszcz et al. (2017), made small by another filter (0.25 bits per dim
+  apart): no figure of the paper compares. It can be downloaded (3.7 GB) without manual_dir.
 * labels: the same, with the network conditioned on the 1000 classes. No published figure.
 
 Hardware-hours, by arithmetic and not by measurement: a step costs 80 TFLOP, forward and backward,
-so that a million steps take 220 hours at 100 TFLOP/s sustained; divide by what your devices sustain
-together. The full run is ten million.
+so that a million steps take 220 hours at 100 TFLOP/s sustained. The full run is ten million.
 """
 
 from ml_collections import ConfigDict

@@ -9,14 +9,11 @@ step by arithmetic, that is 31 hours at 1 TFLOP/s sustained, 20 minutes at 100.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.run import defaults
+from experiments.configs import arrays
 
 
 def get_config() -> ConfigDict:
     """Returns the paper's objective and optimiser, with a smaller network."""
-    config = defaults.get_config()
+    config = arrays.get_config()
     config.data.name = "mnist"
-    config.model.update(channels=64, num_blocks=8)
-    config.train.update(steps=100_000)
-    config.optimizer.ema_rate = 0.999
     return config

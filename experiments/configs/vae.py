@@ -20,6 +20,5 @@ def get_config() -> ConfigDict:
     config.hierarchy.update(depth=1, latent_size=16)
     config.model.update(network="mlp", head="eps", channels=280, num_blocks=1, dropout=0.5)
     config.optimizer.update(learning_rate=1e-3, weight_decay=1.0)
-    config.train.update(steps=5_000, batch_size=128)
-    config.eval.update(every=1_000)
+    config.train.batch_size = 128
     return config

@@ -46,9 +46,8 @@ def test_controls_have_mean_zero_and_add_up_to_the_optimal_denoiser_s_squared_er
             np.testing.assert_array_less(np.abs(weights @ found), 1e-9 * (1.0 + second))
             z = process.marginal(x, gammas).at(jnp.asarray(eps))
             square = np.sum((eps - np.asarray(eps_lin(z, gammas))) ** 2, axis=-1)
-            np.testing.assert_allclose(
-                found.sum(axis=-1), square - weights @ square, rtol=1e-6, atol=1e-7
-            )
+            expected = square - weights @ square
+            np.testing.assert_allclose(found.sum(axis=-1), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_for_gaussian_data_and_the_optimal_denoiser_no_noise_is_left(x64):
@@ -58,18 +57,15 @@ def test_for_gaussian_data_and_the_optimal_denoiser_no_noise_is_left(x64):
     x = jnp.asarray(np.broadcast_to([0.4, -0.6, 0.2], eps[0].shape))
     level = timestep.noise_level(jnp.asarray(t), GAMMA, None)
     losses = [np.asarray(loss.diffusion(x, e, t, eps_lin, GAMMA)) for e in eps]
-    controls = [
-        np.asarray(0.5 * level.weight[:, None] * LINEAR.controls(x, e, level.gamma_t)) for e in eps
-    ]
-    ones = np.ones((1, 3))
-    rest = [
-        control_variates.subtracted(t, *pair, ones) for pair in zip(losses, controls, strict=True)
-    ]
+    weight = np.asarray(0.5 * level.weight[:, None])
+    controls = [weight * np.asarray(LINEAR.controls(x, e, level.gamma_t)) for e in eps]
+    subtracted = control_variates.subtracted
+    rest = [subtracted(t, *pair, np.ones((1, 3))) for pair in zip(losses, controls, strict=True)]
     assert np.std(losses[0] - losses[1]) > 1.0
     np.testing.assert_allclose(rest[0], rest[1], rtol=1e-6, atol=1e-6)
-    fitted = control_variates.fit(t, losses[0] - losses[1], controls[0] - controls[1], 2)
-    left = control_variates.subtracted(t, losses[0] - losses[1], controls[0] - controls[1], fitted)
-    assert np.std(left) < 0.01 * np.std(losses[0] - losses[1])
+    differences = losses[0] - losses[1], controls[0] - controls[1]
+    left = subtracted(t, *differences, control_variates.fit(t, *differences, 2))
+    assert np.std(left) < 0.01 * np.std(differences[0])
 
 
 def test_any_coefficients_leave_the_expectation(x64):

@@ -11,7 +11,7 @@ def spread(repeats: int, images: int) -> np.ndarray:
     return np.mod(np.arange(images) * 0.618034 + np.arange(repeats)[:, None] / repeats, 1.0)
 
 
-@pytest.mark.parametrize("repeats", [2, 3, 8])
+@pytest.mark.parametrize("repeats", [2, 3])
 def test_the_error_is_split_into_what_draws_and_what_images_cause(repeats):
     """Independent draws with a known spread within (0.5) and between images (0.3)."""
     rng = np.random.default_rng(repeats)
@@ -33,10 +33,7 @@ def test_one_draw_of_each_image_has_the_standard_deviation_between_images():
     np.testing.assert_allclose(found.standard_error, draws.std(ddof=1) / 50**0.5, rtol=1e-12)
     assert np.isnan(estimate(draws[:, :1]).standard_error)
     assert str(Estimate(1.98767, 0.01234)) == "1.9877 ± 0.0123"
-
-
-def test_the_whole_error_is_never_below_its_part():
-    """Of two images of one mean, the draws alone say that there is an error."""
+    # Of two images of one mean, the draws alone say that there is an error.
     found = estimate(np.array([[0.0, 0.0], [1.0, 1.0]]))
     assert found.standard_error == found.monte_carlo > 0.0 and found.between == 0.0
 

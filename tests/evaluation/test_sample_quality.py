@@ -27,18 +27,15 @@ def test_samples_are_those_of_the_core_whatever_the_batch_size_and_devices(name)
         np.testing.assert_array_equal(whole, parts)
     assert steps == [0, 1, 2, 3] * 5  # three batches, and two
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(7))
-    given = np.stack([np.zeros(7), np.arange(7) % 3], 1).astype(np.float32)
-    vdm = subject.model.bind(subject.params, given)
-    z_0 = sampling.solve(sampling.initial(keys, SHAPE), vdm, rule, keys)
-    expected = np.asarray(sampling.to_images(z_0, vdm.gamma(jnp.zeros(1))[0], LEVELS))
-    assert np.mean(whole != expected) < 0.05  # rounding may tip a pixel between two levels
-    assert np.any(whole != Drawer(subject, rule).draw(rule, 7, 4))
-    given[:, 1] = 2.0
-    z_0 = sampling.solve(
-        sampling.initial(keys, SHAPE), subject.model.bind(subject.params, given), rule, keys
-    )
-    expected = np.asarray(sampling.to_images(z_0, vdm.gamma(jnp.zeros(1))[0], LEVELS))
-    assert np.mean(Drawer(subject, rule).draw(rule, 7, 3, 2) != expected) < 0.05
+    drawer = Drawer(subject, rule)
+    for label, labels in ((None, np.arange(7) % 3), (2, np.full(7, 2))):
+        given = np.stack([np.zeros(7), labels], 1).astype(np.float32)
+        vdm = subject.model.bind(subject.params, given)
+        z_0 = sampling.solve(sampling.initial(keys, SHAPE), vdm, rule, keys)
+        expected = np.asarray(sampling.to_images(z_0, vdm.gamma(jnp.zeros(1))[0], LEVELS))
+        # Rounding may tip a pixel between two levels.
+        assert np.mean(drawer.draw(rule, 7, 3, label) != expected) < 0.05
+    assert np.any(whole != drawer.draw(rule, 7, 4))
 
 
 def test_a_path_leads_from_the_guess_at_z_1_to_the_samples():

@@ -37,18 +37,3 @@ def test_the_prior_of_each_published_schedule_is_its_closed_form():
     mine = {"mine": schedule.linear(-2.0, 0.0)}
     got = closed_forms.prior_nats_per_dim(np.full((2, 3), 1), 3, mine)
     np.testing.assert_allclose(got["mine"], 0.5 * (np.log(2) - 0.5), rtol=1e-5)
-
-
-def test_the_distance_to_the_prior_along_the_chain_is_its_closed_form():
-    rows = closed_forms.forgetting()
-    assert [row["t"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    for row in rows:
-        keep = 1 / (1 + np.exp(row["gamma"]))
-        var, square = 0.09 * keep + 1 - keep, 0.49 * keep
-        expected = 0.5 * (var + square - 1 - np.log(var))
-        np.testing.assert_allclose(row["kl"], expected, rtol=1e-4)
-
-
-def test_the_reverse_step_is_a_gaussian_but_for_the_cube_of_the_step():
-    large, small = (row["kl"] for row in closed_forms.reverse_step((0.02, 0.01)))
-    assert abs(np.log(large / small) / np.log(2.0) - 3.0) < 0.02

@@ -32,13 +32,10 @@ def test_the_summary_says_what_the_file_came_to(digits_file):
     assert s.images == 8 and s.raw == 0 and s.coded + s.seeds == 8
     assert f"net      {s.net:.4f} bits per dim, of {s.coded} images by the VDM" in said
     assert f"bound    {s.bound:.4f} bits per dim on the same images; net is " in said
-    assert f"net is {100 * (s.net / s.bound - 1):+.2f} % ± " in said
     assert f"besides  {s.seeds} images by the simple model, whose bits others borrow" in said
-    assert re.search(r"speed    [0-9.]+ images/s encoding, network's share [0-9]+ %; [0-9.]+", said)
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in said.splitlines()]
     told = {row[0]: float(row[1]) for row in rows if len(row) == 2 and row[1][:1].isdigit()}
     assert told["raw"] == 8 and told["this file"] == pytest.approx(size / 64, abs=1e-4)
-    assert {"PNG, each image", "PNG, one mosaic", "WebP, each image", "xz"} <= set(told)
     assert told["PNG, each image"] > told["raw"] > told["this file"]  # 8x8 is little for a PNG
 
 
@@ -51,7 +48,6 @@ def test_a_folder_comes_back_as_png_pictures(digits_run, tmp_path):
     made = vdmz.compress(digits_run, folder, "--nocompare", "-o", tmp_path / "a.vdmz")
     # One image by the VDM has no standard error.
     assert made.summary.coded == 1 and "nan" not in made.said and "codec" not in made.said
-    assert f"net is {100 * made.summary.overhead:+.2f} % off; " in made.said
     out = vdmz.decompress(digits_run, made.path, tmp_path / "out")
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert found == sorted(names)

@@ -1,9 +1,8 @@
 """compress and decompress refuse in one line what they can't do, and leave nothing behind."""
 
 import json
-import os
 import shutil
-import tracemalloc
+from unittest.mock import Mock
 
 import golden
 import numpy as np
@@ -13,7 +12,6 @@ import vdmz
 from vdm_jax import compression
 from vdm_jax.compression import file
 from vdm_jax.errors import UserError
-from vdm_jax.run import restore
 from vdm_jax.run import vdmz as commands
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -48,11 +46,6 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def content(digits_file) -> bytes:
-    return digits_file.path.read_bytes()
-
-
-@pytest.fixture
 def of_file(refused, digits_run, tmp_path):
     """Returns what decompress says of a file of these bytes."""
 
@@ -72,14 +65,10 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([run, images / "small.npy"], "must be [n, 8, 8, 1], as the model's, got [3, 7, 8, 1]"),
         ([run, images / "bright.npy"], "in [0, 17), the model's levels, got uint8 from 1 to 17"),
         ([run, images / "text.npy"], "text.npy is none of what is taken"),
-        ([run, images / "none.npy"], "none.npy is not there"),
-        ([run, good, good], "unexpected argument"),
         ([run], "wanted INPUT, a folder of pictures or an .npy; or --split=test"),
         ([run, good, "--split=test"], f"INPUT ({good}) and --split exclude each other"),
         ([run, good, "--blocks=4"], "blocks must be at most 3, one for each image, got 4"),
-        ([run, good, "--num_steps=0"], "--num_steps=0"),
         ([run, good, "--grid=65"], "--grid=65"),
-        ([run, good, "--gird=2"], "Unknown command line flag 'gird'"),
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),
         ([run, good, GOLDEN], "one of --workdir=DIR"),
         ([run, good, "--model=cifar10"], "--model goes with --official"),
@@ -97,10 +86,7 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
     for arguments, name, words in (
         ([run], "a", "wanted FILE.vdmz, which experiments.compress wrote"),
         ([run, images / "none.vdmz"], "a", "none.vdmz is no file; wanted FILE.vdmz"),
-        ([run, images], "a", "is no file; wanted FILE.vdmz"),
         ([run, "/dev/zero"], "a", "/dev/zero is no file; wanted FILE.vdmz"),
-        ([run, images / "good.npy"], "a", "good.npy: it is no VDMZ file"),
-        ([run, "a", "--num_steps=3"], "a", "num_steps"),
         ([run, digits_file.path], "a.png", "a.png would be an .npy, as what was compressed"),
         ([GOLDEN, digits_file.path], "a", "is for images of 3 channel(s), but"),
     ):
@@ -110,10 +96,7 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"data": {"classes": "many"}}, "config.json is damaged"),
-        ({"data": {"event_shape": [8, 1 << 40, 1]}}, "config.json is damaged"),
         ({"data": {"levels": 1000}}, "config.json is damaged"),
-        ({"data": {"levels": None}}, "config.json is damaged"),
         ({"model": {"channels": 32}}, "checkpoint"),
         ({"model": {"decoder": "density"}}, "is no VDM of pixel levels ("),
     ],
@@ -128,70 +111,40 @@ def test_runs_that_do_not_compress(digits_run, images, tmp_path, refused, parts,
     assert said in refused(vdmz.plain_compress, f"--workdir={workdir}", images / "good.npy")
 
 
-def test_a_run_that_is_given_classes_does_not_compress(digits_run, images, refused, monkeypatch):
-    load = restore.load
-    monkeypatch.setattr(restore, "load", lambda *a, **b: load(*a, **b)._replace(num_classes=10))
-    said = refused(vdmz.plain_compress, f"--workdir={digits_run}", images / "good.npy")
-    assert f"the run in {digits_run} is conditioned on the class of an image" in said
-
-
 def test_what_may_not_be_written_is_told_before_anything_is_read(tmp_path):
-    there, dangling = tmp_path / "there", tmp_path / "dangling"
-    there.write_text("mine")
+    dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nothing")
     for command in (vdmz.plain_compress, vdmz.plain_decompress):
         for output, said in (
-            (["-o", there], "there is there already"),
             (["-o", dangling], "dangling is there already"),
             (["-o", tmp_path / "no" / "a"], "is no folder; make it first"),
             ([], " is missing: what to write"),
         ):
             with pytest.raises(UserError, match=said):
                 command("--workdir=NOWHERE", "input", *output)
-    assert there.read_text() == "mine" and dangling.is_symlink()
-
-
-def test_a_disk_that_fails_leaves_nothing(digits_run, digits_file, refused, monkeypatch):
-    def fails(handle: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", fails)
-    said = refused(vdmz.plain_decompress, f"--workdir={digits_run}", digits_file.path, name="a.npy")
-    assert "can't be written to: No space left on device" in said and "nothing was written" in said
+    assert dangling.is_symlink()
 
 
 def test_what_does_not_decode_is_not_written(digits_run, images, refused, monkeypatch):
     decode = compression.decompress
     arguments = [f"--workdir={digits_run}", images / "good.npy", "--num_steps=20"]
 
-    def other(*given, **named):
-        pixels, meta = decode(*given, **named)
-        pixels[-1, 0, 0] ^= 1
-        return pixels, meta
-
-    def short(*given, **named):
-        raise MemoryError
-
-    def fails(*given, **named):
-        raise compression.VdmzError("a probe of its outputs differs")
-
     for instead, said in (
-        (other, "nothing was written: it did not decode to the same images"),
         (lambda *a, **b: (decode(*a, **b)[0], b"else"), "it did not decode to the same images"),
-        (fails, "nothing was written: on decoding, a probe of its outputs differs"),
-        (short, "more memory than there is; with fewer --blocks"),
+        (Mock(side_effect=compression.VdmzError("a probe")), "written: on decoding, a probe"),
+        (Mock(side_effect=MemoryError), "more memory than there is; with fewer --blocks"),
     ):
         monkeypatch.setattr(compression, "decompress", instead)
         assert said in refused(vdmz.plain_compress, *arguments)
 
 
-def test_damaged_files_other_models_and_lies(of_file, content, monkeypatch):
+def test_damaged_files_other_models_and_lies(of_file, digits_file, monkeypatch):
+    content = digits_file.path.read_bytes()
     header, _ = file.unpack(content)
     for given, said in (
         (b"", "it is no VDMZ file"),
         (content[:40], "within its header"),
         (content[:-1], "it is cut short: 1 of "),
-        (content[:4] + b"\2" + content[5:], "VDMZ version 2; this program reads 1"),
         (content[:-1] + bytes([content[-1] ^ 1]), "its payload is damaged (checksum)"),
         (vdmz.changed(content, levels=16), "promises other images than its model's"),
         (vdmz.changed(content, probe=header.probe ^ 1), "computes the network otherwise"),
@@ -201,17 +154,7 @@ def test_damaged_files_other_models_and_lies(of_file, content, monkeypatch):
     # Of what came in, before anything is decoded.
     with monkeypatch.context() as patch:
         patch.setattr(compression, "decompress", lambda *_, **__: pytest.fail("it was decoded"))
-        for meta in (b"\x09", b"", b"\3\1"):
-            of_file(vdmz.changed(content, meta=meta))
-    # What no file can hold, before the model is loaded, and without taking memory.
+        of_file(vdmz.changed(content, meta=b"\3\1"))
+    # What no file can hold, before the model is loaded.
     monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("the model was loaded"))
-    (block,) = header.blocks
-    tracemalloc.start()
-    for lie in (
-        {"blocks": (block._replace(images=1 << 62, size=1 << 62),)},
-        {"event_shape": (1 << 40, 8, 1)},
-        {"blocks": tuple([block._replace(images=1 << 50)] * 4096)},
-    ):
-        assert "get it anew" in of_file(vdmz.changed(content, **lie))
-    assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    tracemalloc.stop()
+    assert "get it anew" in of_file(vdmz.changed(content, event_shape=(1 << 40, 8, 1)))

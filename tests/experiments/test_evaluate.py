@@ -89,13 +89,10 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
 EVALUATE = [
     (["--workdir="], "--workdir=DIR is missing"),
     (["extra"], "unexpected argument 'extra'"),
-    (["--repeats=0"], "repeats"),
     (["--repeats=many"], "wanted a whole number"),
     (["--dequantization=none"], "uniform"),
-    (["--seed=99999999999999999999"], "--seed"),
-    *[([f"--tolerance={t}"], f"to 0.1, got {t}") for t in ("0.0", "nan", "1e-08", "inf")],
+    *[([f"--tolerance={t}"], f"to 0.1, got {t}") for t in ("1e-08", "nan")],
     (["--monte_carlo_error=0"], "must be positive and finite, got 0"),
-    (["--monte_carlo_error=nan"], "must be positive and finite, got nan"),
     (["--monte_carlo_error=0.01", "--repeats=4"], "--monte_carlo_error and --repeats exclude"),
     (["--official=X", "--checkpoint=3"], "--official and --checkpoint exclude"),
     (["--model=cifar10"], "--model goes with --official"),
@@ -104,20 +101,15 @@ EVALUATE = [
     (["--checkpoint=latest"], "--checkpoint=latest is neither a step nor the folder"),
     (["--num_steps=10,abc"], "--num_steps=10,abc: 'abc' is no number of steps"),
     (["--num_steps=0"], "'0' is no number of steps"),
-    (["--num_steps="], "'' is no number of steps"),
     (["--ode_samples=4", "--trace=hutchinson", "--ode_images=2"], "needs --trace=exact"),
 ]
 SAMPLE = [
     (["--workdir="], "--workdir=DIR is missing"),
     (["--sampler=euler"], "--sampler=euler"),
-    (["--num_steps=0"], "--num_steps=0"),
     (["--eta=0.5"], "--eta=0.5: wanted a number from 0 to 1, of --sampler=ddim alone"),
     (["--sampler=ddim", "--eta=2"], "--eta=2.0: wanted a number from 0 to 1"),
     (["--class=0"], "--class=0: the model has none"),
-    (
-        ["--n=2", "--distances"],
-        "at least 3 samples (--n), 3 test and 3 training images; got 2, 360",
-    ),
+    (["--n=2", "--distances"], "3 samples (--n), 3 test and 3 training images; got 2, 360"),
     (["--quality", "--n=5"], "--n goes not with --quality, which compares many; leave it out"),
 ]
 
@@ -134,33 +126,5 @@ def test_what_cannot_be_done_is_refused_in_one_line(command, arguments, message,
     assert sorted((digits_run / "evaluation").glob("*")) == folders  # nothing was begun
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"config": {"model": 3}}'])
-def test_a_damaged_config_is_named(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        tiny.evaluate(tmp_path)
-
-
-def test_images_that_a_run_s_numbers_would_not_be_of(digits_run, tmp_path):
-    """Another fingerprint under the same name, other classes, other levels."""
-    saved = json.loads((digits_run / "config.json").read_text())
-
-    def refused(data, *arguments):
-        (tmp_path / "config.json").write_text(json.dumps(saved | {"data": saved["data"] | data}))
-        with pytest.raises(UserError) as error:
-            tiny.evaluate(tmp_path, *arguments)
-        return str(error.value)
-
-    assert "digits holds other images than the run in" in refused({"fingerprint": "other"})
-    assert "no folder" in refused({"fingerprint": "other"}, "--data=digits")  # named expressly
-    assert "of images with 10 classes, but digits has 0" in refused({"classes": 10})
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", train=pixels, test=pixels)
-    where = "--data=arrays", f"--path={tmp_path / 'images.npz'}", f"--data_dir={tmp_path / 'd'}"
-    assert "outside [0, 17)" in refused({}, *where)  # its levels are those of the run
-
-
 def test_steps_of_reads_a_list_once_each():
-    model = type("Model", (), {"num_steps": 7})()
-    assert steps_of(None, model) == (7,)
-    assert steps_of("10, 100,inf,10", model) == (10, 100, None)
+    assert steps_of("10, 100,inf,10", None) == (10, 100, None)

@@ -1,18 +1,15 @@
 """A published checkpoint through `experiments.evaluate`, against the values of its own code."""
 
-import json
 import math
 import shutil
 
 import golden
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from vdm_jax import loss
 from vdm_jax.errors import UserError
-from vdm_jax.run import build, restore
 
 NAME = "no_fourier_odd_batch"
 
@@ -24,12 +21,11 @@ def _one_device(compiled_once):
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """The golden model with its images as a dataset."""
+    """The golden model's images as a dataset."""
     folder = tmp_path_factory.mktemp("images")
     images = golden.load(NAME).expected["images"]
     np.savez(folder / "images.npz", train=images, test=images)
-    data = {"name": "arrays", "path": str(folder / "images.npz"), "dir": str(folder / "cache")}
-    return data, ("--data=arrays", f"--path={data['path']}", f"--data_dir={data['dir']}")
+    return "--data=arrays", f"--path={folder / 'images.npz'}", f"--data_dir={folder / 'cache'}"
 
 
 def bits(model, nats):
@@ -39,7 +35,7 @@ def bits(model, nats):
 def test_the_command_agrees_with_the_published_code(arguments, tmp_path):
     model = golden.load(NAME)
     found = tiny.evaluate(
-        tmp_path, f"--official={model.folder / 'checkpoints-0'}", *arguments[1], "--repeats=30",
+        tmp_path, f"--official={model.folder / 'checkpoints-0'}", *arguments, "--repeats=30",
         "--num_steps=10,inf", "--batch_size=4",
     )  # fmt: skip
     assert found["model"]["name"] == f"official {NAME}"
@@ -61,28 +57,11 @@ def test_the_command_agrees_with_the_published_code(arguments, tmp_path):
         assert abs(row["bpd"] - expected[f"T{steps}/bpd"]) < 5 * error
 
 
-def test_the_bound_at_the_golden_draws_is_the_golden_value(arguments):
-    model = golden.load(NAME)
-    path = model.folder / "checkpoints-0"
-    of = restore.from_official(path, None, arguments[0], build.make_mesh())
-    expected = {k: jnp.asarray(v) for k, v in model.expected.items() if "names" not in k}
-    np.testing.assert_array_equal(of.images.test, expected["images"])
-    vdm = of.model.bind(of.params, expected["conditioning"])
-    at = [expected[k] for k in ("z_t", "gamma_t")]
-    np.testing.assert_allclose(vdm.denoise(*at), expected["eps_hat"], atol=1e-4)
-    given = [expected[k] for k in ("images", "eps", "t_continuous", "eps_0")]
-    for name, num_steps in ((0, None), (10, 10)):
-        terms = vdm._replace(num_steps=num_steps).elbo_given(*given)
-        bpd = bits(model, terms.total).mean()
-        assert bpd == pytest.approx(float(expected[f"T{name}/bpd"]), rel=1e-5)
-        np.testing.assert_allclose(terms.diffusion, expected[f"T{name}/loss_diff"], rtol=1e-4)
-
-
 def test_mistakes_are_named(arguments, tmp_path):
-    """Another architecture, no configuration, a file cut short, images of other channels."""
+    """Another architecture, no configuration, images of other channels."""
     source = golden.load(NAME).folder / "checkpoints-0"
 
-    def refused(*flags, data=arguments[1]):
+    def refused(*flags, data=arguments):
         with pytest.raises(UserError) as error:
             tiny.evaluate(tmp_path / "w", *data, *flags)
         assert "\n" not in str(error.value)
@@ -90,19 +69,9 @@ def test_mistakes_are_named(arguments, tmp_path):
 
     said = refused(f"--official={source}", "--model=cifar10")
     assert "the parameter score_model/" in said and "but the configuration calls for [" in said
-    assert "none of cifar10, cifar10_aug" in refused(f"--official={source}", "--model=cifar11")
     assert "--data=NAME is missing" in refused(f"--official={source}", data=())
     said = refused(f"--official={source}", data=("--data=digits",))
     assert "of 3 channel(s), but digits" in said
     shutil.copytree(source, tmp_path / "c" / "c")
     where = f"--official={tmp_path / 'c' / 'c'}"
     assert "--model=NAME is missing, one of cifar10, cifar10_aug" in refused(where)
-    (tmp_path / "mine.json").write_text("{")
-    assert "mine.json is no JSON file" in refused(where, f"--model={tmp_path / 'mine.json'}")
-    (tmp_path / "mine.json").write_text(json.dumps({"vocab_size": 256}))
-    said = refused(where, f"--model={tmp_path / 'mine.json'}")
-    assert "has no 'sample_softmax'" in said
-    for file in (tmp_path / "c" / "c").iterdir():
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    shutil.copy(source.parent / "model_config.json", tmp_path / "c")
-    assert "is damaged, cut short or not" in refused(where)

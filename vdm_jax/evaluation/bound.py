@@ -20,18 +20,11 @@ from vdm_jax.train.model import BITS, Batch, Bound, Model, Params, Unit, unit
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Draws",
-    "Estimate",
-    "Evaluation",
-    "Reduction",
-    "collect",
-    "draw",
-    "estimate",
-    "make_eval_step",
-    "over_devices",
-    "summarise",
-]
+__all__ = ["Draws", "Estimate", "Evaluation", "Reduction", "collect", "draw", "make_eval_step",
+           "over_devices", "summarise"]  # fmt: skip
+
+
+TERMS = ("reconstruction", "prior", "diffusion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +41,10 @@ class Evaluation:
 
     def scalars(self) -> dict[str, float]:
         """Returns flat numbers for a log; no standard error of a single image."""
-        key = self.unit.key
-        numbers = {
-            key: self.total.mean,
-            f"{key}_standard_error": self.total.standard_error,
-            f"{key}_monte_carlo_error": self.total.monte_carlo,
-            "reconstruction": self.reconstruction.mean,
-            "prior": self.prior.mean,
-            "diffusion": self.diffusion.mean,
-        }
+        key, total = self.unit.key, self.total
+        numbers = {key: total.mean, f"{key}_standard_error": total.standard_error}
+        numbers[f"{key}_monte_carlo_error"] = total.monte_carlo
+        numbers |= {name: getattr(self, name).mean for name in TERMS}
         return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
 
@@ -73,10 +61,7 @@ class Draws(NamedTuple):
     """Control variates [*shape, k] of the diffusion term without that factor, if any."""
 
     def controlled(self, coefficients: np.ndarray) -> "Draws":
-        """Returns them with the control variates subtracted from the diffusion term.
-
-        `coefficients` are `control_variates.fit`'s, of other draws: expectations stay.
-        """
+        """Returns them less the control variates, by `control_variates.fit` of other draws."""
         plain, controls = self.terms.diffusion / self.weight, cast(Tensor, self.controls)
         rest = control_variates.subtracted(self.t, plain, controls, coefficients)
         terms = self.terms._replace(diffusion=self.weight * cast(PerExample, rest))
@@ -115,7 +100,7 @@ def draw(
 def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array) -> PerExample:
     """Returns uniform times [batch], spread evenly within the even and within the odd repeats.
 
-    These two groups are independent: their difference tells the Monte-Carlo error (`estimate`).
+    The two groups are independent, for `estimate`.
     """
     group = repeat % 2
     u = jax.random.uniform(jax.random.fold_in(key, group))
@@ -123,9 +108,9 @@ def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array
 
 
 def over_devices(step: Callable, mesh: Mesh, params: Params, others: int) -> Callable:
-    """Returns step(parameters, batch, *others), compiled: the batch is split over the devices.
+    """Returns step(parameters, batch, *others), compiled, of parameters like `params`.
 
-    `params` are parameters, or their shapes. All else is whole on all devices, also the results.
+    The batch is split over the devices; all else is whole on all of them, also the results.
     """
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, params)
@@ -139,10 +124,9 @@ def over_devices(step: Callable, mesh: Mesh, params: Params, others: int) -> Cal
 def make_eval_step(
     model: Model, mesh: Mesh, by: Reduction = PLAIN, times: Times = two_groups
 ) -> EvalStep:
-    """Returns (params, batch, key, repeat, repeats) -> (`Draws`, mask [batch]), compiled.
+    """Returns (params, batch, key, repeat, repeats) -> (`Draws` of each image, mask), compiled.
 
-    That is one draw of each image's terms, number `repeat` of `repeats`. Noise and time are
-    functions of the key, the repeat and the image's `index` alone, whatever batches and devices.
+    Noise and time are functions of the key, the repeat and the image's `index` alone.
     """
 
     def step(
@@ -165,7 +149,7 @@ def collect(
     """Returns `repeats` draws of every image of `batches()`, each exactly once per repeat.
 
     Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
-    and `mask` (0 where the last batch is padded). The key settles all times and noise.
+    and `mask` (0 where the last batch is padded).
     """
     checks.count(repeats, "repeats")
     found: list[Draws] = []
@@ -176,11 +160,8 @@ def collect(
             drawn.append(eval_step(params, on_devices, key, repeat, repeats))
             if repeat:  # one in flight while the one before comes back, never a long queue
                 drawn[-2] = jax.device_get(drawn[-2])
-        kept = [
-            jax.tree.map(lambda values, rows=mask > 0: values[rows], one)
-            for one, mask in jax.device_get(drawn)
-        ]
-        found.append(jax.tree.map(lambda *repeats: np.stack(repeats), *kept))
+        each, masks = zip(*jax.device_get(drawn), strict=True)
+        found.append(jax.tree.map(lambda *of, rows=masks[0] > 0: np.stack(of)[:, rows], *each))
     if not found:
         raise ValueError("there are no images to evaluate.")
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1).astype(np.float64), *found)
@@ -193,7 +174,5 @@ def summarise(draws: Draws, bound: Bound, groups: np.ndarray | None = None) -> E
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
         return estimate(np.asarray(of_unit.of(nats, bound.event_shape), np.float64), groups, t)
 
-    return Evaluation(
-        of(terms.total, t), of(terms.reconstruction), of(terms.prior), of(terms.diffusion, t),
-        num_images=t.shape[1], repeats=t.shape[0], unit=of_unit,
-    )  # fmt: skip
+    three = of(terms.reconstruction), of(terms.prior), of(terms.diffusion, t)
+    return Evaluation(of(terms.total, t), *three, t.shape[1], t.shape[0], of_unit)

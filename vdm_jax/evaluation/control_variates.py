@@ -40,7 +40,7 @@ class Linear(NamedTuple):
 
     @classmethod
     def of(cls, x: ArrayLike) -> "Linear":
-        """Returns that of the mean and the covariance of data [n, *event], their elements in a row.
+        """Returns that of the mean and covariance of data [n, *event].
 
         Raises UserError for more than `MOST_DIMS` elements.
         """
@@ -67,8 +67,9 @@ class Linear(NamedTuple):
         x are data [batch, *event] of any scale and distribution, eps standard-normal noise.
         """
         # A rotation that was rounded, as an accelerator does by default, would keep no expectation.
-        e = jnp.matmul(_flat(eps), self.basis, precision="highest")
-        y = jnp.matmul(_flat(x) - self.mean, self.basis, precision="highest")
+        x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
+        e = jnp.matmul(eps, self.basis, precision="highest")
+        y = jnp.matmul(x - self.mean, self.basis, precision="highest")
         snr = jnp.exp(-gamma_t)[:, None]
         w = 1.0 / (1.0 + snr * self.var)
         eps_lin = w * (e + jnp.sqrt(snr) * y)
@@ -103,8 +104,7 @@ def subtracted(
 ) -> np.ndarray:
     """Returns losses - sum over k of coefficients(t)_k controls_k, of t's shape.
 
-    If the controls [*shape, k] have mean zero at each t, the expectation stays, whatever the
-    coefficients are.
+    Controls [*shape, k] of mean zero at each t leave the expectation as it is.
     """
     rows = coefficients[_bins(np.asarray(t, np.float64), len(coefficients))]
     return np.asarray(losses, np.float64) - np.sum(rows * np.asarray(controls), axis=-1)
@@ -112,7 +112,3 @@ def subtracted(
 
 def _bins(t: np.ndarray, num_bins: int) -> np.ndarray:
     return np.minimum((t * num_bins).astype(int), num_bins - 1)
-
-
-def _flat(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1)

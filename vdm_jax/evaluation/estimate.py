@@ -11,19 +11,13 @@ __all__ = ["Estimate", "estimate"]
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error, split into its two causes.
-
-    Attributes:
-      mean: over images, each the mean of its draws.
-      standard_error: standard deviation between images (or groups of them that belong together)
-        over the root of their number; it holds both causes.
-      monte_carlo: part due to the draws of time and noise, which more repeats make smaller; NaN
-        where each image has one draw only, or none (an exact value has 0).
-    """
+    """A mean over images, each the mean of its draws, and its standard error by cause."""
 
     mean: float
     standard_error: float
+    """Standard deviation between images (or groups of them) over the root of their number."""
     monte_carlo: float = np.nan
+    """Part of it due to the draws of time and noise; NaN where each image has one draw only."""
 
     @property
     def between(self) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax import bounds, flow, loss, timestep
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.bound import Draws, over_devices, summarise
+from vdm_jax.evaluation.bound import TERMS, Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.evaluation.variance_reduction import Evaluator, plan
@@ -23,17 +23,8 @@ from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
 from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Row",
-    "Settings",
-    "chains",
-    "measure",
-    "of_draws",
-    "of_ode",
-    "per_image",
-    "profile",
-    "variance",
-]
+__all__ = ["Row", "Settings", "chains", "measure", "of_draws", "of_ode", "per_image", "profile",
+           "variance"]  # fmt: skip
 
 BINS = 50  # of a profile over t
 
@@ -65,12 +56,11 @@ class Settings(NamedTuple):
 def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> dict[str, Any]:
     """Returns all that the settings ask for, as one JSON object; `say` gets each row when found."""
     is_vdm, groups = isinstance(subject.bound, VDM), subject.groups
-    key = jax.random.key(asked.seed)
+    key, failed = jax.random.key(asked.seed), None
     by = plan(subject, asked.importance, asked.control_variates)
     evaluator = Evaluator(by, key, asked.repeats, asked.monte_carlo_error)
     rows: list[Row] = []
     shape: dict[str, Any] = {}
-    failed = None
 
     def add(row: Row) -> None:
         rows.append(row)
@@ -96,14 +86,9 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
                 add(other())
     except UserError as error:  # what was found before is reported nevertheless
         failed = str(error)
-    return {
-        "groups": None if groups is None else len(np.unique(groups)),
-        "rows": rows,
-        "pilot_calls": evaluator.pilot_calls,
-        "failed": failed,
-        "note": subject.bound.note,
-        "profile": shape,
-    }
+    number = None if groups is None else len(np.unique(groups))
+    found = {"groups": number, "rows": rows, "pilot_calls": evaluator.pilot_calls}
+    return found | {"failed": failed, "note": subject.bound.note, "profile": shape}
 
 
 def _others(
@@ -122,10 +107,7 @@ def _others(
 def of_draws(draws: Draws, model: Bound, groups: np.ndarray | None = None) -> Row:
     """Returns a row of the bound and its three terms."""
     result = summarise(draws, model, groups)
-    terms = {
-        name: dataclasses.asdict(getattr(result, name))
-        for name in ("reconstruction", "prior", "diffusion")
-    }
+    terms = {name: dataclasses.asdict(getattr(result, name)) for name in TERMS}
     words = f"bound, {model.words}", "variational bound"
     row = _row(words, result.total, (result.repeats, result.num_images), 1, result.unit)
     return row | {"num_steps": getattr(model, "num_steps", None), "terms": terms}
@@ -136,18 +118,10 @@ def _row(
 ) -> Row:
     """Returns a row; `words` are quantity and kind, `shape` [draws, images], `calls` of a draw."""
     draws, images = shape
-    return {
-        "quantity": words[0],
-        "kind": words[1],
-        "unit": unit.name,
-        unit.key: of.mean,
-        "standard_error": of.standard_error,
-        "monte_carlo_error": of.monte_carlo,
-        "between_images_error": of.between,
-        "num_images": images,
-        "draws": draws,
-        "network_calls": round(images * draws * calls),
-    }
+    row: Row = {"quantity": words[0], "kind": words[1], "unit": unit.name, unit.key: of.mean}
+    row |= {"standard_error": of.standard_error, "monte_carlo_error": of.monte_carlo}
+    row |= {"between_images_error": of.between, "num_images": images, "draws": draws}
+    return row | {"network_calls": round(images * draws * calls)}
 
 
 def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
@@ -156,21 +130,14 @@ def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
     losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    return {
-        "unit": of_unit.name,
-        "t": centres.tolist(),
-        "gamma": np.asarray(vdm.gamma(jnp.asarray(centres))).tolist(),
-        "mean": found.mean.tolist(),
-        "rms": found.rms.tolist(),
-    }
+    gamma = np.asarray(vdm.gamma(jnp.asarray(centres)))
+    columns = {"t": centres, "gamma": gamma, "mean": found.mean, "rms": found.rms}
+    return {"unit": of_unit.name, **{name: values.tolist() for name, values in columns.items()}}
 
 
 def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
     """Returns the variance of one image, one uniform t and one noise, in bits per dim."""
     return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
-
-
-# ---- other bounds on the same likelihood ----
 
 
 def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
@@ -183,10 +150,8 @@ def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
     bits, _ = per_image(nats, subject, key)
-    words = (
-        f"bound of {number} chain(s), T = {num_steps}",
-        f"importance-weighted bound, K = {number}",
-    )
+    kind = f"importance-weighted bound, K = {number}"
+    words = f"bound of {number} chain(s), T = {num_steps}", kind
     row = _row(words, estimate(bits, subject.groups), bits.shape, number * num_steps)
     return row | {"chains": number, "num_steps": num_steps}
 
@@ -203,21 +168,15 @@ def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solve
     bits, evaluations = per_image(nats, subject, key)
     if not np.isfinite(bits).all():
         raise UserError(
-            f"the ODE's solver gave up at --tolerance={solver.rtol}: choose a larger one, up "
-            "to 1e-3"
+            f"the ODE's solver gave up at --tolerance={solver.rtol}: take a larger one, up to 1e-3"
         )
-    words = (
-        f"ODE, {method.replace('_', '-')} dequantisation",
-        "density of the ODE" + (f", K = {samples}" if samples > 1 else ""),
-    )
+    kind = "density of the ODE" + (f", K = {samples}" if samples > 1 else "")
+    words = f"ODE, {method.replace('_', '-')} dequantisation", kind
     found, mean = estimate(bits, subject.groups), float(np.mean(evaluations))
-    return _row(words, found, bits.shape, samples * mean) | {
-        "trace": solver.trace,
-        "probes": None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}",
-        "tolerance": solver.rtol,
-        "function_evaluations": mean,
-        "ode_samples": samples,
-    }
+    row = _row(words, found, bits.shape, samples * mean)
+    probes = None if solver.trace == "exact" else f"{solver.num_probes} {solver.probes}"
+    row |= {"trace": solver.trace, "probes": probes, "tolerance": solver.rtol}
+    return row | {"function_evaluations": mean, "ode_samples": samples}
 
 
 def per_image(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 
 __all__ = ["QUALITY", "line", "new_folder", "of_distances", "of_quality", "table", "value", "write"]
 
-TERMS = ("reconstruction", "prior", "diffusion")
 HEADS = ("MMD² x1000", "sliced W2² x1000")
 QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")  # heads of `of_quality`
 
@@ -41,9 +41,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# ---- evaluations ----
-
-
 def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
@@ -61,10 +58,8 @@ def _markdown(found: Row) -> str:
     sources, rows = found["groups"], found["rows"]
     units = "sources" if sources else "images"
     given = ", given the class of each image" if data["given_class"] else ""
-    head = (
-        "quantity", "kind", rows[0]["unit"], "± in all", "± of the draws",
-        f"± between {units}", *TERMS, "images", "draws each", "network calls",
-    )  # fmt: skip
+    head = ["quantity", "kind", rows[0]["unit"], "± in all", "± of the draws"]
+    head += [f"± between {units}", *TERMS, "images", "draws each", "network calls"]
     notes = [_ode_note(row) for row in rows if "function_evaluations" in row]
     if calls := found["pilot_calls"]:
         notes.append(f"Before these, {calls} network calls told how to draw; no estimate has them.")
@@ -76,23 +71,18 @@ def _markdown(found: Row) -> str:
         notes.append(f"Fewer than 20 {units}: the errors between them are themselves rough.")
     if sources:
         notes.append(f"Images of one source are alike: the error is that of {sources} sources.")
-    return (
-        f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
-        f"{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
-        + "".join(f"\n{note}\n" for note in notes)
-    )
+    on = f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
+    text = f"{on}{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
+    return text + "".join(f"\n{note}\n" for note in notes)
 
 
 def _cells(row: Row) -> list[str]:
     terms = row.get("terms", {})
     errors = ("standard_error", "monte_carlo_error", "between_images_error")
-    return [
-        row["quantity"],
-        row["kind"],
-        *(_number(each) for each in (value(row), *(row[name] for name in errors))),
-        *(_number(terms[name]["mean"]) if terms else "-" for name in TERMS),
-        *(str(row[name]) for name in ("num_images", "draws", "network_calls")),
-    ]
+    numbers = [value(row), *(row[name] for name in errors)]
+    numbers += [terms[name]["mean"] if terms else math.nan for name in TERMS]
+    counts = (str(row[name]) for name in ("num_images", "draws", "network_calls"))
+    return [row["quantity"], row["kind"], *map(_number, numbers), *counts]
 
 
 def value(row: Row) -> float:
@@ -108,10 +98,9 @@ def line(row: Row) -> str:
 
 def _ode_note(row: Row) -> str:
     probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
-    return (
-        f"{row['quantity']}: tolerance {row['tolerance']:g}, {row['function_evaluations']:.0f} "
-        f"evaluations of the network, {row['trace']} trace{probes}; of images it gives a bound."
-    )
+    calls = f"{row['function_evaluations']:.0f} evaluations of the network"
+    how = f"tolerance {row['tolerance']:g}, {calls}, {row['trace']} trace{probes}"
+    return f"{row['quantity']}: {how}; of images it gives a bound."
 
 
 def _number(value: float) -> str:
@@ -124,11 +113,10 @@ def _plot_profile(profile: Row, path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     above.plot(t, profile["gamma"], color="tab:green")
-    above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
+    above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
     below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
     below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
-    below.set_xlabel("t")
-    below.set_ylabel(f"diffusion loss at t, {profile['unit']}")
+    below.set(xlabel="t", ylabel=f"diffusion loss at t, {profile['unit']}")
     below.set_ylim(bottom=0.0)
     below.legend()
     for axes in (above, below):
@@ -145,21 +133,17 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-# ---- samples ----
-
-
 def of_distances(rows: Iterable[Row]) -> str:
     """Returns a table of `sample_quality.distances`."""
-    head = ["to as many test images", "images"]
-    for name in HEADS:
-        head += [name, "by chance"]
     cells = []
     for row in rows:
         cell = [row["images"], str(row["count"])]
         for name in DISTANCES:
             cell += [f"{1e3 * row[name]:.3f}", _thousandths(*row[f"{name}_by_chance"])]
         cells.append(cell)
-    return table(head, cells)
+    of_mmd, of_sliced = HEADS
+    chance = "by chance"
+    return table(("to as many test images", "images", of_mmd, chance, of_sliced, chance), cells)
 
 
 def of_quality(row: Row) -> list[str]:

@@ -37,10 +37,8 @@ def mmd(x: ArrayLike, y: ArrayLike, scales: ArrayLike) -> Tensor:
     x, y = _pair(x, y)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        squares = _squares(a, b)
-        return jnp.sum(
-            jnp.stack([jnp.exp(-0.5 * squares / s**2) for s in jnp.ravel(jnp.asarray(scales))]), 0
-        )
+        squares, each = _squares(a, b), jnp.ravel(jnp.asarray(scales))
+        return jnp.sum(jnp.stack([jnp.exp(-0.5 * squares / s**2) for s in each]), 0)
 
     def within(points: Tensor) -> Tensor:
         n, k = len(points), kernel(points, points)
@@ -80,11 +78,7 @@ def directions(key: Key, num: int, size: int) -> Tensor:
 def permuted(
     key: Key, x: ArrayLike, y: ArrayLike, distance: Callable[[Tensor, Tensor], Tensor], num: int
 ) -> Tensor:
-    """Returns `distance` of `num` random ways to part the points of x and y into n and m: [num].
-
-    So much is left to chance where x and y are of one distribution. With b of them at or above the
-    distance of x and y themselves, (b + 1) / (num + 1) is the p-value of a permutation test.
-    """
+    """Returns `distance` of `num` random ways to part the points of x and y into n and m: [num]."""
     x, y = _pair(x, y)
     points, n = jnp.concatenate([x, y]), len(x)
 

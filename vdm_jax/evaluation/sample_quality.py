@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class Drawer:
-    """A sampler of one model, compiled; its loop over the steps is outside of what is compiled.
+    """A sampler of one model, compiled but for its loop over the steps.
 
     So a progress bar can be shown; and on a CPU some networks are slower within a compiled loop.
     """
@@ -77,8 +77,8 @@ class Drawer:
         """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
         Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `label` is
-        the class of all, for a model given the class; by default each class in turn. `each` is
-        called at each step of a batch: its number, the state before it, (index, conditioning).
+        the class of all, for a model given the class; by default each in turn. `each` is called
+        with each step of a batch, the state before it, (index, conditioning).
         """
         subject, mesh = self._subject, self._subject.mesh
         size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
@@ -125,14 +125,9 @@ class Drawer:
 
 def _conditioning(index: np.ndarray, label: int | None, classes: int) -> np.ndarray:
     """Returns [batch], no augmentation, or with a class [batch, 2]."""
-    flags = np.zeros(len(index), np.float32)
-    if not classes:
-        return flags
-    labels = index % classes if label is None else np.full(len(index), label)
-    return np.stack([flags, labels.astype(np.float32)], axis=1)
-
-
-# ---- how good ----
+    labels = index % max(classes, 1) if label is None else np.full(len(index), label)
+    given = np.stack([np.zeros(len(index)), labels], axis=1).astype(np.float32)
+    return given if classes else given[:, 0]
 
 
 class _Measure:
@@ -171,10 +166,8 @@ def distances(data: ImageData, images: np.ndarray, seed: int = 0) -> list[Row]:
     rows = []
     for name, points in (("samples", images), ("training images", data.train)):
         row: Row = {"images": name, "count": count}
-        by_chance = measure(points[:count], jax.random.key(seed))
-        for which, found in measure(points[:count]).items():
-            chance = by_chance[which]
-            row[which] = float(found)
+        row |= {which: float(found) for which, found in measure(points[:count]).items()}
+        for which, chance in measure(points[:count], jax.random.key(seed)).items():
             row[f"{which}_by_chance"] = [float(chance.mean()), float(chance.std(ddof=1))]
         rows.append(row)
     return rows
@@ -190,8 +183,7 @@ def quality(
 
     Each rule draws `sets` sets of as many images as the test set has (1000 at most), of the seeds
     0, 1, ...; a row has the mean of their squared distances and its standard error, and the
-    seconds a set took. The data's row is of sets drawn at random from the training images. The test
-    images are the same in every row, so that rows compare to better than either is known.
+    seconds a set took. The data's row is of sets drawn at random from the training images.
     """
     data = subject.images
     count = min(len(data.test), len(data.train), POINTS)
@@ -217,8 +209,8 @@ def quality(
         if which not in drawers:
             drawers[which] = Drawer(subject, rule)
             drawers[which].draw(dataclasses.replace(rule, num_steps=1), count, 0)  # compiles
-        began = time.monotonic()
-        drawn = [drawers[which].draw(rule, count, seed) for seed in range(sets)]
+        drawer, began = drawers[which], time.monotonic()
+        drawn = [drawer.draw(rule, count, seed) for seed in range(sets)]
         seconds = (time.monotonic() - began) / sets
         name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
         add(name, str(rule.spacing), rule.network_calls, seconds, drawn)

@@ -58,14 +58,10 @@ class Subject(NamedTuple):
 
     def first(self, count: int | None, part: str = "test") -> "Subject":
         """Returns it with no more than the first `count` images of a part; None leaves all."""
-
-        def cut(by_part: Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:
-            return by_part and {k: v[:count] if k == part else v for k, v in by_part.items()}
-
-        changes: dict[str, Any] = {
-            name: cut(getattr(self.images, name)) for name in ("source", "labels")
-        }
-        changes[part] = getattr(self.images, part)[:count]
+        changes: dict[str, Any] = {part: getattr(self.images, part)[:count]}
+        for name in ("source", "labels"):
+            if part in (by_part := getattr(self.images, name) or {}):
+                changes[name] = {**by_part, part: by_part[part][:count]}
         return self._replace(images=dataclasses.replace(self.images, **changes))
 
     def at(self, num_steps: int | None) -> "Subject":

@@ -16,7 +16,7 @@ from vdm_jax import loss, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation import control_variates
-from vdm_jax.evaluation.bound import PLAIN, Draws, Reduction
+from vdm_jax.evaluation.bound import PLAIN, Draws, EvalStep, Reduction
 from vdm_jax.evaluation.control_variates import Linear
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train.model import Bound, unit
@@ -49,18 +49,17 @@ class Plan(NamedTuple):
 def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     """Returns times by importance and control variates, if asked for, from training images alone.
 
-    Times spread evenly leave the noise alone to cause an error, which is least with a density in
+    With times spread evenly the noise alone causes an error, which is least with a density in
     proportion to its standard deviation at t: that between two noises of one image at one time, of
-    what the control variates leave. UserError for images too large for these.
+    what the control variates leave. Raises UserError for images too large for these.
     """
     if not importance and not controls:
         return Plan()
-    by = PLAIN
+    by, coefficients = PLAIN, None
     if controls:
         images = jnp.asarray(subject.images.train[:LINEAR_IMAGES])
         by = Reduction(linear=Linear.of(loss.to_data(images, subject.images.levels)))
     t, losses, variates = _pairs(subject, by)
-    coefficients = None
     if controls:
         coefficients = control_variates.fit(t, losses, variates, COEFFICIENT_BINS)
         losses = control_variates.subtracted(t, losses, variates, coefficients)
@@ -78,12 +77,11 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
         return timestep.spread(jax.random.uniform(key), index, repeat // 2, repeats // 2)
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)
-    batches = subject.first(IMAGES, "train").batches("train")
-    key = jax.random.key(7)
-    draws = evaluation.collect(step, subject.params, batches, subject.mesh, key, 2 * TIMES)
+    key, few = jax.random.key(7), subject.first(IMAGES, "train")
+    draws = _drawn(step, few, key, 2 * TIMES, "train")
 
-    # Of two draws at one time each, as differences over root 2: the variance is that of one.
     def between(draws: np.ndarray) -> np.ndarray:
+        """Returns differences of two draws at one time, with the variance of one draw."""
         return (draws[::2] - draws[1::2]) / math.sqrt(2.0)
 
     t = np.asarray(draws.t)
@@ -92,12 +90,16 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     return t[::2].ravel(), losses, between(np.asarray(controls)).reshape(losses.size, -1)
 
 
+def _drawn(step: EvalStep, of: Subject, key: Key, repeats: int, part: str = "test") -> Draws:
+    return evaluation.collect(step, of.params, of.batches(part), of.mesh, key, repeats)
+
+
 def enough(draws: Draws, bound: Bound, wanted: float) -> int:
     """Returns how many draws of each image bring the Monte-Carlo error below `wanted`.
 
-    The error falls at least as the root of their number, with a margin as it is itself an estimate.
-    `draws` are a few others than those that are then averaged: stopping when these look good would
-    favour those that happen to agree. UserError for more than a million draws of each image.
+    The error falls at least as the root of their number. `draws` are a few others than those that
+    are then averaged: stopping when these look good would favour those that happen to agree.
+    Raises UserError for more than a million draws of each image.
     """
     found = evaluation.summarise(draws, bound).total.monte_carlo
     repeats = MARGIN * len(draws.terms.total) * (found / wanted) ** 2
@@ -111,9 +113,8 @@ def enough(draws: Draws, bound: Bound, wanted: float) -> int:
 
 
 class Evaluator:
-    """Draws of the bound of test images, by one plan.
+    """Draws of the bound, `repeats` of each image or those that the error `wanted` takes.
 
-    They are `repeats` of each image, or as many as bring the Monte-Carlo error below `wanted`.
     `pilot_calls` counts calls of the network for draws that are no part of an estimate.
     """
 
@@ -124,22 +125,14 @@ class Evaluator:
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
-
-        def drawn(key: Key, repeats: int) -> tuple[Draws, Draws]:
-            draws = evaluation.collect(
-                step, subject.params, subject.batches(), subject.mesh, key, repeats
-            )
-            return draws, self.plan.controlled(draws)
-
         repeats = self.repeats
         if self.wanted is not None:
-            _, trial = drawn(jax.random.fold_in(self.key, 2), PILOT_REPEATS)
+            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS)
             self.pilot_calls += np.size(trial.t)
-            repeats = enough(trial, subject.bound, self.wanted)
-        return drawn(self.key, repeats)
+            repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
+        draws = _drawn(step, subject, self.key, repeats)
+        return draws, self.plan.controlled(draws)
 
-
-# ---- what it saves ----
 
 METHODS = {
     "evenly spread times": (False, False),
@@ -154,10 +147,10 @@ def evaluation_cost(
 ) -> list[dict[str, Any]]:
     """Returns what one call of the network is worth in an evaluation by each method, measured.
 
-    Each row has the variance that one call of the network leaves (squares of the bound's unit),
-    from the errors that the evaluations claim, and from their means over the seeds, which of few is
-    rough; the calls for the error `wanted`; how many times fewer these are than with independent
-    uniform times, which the first row has from the draws within images; and the plan's calls.
+    Each row has the variance that one call leaves (squares of the bound's unit), from the errors
+    that the evaluations claim and from their means over the seeds; the calls for the error
+    `wanted`; how many times fewer these are than with independent uniform times, the first row;
+    and the plan's calls.
     """
     bound, calls = subject.bound, repeats * len(subject.images.test)
     rows: list[dict[str, Any]] = []
@@ -166,9 +159,7 @@ def evaluation_cost(
         step = evaluation.make_eval_step(subject.model, subject.mesh, made.by)
         found = []
         for seed in range(seeds):
-            draws = evaluation.collect(
-                step, subject.params, subject.batches(), subject.mesh, jax.random.key(seed), repeats
-            )
+            draws = _drawn(step, subject, jax.random.key(seed), repeats)
             if not rows:
                 bits = np.asarray(unit(bound).of(draws.terms.total, bound.event_shape), np.float64)
                 variance = float(np.mean(np.var(bits, axis=0)))
