@@ -219,7 +219,7 @@ def test_a_megabyte_that_declares_gigabytes_needs_none(tmp_path):
     file.write_bytes(b"\x82\xa4step\x01\xaaema_params" + ext(1, b"\x93" + inner))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from vdm_jax.nn import published_file as official_file\n"
+        "from vdm_jax.nn import published_file\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: published_file.read(Path(sys.argv[1]))\n"
         "except ValueError: pass\n"

@@ -1,4 +1,4 @@
-"""Whether files are still what they were: by size and time of change, and by sha256."""
+"""States of files, to see whether they changed: size and time of change, and sha256."""
 
 import hashlib
 import os

@@ -1,1 +1,1 @@
-"""What a trained model is worth: bounds, likelihoods, samples."""
+"""Evaluation of trained models: bounds, likelihoods, samples."""

@@ -1,4 +1,4 @@
-"""What an evaluation measures: the bound, its profile over t, other bounds on the likelihood."""
+"""Measurements of an evaluation: the bound, its profile over t, other bounds on the likelihood."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """What an evaluation is asked for; names and meanings are those of the command's flags.
+    """Settings of an evaluation; names and meanings are those of the command's flags.
 
     `dequantizations` and the `solver` are of the ODE. With an error asked for there are as many
     draws of an image as it takes, in place of `repeats`.

@@ -35,7 +35,7 @@ MOST_REPEATS = 1_000_000
 
 
 class Plan(NamedTuple):
-    """How an evaluation is to draw, and what it is to subtract."""
+    """The density that an evaluation draws times from, and the control variates to subtract."""
 
     by: Reduction = PLAIN
     coefficients: np.ndarray | None = None  # [bins, k], of the control variates
