@@ -34,7 +34,7 @@ class TrainingError(UserError):
 
 
 class Plan(NamedTuple):
-    """How long a run lasts and what happens when, in steps."""
+    """The length of a run and the intervals of what happens in it, in steps."""
 
     steps: int
     steps_per_call: int
