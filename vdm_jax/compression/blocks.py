@@ -15,7 +15,7 @@ from vdm_jax.compression.network import Bound
 __all__ = ["Progress", "decode", "encode"]
 
 Progress = Callable[[int, int], None]
-"""Is told how many images of the VDM are done, and of how many."""
+"""Function that is told how many images of the VDM are done, and of how many."""
 
 
 def encode(

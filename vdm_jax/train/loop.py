@@ -34,7 +34,7 @@ class TrainingError(UserError):
 
 
 class Plan(NamedTuple):
-    """The length of a run and the intervals of what it does, in steps."""
+    """The length of a run and the intervals of what happens in it, in steps."""
 
     steps: int
     steps_per_call: int
