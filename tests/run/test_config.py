@@ -149,7 +149,7 @@ MHVAE = [
     (VDM | {"model.gamma": "monotone", "model.gamma_objective": "variance"},
      "config.model.gamma_objective is 'variance': a hierarchy's bound has no times"),
     ({"hierarchy.fixed_encoder": True, "model.gamma_min": 1.0},
-     "config.hierarchy: the schedule can't rise from gamma_min (1.0) up to 0.0"),
+     "config.hierarchy: no schedule rises from gamma_min (1.0) up to 0.0"),
 ]  # fmt: skip
 
 
