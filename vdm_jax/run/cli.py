@@ -178,7 +178,7 @@ def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> st
     options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
     return (
         f"{doc}\n\nTo go on with a run that was stopped:\n{options}\n\n"
-        f"On several machines (README, Many devices):\n{several}\n\n"
+        f"On several machines (docs/many_devices.md):\n{several}\n\n"
         "What the settings mean (vdm_jax/run/defaults.py, with its own values; a type stands for "
         f"None):\n\n{meanings}\n\n"
         f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
