@@ -156,7 +156,7 @@ def _draw(
 def _write(
     folder: Path, found: Mapping[str, Any], images: np.ndarray, path: np.ndarray | None, levels: int
 ) -> None:
-    """Writes samples.png, samples.npz, samples.json and, of a path, trajectory.png."""
+    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png."""
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}

@@ -20,7 +20,7 @@ os.environ["NPROC"] = os.environ["VDM_JAX_TESTS_DEVICES"]
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
-    # of a run of seconds (tests/experiments/commands.py).
+    # of a run of seconds (tests/commands.py).
     os.environ["VDM_JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="vdm_jax-compiled-")
     atexit.register(shutil.rmtree, os.environ["VDM_JAX_TESTS_CACHE"], ignore_errors=True)
 

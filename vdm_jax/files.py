@@ -55,7 +55,7 @@ def writing(out: Path) -> Iterator[Path]:
     is there already, or by then, or can't be written.
     """
     check_free(out)
-    partial = out.with_name(f".vdmz-{os.getpid()}-{secrets.token_hex(4)}")
+    partial = out.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
     with handler(signal.SIGTERM, _end):
         try:
             yield partial

@@ -1,4 +1,4 @@
-"""Rates and speed of compression by number of steps: the tables of docs/compression.md.
+"""Rates and speed of compression by number of steps: prints tables as docs/compression.md quotes.
 
     python -m experiments.benchmarks.compression --workdir=RUN [--num_steps=10,50] [INPUT]
     python -m experiments.benchmarks.compression --official=PATH --model=cifar10 INPUT

@@ -174,7 +174,7 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
     return z_0
 
 
-# ---- helpers ----
+# ---- bits as signs, and the schedule ----
 
 
 def _signs(bits: ArrayLike, dtype: jnp.dtype | None = None) -> Tensor:
