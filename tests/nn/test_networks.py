@@ -101,6 +101,15 @@ def test_the_level_head_stays_within_the_pixel_range_and_starts_at_the_flat_post
     assert np.abs(x_hat).max() <= 1 - 1 / levels + 1e-6
 
 
+def test_the_residual_network_starts_at_the_posterior_under_its_learned_prior():
+    net = ResNet(**ENDS, channels=4, num_blocks=1, head="levels", levels=3)
+    z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 3, 3, 1)), jnp.array([-1.0, 2.0])
+    prior = jax.random.normal(jax.random.key(2), (3, 3, 1, 3))
+    params = {**start(net, z_t, gamma_t), "bias": prior}  # the last layer is zero to begin with
+    expected = features.posterior_mean(jnp.broadcast_to(prior, (2, *prior.shape)), z_t, gamma_t)
+    np.testing.assert_allclose(run(net, params, z_t, gamma_t), expected, rtol=1e-5, atol=1e-6)
+
+
 # ---- the networks ----
 
 
