@@ -27,7 +27,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.evaluation.likelihood import Settings, measure
 from vdm_jax.evaluation.subject import Subject
-from vdm_jax.ode import PROBES, TRACES, Solver
+from vdm_jax.ode import PROBES, TRACES, Solver, finest
 from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory
@@ -160,9 +160,9 @@ def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
 def _check_numbers(options: Mapping[str, Any]) -> None:
     """Raises UserError for a tolerance or an error that can't be."""
     error, tolerance = options["monte_carlo_error"], options["tolerance"]
-    finest = 4.0 * float(jnp.finfo(jnp.zeros(()).dtype).eps)
-    if not finest <= tolerance <= 0.1:
-        raise UserError(f"--tolerance must be from {finest:.1e} to 0.1, got {tolerance}")
+    least = finest(jnp.zeros(()).dtype)
+    if not least <= tolerance <= 0.1:
+        raise UserError(f"--tolerance must be from {least:.1e} to 0.1, got {tolerance}")
     if error is None:
         return
     if options["repeats"] is not None:

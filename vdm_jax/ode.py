@@ -16,7 +16,7 @@ from vdm_jax import checks
 from vdm_jax.process import expand
 from vdm_jax.types import Tensor
 
-__all__ = ["ADJOINTS", "DEFAULT", "PROBES", "TRACES", "Solver", "Steps", "solve"]
+__all__ = ["ADJOINTS", "DEFAULT", "PROBES", "TRACES", "Solver", "Steps", "finest", "solve"]
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -64,23 +64,26 @@ class Solver(NamedTuple):
     def check(self, dtype: DTypeLike) -> None:
         """Raises ValueError for a setting out of range, or finer than `dtype` resolves."""
         for name, names in (("trace", TRACES), ("probes", PROBES), ("adjoint", ADJOINTS)):
-            if (got := getattr(self, name)) not in names:
-                raise ValueError(f"{name} must be one of {', '.join(names)}, got {got!r}.")
+            checks.choice(getattr(self, name), name, names)
         for name, tolerance in (("rtol", self.rtol), ("atol", self.atol)):
             if not tolerance > 0.0:
                 raise ValueError(f"{name} must be positive, got {tolerance}.")
-        finest = 4.0 * float(jnp.finfo(dtype).eps)
-        if max(self.rtol, self.atol) < finest:
+        if max(self.rtol, self.atol) < finest(dtype):
             raise ValueError(
                 f"rtol = {self.rtol} and atol = {self.atol} are finer than "
-                f"{jnp.dtype(dtype).name} resolves; raise rtol to {finest:.1e} or more, or compute "
-                "in float64 (jax_enable_x64)."
+                f"{jnp.dtype(dtype).name} resolves; raise rtol to {finest(dtype):.1e} or more, or "
+                "compute in float64 (jax_enable_x64)."
             )
         checks.count(self.num_probes, "num_probes")
         checks.count(self.max_steps, "max_steps")
 
 
 DEFAULT = Solver()
+
+
+def finest(dtype: DTypeLike) -> float:
+    """Returns the least tolerance that numbers of a type resolve."""
+    return 4.0 * float(jnp.finfo(dtype).eps)
 
 
 class Steps(NamedTuple):

@@ -23,7 +23,7 @@ from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.types import Images, Key, Tensor
 
-__all__ = ["Drawer", "distances", "quality"]
+__all__ = ["Drawer", "conditioning_of", "distances", "quality"]
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
@@ -87,7 +87,7 @@ class Drawer:
         found = []
         for first in range(0, n, size):
             index = np.arange(first, first + size, dtype=np.int32)
-            conditioning = _conditioning(index, label, subject.images.num_classes)
+            conditioning = conditioning_of(index, subject.images.num_classes, label)
             given = jax.device_put((index, conditioning), sharding.split_over(mesh))
             state = self._begin(given[0], key, gammas[0])
             for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
@@ -123,8 +123,11 @@ class Drawer:
         return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 
-def _conditioning(index: np.ndarray, label: int | None, classes: int) -> np.ndarray:
-    """Returns [batch], no augmentation, or with a class [batch, 2]."""
+def conditioning_of(index: np.ndarray, classes: int, label: int | None = None) -> np.ndarray:
+    """Returns the conditioning of samples by number: [batch], no augmentation, or [batch, 2].
+
+    The second column is the class, `label` or each in turn, for a model that is given classes.
+    """
     labels = index % max(classes, 1) if label is None else np.full(len(index), label)
     given = np.stack([np.zeros(len(index)), labels], axis=1).astype(np.float32)
     return given if classes else given[:, 0]

@@ -37,7 +37,7 @@ class Subject(NamedTuple):
 
     @property
     def vdm(self) -> VDM:
-        """The same of a model that is known to be a VDM."""
+        """The model, known to be a VDM, with these parameters."""
         return cast(VDM, self.bound)
 
     @property
@@ -57,7 +57,7 @@ class Subject(NamedTuple):
         )
 
     def first(self, count: int | None, part: str = "test") -> "Subject":
-        """Returns it with no more than the first `count` images of a part; None leaves all."""
+        """Returns the subject with the first `count` images of a part; None leaves all."""
         changes: dict[str, Any] = {part: getattr(self.images, part)[:count]}
         for name in ("source", "labels"):
             if part in (by_part := getattr(self.images, name) or {}):
@@ -65,5 +65,5 @@ class Subject(NamedTuple):
         return self._replace(images=dataclasses.replace(self.images, **changes))
 
     def at(self, num_steps: int | None) -> "Subject":
-        """Returns it with another number of steps of a VDM."""
+        """Returns the subject whose VDM has another number of steps."""
         return self._replace(model=self.model.with_fields(num_steps=num_steps))

@@ -16,6 +16,7 @@ from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.evaluation.sample_quality import conditioning_of
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
 from vdm_jax.train.interrupts import Stop
@@ -126,9 +127,7 @@ def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np
     """Returns the function state -> a picture of samples."""
     config, images, mesh, model, *_, stop = experiment
     count = config.sample.count
-    conditioning = np.zeros(count)
-    if images.num_classes:  # each class in turn
-        conditioning = np.stack([conditioning, np.arange(count) % images.num_classes], axis=1)
+    conditioning = conditioning_of(np.arange(count), images.num_classes)
 
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)

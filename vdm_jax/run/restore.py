@@ -67,9 +67,11 @@ class Restored(NamedTuple):
         return Subject(self.model, self.params, self.images, batch_size or self.batch_size, mesh)
 
     def _with(self, images: ImageData, c: ConfigDict) -> "Restored":
-        """Returns it with a dataset, and the numbers of an evaluation by `c`."""
-        return Restored(*self[:6], images, build.eval_name(c), c.eval.batch_size,
-                        c.eval.final_repeats)  # fmt: skip
+        """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
+        return self._replace(
+            images=images, part=build.eval_name(c), batch_size=c.eval.batch_size,
+            repeats=c.eval.final_repeats,
+        )  # fmt: skip
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
