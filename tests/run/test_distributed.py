@@ -12,6 +12,7 @@ from absl import flags
 
 from vdm_jax.errors import UserError
 from vdm_jax.run import distributed
+from vdm_jax.train.checkpoint import CheckpointError
 
 
 def start(**given):
@@ -69,13 +70,16 @@ def test_without_a_flag_nothing_is_started_and_one_process_agrees_with_itself(tm
 def test_what_may_come_of_a_lost_process_and_what_may_not(monkeypatch):
     monkeypatch.setattr(distributed, "_again", distributed._again)
     gone = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
-    wrapped = UserError("the checkpoint can't be restored (Gloo ...)")
+    wrapped = CheckpointError("the checkpoint can't be restored (Gloo ...)")
     assert distributed.lost(wrapped) is None
     assert distributed.lost(KeyError("steps")) is None
     distributed.if_lost(lambda: "go on at 5")
     wrapped.__cause__ = gone
     assert distributed.lost(gone) == distributed.lost(wrapped)
     assert distributed.lost(gone).endswith("Connection reset by peer); go on at 5")
+    download = UserError("cifar10 can't be downloaded")
+    download.__cause__ = ConnectionError("Connection refused")
+    assert distributed.lost(download) is None
 
 
 def test_two_processes_meet_take_turns_and_must_agree(tmp_path):

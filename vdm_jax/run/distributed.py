@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 
 import vdm_jax
 from vdm_jax.errors import UserError
+from vdm_jax.train.record import CheckpointError
 from vdm_jax.train.settings import differences
 
 __all__ = ["FLAGS", "LOST", "agree", "check_shared", "define_flags", "finish", "if_lost",
@@ -116,8 +117,14 @@ def if_lost(again: Callable[[], str]) -> None:
 
 
 def lost(error: BaseException | None) -> str | None:
-    """Returns one line if the error, or what caused it, comes of a process that is gone."""
+    """Returns one line if the error, or what caused it, comes of a process that is gone.
+
+    Of errors that the user can mend only a checkpoint's may: a dataset that can't be downloaded is
+    a connection that failed, too.
+    """
     while error is not None:
+        if isinstance(error, UserError) and not isinstance(error, CheckpointError):
+            return None
         if not isinstance(error, UserError) and GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             return f"another process has ended or can't be reached ({reason}); {_again()}"
