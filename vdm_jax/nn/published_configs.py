@@ -11,8 +11,6 @@ from typing import Any
 
 from vdm_jax.errors import UserError, reaching
 
-__all__ = ["PUBLISHED", "find"]
-
 _PLAIN: dict[str, Any] = {
     "vocab_size": 256, "sample_softmax": False, "antithetic_time_sampling": True,
     "with_fourier_features": True, "with_attention": False, "gamma_type": "learnable_scalar",
