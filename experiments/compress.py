@@ -34,7 +34,7 @@ COMPARED = 1000  # images, at most, that other codecs are tried on
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the model and of the chain but for T."""
     _, number, _ = cli.definers(values)
-    vdmz.define_flags(values)
+    restore.define_model_flags(values)
     number(
         "grid", "parts into which the narrowest standard deviation of a step is divided",
         chain.DEFAULT_GRID, 1, file.MOST_GRID,

@@ -17,8 +17,10 @@ from vdm_jax.vdm import VDM
 
 GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
 NONE = dict.fromkeys(
-    ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir")
-)
+    ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir",
+     "batch_size")
+)  # fmt: skip
+SHAPE = (8, 8, 3)
 
 
 @pytest.fixture
@@ -36,19 +38,20 @@ def copied(run, tmp_path, change=lambda saved: None):
 
 def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
     options = NONE | {"workdir": str(digits_run)}
-    with_data = restore.from_options(digits_run, options, mesh)
-    alone = restore.load(options, mesh)
+    with_data = restore.from_options(options, mesh)
+    alone = restore.load(options, mesh, SHAPE)
     assert alone.bound.event_shape == with_data.images.event_shape == (8, 8, 1)
-    assert alone[2:5] == with_data[2:5] == (str(digits_run), 60, 0)
-    assert with_data[7:] == ("test", 360, 1) and alone.images is None
+    assert alone[5:7] == with_data[5:7] == (str(digits_run), 60)
+    assert with_data[8:] == ("test", 1) and alone.images is None
     assert (alone.settings["network"], alone.settings["channels"]) == ("mlp", 16)
     jax.tree.map(np.testing.assert_array_equal, alone.params, with_data.params)
     z_t, gamma_t = np.ones((2, 8, 8, 1), np.float32), np.zeros(2, np.float32)
     a, b = (of.model.bind(of.params).denoise(z_t, gamma_t) for of in (alone, with_data))
     np.testing.assert_array_equal(a, b)
-    assert isinstance(with_data.vdm, VDM) and with_data.on(mesh, 7).batch_size == 7
+    assert isinstance(with_data.vdm, VDM) and with_data.batch_size == 360
+    assert restore.from_options(options | {"batch_size": 7}, mesh).batch_size == 7
     for checkpoint in ("20", str(digits_run / "checkpoints" / "20")):
-        older = restore.load(options | {"checkpoint": checkpoint}, mesh)
+        older = restore.load(options | {"checkpoint": checkpoint}, mesh, SHAPE)
         assert older.step == 20
     moved = jax.tree.map(lambda a, b: np.any(a != b), older.params, alone.params)
     assert any(jax.tree.leaves(moved))
@@ -56,16 +59,15 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
 
 def test_a_published_model(mesh):
     options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
-    alone = restore.load(options, mesh, (8, 8, 3))
+    alone = restore.load(options, mesh, SHAPE)
     assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
-    for shape, said in ((None, "none"), ((8, 8, 1), "1")):
-        with pytest.raises(UserError, match=rf"for images of 3 channel\(s\), but .* has {said}$"):
-            restore.load(options, mesh, shape)
+    with pytest.raises(UserError, match=r"for images of 3 channel\(s\), but .* has 1$"):
+        restore.load(options, mesh, (8, 8, 1))
     with pytest.raises(UserError, match="--data=NAME is missing"):
-        restore.from_options(Path("W"), options, mesh)
+        restore.from_options(options, mesh)
     with pytest.raises(UserError, match=r"3 channel\(s\), but digits has 1"):
-        restore.from_options(Path("W"), options | {"data": "digits"}, mesh)
+        restore.from_options(options | {"data": "digits"}, mesh)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_published_model(mesh):
 def test_flags_that_name_no_model(options, message, mesh, digits_run):
     options = {key: value.replace("RUN", str(digits_run)) for key, value in options.items()}
     with pytest.raises(UserError) as error:
-        restore.load(NONE | options, mesh, (8, 8, 3))
+        restore.load(NONE | options, mesh, SHAPE)
     assert message in str(error.value)
 
 
@@ -98,7 +100,7 @@ def test_a_damaged_config_json(digits_run, tmp_path, mesh):
     ):  # fmt: skip
         run = copied(digits_run, tmp_path, lambda saved, data=data: saved["data"].update(data))
         with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
-            restore.load(NONE | {"workdir": str(run)}, mesh)
+            restore.load(NONE | {"workdir": str(run)}, mesh, SHAPE)
     for content in ("", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}'):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config\.json is damaged \("):

@@ -5,12 +5,8 @@ import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-from toy import assert_equal
+from toy import assert_equal, state_at
 
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import (
@@ -21,27 +17,8 @@ from vdm_jax.train.checkpoint import (
     complete_steps,
     load_params,
 )
-from vdm_jax.train.step import TrainState
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
-
-
-def state_at(step, devices=1):
-    """A state of every dtype; its EMA parameters are others than its parameters."""
-    rng = np.random.default_rng(step)
-    params = {
-        "kernel": jnp.asarray(rng.normal(size=(32, 40)), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16),
-        "mask": jnp.array([True, False, True]),
-    }
-    ema = {**params, "kernel": params["kernel"] + step}
-    whole = TrainState(jnp.int32(step), params, ema, {"mu": params["kernel"] / 2}, jnp.int32(0))
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    whole = jax.device_put(whole, sharding.replicated(mesh))
-    if devices > 1:
-        split = jax.device_put(params["kernel"], NamedSharding(mesh, P(None, "data")))
-        whole = whole._replace(params={**whole.params, "kernel": split})
-    return whole
 
 
 def saved(folder, *steps, **options):

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 from absl import flags
@@ -20,58 +20,11 @@ from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.train.checkpoint import complete_steps, load_params
-from vdm_jax.train.model import Bound, Model, Params
+from vdm_jax.train.model import Model
 from vdm_jax.train.settings import filled
-from vdm_jax.vdm import VDM
-
-__all__ = ["Restored", "define_flags", "define_model_flags", "from_official", "from_options",
-           "from_workdir", "images_of", "load", "saved_config", "with_data"]  # fmt: skip
 
 MOST_DIMS = 1 << 24  # of an image
-
-
-class Restored(NamedTuple):
-    """A model with its EMA parameters, and the dataset to evaluate it on.
-
-    `settings` is `config.model` of the run or of the published code; `num_classes` is 0 for a model
-    that isn't conditioned on a class. What follows them isn't there after `load`; `batch_size` and
-    `repeats`, the draws of each image, are those of an evaluation by its configuration.
-    """
-
-    model: Model
-    params: Params
-    name: str
-    step: int
-    num_classes: int
-    settings: Mapping[str, Any]
-    images: Any = None
-    part: str = "test"
-    batch_size: int = 0
-    repeats: int = 0
-
-    @property
-    def bound(self) -> Bound:
-        """The model with these parameters: static fields and its schedule can be read off it."""
-        return cast(Bound, self.model.bind(self.params))
-
-    @property
-    def vdm(self) -> VDM:
-        """The model as a VDM. Raises UserError if it is of another kind."""
-        bound = self.bound
-        if not isinstance(bound, VDM):
-            raise UserError(f"{self.name} is no VDM: {bound.words}")
-        return bound
-
-    def on(self, mesh: Mesh, batch_size: int | None = None) -> Subject:
-        """Returns what an evaluation takes."""
-        return Subject(self.model, self.params, self.images, batch_size or self.batch_size, mesh)
-
-    def _with(self, images: ImageData, c: ConfigDict) -> "Restored":
-        """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
-        return self._replace(
-            images=images, part=build.eval_name(c), batch_size=c.eval.batch_size,
-            repeats=c.eval.final_repeats,
-        )  # fmt: skip
+ENOUGH = "folder of the run: config.json and checkpoints are enough"
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
@@ -85,7 +38,7 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     distributed.define_flags(values)
 
 
-def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
+def define_model_flags(values: flags.FlagValues, workdir: str = ENOUGH) -> None:
     """Defines the flags of `load`; `workdir` is what --help says of the first."""
     text, _, _ = cli.definers(values)
     text("workdir", workdir)
@@ -94,8 +47,11 @@ def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
     text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
 
 
-def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
-    """Returns the model and dataset that `define_flags` names, the same in all processes."""
+def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
+    """Returns the model and dataset that `define_flags` names, the same in all processes.
+
+    `options["batch_size"]` takes the place of the configuration's.
+    """
     _check_flags(options)
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
@@ -104,18 +60,17 @@ def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Resto
     if path := options["official"]:
         found = from_official(Path(path), options["model"], data, mesh)
     else:
-        found = from_workdir(workdir, options["checkpoint"], data, mesh)
+        found = from_workdir(Path(options["workdir"]), options["checkpoint"], data, mesh)
     distributed.agree({"data": build.describe(found.images)})
-    return found
+    return found._replace(batch_size=options["batch_size"] or found.batch_size)
 
 
-def load(
-    options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...] | None = None, dtype: str = ""
-) -> Restored:
-    """Returns the model that the flags workdir, checkpoint, official and model name.
+def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:
+    """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
-    No dataset is needed: config.json says of which images a run is, and a published model is for
-    images of any size, here of `shape`. `dtype` takes the place of a run's config.model.dtype.
+    It computes in its parameters' own dtype. config.json says of which images a run is; a published
+    model is for images of any size, here of `shape`. Raises UserError for a model that is
+    conditioned on the class.
     """
     if bool(options["workdir"]) == bool(options["official"]):
         raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
@@ -124,26 +79,30 @@ def load(
         return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
     workdir = Path(options["workdir"])
     c, saved = saved_config(workdir)
-    c.model.dtype = dtype or c.model.dtype
+    c.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(c)
-    return _run(workdir, options["checkpoint"], mesh, c, *_images_of(workdir, saved))
+    shape, levels, classes = _images_of(workdir, saved)
+    if classes:
+        said = f"the run in {workdir} is conditioned on the class of an image, which images to be"
+        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
+    return _run(workdir, options["checkpoint"], mesh, c, make_model(c, shape, levels))
 
 
 def from_workdir(
     workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Restored:
+) -> Subject:
     """Returns the model of a run's folder, with the data it was trained on, or that `data` names.
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
     c, images = images_of(workdir, data)
-    of = images.event_shape, images.levels, images.num_classes
-    return _run(workdir, checkpoint, mesh, c, *of)._with(images, c)
+    model = make_model(c, images.event_shape, images.levels, images.num_classes)
+    return _with(_run(workdir, checkpoint, mesh, c, model), images, c)
 
 
 def from_official(
     path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Restored:
+) -> Subject:
     """Returns a published checkpoint, with the data it was trained on, or that `data` names.
 
     `model_name` is one of `published_configs`, or a JSON file with that code's `config.model`; None
@@ -158,7 +117,7 @@ def from_official(
     levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
         raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
-    return found._with(images, c)
+    return _with(found, images, c)
 
 
 def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
@@ -216,6 +175,14 @@ def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
 
+def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
+    """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
+    part, numbers = build.eval_name(c), c.eval
+    return found._replace(
+        images=images, part=part, batch_size=numbers.batch_size, repeats=numbers.final_repeats
+    )
+
+
 def _check_flags(options: Mapping[str, Any]) -> None:
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
@@ -234,13 +201,9 @@ def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, ...]
     raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
 
 
-def _run(
-    workdir: Path, checkpoint: str | None, mesh: Mesh, c: ConfigDict, shape: tuple[int, ...],
-    levels: int, classes: int,
-) -> Restored:  # fmt: skip
-    """Returns a run's model for such images, with the checkpoint that `from_workdir` describes."""
-    model, folder = make_model(c, shape, levels, classes), workdir / "checkpoints"
-    step: int | None
+def _run(workdir: Path, checkpoint: str | None, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
+    """Returns a run's model with the checkpoint that `from_workdir` describes."""
+    folder, step = workdir / "checkpoints", None
     if checkpoint is not None and checkpoint.isdecimal():
         step = int(checkpoint)
     elif checkpoint is not None:
@@ -255,12 +218,12 @@ def _run(
         step = distributed.of_first(max(complete_steps(folder), default=None))
     expected = jax.eval_shape(model.init, jax.random.key(0))
     step, params = load_params(folder, expected, mesh, step)
-    return Restored(model, params, str(workdir), step, classes, c.model.to_dict())
+    return Subject(model, params, None, 0, mesh, str(workdir), step, c.model.to_dict())
 
 
 def _official(
-    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...] | None, named: str
-) -> Restored:
+    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...], named: str
+) -> Subject:
     """Returns a published checkpoint for images of `shape`, `named` so in errors."""
     known, name = published_configs.find(path, name)
     try:
@@ -268,11 +231,9 @@ def _official(
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
-    if shape is None or shape[-1] != channels:
-        raise UserError(
-            f"the checkpoint is for images of {channels} channel(s), but {named} has "
-            f"{'none' if shape is None else shape[-1]}"
-        )
+    if shape[-1] != channels:
+        said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
+        raise UserError(f"{said} {shape[-1]}")
     model = Model(lambda key: loaded.params, loaded.bind(shape))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
-    return Restored(model, params, name, loaded.step, 0, known["model"])
+    return Subject(model, params, None, 0, mesh, name, loaded.step, known["model"])

@@ -19,9 +19,6 @@ from vdm_jax.errors import reason
 from vdm_jax.train import quiet, record, settings, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
 
-__all__ = ["CheckpointError", "Checkpoints", "DamagedError", "SettingsError", "complete_steps",
-           "load_params"]  # fmt: skip
-
 T = TypeVar("T")
 
 # What Orbax says when another process of the run is gone or late.
