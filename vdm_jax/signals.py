@@ -5,8 +5,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["deferred", "handler"]
-
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:

@@ -19,9 +19,6 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.run import compilation_cache, defaults, distributed
 
-__all__ = ["MOST", "Interrupted", "Options", "UserError", "definers", "guard", "main",
-           "parse_flags", "writing"]  # fmt: skip
-
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
 
@@ -59,8 +56,8 @@ def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
 def guard(command: Callable[[], object]) -> None:
     """Runs `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
-    SIGTERM, of which a run has made `Interrupted`, ends in 0, and the loss of another process in
-    `distributed.LOST`. All leave at once, past what JAX or a checkpoint does in the background.
+    SIGTERM ends in 0, the loss of another process in `distributed.LOST`. All leave at once, past
+    what JAX or a checkpoint does in the background.
     """
     try:
         compilation_cache.switch_on()

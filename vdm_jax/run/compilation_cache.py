@@ -9,8 +9,6 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 
-__all__ = ["folder", "switch_on"]
-
 SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.5,  # what takes less is not worth a file
     "jax_compilation_cache_max_size": 4 << 30,  # beyond, JAX deletes what was used longest ago
@@ -20,8 +18,7 @@ SETTINGS = {
 def folder() -> Path | None:
     """Returns $VDM_JAX_CACHE, or vdm_jax/compiled in the user's cache folder; None for "off".
 
-    Programs for a CPU use all that it can do, and would crash on a lesser one that shares the
-    folder: so each kind of processor has a folder of its own in it.
+    Each kind of processor has a folder of its own in it: a lesser one would crash.
     """
     given = os.environ.get("VDM_JAX_CACHE")
     if given == "off":

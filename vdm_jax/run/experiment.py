@@ -23,9 +23,6 @@ from vdm_jax.train.interrupts import Stop
 from vdm_jax.train.model import Model
 from vdm_jax.train.step import TrainState
 
-__all__ = ["Experiment", "chunks", "compiled_step", "decay_steps", "evaluator", "keys_of",
-           "make_optimizer", "plan", "sampler"]  # fmt: skip
-
 
 class Experiment(NamedTuple):
     """A configuration and what it describes; `stop` tells whether the run was asked to stop."""

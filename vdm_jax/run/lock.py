@@ -10,8 +10,6 @@ from filelock import FileLock, Timeout
 
 from vdm_jax.errors import UserError
 
-__all__ = ["owned"]
-
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:

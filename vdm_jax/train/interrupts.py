@@ -18,8 +18,6 @@ from jax.sharding import Mesh
 from vdm_jax.signals import handler
 from vdm_jax.train import sharding
 
-__all__ = ["Stop", "Stopped"]
-
 Vote = jax.Array | np.ndarray
 
 
