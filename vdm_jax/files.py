@@ -15,8 +15,6 @@ from typing import BinaryIO
 from vdm_jax.errors import UserError, reaching, reason
 from vdm_jax.signals import deferred, handler
 
-__all__ = ["check_free", "durable", "full", "number", "sync", "write_whole", "writing"]
-
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
