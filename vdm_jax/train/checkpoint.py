@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh
 
 from vdm_jax import files, signals
@@ -33,6 +34,17 @@ _WAY_ON = (
 
 class SettingsError(CheckpointError):
     """A checkpoint of a run with other settings; the message names each difference."""
+
+
+class _Folder(type(epath.Path())):  # type: ignore[misc]
+    """A folder for Orbax, in whose own name [ ] * ? are letters.
+
+    Orbax looks for what it has written by a glob on the whole path: below `run[lr=2e-3]` it finds
+    nothing, and leaves a checkpoint that can't be read.
+    """
+
+    def glob(self, pattern: str) -> Iterator[Self]:
+        return (self._new(found) for found in Path(self).glob(pattern))
 
 
 class Checkpoints:
@@ -69,7 +81,8 @@ class Checkpoints:
         )
         items = ("state", "meta")
         with self._writing():
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
+            where = _Folder(self._folder)
+            self._manager = ocp.CheckpointManager(where, options=options, item_names=items)
 
     def __enter__(self) -> Self:
         return self
@@ -237,7 +250,7 @@ def load_params(
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
     quiet.quieten()
-    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(_Folder(folder), item_handlers=handlers) as manager:
         saved = _read_record(manager, step)
         record.check_fits(saved, expected, folder / str(step), below="ema_params/")
         same = functools.partial(record.check_same, saved, wanted)
