@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 TRIES = 10  # of the newest checkpoint, which a run that goes on may remove while it is read
 MOST_DIMS = 1 << 24  # of an image
-ENOUGH = "folder of the run: config.json and checkpoints are enough"
+ENOUGH = "folder of the run: its checkpoints are enough"
 
 
 class Saved(NamedTuple):
