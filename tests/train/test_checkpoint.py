@@ -6,6 +6,7 @@ import signal
 import threading
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from toy import assert_equal, state_at
 
@@ -226,7 +227,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
         def refuse(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        monkeypatch.setattr(ocp.Checkpointer, "restore", refuse)
         assert "can't be read (" in refusal(CheckpointError, checkpoints.restore, state_at(0))
 
 

@@ -156,6 +156,8 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, DamagedError]]:
         """Returns the newest step that can be read, what was read, and which were damaged."""
+        with self._writing():
+            self._manager.wait_until_finished()
         damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -173,7 +175,7 @@ class Checkpoints:
 
     def _record(self, step: int, template: Any) -> dict[str, Any]:
         """Returns the record of a step, if its settings and its model are this run's."""
-        saved = read_record(self._manager, step)
+        saved = read_record(self._folder / str(step))
         found = self._differences(saved)
         if found and not self._allow_change:
             raise SettingsError(
@@ -187,10 +189,9 @@ class Checkpoints:
     def _state(self, step: int, template: T) -> tuple[dict[str, Any], T]:
         saved = self._record(step, template)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        args, handler = ocp.args.StandardRestore(wanted), ocp.StandardCheckpointHandler()
         same = functools.partial(record.check_same, saved, wanted)
-        return saved, read_item(
-            self._manager, step, "state", ocp.args.StandardRestore(wanted), same
-        )
+        return saved, read_item(self._folder / str(step) / "state", handler, args, same)
 
     def _differences(self, saved: Mapping[str, Any]) -> list[str]:
         then = settings.filled(self._defaults, saved["settings"])

@@ -39,7 +39,10 @@ class Folder(type(epath.Path())):  # type: ignore[misc]
 
 def complete_steps(folder: Path) -> list[int]:
     """Returns the steps of which a complete checkpoint is on the disk, oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    while folder.is_dir():
+        with contextlib.suppress(OSError, ValueError):  # what a run removes after it was listed
+            return sorted(ocp.utils.checkpoint_steps(folder))
+    return []
 
 
 class RemovedError(CheckpointError):
@@ -51,8 +54,8 @@ def load_settings(folder: Path, step: int | None) -> tuple[int, dict[str, Any]]:
 
     Raises as `load_params` does.
     """
-    with _opened(folder, step) as (manager, found):
-        return found, dict(read_record(manager, found).get("settings", {}))
+    with _chosen(folder, step) as where:
+        return int(where.name), dict(read_record(where).get("settings", {}))
 
 
 def load_params(
@@ -67,16 +70,19 @@ def load_params(
     wanted = {"ema_params": sharding.placed(mesh, expected)}
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-    with _opened(folder, step) as (manager, found):
-        saved = read_record(manager, found)
-        record.check_fits(saved, expected, folder.absolute() / str(found), below="ema_params/")
-        same = functools.partial(record.check_same, saved, wanted)
-        return found, read_item(manager, found, "state", arrays, same)["ema_params"]
+    with _chosen(folder, step) as where:
+        saved = read_record(where)
+        record.check_fits(saved, expected, where, below="ema_params/")
+        same, handler = (
+            functools.partial(record.check_same, saved, wanted),
+            ocp.PyTreeCheckpointHandler,
+        )
+        return int(where.name), read_item(where / "state", handler(), arrays, same)["ema_params"]
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, step: int | None) -> Iterator[tuple[ocp.CheckpointManager, int]]:
-    """Yields what reads checkpoints that another process may go on writing, and the step."""
+def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
+    """Yields the folder of a checkpoint, which a run that goes on may remove meanwhile."""
     folder = folder.absolute()
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder} with checkpoints.")
@@ -85,51 +91,50 @@ def _opened(folder: Path, step: int | None) -> Iterator[tuple[ocp.CheckpointMana
         known = ", ".join(map(str, steps)) or "none"
         which = "" if step is None else f" of step {step}"
         raise CheckpointError(f"no checkpoint{which} in {folder}; there: {known}.")
-    chosen = steps[-1] if step is None else step
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    where = folder / str(steps[-1] if step is None else step)
     quiet.quieten()
     try:
-        with ocp.CheckpointManager(Folder(folder), item_handlers=handlers) as manager:
-            yield manager, chosen
+        yield where
     except Exception as error:  # of many kinds, where files go meanwhile
-        if not _removed(folder, chosen):
+        if not _removed(where):
             raise
         raise RemovedError(
-            f"the checkpoint {folder / str(chosen)} was removed while it was read, by a run that "
+            f"the checkpoint {where} was removed while it was read, by a run that "
             "goes on and keeps the newest few: give the command again, or a newer --checkpoint."
         ) from error
 
 
-def _removed(folder: Path, step: int) -> bool:
+def _removed(where: Path) -> bool:
     """Returns whether a run removes the checkpoint; waits for the end of what looks like it."""
     until = time.monotonic() + REMOVAL_S
-    while (folder / str(step)).exists():  # a run removes one file after the other
-        if time.monotonic() > until or not any(s > step for s in complete_steps(folder)):
+    while where.exists():  # a run removes one file after the other
+        newest = max(complete_steps(where.parent), default=0)
+        if time.monotonic() > until or newest <= int(where.name):
             return False
         time.sleep(0.05)
     return True
 
 
-def read_record(manager: ocp.CheckpointManager, step: int) -> Any:
+def read_record(where: Path) -> Any:
     """Returns the record of a checkpoint, which is whole. Raises as `read_item` does."""
-    return read_item(manager, step, "meta", ocp.args.JsonRestore(), record.check_intact)
+    handler, args = ocp.JsonCheckpointHandler(), ocp.args.JsonRestore()
+    return read_item(where / "meta", handler, args, record.check_intact)
 
 
-def read_item(
-    manager: ocp.CheckpointManager, step: int, name: str, args: Any, check: Callable[[Any], object]
-) -> Any:
-    """Returns an item of a checkpoint that `check` accepts.
+def read_item(item: Path, handler: Any, args: Any, check: Callable[[Any], object]) -> Any:
+    """Returns an item of a checkpoint, a folder in its own, that `check` accepts.
 
     Raises DamagedError for whatever is raised on the way; but CheckpointError for a lack of memory,
     open files, permission or another process, which is no damage.
     """
-    where = Path(manager.directory) / str(step)
+    where = item.parent
     try:
-        restored = manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+        with ocp.Checkpointer(handler) as checkpointer:
+            restored = checkpointer.restore(Folder(item), args)
         check(restored)
         return restored
     except Exception as error:  # Orbax raises many kinds for a damaged folder
-        said, others = reason(error), sorted({*manager.all_steps()} - {step})
+        said, others = reason(error), sorted({*complete_steps(where.parent)} - {int(where.name)})
         lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
         lack = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
         if lost or lack or files.number(error) in _NOT_DAMAGE:
