@@ -80,7 +80,8 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
     elif options["official"] or not options["workdir"]:
         raise UserError("--split is of a run's images: name its --workdir, or INPUT")
     else:
-        _, images = restore.images_of(Path(options["workdir"]), {})
+        saved = restore.saved(Path(options["workdir"]), options["checkpoint"])
+        _, images = restore.images_of(saved, {})
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"
         pictures = pictures_io.of_array(part, words)

@@ -1,13 +1,13 @@
 """A trained model comes back as it was: from its run's folder, or as the published code has it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from vdm_jax.errors import UserError
 from vdm_jax.nn import published_configs
@@ -28,12 +28,10 @@ def mesh():
     return sharding.make_mesh(jax.devices()[:1])
 
 
-def copied(run, tmp_path, change=lambda saved: None):
-    """The run with another config.json."""
-    saved = json.loads((run / "config.json").read_text())
-    change(saved)
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    return tmp_path
+def sealed(run, **data):
+    """What a checkpoint of the run says, with other words of its data."""
+    of = restore.saved(run, None)
+    return of._replace(data={**of.data, **data})
 
 
 def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
@@ -92,26 +90,19 @@ def test_flags_that_name_no_model(options, message, mesh, digits_run):
     assert message in str(error.value)
 
 
-def test_a_damaged_config_json(digits_run, tmp_path, mesh):
+def test_a_checkpoint_that_does_not_say_of_which_images(digits_run):
     for data in (
         {"event_shape": [8, 8]}, {"event_shape": [0, 8, 1]}, {"event_shape": "8x8"},
         {"event_shape": [1 << 12, 1 << 12, 2]}, {"levels": 1}, {"levels": 257}, {"levels": "17"},
         {"classes": -1}, {"classes": "ten"},
     ):  # fmt: skip
-        run = copied(digits_run, tmp_path, lambda saved, data=data: saved["data"].update(data))
-        with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
-            restore.load(NONE | {"workdir": str(run)}, mesh, SHAPE)
-    for content in ("", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}'):
-        (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json is damaged \("):
-            restore.saved_config(tmp_path)
+        with pytest.raises(UserError, match="checkpoints/60 doesn't say of which images it is"):
+            restore._images_of(sealed(digits_run, **data))
 
 
-def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, mesh):
+def test_images_that_say_nothing_of_the_run_are_refused(digits_run):
     def images(change, **data):
-        return restore.images_of(
-            copied(digits_run, tmp_path, lambda s: s["data"].update(change)), data
-        )
+        return restore.images_of(sealed(digits_run, **change), data)
 
     with pytest.raises(UserError, match=r"other images than the run in .* name them with --data"):
         images({"fingerprint": "0"})
@@ -124,13 +115,50 @@ def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, me
         images({"classes": 10})
 
 
-def test_a_run_from_before_some_settings_has_their_defaults(digits_run, tmp_path):
-    def forget(saved):
-        del saved["config"]["hierarchy"], saved["config"]["model"]["decoder"]
+def test_what_is_sealed_decides_whatever_config_json_says(digits_run, tmp_path, mesh, capsys):
+    """Edited, damaged or missing, it changes no number; that it differs is one line."""
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    options, file = NONE | {"workdir": str(run)}, run / "config.json"
+    before = restore.from_options(options, mesh)
+    assert capsys.readouterr().out == ""
+    other = json.loads(file.read_text())
+    other["config"]["model"]["gamma_max"], other["data"]["fingerprint"] = 4.0, "0"
+    for content, said in (
+        (json.dumps(other), r"config\.model\.gamma_max: .* -> 4\.0; data\.fingerprint: .* -> 0\)"),
+        ("[" * 100_000, "unreadable"), ("[]", "unreadable"), (None, "unreadable"),
+    ):  # fmt: skip
+        file.unlink() if content is None else file.write_text(content)
+        for again in (restore.from_options, lambda *args: restore.load(*args, SHAPE)):
+            of = again(options, mesh)
+            assert of.settings["gamma_max"] == before.settings["gamma_max"] != 4.0
+            np.testing.assert_array_equal(*(m.vdm.gamma(np.ones(1)) for m in (of, before)))
+            [line] = capsys.readouterr().out.splitlines()
+            assert re.search(f"not what step 60 was made with .*{said}", line), line
 
-    config, data = restore.saved_config(copied(digits_run, tmp_path, forget))
-    assert config.to_dict() == restore.saved_config(digits_run)[0].to_dict()
-    assert data["levels"] == 17 and isinstance(config, ConfigDict)
+
+def test_a_run_from_before_some_settings_has_their_defaults(digits_run, monkeypatch):
+    of = restore.saved(digits_run, None)
+    before = {"config": of.config.to_dict(), "data": dict(of.data)}
+    del before["config"]["hierarchy"], before["config"]["model"]["decoder"]
+    monkeypatch.setattr(restore, "load_settings", lambda *_: (60, before))
+    assert restore.saved(digits_run, None).config.to_dict() == of.config.to_dict()
+    monkeypatch.setattr(restore, "load_settings", lambda *_: (60, {"seed": 1}))
+    assert restore.saved(digits_run, None) == of  # by config.json, if nothing is sealed
+
+
+def test_a_checkpoint_removed_by_a_run_that_goes_on_is_the_next_newest(
+    digits_run, mesh, monkeypatch
+):
+    load, removed = restore.load_params, iter([True, False])
+
+    def once(*args):
+        if next(removed):
+            raise restore.RemovedError("gone")
+        return load(*args)
+
+    monkeypatch.setattr(restore, "load_params", once)
+    assert restore.from_options(NONE | {"workdir": str(digits_run)}, mesh).step == 60
+    assert next(removed, None) is None
 
 
 def test_other_data_keep_what_of_the_settings_suits_them():

@@ -3,20 +3,21 @@
 import os
 import shutil
 import signal
+import threading
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from toy import assert_equal, state_at
 
-from vdm_jax.train import sharding
+from vdm_jax.train import record, sharding
 from vdm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedError,
     SettingsError,
-    complete_steps,
-    load_params,
 )
+from vdm_jax.train.load_checkpoint import RemovedError, complete_steps, load_params, load_settings
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
 
@@ -55,6 +56,25 @@ def test_the_newest_few_are_kept_and_the_newest_comes_back_bit_for_bit(tmp_path)
         found, wanted = (jax.tree.map(lambda x: (x.dtype, x.sharding), tree)
                          for tree in (state, state_at(0, devices)))  # fmt: skip
         assert found == wanted
+
+
+def test_brackets_and_other_patterns_in_a_path_are_letters(tmp_path):
+    folder = saved(tmp_path / "run[lr=2e-3] *?" / "c", 3, 5)
+    assert_equal(restore(folder), state_at(5))
+    found = load_params(folder, shapes(), sharding.make_mesh(jax.devices()[:1]), 3)
+    assert_equal(found, (3, state_at(3).ema_params))
+    assert load_settings(folder, None) == (5, META)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_damaged(tmp_path, monkeypatch):
+    folder, mesh = saved(tmp_path / "c", 3, 5), sharding.make_mesh(jax.devices()[:1])
+
+    def removed(*_):
+        shutil.rmtree(folder / "3" / "state")
+        threading.Timer(0.2, shutil.rmtree, [folder / "3"]).start()
+
+    monkeypatch.setattr(record, "check_fits", lambda *_, **__: removed())
+    assert "3 was removed while" in refusal(RemovedError, load_params, folder, shapes(), mesh, 3)
 
 
 def test_a_step_that_is_not_newer_is_refused_and_nothing_restored_from_nothing(tmp_path):
@@ -207,7 +227,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
         def refuse(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        monkeypatch.setattr(ocp.Checkpointer, "restore", refuse)
         assert "can't be read (" in refusal(CheckpointError, checkpoints.restore, state_at(0))
 
 

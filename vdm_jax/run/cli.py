@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -61,6 +62,7 @@ def guard(command: Callable[[], object]) -> None:
     """
     try:
         compilation_cache.switch_on()
+        jax.config.update("jax_enable_x64", False)  # runs are float32, whatever JAX_ENABLE_X64 says
         command()
         distributed.finish()
     except Interrupted as interrupted:

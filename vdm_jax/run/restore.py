@@ -1,10 +1,11 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from absl import flags
@@ -19,12 +20,25 @@ from vdm_jax.run import build, cli, defaults, distributed
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import complete_steps, load_params
+from vdm_jax.train.load_checkpoint import RemovedError, complete_steps, load_params, load_settings
 from vdm_jax.train.model import Model
-from vdm_jax.train.settings import filled
+from vdm_jax.train.settings import differences, filled
 
+T = TypeVar("T")
+
+TRIES = 10  # of the newest checkpoint, which a run that goes on may remove while it is read
 MOST_DIMS = 1 << 24  # of an image
-ENOUGH = "folder of the run: config.json and checkpoints are enough"
+ENOUGH = "folder of the run: its checkpoints are enough"
+
+
+class Saved(NamedTuple):
+    """The settings that a checkpoint was made with, what it says of the data, and where it is."""
+
+    workdir: Path
+    folder: Path
+    step: int
+    config: ConfigDict
+    data: Mapping[str, Any]
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
@@ -68,24 +82,27 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
 def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:
     """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
-    It computes in its parameters' own dtype. config.json says of which images a run is; a published
-    model is for images of any size, here of `shape`. Raises UserError for a model that is
-    conditioned on the class.
+    It computes in float32. A run's checkpoint says of which images it is; a published model is for
+    images of any size, here of `shape`. Raises UserError for a model conditioned on the class.
     """
     if bool(options["workdir"]) == bool(options["official"]):
         raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
     _check_flags(options)
     if options["official"]:
         return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
-    workdir = Path(options["workdir"])
-    c, saved = saved_config(workdir)
-    c.model.dtype = "float32"  # in float64 nothing narrower may come between
-    check_config(c)
-    shape, levels, classes = _images_of(workdir, saved)
+    return _newest(lambda: _to_compress(Path(options["workdir"]), options["checkpoint"], mesh))
+
+
+def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
+    """Returns a run's model as `load` does."""
+    of = saved(workdir, checkpoint)
+    of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
+    check_config(of.config)
+    shape, levels, classes = _images_of(of)
     if classes:
         said = f"the run in {workdir} is conditioned on the class of an image, which images to be"
         raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
-    return _run(workdir, options["checkpoint"], mesh, c, make_model(c, shape, levels))
+    return _run(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
 def from_workdir(
@@ -95,9 +112,14 @@ def from_workdir(
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    c, images = images_of(workdir, data)
-    model = make_model(c, images.event_shape, images.levels, images.num_classes)
-    return _with(_run(workdir, checkpoint, mesh, c, model), images, c)
+
+    def read() -> Subject:
+        of = saved(workdir, checkpoint)
+        c, images = images_of(of, data)
+        model = make_model(c, images.event_shape, images.levels, images.num_classes)
+        return _with(_run(of, mesh, c, model), images, c)
+
+    return _newest(read)
 
 
 def from_official(
@@ -120,10 +142,10 @@ def from_official(
     return _with(found, images, c)
 
 
-def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
+def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
     """Returns a run's configuration, and the data it was trained on, or that `data` names."""
-    c, saved = saved_config(workdir)
-    c = with_data(c, data, saved.get("levels"))
+    workdir, saved = of.workdir, of.data
+    c = with_data(of.config, data, saved.get("levels"))
     check_config(c)
     images = build.load(c)
     if not data and saved.get("fingerprint") not in (None, images.fingerprint):
@@ -161,17 +183,31 @@ def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None)
     return c
 
 
-def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
-    """Returns the configuration of a run, and what its config.json says of the data."""
+def saved(workdir: Path, checkpoint: str | None) -> Saved:
+    """Returns the settings sealed in the checkpoint that `from_workdir` describes.
+
+    config.json is a copy of them for people; where it says something else, that is printed.
+    """
     file = workdir / "config.json"
     with reaching(file):
-        if not file.is_file():
+        if not (file.is_file() or (workdir / "checkpoints").is_dir()):
             raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+    folder, asked = _chosen(workdir, checkpoint)
+    step, sealed = load_settings(folder, asked)
+    copy: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        copy = dict(json.loads(file.read_text()))
+    if "config" not in sealed:
+        print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
+        sealed = copy
+    elif sealed != copy:
+        found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
+        print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
+              "checkpoint are used", flush=True)  # fmt: skip
     try:
-        saved = json.loads(file.read_text())
-        c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))
-        return c, dict(saved.get("data", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        config = ConfigDict(filled(defaults.get_config().to_dict(), sealed["config"]))
+        return Saved(workdir, folder, step, config, dict(sealed.get("data", {})))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -190,35 +226,46 @@ def _check_flags(options: Mapping[str, Any]) -> None:
         raise UserError("--model goes with --official; a run has its own configuration")
 
 
-def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
-    """Returns what config.json says of the images: their shape, levels, and classes or 0."""
-    match {"classes": 0, **saved}:
+def _images_of(of: Saved) -> tuple[tuple[int, ...], int, int]:
+    """Returns what a checkpoint says of its images: their shape, levels, and classes or 0."""
+    match {"classes": 0, **of.data}:
         case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
               "classes": int(classes)}:  # fmt: skip
             fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
             if fits and classes >= 0:
                 return tuple(shape), levels, classes
-    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
+    raise UserError(f"the checkpoint {of.folder / str(of.step)} doesn't say of which images it is")
 
 
-def _run(workdir: Path, checkpoint: str | None, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
-    """Returns a run's model with the checkpoint that `from_workdir` describes."""
-    folder, step = workdir / "checkpoints", None
-    if checkpoint is not None and checkpoint.isdecimal():
-        step = int(checkpoint)
-    elif checkpoint is not None:
-        path = Path(checkpoint)
-        with reaching(path):
-            is_checkpoint = path.is_dir() and path.name.isdecimal()
-        if not is_checkpoint:
-            said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
-            raise UserError(f"{said} {folder / '1000'}")
-        folder, step = path.parent, int(path.name)
-    else:  # a run that goes on may save a newer one meanwhile
-        step = distributed.of_first(max(complete_steps(folder), default=None))
+def _newest(read: Callable[[], T]) -> T:
+    """Returns what `read` does, which begins anew where a run removed the checkpoint meanwhile."""
+    for _ in range(TRIES - 1 if jax.process_count() == 1 else 0):
+        with contextlib.suppress(RemovedError):
+            return read()
+    return read()
+
+
+def _run(saved: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
+    """Returns the model of a checkpoint."""
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    step, params = load_params(folder, expected, mesh, step)
-    return Subject(model, params, None, 0, mesh, str(workdir), step, c.model.to_dict())
+    step, params = load_params(saved.folder, expected, mesh, saved.step)
+    return Subject(model, params, None, 0, mesh, str(saved.workdir), step, c.model.to_dict())
+
+
+def _chosen(workdir: Path, checkpoint: str | None) -> tuple[Path, int | None]:
+    """Returns the folder of a run's checkpoints, or another that `checkpoint` names, and a step."""
+    folder = workdir / "checkpoints"
+    if checkpoint is None:  # a run that goes on may save a newer one meanwhile
+        return folder, distributed.of_first(max(complete_steps(folder), default=None))
+    if checkpoint.isdecimal():
+        return folder, int(checkpoint)
+    path = Path(checkpoint)
+    with reaching(path):
+        is_checkpoint = path.is_dir() and path.name.isdecimal()
+    if not is_checkpoint:
+        said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
+        raise UserError(f"{said} {folder / '1000'}")
+    return path.parent, int(path.name)
 
 
 def _official(
