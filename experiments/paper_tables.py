@@ -68,7 +68,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         "variance": _variance(models["learned"]), "networks": _networks(models),
         "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
     }  # fmt: skip
-    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     paper_report.write(page, found)
     print(f"{minutes:.1f} minutes of training; written to {page}")
     return found

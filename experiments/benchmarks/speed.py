@@ -75,7 +75,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     found |= {"steps": _contend(options), "loader": _loader()}
     if options["quality"]:
         found |= _quality(workdir)
-    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     made = {name: text for name, make in TABLES.items() if (text := make(found))}
     print("\n\n".join(made.values()))
     tables.replace(page, made)
@@ -141,7 +141,7 @@ def _machine() -> str:
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{len(models) or '?'} cores of {name}, no accelerator, jax {jax.__version__}"

@@ -45,8 +45,10 @@ def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
     print(f"\n{text}")  # first: on a full disk it is all that is left of hours
-    (folder / "result.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
-    (folder / "result.md").write_text(text)
+    (folder / "result.json").write_text(
+        json.dumps(_without_nan(found), indent=1) + "\n", encoding="utf-8"
+    )
+    (folder / "result.md").write_text(text, encoding="utf-8")
     if found["profile"]:
         _plot_profile(found["profile"], folder / "diffusion_loss.png")
     print(f"written to {folder}")

@@ -209,7 +209,7 @@ def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
         if not file.is_file():
             raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     try:
-        saved = json.loads(file.read_text())
+        saved = json.loads(file.read_text(encoding="utf-8"))
         c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))
         return c, dict(saved.get("data", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
