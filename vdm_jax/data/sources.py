@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -50,9 +51,10 @@ def load(
         the names of its subfolders, are only there if wanted.
     """
     _check_unused(name, path, levels, folder)
-    variable = os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax"
-    root = user_path(data_dir or variable, "data_dir" if data_dir else "$VDM_JAX_DATA")
-    manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
+    root = manual = Path()  # the digits need none, so they do without a home, too
+    if name not in digits.LEVELS:
+        root = _root(data_dir)
+        manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
         if name in digits.LEVELS:
             data = digits.load_digits(name)
@@ -72,6 +74,15 @@ def load(
     if class_labels:
         _check_classes(data)
     return data
+
+
+def _root(data_dir: _PathLike) -> Path:
+    """Returns the folder for data. Raises UserError where neither it nor a home is named."""
+    variable = os.environ.get("VDM_JAX_DATA")
+    if not data_dir and not variable and os.path.expanduser("~") == "~":
+        raise UserError("there is no home directory to keep data in: set VDM_JAX_DATA=DIR")
+    name = "data_dir" if data_dir else "$VDM_JAX_DATA"
+    return user_path(data_dir or variable or "~/.cache/vdm_jax", name)
 
 
 def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
