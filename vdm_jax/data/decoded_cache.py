@@ -79,7 +79,7 @@ def write(
             meta = {
                 "format": _FORMAT,
                 "levels": levels,
-                "fingerprint": fingerprint(*(_map(partial, part) for part in _PARTS), levels),
+                "fingerprint": fingerprint(_map(partial, "train"), _map(partial, "test"), levels),
                 "label_names": list(label_names),
                 "files": {f"{name}.npy": _state(partial / f"{name}.npy")
                           for name in (*_PARTS, *arrays)},
@@ -123,9 +123,11 @@ def read(folder: Path, name: str) -> ImageData:
     try:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
-        arrays = *(_map(folder, part) for part in _PARTS), meta["levels"], meta["fingerprint"]
-        extra = (_per_image(folder, kind, found) for kind in ("source", "label"))
-        data = ImageData(name, *arrays, *extra, tuple(meta["label_names"]))
+        data = ImageData(
+            name, *(_map(folder, part) for part in _PARTS), meta["levels"], meta["fingerprint"],
+            _per_image(folder, "source", found), _per_image(folder, "label", found),
+            tuple(meta["label_names"]),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "

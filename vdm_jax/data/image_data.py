@@ -40,7 +40,7 @@ class ImageData:
     @property
     def event_shape(self) -> tuple[int, int, int]:
         """The shape of one image, (height, width, channels)."""
-        return self.train.shape[1:]  # type: ignore[return-value]
+        return self.train.shape[1:]
 
     @property
     def num_classes(self) -> int:
