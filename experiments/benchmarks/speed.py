@@ -116,7 +116,7 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
     stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
-    with data.iterate(stream, start=0) as batches:
+    with data.BatchIterator(stream, start=0) as batches:
         next(batches)
         began = time.perf_counter()
         for _ in range(count // batch):
