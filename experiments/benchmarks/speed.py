@@ -141,7 +141,9 @@ def _machine() -> str:
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"
-    named = re.findall(r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.M)
+    named = re.findall(
+        r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.M
+    )
     name = named[0] if named else platform.machine()
     return f"{os.cpu_count()} cores of {name}, no accelerator, jax {jax.__version__}"
 

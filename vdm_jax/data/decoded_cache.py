@@ -123,9 +123,10 @@ def read(folder: Path, name: str) -> ImageData:
     try:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
+        train, test = (_map(folder, part) for part in _PARTS)
+        source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
         data = ImageData(
-            name, *(_map(folder, part) for part in _PARTS), meta["levels"], meta["fingerprint"],
-            _per_image(folder, "source", found), _per_image(folder, "label", found),
+            name, train, test, meta["levels"], meta["fingerprint"], source, labels,
             tuple(meta["label_names"]),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
