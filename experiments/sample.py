@@ -165,7 +165,7 @@ def _write(
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
         plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
-    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if found["distances"]:
         print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
@@ -173,9 +173,9 @@ def _write(
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes quality.json and quality.md."""
-    (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
-    (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}")
+    (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}", encoding="utf-8")
     print(f"\n{text}written to {folder}")
 
 

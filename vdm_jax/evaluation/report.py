@@ -44,8 +44,8 @@ def write(folder: Path, found: Row) -> None:
     text = _markdown(found)
     print(f"\n{text}")  # first: on a full disk it is all that is left of hours
     strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
-    (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n")
-    (folder / "result.md").write_text(text)
+    (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
+    (folder / "result.md").write_text(text, encoding="utf-8")
     if found["profile"]:
         _plot_profile(found["profile"], folder / "diffusion_loss.png")
     print(f"written to {folder}")

@@ -59,7 +59,7 @@ def _remove_halves(where: Path) -> None:
 def _processor() -> str:
     """Returns a short name for what this machine's processor can do."""
     info, wanted = Path("/proc/cpuinfo"), ("model name", "flags", "Features", "CPU part")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     seen = sorted({line for line in lines if line.split("\t")[0].strip() in wanted})
     told = "\n".join([platform.machine(), platform.processor(), *seen])
     return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"

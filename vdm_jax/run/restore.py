@@ -196,7 +196,7 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     step, sealed = load_settings(folder, asked)
     copy: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        copy = dict(json.loads(file.read_text()))
+        copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
         print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
         sealed = copy

@@ -92,7 +92,7 @@ def _stopping(folder: Path) -> Iterator[None]:
         raise Stopped(number)
 
     try:
-        with signals.handler(signal.SIGTERM, at_once):
+        with signals.handlers(signals.ENDING, at_once):
             yield
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT

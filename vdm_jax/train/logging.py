@@ -30,7 +30,7 @@ class MetricsLog:
         if not self._writes:
             return
         files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends on a full disk, and write() then waits for ever.

@@ -226,7 +226,7 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     if jax.process_index() == 0:
         key = _key_data(run.key, first)
         found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}
-        (run.workdir / NONFINITE).write_text(json.dumps(found) + "\n")
+        (run.workdir / NONFINITE).write_text(json.dumps(found) + "\n", encoding="utf-8")
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
