@@ -4,12 +4,14 @@ import os
 import shutil
 import signal
 import threading
+from unittest import mock
 
 import jax
 import orbax.checkpoint as ocp
 import pytest
 from toy import assert_equal, state_at
 
+from vdm_jax.errors import UserError
 from vdm_jax.train import record, sharding
 from vdm_jax.train.checkpoint import (
     CheckpointError,
@@ -45,6 +47,13 @@ def refusal(kind, call, *arguments, **options):
 
 def files(folder):
     return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(PermissionError, UserError), (ValueError,) * 2])
+def test_a_folder_that_stays_unreadable_is_not_waited_for(tmp_path, monkeypatch, error, raised):
+    monkeypatch.setattr(ocp.utils, "checkpoint_steps", mock.Mock(side_effect=error("no")))
+    with pytest.raises(raised):
+        complete_steps(tmp_path)
 
 
 def test_the_newest_few_are_kept_and_the_newest_comes_back_bit_for_bit(tmp_path):

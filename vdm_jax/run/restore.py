@@ -20,13 +20,18 @@ from vdm_jax.run import build, cli, defaults, distributed
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
-from vdm_jax.train.load_checkpoint import RemovedError, complete_steps, load_params, load_settings
+from vdm_jax.train.load_checkpoint import (
+    TRIES,
+    RemovedError,
+    complete_steps,
+    load_params,
+    load_settings,
+)
 from vdm_jax.train.model import Model
 from vdm_jax.train.settings import differences, filled
 
 T = TypeVar("T")
 
-TRIES = 10  # of the newest checkpoint, which a run that goes on may remove while it is read
 MOST_DIMS = 1 << 24  # of an image
 ENOUGH = "folder of the run: its checkpoints are enough"
 
@@ -194,12 +199,12 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
             raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
     folder, asked = _chosen(workdir, checkpoint)
     step, sealed = load_settings(folder, asked)
-    copy: dict[str, Any] = {}
+    copy, source = dict[str, Any](), folder / str(step)
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
         print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
-        sealed = copy
+        sealed, source = copy, file
     elif sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
@@ -208,7 +213,7 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
         config = ConfigDict(filled(defaults.get_config().to_dict(), sealed["config"]))
         return Saved(workdir, folder, step, config, dict(sealed.get("data", {})))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+        raise UserError(f"{source} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:

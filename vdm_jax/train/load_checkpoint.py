@@ -15,13 +15,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vdm_jax import files
-from vdm_jax.errors import reason
+from vdm_jax.errors import reaching, reason
 from vdm_jax.train import quiet, record, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
 
 # What Orbax says when another process of the run is gone or late.
 _ANOTHER_PROCESS = re.compile(r"barrier|coordination|deadline|heartbeat|unavailable", re.IGNORECASE)
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+TRIES = 10  # of reading what a run that goes on may remove meanwhile
 REMOVAL_S = 3.0  # that removing a checkpoint may take
 
 
@@ -38,11 +39,17 @@ class Folder(type(epath.Path())):  # type: ignore[misc]
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Returns the steps of which a complete checkpoint is on the disk, oldest first."""
-    while folder.is_dir():
-        with contextlib.suppress(OSError, ValueError):  # what a run removes after it was listed
-            return sorted(ocp.utils.checkpoint_steps(folder))
-    return []
+    """Returns the steps of which a complete checkpoint is on the disk, oldest first.
+
+    Raises UserError for a folder that can't be read.
+    """
+    with reaching(folder):
+        for _ in range(TRIES - 1):
+            if not folder.is_dir():
+                return []
+            with contextlib.suppress(FileNotFoundError, ValueError):  # removed after it was listed
+                return sorted(ocp.utils.checkpoint_steps(folder))
+        return sorted(ocp.utils.checkpoint_steps(folder))
 
 
 class RemovedError(CheckpointError):
@@ -73,11 +80,9 @@ def load_params(
     with _chosen(folder, step) as where:
         saved = read_record(where)
         record.check_fits(saved, expected, where, below="ema_params/")
-        same, handler = (
-            functools.partial(record.check_same, saved, wanted),
-            ocp.PyTreeCheckpointHandler,
-        )
-        return int(where.name), read_item(where / "state", handler(), arrays, same)["ema_params"]
+        same = functools.partial(record.check_same, saved, wanted)
+        state = read_item(where / "state", ocp.PyTreeCheckpointHandler(), arrays, same)
+        return int(where.name), state["ema_params"]
 
 
 @contextlib.contextmanager
