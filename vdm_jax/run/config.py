@@ -35,7 +35,7 @@ LARGEST = {
 }  # fmt: skip
 GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
 WORDS = {
-    "network": ("unet", "resnet", "mlp"),
+    "network": ("unet", "pyramid", "resnet", "mlp"),
     "head": HEADS,
     "attention": ("middle", "all"),
     "remat": REMATS,
@@ -45,6 +45,12 @@ WORDS = {
     "reverse_var": REVERSE_VARS,
     "decoder": ("discretised", "density"),
     "process": ("gaussian", "binomial"),
+}
+
+_OF_NETWORKS = {
+    ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
+    ("multipliers", "blocks"): ("pyramid",),
+    ("num_blocks",): ("unet", "resnet", "mlp"),
 }
 
 
@@ -128,9 +134,11 @@ def _words(c: ConfigDict) -> Iterator[str]:
     for name, known in WORDS.items():
         if c[name] not in known:
             yield f"model.{name} is {c[name]!r}; known: {', '.join(known)}"
-    for name in ("remat", "dtype", "fused_attention"):
-        if c.network != "unet" and c[name] != defaults.DEFAULTS["model"][name]:
-            yield f"model.{name} is {c[name]!r}, for the unet only; leave it out with {c.network}"
+    plain = defaults.DEFAULTS["model"]
+    for names, networks in _OF_NETWORKS.items():
+        for name in names if c.network not in networks else ():
+            if c[name] != plain[name]:
+                yield f"model.{name} is {c[name]!r}, for {' and '.join(networks)} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
 

@@ -25,16 +25,18 @@ DEFAULTS: dict[str, Any] = {
         "manual_dir": str,  # folder with downloaded archives
     },
     "model": {
-        "network": "unet",  # unet, resnet, mlp
+        "network": "unet",  # unet, pyramid (a U-Net of several resolutions), resnet, mlp
         "head": "eps",  # eps, x, v, score, levels; logits for process binomial
         "channels": 128,  # of a block; the width of the mlp
-        "num_blocks": 32,
-        "attention": "middle",  # unet: middle, all
-        # unet, what of the forward pass is computed anew for the backward pass: none, matmuls
+        "num_blocks": 32,  # but of the pyramid
+        "multipliers": "1,2,3",  # pyramid: channels of each resolution, as multiples of `channels`
+        "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
+        "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
+        # unet, pyramid, what of the forward pass is computed anew for the backward pass: none, matmuls
         # (all but convolutions and matrix products), blocks (all but each block's input).
         "remat": "matmuls",
-        "dtype": "float32",  # unet: float32, bfloat16 (parameters and the loss stay float32)
-        "fused_attention": False,  # unet: cuDNN's, on a GPU with dtype bfloat16
+        "dtype": "float32",  # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32)
+        "fused_attention": False,  # unet, pyramid: cuDNN's, on a GPU with dtype bfloat16
         "fourier_features": True,
         "dropout": 0.1,
         "gamma": "scalar",  # fixed, scalar, monotone

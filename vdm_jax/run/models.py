@@ -14,11 +14,13 @@ from vdm_jax.errors import UserError
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.features import head_kind
+from vdm_jax.nn.pyramid import Pyramid
 from vdm_jax.nn.small import MLP, ResNet
 from vdm_jax.nn.unet import UNet
 from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy
 from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.run import defaults
 from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
 from vdm_jax.train.model import Model, Params
@@ -159,7 +161,7 @@ def _with_conditioning(
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
-    if isinstance(network, UNet):  # as it is trained, and with forward derivatives on any device
+    if isinstance(network, UNet | Pyramid):  # as it is trained, and with forward derivatives on any device
         trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:
@@ -185,9 +187,14 @@ def _with_conditioning(
 
 
 def _network(c: ConfigDict, levels: int) -> nn.Module:
-    names = ("gamma_min", "gamma_max", "num_blocks", "dropout", "head", "fourier_features")
+    names = ("gamma_min", "gamma_max", "dropout", "head", "fourier_features")
     shared = {name: c[name] for name in names} | {"levels": levels}
     shared["learn_variance"] = c.reverse_var == "learned"
+    own = {name: c[name] for name in ("channels", "attention", "remat", "dtype", "fused_attention")}
+    if c.network == "pyramid":
+        sizes = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
+        return Pyramid(**own, **sizes, **shared)
+    shared["num_blocks"] = c.num_blocks
     if c.network == "mlp":
         return MLP(width=c.channels, **shared)
     if c.network == "resnet":
@@ -197,5 +204,15 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
             f"config.model.channels is {c.channels}; the unet's normalisation over 32 groups needs "
             "a multiple of 32, and at least 64 to see gamma (one channel a group hides it)"
         )
-    own = ("channels", "attention", "remat", "dtype", "fused_attention")
-    return UNet(**{name: c[name] for name in own}, **shared)
+    return UNet(**own, **shared)
+
+
+def _numbers(c: ConfigDict, name: str) -> tuple[int, ...]:
+    """Returns the numbers of a setting such as "1,2,3"."""
+    words = c[name].split(",")
+    if not all(word.isdecimal() and 0 < int(word) < 1000 for word in words):
+        raise UserError(
+            f"config.model.{name} is {c[name]!r}; wanted a whole number for each resolution, as "
+            f"{defaults.DEFAULTS['model'][name]}"
+        )
+    return tuple(map(int, words))

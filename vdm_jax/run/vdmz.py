@@ -44,6 +44,8 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
             f"the run in {of.name} is no VDM of pixel levels ({facts.words}); only those compress"
         )
     names = of.settings if options["official"] else _FUNCTION
+    if of.settings.get("network") == "pyramid":
+        names = (*names, "multipliers", "blocks")
     settings = {name: of.settings[name] for name in names}
     source = Source(of.model.bind, jax.device_get(of.params), settings)
     return source, f"{of.name}, step {of.step}"
