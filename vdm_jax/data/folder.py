@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vdm_jax.data import decoded_cache, picture_decoding
 from vdm_jax.data.decoded_cache import Block, Stream
 from vdm_jax.data.folder_listing import Listing, find
@@ -20,7 +22,7 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, user_path
 
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
-FITS = ("none", "crop", "resize")
+FITS = ("none", "crop", "resize", "tiles")
 
 Size = tuple[int, int]
 
@@ -33,7 +35,9 @@ class FolderOptions:
       size: the height and width of all images, as 64 for a square, (48, 64) or "48x64"; None takes
         that of the first image, and all must have it.
       fit: "none" takes images of the one size only; "crop" takes the largest part of that shape
-        about the centre and brings it to the size; "resize" stretches.
+        about the centre and brings it to the size; "resize" stretches; "tiles" cuts each image
+        into as many of that size as lie side by side in it, from its top left corner. Tiles of one
+        image are alike: the image is their group (`ImageData.source`).
       channels: 3 (RGB) or 1 (grey).
       held_out: without subfolders `train` and `test`: the fraction of the images to test on, chosen
         by a hash of their paths; None is 0.1.
@@ -65,6 +69,8 @@ def load_folder(
     if not folder.exists():
         _decode(folder, listing, options, size, state)
     data = decoded_cache.read(folder, f"folder:{listing.root.resolve().name}")
+    if labels and data.source:
+        labels = {part: labels[part][data.source[part]] for part in labels}
     return dataclasses.replace(data, labels=labels, label_names=names)
 
 
@@ -99,6 +105,7 @@ def _decode(
     root, channels = listing.root, options.channels
     first = root / listing.parts["train"][0]
     wanted = size or _size(picture_decoding.read(first, channels))
+    tiles = options.fit == "tiles"
     enlarged = 0
 
     def blocks(names: list[str]) -> Iterator[Block]:
@@ -106,6 +113,9 @@ def _decode(
         for path in (root / name for name in names):
             image = picture_decoding.read(path, channels)
             found = _size(image)
+            if tiles:
+                yield _tiles(picture_decoding.pixels(image), wanted), None
+                continue
             if options.fit == "none" and found != wanted:
                 problem = f"{path} is {_by(found)}; wanted size={_by(wanted)}"
                 if size is None:
@@ -120,14 +130,40 @@ def _decode(
         if listing.state() != state:
             raise UserError(f"{root} was changed while it was read; run again when it is at rest")
 
+    counts = {p: _counts(root, names, wanted, tiles) for p, names in listing.parts.items()}
     train, test = (
-        Stream(f"{root}, {part}", (len(names), *wanted, channels), blocks(names))
+        Stream(f"{root}, {part}", (sum(counts[part]), *wanted, channels), blocks(names))
         for part, names in listing.parts.items()
     )
-    decoded_cache.write(folder, train, test, 256)
+    extra = {f"{p}_source": np.repeat(np.arange(len(n)), n) for p, n in counts.items() if tiles}
+    decoded_cache.write(folder, train, test, 256, extra)
     if enlarged:
         said = f"{enlarged} images of {root} are smaller than {_by(wanted)} and were enlarged"
         print(f"vdm_jax: {said}", file=sys.stderr)
+
+
+def _counts(root: Path, names: list[str], size: Size, tiles: bool) -> list[int]:
+    """Returns how many images each picture of a part gives. Raises UserError where it is none."""
+    if not tiles:
+        return [1] * len(names)
+    counts = []
+    for path in (root / name for name in names):
+        found = _size(picture_decoding.read(path, None))
+        counts.append((found[0] // size[0]) * (found[1] // size[1]))
+        if not counts[-1]:
+            raise UserError(
+                f"{path} is {_by(found)} (height x width) and has no tile of {_by(size)}; move it "
+                "away, or give a smaller size="
+            )
+    return counts
+
+
+def _tiles(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Returns the tiles [n, *size, channels] of a picture [height, width, channels]."""
+    rows, columns = pixels.shape[0] // size[0], pixels.shape[1] // size[1]
+    whole = pixels[: rows * size[0], : columns * size[1]]
+    cut = whole.reshape(rows, size[0], columns, size[1], -1).swapaxes(1, 2)
+    return cut.reshape(-1, *size, pixels.shape[2])
 
 
 def _size(image: Any) -> Size:

@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
         "path": str,  # arrays: the .npz file; folder: the folder
         "levels": 256,  # arrays: pixel values lie in [0, levels)
         "size": str,  # folder: "64", "48x64"; None: as they are
-        "fit": "none",  # folder, how images come to the size: none, crop, resize
+        "fit": "none",  # folder, how images come to the size: none, crop, resize, tiles
         "channels": 3,  # folder: 3, 1
         "held_out": float,  # folder without train and test; None: 0.1
         "class_labels": False,  # condition on the class, which the data must have

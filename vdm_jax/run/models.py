@@ -161,7 +161,9 @@ def _with_conditioning(
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
-    if isinstance(network, UNet | Pyramid):  # as it is trained, and with forward derivatives on any device
+    if isinstance(
+        network, UNet | Pyramid
+    ):  # as it is trained, and with forward derivatives on any device
         trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:

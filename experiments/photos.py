@@ -1,0 +1,6 @@
+"""Trains on the photographs that are part of this repository: `python -m experiments.photos --help`."""
+
+from vdm_jax.run import cli, training
+
+if __name__ == "__main__":
+    cli.main(training.train, __file__)
