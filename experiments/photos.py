@@ -1,4 +1,4 @@
-"""Trains on the photographs that are part of this repository: `python -m experiments.photos --help`."""
+"""Trains on photographs of this repository: `python -m experiments.photos --help` says how."""
 
 from vdm_jax.run import cli, training
 

@@ -87,9 +87,8 @@ class Pyramid(Denoiser):
         parts = 2 ** (len(self.multipliers) - 1)
         if z_t.shape[1] % parts or z_t.shape[2] % parts:
             raise ValueError(
-                f"Pyramid of {len(self.multipliers)} resolutions halves images "
-                f"{len(self.multipliers) - 1} times: height and width must be multiples of {parts}, "
-                f"got {z_t.shape[1]}x{z_t.shape[2]}."
+                f"height and width must be multiples of {parts} for a Pyramid of "
+                f"{len(self.multipliers)} resolutions, got {z_t.shape[1]}x{z_t.shape[2]}."
             )
         if self.channels % 8:
             raise ValueError(f"Pyramid channels must be a multiple of 8, got {self.channels}.")

@@ -32,10 +32,11 @@ DEFAULTS: dict[str, Any] = {
         "multipliers": "1,2,3",  # pyramid: channels of each resolution, as multiples of `channels`
         "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
-        # unet, pyramid, what of the forward pass is computed anew for the backward pass: none, matmuls
-        # (all but convolutions and matrix products), blocks (all but each block's input).
+        # unet, pyramid, what of the forward pass is computed anew for the backward pass: none,
+        # matmuls (all but convolutions and matrix products), blocks (all but each block's input).
         "remat": "matmuls",
-        "dtype": "float32",  # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32)
+        # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
+        "dtype": "float32",
         "fused_attention": False,  # unet, pyramid: cuDNN's, on a GPU with dtype bfloat16
         "fourier_features": True,
         "dropout": 0.1,
