@@ -37,9 +37,22 @@ def level_values(levels: int) -> Tensor:
     return encode(jnp.arange(levels), levels)
 
 
-def _logit(error: Tensor, precision: Tensor) -> Tensor:
-    """Returns log N(z_0 / alpha_0; value, 1 / precision), up to a constant (VDM eq. 8)."""
-    return -0.5 * precision * jnp.square(error)
+def _log_ratio(error: Tensor, apart: Tensor, precision: Tensor) -> Tensor:
+    """Returns log N(z; v, 1 / precision) / N(z; w, 1 / precision), error = z - w, apart = w - v.
+
+    The difference of the squares as a product: it is nothing for v = w, however z was rounded.
+    """
+    return -0.5 * precision * apart * (2.0 * error + apart)
+
+
+def _nearest(place: Tensor, levels: int) -> Tensor:
+    """Returns the level nearest to a place among the levels, 0 being that of level 0."""
+    return jax.lax.stop_gradient(jnp.clip(jnp.round(place), 0, levels - 1))
+
+
+def _apart(nearest: Tensor, levels: int) -> Tensor:
+    """Returns the value of the nearest level less those of all, [*shape, levels]."""
+    return (nearest[..., None] - jnp.arange(levels)) * (2.0 / levels)
 
 
 def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
@@ -48,10 +61,12 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     `z_0_rescaled` is z_0 / alpha_0 = x + exp(gamma_0 / 2) eps_0. The decoder is the posterior of x
     under q(z_0|x) and equally likely levels, independent between elements.
     """
-    z_0_rescaled = jnp.asarray(z_0_rescaled)
-    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))[..., None]
-    logits = _logit(z_0_rescaled[..., None] - level_values(levels), precision)
-    return jax.nn.log_softmax(logits, axis=-1)
+    _check_levels(levels)
+    z = jnp.asarray(z_0_rescaled)
+    nearest = _nearest((z + 1.0) * (0.5 * levels) - 0.5, levels)
+    precision = jnp.exp(-expand(gamma_0, z))[..., None]
+    error = (z - encode(nearest, levels))[..., None]
+    return jax.nn.log_softmax(_log_ratio(error, _apart(nearest, levels), precision), axis=-1)
 
 
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
@@ -60,71 +75,83 @@ def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: i
     It is NaN for what is no integer in [0, levels).
     """
     checks.same_shape(images, z_0_rescaled, "images", "z_0_rescaled")
-    z_0_rescaled = jnp.asarray(z_0_rescaled)
-    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
-    picked = _logit(z_0_rescaled - encode(images, levels), precision)
-    log_sum = _log_sum(z_0_rescaled, jnp.broadcast_to(precision, z_0_rescaled.shape), levels)
-    return jnp.where(_valid(images, levels), picked - log_sum, jnp.nan)
+    return log_prob_of_error(images, z_0_rescaled - encode(images, levels), gamma_0, levels)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _log_sum(z: Tensor, precision: Tensor, levels: int) -> Tensor:
-    """Returns log sum_k exp(-precision (z - v_k)^2 / 2) over the level values v, elementwise.
+def log_prob_of_error(images: Images, error: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
+    """Returns `log_prob` at z_0 / alpha_0 = x + error, x = `encode`(images).
 
-    Its derivatives are averages of z - v and (z - v)^2 under the summands' weights: compiled, no
-    array over all levels is stored, neither here nor in the gradient.
+    A small error keeps the digits that it would lose beside x, and is the same number throughout,
+    where a compiler may round the sum in two ways.
     """
-    largest, weights, _ = _weights(z, precision, levels)
-    return largest + jnp.log(jnp.sum(weights, axis=-1))
+    valid = _valid(images, levels)
+    level = jnp.where(valid, jnp.asarray(images, error.dtype), 0.0)
+    nearest = _nearest(level + error * (0.5 * levels), levels)
+    apart = (nearest - level) * (2.0 / levels)
+    precision = jnp.broadcast_to(jnp.exp(-expand(gamma_0, error)), error.shape)
+    log_sum = _log_sum(error - apart, precision, nearest, levels)
+    picked = _log_ratio(error - apart, apart, precision)
+    return jnp.where(valid, picked - log_sum, jnp.nan)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _log_sum(error: Tensor, precision: Tensor, nearest: Tensor, levels: int) -> Tensor:
+    """Returns the log of the sum over the levels of exp(`_log_ratio`) to the nearest, elementwise.
+
+    Its derivatives are averages under the summands' weights: compiled, no array over all levels is
+    stored, neither here nor in the gradient.
+    """
+    weights, _ = _weights(error, precision, nearest, levels)
+    return jnp.log1p(jnp.sum(weights, axis=-1))
 
 
 @_log_sum.defjvp
 def _log_sum_jvp(
-    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+    levels: int, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    z, precision = primals
-    error, square = _averages(z, precision, levels)
-    tangent = -precision * error * tangents[0] - 0.5 * square * tangents[1]
-    return _log_sum(z, precision, levels), tangent
+    apart, square = _averages(*primals, levels)
+    tangent = -primals[1] * apart * tangents[0] - 0.5 * square * tangents[1]
+    return _log_sum(*primals, levels), tangent
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Returns averages of z - v and its square under weights exp(-precision (z - v)^2 / 2)."""
-    _, weights, error = _weights(z, precision, levels)
-    moments = (weights, weights * error, weights * jnp.square(error))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _averages(
+    error: Tensor, precision: Tensor, nearest: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """Returns averages of apart and of apart (2 error + apart) under the weights of `_log_sum`."""
+    weights, apart = _weights(error, precision, nearest, levels)
+    moments = (weights, weights * apart, weights * apart * (2.0 * error[..., None] + apart))
     zero = jnp.zeros((), weights.dtype)
     # One reduction of all three: of three the compiler would store what they share.
-    total, first, second = jax.lax.reduce(
-        moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (z.ndim,)
+    rest, first, second = jax.lax.reduce(
+        moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (error.ndim,)
     )
-    return first / total, second / total
+    return first / (1.0 + rest), second / (1.0 + rest)
 
 
 @_averages.defjvp
 def _averages_jvp(
-    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+    levels: int, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Returns the derivatives, which a reduction of several arrays does not have."""
 
-    def plain(z: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-        _, weights, error = _weights(z, precision, levels)
-        share = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        return jnp.sum(share * error, axis=-1), jnp.sum(share * jnp.square(error), axis=-1)
+    def plain(error: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        weights, apart = _weights(error, precision, primals[2], levels)
+        share = weights / (1.0 + jnp.sum(weights, axis=-1, keepdims=True))
+        square = apart * (2.0 * error[..., None] + apart)
+        return jnp.sum(share * apart, axis=-1), jnp.sum(share * square, axis=-1)
 
-    _, moved = jax.jvp(plain, primals, tangents)
+    _, moved = jax.jvp(plain, primals[:2], tangents[:2])
     return _averages(*primals, levels), moved
 
 
-def _weights(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the largest exponent, exp(exponent - largest) and z - v, these [*z.shape, levels].
-
-    The largest is that of the nearest level, known without looking at the others.
-    """
-    nearest = jnp.clip(jnp.round((z + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
-    largest = _logit(z - jax.lax.stop_gradient(encode(nearest, levels)), precision)
-    error = z[..., None] - level_values(levels)
-    return largest, jnp.exp(_logit(error, precision[..., None]) - largest[..., None]), error
+def _weights(
+    error: Tensor, precision: Tensor, nearest: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """Returns exp(`_log_ratio`) to the nearest, 0 in place of its own 1, and `_apart`."""
+    apart = _apart(nearest, levels)
+    weights = jnp.exp(_log_ratio(error[..., None], apart, precision[..., None]))
+    return jnp.where(apart == 0.0, 0.0, weights), apart
 
 
 def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor:
@@ -138,11 +165,9 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
         raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
-    every = jnp.arange(levels)
-    z_0_rescaled = level_values(levels)[:, None] + jnp.exp(0.5 * jnp.asarray(gamma_0)) * eps_0
-    log_probs = log_prob(
-        jnp.broadcast_to(every[:, None], z_0_rescaled.shape), z_0_rescaled, gamma_0, levels
-    )
+    every = jnp.broadcast_to(jnp.arange(levels)[:, None], (levels, len(eps_0)))
+    error = jnp.broadcast_to(jnp.exp(0.5 * jnp.asarray(gamma_0, float)) * eps_0, every.shape)
+    log_probs = log_prob_of_error(every, error, gamma_0, levels)
     table = log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
     index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
     return jnp.where(_valid(images, levels), table[index], jnp.nan)
