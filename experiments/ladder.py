@@ -27,7 +27,7 @@ from experiments.configs import binomial, digits, mhvae, vae
 from experiments.ladder_tables import PREDICTIONS
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from vdm_jax import loss
+from vdm_jax import files, loss
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.evaluation.likelihood import Row, Settings
@@ -113,7 +113,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
         "points": _points(at, page.with_suffix("")),
         "minutes": at.minutes,
     }
-    (workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n")
+    files.write_json(workdir / "ladder.json", found)
     ladder_tables.write(page, found)
     print(f"{at.minutes:.1f} minutes of training; written to {page}")
     return found

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import tables
 from experiments.tables import estimate
+from vdm_jax import files
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
 
@@ -97,7 +98,8 @@ def _plot_sweep(path: Path, rows: list[Row]) -> None:
         axes.set(xlabel="number of steps T of the evaluation")
         axes.grid(alpha=0.3)
         axes.legend()
-    drawn.savefig(path, dpi=110)
+    with files.whole(path) as file:
+        drawn.savefig(file, dpi=110)
 
 
 def _plot_bounds(axes: Axes, rows: list[Row]) -> None:

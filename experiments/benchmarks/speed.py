@@ -8,7 +8,6 @@ bound take. Contenders do the same work and take turns, round after round; figur
 Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
-import json
 import os
 import platform
 import sys
@@ -27,7 +26,7 @@ from experiments.benchmarks import contenders
 from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10, digits
-from vdm_jax import data
+from vdm_jax import data, files
 from vdm_jax.evaluation import report, sample_quality, variance_reduction
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli
@@ -75,7 +74,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     found |= {"steps": _contend(options), "loader": _loader()}
     if options["quality"]:
         found |= _quality(workdir)
-    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    files.write_json(workdir / "bench.json", found)
     made = {name: text for name, make in TABLES.items() if (text := make(found))}
     print("\n\n".join(made.values()))
     tables.replace(page, made)

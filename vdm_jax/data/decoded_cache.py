@@ -81,7 +81,6 @@ def write(
                 kind = np.int32 if name.endswith("_label") else array.dtype
                 _save(partial / f"{name}.npy", array.astype(kind))
             _describe(partial, levels, label_names, [*_PARTS, *arrays])
-            files.sync(partial)
             partial.rename(folder)
             files.sync(folder.parent)
         finally:
@@ -91,7 +90,7 @@ def write(
 def _save(path: Path, part: Part) -> np.ndarray | None:
     """Writes `part` as .npy; returns the class labels that its blocks brought."""
     labels: list[np.ndarray] = []
-    with files.durable(path) as file:
+    with files.whole(path) as file:
         if isinstance(part, np.ndarray):
             np.save(file, part, allow_pickle=False)
             return None
@@ -118,8 +117,7 @@ def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list
         "label_names": list(label_names),
         "files": {f"{name}.npy": _state(folder / f"{name}.npy") for name in names},
     }
-    with files.durable(folder / _META) as file:
-        file.write(json.dumps(meta, indent=1).encode())
+    files.write_json(folder / _META, meta)
 
 
 def read(folder: Path, name: str) -> ImageData:
@@ -143,7 +141,7 @@ def read(folder: Path, name: str) -> ImageData:
         ) from error
     if found != meta["files"]:  # same content, other time (say, copied): don't hash it every time
         with contextlib.suppress(OSError):
-            files.write_whole(folder / _META, json.dumps(meta | {"files": found}, indent=1))
+            files.write_json(folder / _META, meta | {"files": found})
     return data
 
 

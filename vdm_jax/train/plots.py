@@ -1,11 +1,13 @@
 """The pictures of a run: grids of samples, and the loss curve."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vdm_jax import files
 from vdm_jax.train.model import unit_of
 
 __all__ = ["image_grid", "plot_losses", "write_image"]
@@ -31,7 +33,9 @@ def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
     factor = max(1, -(-min_size // max(image.shape[:2])))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
+    buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
+    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(buffer, "PNG")
+    files.write(path, buffer.getvalue())
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
@@ -56,4 +60,5 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(unit.name)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=120)
