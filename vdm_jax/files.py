@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vdm_jax.errors import UserError, reaching, reason
-from vdm_jax.signals import deferred, handler
+from vdm_jax.signals import ENDING, deferred, handlers
 
 _PARTIAL = ".partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,14 +44,12 @@ def full(error: BaseException, folder: Path) -> str | None:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Yields a new file that becomes `path` when the block ends: whole and on the disk, or never.
 
-    What is there is replaced; of a symbolic link the link itself, never what it points to. An
-    OSError names `path`.
+    What is there is replaced; of a symbolic link the link itself, never what it points to.
     """
     partial = _beside(path)
-    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    try:
+    with _naming(path):
         try:
-            with os.fdopen(os.open(partial, new, 0o666), "wb") as file:
+            with partial.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -59,9 +57,6 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         finally:
             _remove(partial)
         sync(path.parent)
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -71,30 +66,35 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file by `whole`, as JSON that a person can read."""
-    write(path, json.dumps(value, indent=1) + "\n")
+    """Writes a file by `whole`, as JSON that a person can read; for NaN, which JSON lacks, null."""
+    strict = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    write(path, json.dumps(strict, indent=1) + "\n")
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to the end of a file, and brings it onto the disk. An OSError names `path`."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            rest = line.encode()
-            while rest:  # one write; where that is cut short, the next one says why
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    """Adds a line to the end of a file that is no link, and brings it onto the disk."""
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    with _naming(path), os.fdopen(os.open(path, how, 0o666), "ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_partials(folder: Path) -> None:
     """Removes what killed processes left half written in a folder that nobody else writes to."""
     for left in folder.glob(f"{_PARTIAL}*"):
         _remove(left)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, or a half-written one, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or _PARTIAL in str(error.filename):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _beside(path: Path) -> Path:
@@ -112,12 +112,12 @@ def _remove(path: Path) -> None:
 def writing(out: Path) -> Iterator[Path]:
     """Yields a path beside `out` to write a file or folder to; it becomes `out` at the end.
 
-    A block that fails, or that Ctrl-C or SIGTERM ends, leaves nothing. Raises UserError where `out`
-    is there already, or by then, or can't be written.
+    A block that fails, or that Ctrl-C or one of `signals.ENDING` ends, leaves nothing. Raises
+    UserError where `out` is there already, or by then, or can't be written.
     """
     check_free(out)
     partial = _beside(out)
-    with handler(signal.SIGTERM, _end):
+    with handlers(ENDING, _end):
         try:
             yield partial
             with deferred():
@@ -147,7 +147,7 @@ def sync(folder: Path) -> None:
 
 def _end(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough, and the rest is removed
-    print("error: terminated (SIGTERM)", file=sys.stderr, flush=True)
+    print(f"error: terminated ({signal.Signals(number).name})", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 

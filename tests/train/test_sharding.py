@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from toy import assert_close, assert_equal, batches, mlp_model
 
 from vdm_jax.train import optimizer, sharding, step
-from vdm_jax.train.checkpoint import Checkpoints, load_params
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.load_checkpoint import load_params
 
 KEY = jax.random.key(5)
 ADAMW = optimizer.make(1e-2)

@@ -11,8 +11,6 @@ from filelock import FileLock, Timeout
 from vdm_jax import files
 from vdm_jax.errors import UserError
 
-__all__ = ["owned"]
-
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:
@@ -25,7 +23,7 @@ def owned(workdir: Path) -> Iterator[None]:
         try:
             held.enter_context(FileLock(workdir / ".lock", timeout=0))
         except Timeout:
-            who = holder.read_text().strip() if holder.exists() else "just starting"
+            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "just starting"
             raise UserError(
                 f"--workdir={workdir} is in use by another run ({who}): wait until it ends, stop "
                 "it, or give another workdir"

@@ -31,7 +31,7 @@ def room(device: jax.Device, meminfo: Path = Path("/proc/meminfo")) -> Room | No
         return Room(int(limit), int(limit))
     if device.platform != "cpu" or not meminfo.is_file():
         return None
-    lines = (line.split() for line in meminfo.read_text().splitlines())
+    lines = (line.split() for line in meminfo.read_text(encoding="utf-8").splitlines())
     kib = {name: int(value) for name, value, *_ in lines}
     share, most = 1024 / jax.local_device_count("cpu"), kib["MemTotal:"] + kib["SwapTotal:"]
     return Room(int(kib["MemAvailable:"] * share), int(most * share))

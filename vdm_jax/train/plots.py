@@ -1,6 +1,5 @@
 """The pictures of a run: grids of samples, and the loss curve."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,6 @@ from PIL import Image
 
 from vdm_jax import files
 from vdm_jax.train.model import unit_of
-
-__all__ = ["image_grid", "plot_losses", "write_image"]
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -33,9 +30,8 @@ def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
     factor = max(1, -(-min_size // max(image.shape[:2])))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
-    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(buffer, "PNG")
-    files.write(path, buffer.getvalue())
+    with files.whole(path) as file:
+        Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(file, "PNG")
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
