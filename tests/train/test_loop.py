@@ -130,11 +130,15 @@ def test_a_run_that_goes_on_does_first_what_was_due_and_is_not_there(tmp_path, c
     (tmp_path / "samples" / "00000005.png").unlink()
     (tmp_path / "loss.png").unlink()
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 6, "spl')
-    second = Fake()
-    second.newest = 5
-    second.train(tmp_path, plan._replace(steps=6, eval_every=5), first=5)
+    again = Fake()
+    again.train(tmp_path, plan._replace(steps=5), first=5)
+    assert again.events == [("sample", 5), ("evaluate", 5, True)]
     assert "1 damaged line(s), left out" in capsys.readouterr().out
     assert (tmp_path / "loss.png").exists()
+    (tmp_path / "samples" / "00000005.png").unlink()
+    second = Fake()
+    second.newest = 5
+    second.train(tmp_path, plan, first=5)
     assert second.events[:2] == [("sample", 5), ("step", 5, 6)]  # evaluated it was
     done = Fake()
     done.newest = 11
