@@ -65,8 +65,8 @@ def compress(argv: list[str]) -> Summary:
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     chosen = Options(options["num_steps"], options["grid"], options["blocks"])
     content, summary, decoding = coded(model, pictures, chosen)
-    with files.writing(out) as partial, files.durable(partial) as opened:
-        opened.write(content)
+    with files.writing(out) as partial:
+        files.write(partial, content)
     print("\n".join(_lines(summary, content, pictures, decoding, out)), flush=True)
     if options["compare"]:
         print(f"\n{compared(pictures.images, len(content), 'this file')}")

@@ -11,7 +11,6 @@ the network takes the first eight for on their way from noise. --quality measure
 for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report, sample_quality
 from vdm_jax.evaluation.subject import Subject
@@ -159,13 +159,14 @@ def _write(
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
-    np.savez_compressed(folder / "samples.npz", step=found["model"]["step"], **kept)
+    with files.whole(folder / "samples.npz") as file:
+        np.savez_compressed(file, step=found["model"]["step"], **kept)
     if path is not None:  # a row for each sample, with a line between the pictures
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
         plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
-    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "samples.json", found)
     if found["distances"]:
         print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
@@ -173,9 +174,9 @@ def _write(
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes quality.json and quality.md."""
-    (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "quality.json", found)
     text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
-    (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}", encoding="utf-8")
+    files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")
     print(f"\n{text}written to {folder}")
 
 

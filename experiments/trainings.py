@@ -72,7 +72,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
         finally:  # an interrupted run's minutes count too
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
-                files.write_whole(note, json.dumps(done) + "\n")
+                files.write_json(note, done)
     return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
 
 

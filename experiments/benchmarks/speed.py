@@ -7,7 +7,6 @@ Contenders do the same work and take turns, round after round; figures are media
 tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
-import json
 import os
 import platform
 import re
@@ -27,7 +26,7 @@ from experiments.benchmarks import contenders
 from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
-from vdm_jax import data
+from vdm_jax import data, files
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
@@ -71,7 +70,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}
     found |= {"steps": _contend(options), "loader": _loader()}
-    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(workdir / "bench.json", found)
     made = {name: make(found) for name, make in TABLES.items()}
     print("\n\n".join(made.values()))
     tables.replace(page, made)

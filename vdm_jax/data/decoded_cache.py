@@ -84,9 +84,7 @@ def write(
                 "files": {f"{name}.npy": _state(partial / f"{name}.npy")
                           for name in (*_PARTS, *arrays)},
             }  # fmt: skip
-            with files.durable(partial / _META) as file:
-                file.write(json.dumps(meta, indent=1).encode())
-            files.sync(partial)
+            files.write_json(partial / _META, meta)
             partial.rename(folder)
             files.sync(folder.parent)
         finally:
@@ -96,7 +94,7 @@ def write(
 def _save(path: Path, part: Part) -> np.ndarray | None:
     """Writes `part` as .npy; returns the class labels that its blocks brought."""
     labels: list[np.ndarray] = []
-    with files.durable(path) as file:
+    with files.whole(path) as file:
         if isinstance(part, np.ndarray):
             np.save(file, part, allow_pickle=False)
             return None
@@ -136,7 +134,7 @@ def read(folder: Path, name: str) -> ImageData:
         ) from error
     if found != meta["files"]:  # same content, other time (say, copied): don't hash it every time
         with contextlib.suppress(OSError):
-            files.write_whole(folder / _META, json.dumps(meta | {"files": found}, indent=1))
+            files.write_json(folder / _META, meta | {"files": found})
     return data
 
 

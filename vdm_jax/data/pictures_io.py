@@ -7,7 +7,6 @@ anybody, so no name in them leads out of a folder.
 """
 
 import dataclasses
-import io
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -86,16 +85,14 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
     layout = _unpack(meta, images.shape)
     with files.writing(out) as partial:
         if isinstance(layout, _Npy):
-            with files.durable(partial) as file:
+            with files.whole(partial) as file:
                 np.save(file, images.reshape(layout.shape).astype(layout.dtype))
             return
         for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
-            Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, "PNG")
-            with files.durable(path) as file:
-                file.write(buffer.getvalue())
+            with files.whole(path) as file:
+                Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG")
         for folder in (partial, *partial.rglob("*/")):
             files.sync(folder)
 

@@ -1,6 +1,5 @@
 """The files that evaluations and samples leave: JSON, Markdown tables, plots."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vdm_jax import files
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
@@ -43,9 +43,8 @@ def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
     try:
-        strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
-        (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
-        (folder / "result.md").write_text(text, encoding="utf-8")
+        files.write_json(folder / "result.json", found)
+        files.write(folder / "result.md", text)
         if found["profile"]:
             _plot_profile(found["profile"], folder / "diffusion_loss.png")
     finally:
@@ -123,7 +122,8 @@ def _plot_profile(profile: Row, path: Path) -> None:
     below.legend()
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=120)
 
 
 def of_distances(rows: Iterable[Row]) -> str:

@@ -86,6 +86,8 @@ def guard(command: Callable[[], object]) -> None:
             _fail(lost, distributed.LOST)
         if full or isinstance(error, UserError):
             _fail(f"{full}; make space there" if full else str(error), 2)
+        if isinstance(error, OSError) and error.filename and error.errno:
+            _fail(f"{error.filename}: {error.strerror}", 2)
         if not distributed.joined():
             raise
         traceback.print_exception(error)

@@ -1,7 +1,6 @@
 """One training run: data, model, optimiser and loop put together from a configuration."""
 
 import contextlib
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +77,7 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             run = _run(of, checkpoints)
             state = _first_state(of, checkpoints, template, options)
             if jax.process_index() == 0:
-                files.write_whole(workdir / "config.json", json.dumps(settings, indent=1) + "\n")
+                files.write_json(workdir / "config.json", settings)
             state, result = loop.train(run, state)
         _conclude(of, int(state.step), result)
     return result
@@ -183,7 +182,7 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
     summary |= {f"{result.unit.key}_standard_error": None, **result.scalars()}
     summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
-        files.write_whole(of.workdir / "result.json", json.dumps(summary, indent=1) + "\n")
+        files.write_json(of.workdir / "result.json", summary)
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"

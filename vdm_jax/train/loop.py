@@ -1,7 +1,6 @@
 """The training loop: calls the compiled step, and at set steps logs, saves, evaluates, samples."""
 
 import collections
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.train import plots, sharding
 from vdm_jax.train.checkpoint import Checkpoints
@@ -120,6 +120,8 @@ class _Loop:
         self._running: collections.deque[_Call] = collections.deque()
         self._window: list[_Call] = []
         self._votes: list[Vote] = []
+        if self.log.damaged:
+            bar.say(f"metrics.jsonl: {self.log.damaged} damaged line(s), left out from here on")
         if jax.process_index() == 0:
             (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
 
@@ -167,11 +169,12 @@ class _Loop:
         """Evaluates and samples if due and not done before; returns the evaluation, or None."""
         run, plan, step, found = self.run, self.run.plan, self.step, None
         evaluated = self.log.has(step, run.eval_name)
-        if plan.due(step, plan.eval_every) and not sharding.of_first(evaluated):
-            found = run.evaluate(self.state, step == plan.steps)
-            self.log.write(step, run.eval_name, found.scalars())
-            self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
-            if jax.process_index() == 0:
+        if plan.due(step, plan.eval_every):
+            if not sharding.of_first(evaluated):
+                found = run.evaluate(self.state, step == plan.steps)
+                self.log.write(step, run.eval_name, found.scalars())
+                self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
+            if jax.process_index() == 0:  # also where a kill came between the line and its plot
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
                 plots.plot_losses(metrics, run.workdir / "loss.png")
         picture = run.workdir / "samples" / f"{step:08d}.png"
@@ -226,7 +229,7 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     if jax.process_index() == 0:
         key = _key_data(run.key, first)
         found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}
-        (run.workdir / NONFINITE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+        files.write_json(run.workdir / NONFINITE, found)
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vdm_jax import files
 from vdm_jax.train.model import unit_of
 
 
@@ -29,7 +30,8 @@ def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
     factor = max(1, -(-min_size // max(image.shape[:2])))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
+    with files.whole(path) as file:
+        Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(file, "PNG")
 
 
 def plot_losses(metrics: list[dict], path: Path) -> None:
@@ -54,4 +56,5 @@ def plot_losses(metrics: list[dict], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(unit.name)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=120)
