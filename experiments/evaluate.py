@@ -139,7 +139,7 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
 
 
 def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
-    """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
+    """Returns (10, 1000, None) for "10,1000,inf". Raises UserError for what is no number."""
     if text is None:
         return (model.num_steps,)
     found: list[int | None] = []

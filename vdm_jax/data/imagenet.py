@@ -41,7 +41,7 @@ def load_imagenet(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
     kind, size = name.split("/")
     spec, side, instead = IMAGENET[name], int(size.split("x")[0]), INSTEAD
     if kind == "downsampled_imagenet":
-        other = "can be downloaded, but is another data set with other bits per dim"
+        other = "can be downloaded, but is another dataset with other bits per dim"
         instead = f"'imagenet_resized/{size}' {other}"
 
     def blocks(part: str, paths: Mapping[str, Path]) -> Iterator[Block]:

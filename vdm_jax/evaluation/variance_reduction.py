@@ -71,7 +71,7 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     """Returns times [n], differences of two noises' losses [n], and of control variates [n, k]."""
 
     def times(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array) -> PerExample:
-        """Two draws in a row have one time."""
+        """Returns times that two draws in a row share."""
         return timestep.spread(jax.random.uniform(key), index, repeat // 2, repeats // 2)
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)

@@ -50,10 +50,10 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     """Defines the flags of `from_options`; `what` it leaves, `images` it does to images."""
     define_model_flags(values, f"folder of the run; with --official, where the {what} go")
     text, _, _ = cli.definers(values)
-    text("data", f"{images} other images: the name of a data set")
+    text("data", f"{images} other images: the name of a dataset")
     text("path", "the file or folder of --data=arrays or folder")
-    text("manual_dir", "folder with a data set's original archives")
-    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    text("manual_dir", "folder with a dataset's original archives")
+    text("data_dir", "where datasets are kept; default $VDM_JAX_DATA")
     distributed.define_flags(values)
 
 

@@ -28,7 +28,7 @@ would pile up, each with its batch."""
 
 
 class TrainingError(UserError):
-    """Training can't go on."""
+    """A training that can't go on, with the reason."""
 
 
 class Plan(NamedTuple):
