@@ -17,15 +17,13 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
 
-__all__ = ["by_name", "check", "estimate", "figure", "replace"]
-
 
 def check(page: Path, names: Iterable[str]) -> None:
     """Raises UserError unless the page is there and has one place for each table."""
     if not page.is_file():
         raise UserError(f"there is no page {page}: copy it from docs/, whose tables are replaced")
     for name in names:
-        count = len(_place(name).findall(page.read_text()))
+        count = len(_place(name).findall(page.read_text(encoding="utf-8")))
         if count != 1:
             raise UserError(
                 f"{page} has {count} places for the table {name!r}; wanted one, the lines "
@@ -36,7 +34,7 @@ def check(page: Path, names: Iterable[str]) -> None:
 def replace(page: Path, tables: Mapping[str, str]) -> None:
     """Puts each table between its two lines. Raises UserError, and writes nothing, as `check`."""
     check(page, tables)
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         before, start, end, after = _place(name).split(text)
         text = f"{before}{start}{table}\n{end}{after}"
@@ -60,12 +58,13 @@ def estimate(row: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def figure(
-    path: Path, size: tuple[float, float] = (6.5, 4.0), rows: int = 1
+    path: Path, title: str, size: tuple[float, float] = (6.5, 4.0), shape: tuple[int, int] = (1, 1)
 ) -> Iterator[list[Axes]]:
-    """Gives the axes of a figure, one above the other, and saves it with grids and legends."""
+    """Gives the axes of a figure of rows and columns; saves it with title, grids and a legend."""
     drawn = Figure(figsize=size, layout="constrained")
-    axes = list(drawn.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    axes = list(drawn.subplots(*shape, sharex="col", squeeze=False).flat)
     yield axes
+    drawn.suptitle(title)
     axes[0].legend()
     for one in axes:
         one.grid(alpha=0.3)

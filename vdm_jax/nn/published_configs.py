@@ -60,6 +60,7 @@ def find(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
     if not found:
         raise UserError(wrong)
     try:
-        return {"model": json.loads(found[0].read_text())}, f"official {found[0].parent.name}"
+        model = json.loads(found[0].read_text(encoding="utf-8"))
+        return {"model": model}, f"official {found[0].parent.name}"
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{found[0]} is no JSON file: {error}") from error
