@@ -98,9 +98,11 @@ def _without_times(t: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, float]
         noise = np.sum(within**2) / max(within.size - count, 1) / repeats
         used, share = share, 1.0 - min(noise / max(np.mean(images**2), 1e-300), 1.0)
     # What was fitted to noise is missing from the rest.
-    for part, free in ((within, t.size - used * count), (images, t.size)):
-        lost = cells + 1 if part is within else (1.0 - used) * (cells + 1)
-        part *= np.sqrt(free / max(free - lost, 1.0))
+    for part, free, fitted in (
+        (within, t.size - used * count, cells + 1),
+        (images, t.size, (1.0 - used) * (cells + 1)),
+    ):
+        part *= np.sqrt(free / max(free - fitted, 1.0))
     return images + within, _of_times(t, knots, of_time)
 
 
