@@ -23,12 +23,11 @@ DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
 def encode(images: ArrayLike, levels: int) -> Tensor:
     """Returns the centres 2 (image + 1/2) / levels - 1 of equal bins of [-1, 1], of any shape.
 
-    `images` are integers in [0, levels); the result has the default float dtype.
+    `images` are integers in [0, levels); the result has the default float dtype. Raises ValueError
+    for an array of any other type.
     """
     _check_levels(levels)
-    if jnp.iscomplexobj(images):
-        raise ValueError("images must be integers in [0, levels), got complex numbers.")
-    return 2.0 * (jnp.asarray(images, float) + 0.5) / levels - 1.0
+    return _centre(_integers(images), levels)
 
 
 def level_values(levels: int) -> Tensor:
@@ -65,14 +64,14 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     z = jnp.asarray(z_0_rescaled)
     nearest = _nearest((z + 1.0) * (0.5 * levels) - 0.5, levels)
     precision = jnp.exp(-expand(gamma_0, z))[..., None]
-    error = (z - encode(nearest, levels))[..., None]
+    error = (z - _centre(nearest, levels))[..., None]
     return jax.nn.log_softmax(_log_ratio(error, _apart(nearest, levels), precision), axis=-1)
 
 
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
     """Returns elementwise log p(x|z_0), in nats: `decode_log_probs` picked at the given integers.
 
-    It is NaN for what is no integer in [0, levels).
+    It is NaN for integers outside [0, levels).
     """
     checks.same_shape(images, z_0_rescaled, "images", "z_0_rescaled")
     return log_prob_of_error(images, z_0_rescaled - encode(images, levels), gamma_0, levels)
@@ -159,7 +158,7 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
     number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0, but for
-    the rounding of the dtype. `gamma_0` is a scalar; what is no integer in [0, levels) gives NaN.
+    the rounding of the dtype. `gamma_0` is a scalar; integers outside [0, levels) give NaN.
     """
     if jnp.shape(gamma_0) != ():
         raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
@@ -226,9 +225,25 @@ def _log_mass(tau: Tensor) -> Tensor:
 
 
 def _valid(images: ArrayLike, levels: int) -> Tensor:
-    """Returns where each element is an integer in [0, levels)."""
-    images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
-    return (images >= 0) & (images < levels) & (images == jnp.round(images))
+    """Returns where each element is in [0, levels), of an array of integers."""
+    images = _integers(images)
+    return (images >= 0) & (images < levels)
+
+
+def _integers(images: ArrayLike) -> Tensor:
+    """Returns the levels as floats. Raises ValueError for an array that isn't one of integers."""
+    dtype = jnp.asarray(images).dtype
+    if jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"images must be integers in [0, levels), got {dtype}: give integers, or levels=None "
+            "for continuous data."
+        )
+    return jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
+
+
+def _centre(level: Tensor, levels: int) -> Tensor:
+    """Returns the value of a level, given as a float."""
+    return 2.0 * (level + 0.5) / levels - 1.0
 
 
 def _check_levels(levels: int) -> None:
