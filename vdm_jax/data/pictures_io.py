@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax import files
-from vdm_jax.data import folder_listing, picture_decoding
+from vdm_jax.data import folder_listing, npy, picture_decoding
 from vdm_jax.data.image_data import as_images
-from vdm_jax.errors import UserError, reaching, reason, user_path
+from vdm_jax.errors import UserError, reaching, user_path
 
 _NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
@@ -107,9 +107,9 @@ class _Npy(NamedTuple):
 
 def _read_npy(path: Path) -> Pictures:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for damaged files
-        raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
+        array = npy.mapped(path)
+    except ValueError as error:
+        raise UserError(f"{path} can't be read ({error}); write it anew") from error
     images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
