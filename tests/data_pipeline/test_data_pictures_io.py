@@ -83,9 +83,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_folder_comes_back_picture_by_picture(folder):
     came = pictures_io.read(folder)
-    assert came.words == (
-        "6 pictures 4x6x3 of the folder in (their pixels; left out, as no pictures by name: 1)"
-    )
+    assert came.words == ("6 pictures 4x6x3 of the folder in (their pixels; files left out: 1)")
     assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 6 pictures"
     out = back(folder)
     found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}

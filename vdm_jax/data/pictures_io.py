@@ -150,7 +150,7 @@ def _read_folder(root: Path) -> Pictures:
     images = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])
     marks = b"" if grey.all() else np.packbits(grey).tobytes()
     listed = b"".join(out.encode() + b"\0" for out, _ in names)
-    left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
+    left_out = f"; files left out: {len(skipped)}" * bool(skipped)
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
     return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
