@@ -194,6 +194,17 @@ def test_sizes_and_grey(pictures, open_folder, capfd, size, fit, shape, enlarged
     assert capfd.readouterr().err == said * bool(enlarged)
 
 
+def test_that_grey_was_tripled_is_said_at_each_start(tmp_path, open_folder, capfd):
+    for n in range(40):
+        _save(tmp_path / "grey" / f"{n}.png", _image(n)[..., 1])
+    for channels, told in ((3, 1), (3, 1), (1, 0)):
+        assert open_folder(tmp_path / "grey", channels=channels).event_shape == (6, 5, channels)
+        said = (
+            f"vdm_jax: the pictures of {tmp_path / 'grey'} are grey: each is taken as three equal"
+        )
+        assert capfd.readouterr().err.count(said) == told
+
+
 def test_what_is_unfit_in_a_folder_is_named(pictures, open_folder, tmp_path, refused):
     refused(r"/[0-9]+.png is 6x5; wanted size=4x4 .*fit='crop' or 'resize'", pictures, size=4)
     assert open_folder(pictures, size=(6, 5)).event_shape == (6, 5, 3)

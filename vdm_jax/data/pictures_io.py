@@ -35,6 +35,11 @@ class Pictures:
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
 
+    @property
+    def grey_folder(self) -> bool:
+        """Whether these are the pictures of a folder, all grey: `tripled` takes them."""
+        return self.meta.startswith(_FOLDER) and self.images.shape[-1] == 1
+
 
 def read(path: Path) -> Pictures:
     """Returns an .npy's or a folder's images, with values in [0, 256), or raises UserError."""
@@ -57,6 +62,14 @@ def read(path: Path) -> Pictures:
 def of_array(images: np.ndarray, words: str) -> Pictures:
     """Returns uint8 images [n, height, width, channels] as if an .npy of them had been read."""
     return Pictures(np.ascontiguousarray(images), _npy_meta(images), words)
+
+
+def tripled(pictures: Pictures) -> Pictures:
+    """Returns the grey pictures of a folder as three equal channels, which `write` makes grey."""
+    marks = np.packbits(np.ones(len(pictures.images), bool)).tobytes()
+    meta = _folder_meta(marks, zlib.decompress(pictures.meta[len(_FOLDER) :]))
+    words = f"{pictures.words}, grey, for the model three equal channels"
+    return Pictures(np.repeat(pictures.images, 3, axis=3), meta, words)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
@@ -153,7 +166,12 @@ def _read_folder(root: Path) -> Pictures:
     left_out = f"; files left out: {len(skipped)}" * bool(skipped)
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
-    return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
+    return Pictures(images, _folder_meta(marks, listed), words)
+
+
+def _folder_meta(marks: bytes, listed: bytes) -> bytes:
+    """Returns the meta of a folder: a bit for each picture, unless all are grey, and the names."""
+    return _FOLDER + zlib.compress(marks + listed, 9)
 
 
 def _check_names(names: list[str]) -> None:
