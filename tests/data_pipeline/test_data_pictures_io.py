@@ -164,7 +164,7 @@ def listed(*names: bytes) -> bytes:
     "names",
     [
         [b"/etc/a.png"], [b"a/../../b.png"], [b".bashrc.png"], [b"a.txt"], [b"a.png", b"a.png"],
-        [b"a.png", b"a.png/b.png"], [b"\xff.png"],
+        [b"a.png", b"a.png/b.png"], [b"\xff.png"], [b"a/" * 10_000_000 + b"a.png"],
     ],
 )  # fmt: skip
 def test_names_that_are_refused(names):

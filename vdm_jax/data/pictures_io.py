@@ -22,6 +22,7 @@ from vdm_jax.errors import UserError, reaching, user_path
 _NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
+_LONGEST = 4096  # characters of a path
 _WANTED = (
     "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP pictures"
 )
@@ -180,7 +181,11 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         parts = name.split("/")
         name.encode()  # raises UnicodeEncodeError for what isn't Unicode
-        if not name.lower().endswith(".png") or any(p[:1] in ("", ".") for p in parts):
+        if (
+            len(name) > _LONGEST
+            or not name.lower().endswith(".png")
+            or any(p[:1] in ("", ".") for p in parts)
+        ):
             raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
         if name in taken:
             raise ValueError(f"{name!r} is there twice")
@@ -210,7 +215,7 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("the names are cut short, go on after their end, or are too many")
     marks = -(-count // 8) if channels == 3 else 0
-    names = content[marks:].decode().split("\0")
+    names = content[marks:].decode().split("\0", count + 1)  # not more than are wanted
     if len(names) != count + 1 or names.pop():
         raise ValueError(f"there aren't names for {count} pictures")
     _check_names(names)
