@@ -85,7 +85,11 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"
         pictures = pictures_io.of_array(part, words)
-    return *vdmz.load(options, pictures.images.shape[1:]), pictures
+    shape = pictures.images.shape[1:]
+    model, name = vdmz.load(options, shape[:2] if pictures.grey_folder else shape)
+    if pictures.grey_folder and model.bind(model.params).event_shape == (*shape[:2], 3):
+        pictures = pictures_io.tripled(pictures)  # as it was to train
+    return model, name, pictures
 
 
 def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[bytes, Summary, float]:

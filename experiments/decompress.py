@@ -20,6 +20,7 @@ from vdm_jax.compression import VdmzError, file
 from vdm_jax.data import pictures_io
 from vdm_jax.errors import UserError, reaching
 from vdm_jax.run import cli, restore, vdmz
+from vdm_jax.train import memory
 
 WANTED = "wanted FILE.vdmz, which experiments.compress wrote"
 
@@ -41,8 +42,9 @@ def decompress(argv: list[str]) -> Path:
         model, name = vdmz.load(options, header.event_shape)
         compression.read_header(content, *model)
         said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape), out)
+        vdmz.check_room(model, header)
         print(f"{said}; {name}, T = {header.num_steps}", flush=True)
-        with vdmz.progress("decoded", header.images) as tell:
+        with memory.exhausted(_too_large), vdmz.progress("decoded", header.images) as tell:
             images, meta = compression.decompress(content, *model, progress=tell)
     except ValueError as error:
         if isinstance(error, UserError) and not isinstance(error, VdmzError):
@@ -51,6 +53,10 @@ def decompress(argv: list[str]) -> Path:
     pictures_io.write(meta, images, out)
     print(f"written to {out}")
     return out
+
+
+def _too_large(said: str) -> VdmzError:
+    return VdmzError(f"decoding takes more memory than there is ({said})")
 
 
 def _content(path: Path) -> bytes:

@@ -85,7 +85,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
             if options["quality"]:
                 _write_quality(folder, found)
             else:
-                _write(folder, found, images, path, subject.images.levels)
+                _write(folder, found, (images, path), subject, options)
     return found
 
 
@@ -126,12 +126,17 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     if (options["distances"] or options["quality"]) and min(counts) < 3:
         wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
         raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
+    compared = data.test[: min(*counts, sample_quality.POINTS)]
+    if (options["distances"] or options["quality"]) and (compared == compared[0]).all():
+        raise UserError(
+            f"distances need test images that differ; the first {len(compared)} are one"
+        )
 
 
 def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the samples and their path; `found` gets how, how long it took, and distances."""
+    """Returns the samples and their path; `found` gets how, and how long it took."""
     given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
     n, once = options["n"], rule.network_calls // rule.num_steps
     batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
@@ -146,16 +151,22 @@ def _draw(
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
-    asked = options["distances"]
-    found["distances"] = sample_quality.distances(subject.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
     return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
 
 
 def _write(
-    folder: Path, found: Mapping[str, Any], images: np.ndarray, path: np.ndarray | None, levels: int
+    folder: Path,
+    found: dict[str, Any],
+    drawn: tuple[np.ndarray, np.ndarray | None],
+    subject: Subject,
+    options: Mapping[str, Any],
 ) -> None:
-    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png."""
+    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png.
+
+    What was drawn is written before its distances are computed, which go into `found`.
+    """
+    (images, path), levels = drawn, subject.images.levels
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
@@ -166,6 +177,9 @@ def _write(
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
         plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
+    with memory.exhausted(lambda said: UserError(f"no distances: out of memory ({said})")):
+        asked = options["distances"]
+        found["distances"] = sample_quality.distances(subject.images, images) if asked else []
     files.write_json(folder / "samples.json", found)
     if found["distances"]:
         print(report.of_distances(found["distances"]))

@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.evaluate import evaluate, steps_of
 from experiments.sample import sample
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation import sample_quality
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +83,30 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
     other = newest(digits_run / "sampling")
     assert other != folder and not (other / "trajectory.png").exists()
     np.testing.assert_array_equal(np.load(other / "samples.npz")["images"], images)
+
+
+def test_what_was_drawn_is_kept_and_blank_images_are_told_before(digits_run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("no distances")
+
+    draw = [
+        "experiments.sample",
+        f"--workdir={digits_run}",
+        "--num_steps=2",
+        "--n=5",
+        "--distances",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_quality, "distances", fails)
+        with pytest.raises(UserError, match="no distances"):
+            sample(draw)
+    folder = newest(digits_run / "sampling")
+    assert np.load(folder / "samples.npz")["images"].shape == (5, 8, 8, 1)
+    assert (folder / "samples.png").is_file()
+    np.savez(tmp_path / "a.npz", train=np.zeros((9, 8, 8), int), test=np.ones((9, 8, 8), int))
+    monkeypatch.setattr(sample_quality, "Drawer", lambda *_: pytest.fail("it draws"))
+    with pytest.raises(UserError, match="need test images that differ; the first 5 are one"):
+        sample([*draw, "--data=arrays", f"--path={tmp_path / 'a.npz'}", f"--data_dir={tmp_path}"])
 
 
 # ---- what can't be done, in one line ----

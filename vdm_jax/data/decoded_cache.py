@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vdm_jax import files
-from vdm_jax.data import file_states
+from vdm_jax.data import file_states, npy
 from vdm_jax.data.image_data import ImageData, fingerprint
 from vdm_jax.errors import UserError, reason
 
@@ -155,9 +155,9 @@ def _state(path: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _map(folder: Path, part: str) -> np.ndarray:
-    return np.asanyarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
+    return npy.mapped(folder / f"{part}.npy")
 
 
 def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {part: np.load(folder / name) for part, name in names.items() if name in there} or None
+    return {part: npy.load(folder / name) for part, name in names.items() if name in there} or None

@@ -88,7 +88,8 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
     """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
     It computes in float32. A run's checkpoint says of which images it is; a published model is for
-    images of any size, here of `shape`. Raises UserError for a model conditioned on the class.
+    images of any size, here of `shape`, which may be without channels. Raises UserError for a model
+    conditioned on the class.
     """
     if bool(options["workdir"]) == bool(options["official"]):
         raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
@@ -283,9 +284,9 @@ def _official(
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
-    if shape[-1] != channels:
+    if shape[2:] not in ((), (channels,)):
         said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
         raise UserError(f"{said} {shape[-1]}")
-    model = Model(lambda key: loaded.params, loaded.bind(shape))
+    model = Model(lambda key: loaded.params, loaded.bind((*shape[:2], channels)))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
     return Subject(model, params, None, 0, mesh, name, loaded.step, known["model"])

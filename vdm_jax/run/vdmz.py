@@ -1,6 +1,8 @@
 """The model as the codec takes it, and the progress bar and output of both commands."""
 
 import contextlib
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 
 from vdm_jax import files
+from vdm_jax.compression.file import CHAIN, Header, VdmzError
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, restore
-from vdm_jax.train import sharding
+from vdm_jax.train import memory, sharding
 from vdm_jax.train.model import Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.vdm import VDM
@@ -47,6 +50,28 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
     settings = {name: of.settings[name] for name in names}
     source = Source(of.model.bind, jax.device_get(of.params), settings)
     return source, f"{of.name}, step {of.step}"
+
+
+def check_room(source: Source, header: Header) -> None:
+    """Raises VdmzError if the network alone would need more memory for a file than there is.
+
+    A published model takes images of any size, so that a file of few bytes may ask for much.
+    """
+    if all(block.mode != CHAIN for block in header.blocks):
+        return
+    shape = (len(header.blocks), *header.event_shape)
+    with jax.enable_x64(True):  # as the codec runs it; traced, without taking any memory
+        given = jax.ShapeDtypeStruct(shape, float), jax.ShapeDtypeStruct(shape[:1], float)
+        network = jax.jit(lambda params, z_t, gamma_t: source.bind(params).denoise(z_t, gamma_t))
+        text = network.lower(source.params, *given).as_text()
+    arrays = re.findall(r"tensor<([0-9x]+)xf64>", text)
+    need = 8 * max((math.prod(map(int, sides.split("x"))) for sides in arrays), default=0)
+    room = memory.room(jax.devices()[0])
+    if room and need > room.free:
+        raise VdmzError(
+            f"its {shape[0]} x {'x'.join(map(str, shape[1:]))} pixels at once take "
+            f"{memory.words(need)} or more in the network; {memory.words(room.free)} are free"
+        )
 
 
 @contextlib.contextmanager
