@@ -30,7 +30,6 @@ from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory, plots
-from vdm_jax.train.progress import Bar
 
 COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many network calls
     ("dpm_solver", "karras"), ("dpm_solver", "gamma"), ("heun", "karras"), ("ddim", "karras"),
@@ -135,15 +134,13 @@ def _draw(
     model: Restored, subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the samples and their path; `found` gets how, how long it took, and distances."""
-    given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
-    n, once = options["n"], rule.network_calls // rule.num_steps
-    batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
+    given = options["n"], options["seed"], options["class"]
+    n = options["n"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
     print(f"{model.name}, step {model.step}: {n} samples by {how} of the network each", flush=True)
     began = time.monotonic()
-    with Bar("network calls", batches * rule.network_calls) as bar:
-        drawer = sample_quality.Drawer(subject, rule)
-        images = drawer.draw(rule, *given, lambda *_: bar.advance(once))
+    drawer = sample_quality.Drawer(subject, rule)
+    images = drawer.draw(rule, *given)
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
@@ -165,7 +162,7 @@ def _write(
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels))
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["distances"]:
         print(report.of_distances(found["distances"]))

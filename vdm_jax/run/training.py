@@ -173,8 +173,21 @@ def _announce(of: Experiment, template: TrainState) -> None:
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
         f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels\n"
         f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
-        f"{devices.size} {devices.flat[0].platform} device(s); compiling",
+        f"{devices.size} {devices.flat[0].platform} device(s); compiling"
+        + _lag(of.config.optimizer.ema_rate, of.config.train.steps),
         flush=True,
+    )
+
+
+def _lag(ema_rate: float, steps: int) -> str:
+    """Returns what a run says that ends before the average of its parameters has settled."""
+    lag = 1 / max(1 - ema_rate, 1e-9)
+    if 3 * lag <= steps:
+        return ""
+    reach = f"about {lag:,.0f} steps, {'longer than' if lag > steps else 'much of'} this run"
+    return (
+        "\nevaluation and samples take the average of the parameters (EMA), which looks back "
+        f"{reach} of {steps:,}; a smaller --config.optimizer.ema_rate looks back less far"
     )
 
 
@@ -192,4 +205,6 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
+        + f"\nin {of.workdir}: result.json, config.json, metrics.jsonl, loss.png, samples/, "
+        f"checkpoints/ (the last of step {last_step}), tensorboard/"
     )

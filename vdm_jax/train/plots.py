@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,34 +25,48 @@ def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
-    """Writes uint8 [height, width, 1 or 3] as PNG, enlarged by a whole factor if it is tiny."""
-    factor = max(1, -(-min_size // max(image.shape[:2])))
+def write_image(path: Path, image: np.ndarray, min_size: int = 512) -> None:
+    """Writes uint8 [height, width, 1 or 3] as PNG, enlarged by a whole factor to that width."""
+    factor = max(1, -(-min_size // image.shape[1]))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
 
 
-def plot_losses(metrics: list[dict], path: Path) -> None:
-    """Plots the bound against the step, one curve a split, with standard errors where known."""
+def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
+    """Plots the bound against the step, with standard errors where known.
+
+    One curve for the training loss, of the parameters themselves, and one for each set that their
+    average is evaluated on, whose evaluation at `last_step`, with other draws, stands apart.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    values = []
+    values: list[float] = []
     unit = unit_of(set().union(*metrics))
     for split in dict.fromkeys(line["split"] for line in metrics if unit.key in line):
         lines = [line for line in metrics if line["split"] == split and unit.key in line]
-        steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
-        errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
-        values += bound
-        style = "-" if split == "train" else "o-"
-        axes.errorbar(steps, bound, errors, fmt=style, markersize=4, linewidth=1, label=split)
+        values += [line[unit.key] for line in lines]
+        if split == "train":
+            _draw(axes, lines, unit.key, "-", "training batches, parameters")
+            continue
+        label = f"{split} images, average of the parameters (EMA)"
+        final = [line for line in lines if line["step"] == last_step]
+        _draw(axes, [line for line in lines if line["step"] < last_step], unit.key, "o-", label)
+        _draw(axes, final, unit.key, "k*", f"{split} images, EMA, final evaluation")
     if values:
         # The first steps are far above the rest and would flatten everything else.
         low, high = min(values), float(np.quantile(values, 0.95))
         margin = 0.1 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
         axes.legend()
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit.name)
+    axes.set(title="Variational bound during training", xlabel="step", ylabel=unit.name)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Axes, lines: list[dict], key: str, style: str, label: str) -> None:
+    if lines:
+        steps, bound = [line["step"] for line in lines], [line[key] for line in lines]
+        errors = [line.get(f"{key}_standard_error", 0.0) for line in lines]
+        size = 12 if "*" in style else 4
+        axes.errorbar(steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label)
