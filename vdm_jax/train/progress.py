@@ -49,11 +49,11 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.remove(self)
         if self._outer and self._task is not None:
             self._live.remove_task(self._task)
         else:
             self._live.stop()
+        self._open.remove(self)
 
     def say(self, text: str) -> None:
         """Prints a line, on a terminal above the bar."""
