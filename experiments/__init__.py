@@ -1,1 +1,13 @@
 """Experiments: each module is a command, `python -m experiments.NAME`."""
+
+import os
+import sys
+
+# A stream that the shell has closed (>&-) would be None, and its number that of the next file
+# opened, into which others would then write their messages.
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+        os.fstat(number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115

@@ -113,7 +113,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
         "points": _points(at, page.with_suffix("")),
         "minutes": at.minutes,
     }
-    (workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     ladder_tables.write(page, found)
     print(f"{at.minutes:.1f} minutes of training; written to {page}")
     return found
@@ -199,7 +199,7 @@ def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
         if not result.exists():
             steps = max(round(STEPS_2D[kind] * at.scale), 20)
             toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
-        found[kind] = json.loads(result.read_text())
+        found[kind] = json.loads(result.read_text(encoding="utf-8"))
         shutil.copy(result.with_suffix(".png"), pictures)
     return found
 

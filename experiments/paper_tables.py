@@ -69,7 +69,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         "networks": [trainings.bound(models[name])[0] | {"network": name} for name in NETWORKS],
         "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
     }  # fmt: skip
-    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     paper_report.write(page, found)
     print(f"{minutes:.1f} minutes of training; written to {page}")
     return found

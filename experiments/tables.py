@@ -23,7 +23,7 @@ def check(page: Path, names: Iterable[str]) -> None:
     if not page.is_file():
         raise UserError(f"there is no page {page}: copy it from docs/, whose tables are replaced")
     for name in names:
-        count = len(_place(name).findall(page.read_text()))
+        count = len(_place(name).findall(page.read_text(encoding="utf-8")))
         if count != 1:
             raise UserError(
                 f"{page} has {count} places for the table {name!r}; wanted one, the lines "
@@ -34,7 +34,7 @@ def check(page: Path, names: Iterable[str]) -> None:
 def replace(page: Path, tables: Mapping[str, str]) -> None:
     """Puts each table between its two lines. Raises UserError, and writes nothing, as `check`."""
     check(page, tables)
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         before, start, end, after = _place(name).split(text)
         text = f"{before}{start}{table}\n{end}{after}"

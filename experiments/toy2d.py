@@ -51,7 +51,7 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
     found = settings | {"training_seconds": round(seconds, 1)} | _measure(fitted, settings["data"])
     _print(found)
     toy_figure.draw(workdir / f"{name}.png", fitted, found)
-    (workdir / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{workdir / name}.png, .json")
     return found
 
@@ -73,7 +73,7 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], Path]:
 def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
     """Raises UserError if the file is there and of other settings."""
     try:
-        old = json.loads(file.read_text())
+        old = json.loads(file.read_text(encoding="utf-8"))
         differ = [f"{k}={old[k]}" for k, v in settings.items() if old[k] != v]
     except FileNotFoundError:
         return

@@ -63,7 +63,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
     note, wanted = folder / "minutes.json", json.loads(config.to_json())
     done: dict[str, Any] = {"minutes": 0.0, "config": None}
     if note.exists():
-        done = json.loads(note.read_text())
+        done = json.loads(note.read_text(encoding="utf-8"))
     if done["config"] != wanted:  # goes on with an unfinished run, and refuses other settings
         began = time.monotonic()
         try:
@@ -73,7 +73,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
                 files.write_whole(note, json.dumps(done) + "\n")
-    return restore.from_workdir(folder, None, {}, mesh).on(mesh), float(done["minutes"])
+    return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
 
 
 def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row, Draws, Subject]:

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["UserError", "reaching", "reason", "user_path"]
-
 
 class UserError(ValueError):
     """Something that the user can mend; the message is one line: what came, what was wanted."""

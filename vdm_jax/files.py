@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vdm_jax.errors import UserError, reaching, reason
-from vdm_jax.signals import deferred, handler
-
-__all__ = ["check_free", "durable", "full", "number", "sync", "write_whole", "writing"]
+from vdm_jax.signals import ENDING, deferred, handlers
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -43,7 +41,7 @@ def full(error: BaseException, folder: Path) -> str | None:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file in one go: after a crash or on a full disk the old one is still there."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -51,12 +49,12 @@ def write_whole(path: Path, text: str) -> None:
 def writing(out: Path) -> Iterator[Path]:
     """Yields a path beside `out` to write a file or folder to; it becomes `out` at the end.
 
-    A block that fails, or that Ctrl-C or SIGTERM ends, leaves nothing. Raises UserError where `out`
-    is there already, or by then, or can't be written.
+    A block that fails, or that Ctrl-C or one of `signals.ENDING` ends, leaves nothing. Raises
+    UserError where `out` is there already, or by then, or can't be written.
     """
     check_free(out)
     partial = out.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")
-    with handler(signal.SIGTERM, _end):
+    with handlers(ENDING, _end):
         try:
             yield partial
             with deferred():
@@ -95,7 +93,7 @@ def sync(folder: Path) -> None:
 
 def _end(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough, and the rest is removed
-    print("error: terminated (SIGTERM)", file=sys.stderr, flush=True)
+    print(f"error: terminated ({signal.Signals(number).name})", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 

@@ -1,27 +1,37 @@
-"""Signals within a block: Ctrl-C and SIGTERM deferred to its end, or handled in another way."""
+"""Signals within a block: Ctrl-C and those that end a job deferred to its end, or handled."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["deferred", "handler"]
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals by which a batch system, or a terminal that closes, says that a job is to end."""
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM take effect at the end of the block."""
+    """Lets Ctrl-C and the signals that end a job take effect at the end of the block."""
     sent: list[int] = []
 
     def note(number: int, frame: object) -> None:
         sent.append(number)
 
     try:
-        with handler(signal.SIGINT, note), handler(signal.SIGTERM, note):
+        with handlers((signal.SIGINT, *ENDING), note):
             yield
     finally:
         if sent:
             signal.raise_signal(sent[0])
+
+
+@contextlib.contextmanager
+def handlers(numbers: Iterable[int], handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Handles several signals within the block, as `handler` does."""
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            stack.enter_context(handler(number, handle))
+        yield
 
 
 @contextlib.contextmanager

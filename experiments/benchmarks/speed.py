@@ -76,7 +76,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     found |= {"steps": _contend(options), "loader": _loader()}
     if options["quality"]:
         found |= _quality(workdir)
-    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     made = {name: text for name, make in TABLES.items() if (text := make(found))}
     print("\n\n".join(made.values()))
     tables.replace(page, made)
@@ -116,7 +116,7 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
     stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
-    with data.iterate(stream, start=0) as batches:
+    with data.BatchIterator(stream, start=0) as batches:
         next(batches)
         began = time.perf_counter()
         for _ in range(count // batch):
@@ -141,7 +141,9 @@ def _machine() -> str:
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"
-    named = re.findall(r"^model name\s*: (.*)", info.read_text() if info.is_file() else "", re.M)
+    named = re.findall(
+        r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.M
+    )
     name = named[0] if named else platform.machine()
     return f"{os.cpu_count()} cores of {name}, no accelerator, jax {jax.__version__}"
 

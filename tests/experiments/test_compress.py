@@ -58,7 +58,7 @@ def test_a_folder_comes_back_as_png_pictures(digits_run, tmp_path):
 def test_the_run_s_own_images_in_blocks(digits_run, digits_vdm, tmp_path):
     out = tmp_path / "test.vdmz"
     made = vdmz.compress(digits_run, "--split=test", "--blocks=36", "--nocompare", "-o", out)
-    _, data = restore.images_of(digits_run, {})
+    _, data = restore.images_of(restore.saved(digits_run, None), {})
     images, _ = compression.decompress(out.read_bytes(), *digits_vdm)
     np.testing.assert_array_equal(images, data.test)
     header, _ = file.unpack(out.read_bytes())

@@ -1,7 +1,6 @@
 """compress and decompress refuse in one line what they can't do, and leave nothing behind."""
 
 import json
-import shutil
 from unittest.mock import Mock
 
 import golden
@@ -12,6 +11,7 @@ import vdmz
 from vdm_jax import compression
 from vdm_jax.compression import file
 from vdm_jax.errors import UserError
+from vdm_jax.run import restore
 from vdm_jax.run import vdmz as commands
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -89,19 +89,18 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"data": {"levels": 1000}}, "config.json is damaged"),
+        ({"data": {"levels": 1000}}, "60 doesn't say of which images it is"),
         ({"model": {"channels": 32}}, "checkpoint"),
         ({"model": {"decoder": "density"}}, "is no VDM of pixel levels ("),
     ],
 )
-def test_runs_that_do_not_compress(digits_run, images, tmp_path, refused, parts, said):
-    workdir = tmp_path / "run"
-    shutil.copytree(digits_run / "checkpoints", workdir / "checkpoints")
+def test_runs_that_do_not_compress(digits_run, images, monkeypatch, refused, parts, said):
+    """As if their checkpoints had been made with other settings."""
     saved = json.loads((digits_run / "config.json").read_text())
     for name, values in parts.items():
         (saved if name == "data" else saved["config"])[name].update(values)
-    (workdir / "config.json").write_text(json.dumps(saved))
-    assert said in refused(vdmz.plain_compress, f"--workdir={workdir}", images / "good.npy")
+    monkeypatch.setattr(restore, "load_settings", lambda *_: (60, saved))
+    assert said in refused(vdmz.plain_compress, f"--workdir={digits_run}", images / "good.npy")
 
 
 def test_what_may_not_be_written_is_told_before_anything_is_read(tmp_path):

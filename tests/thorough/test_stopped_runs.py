@@ -104,24 +104,3 @@ def test_a_diverging_run_stops_before_its_first_bad_step(tmp_path):
     step, state = last_state(tmp_path)
     assert step == 2 and int(state["step"]) == 2 and int(state["skipped"]) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-
-
-def test_the_paper_s_network_trains_from_an_npz_file(tmp_path):
-    """U-Net, monotone schedule, augmentation, accumulation, discrete time, other image sizes."""
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, 6 * 6 * 2).reshape(1, 6, 6, 2)
-    images = (ramp + rng.integers(0, 56, (60, 1, 1, 1))).astype(np.uint8)
-    np.savez(tmp_path / "ramps.npz", train=images[:40], test=images[40:])
-    done = run(
-        "cifar10", f"--workdir={tmp_path / 'w'}", "--config=experiments/configs/cifar10.py:tiny",
-        "--config.data.name=arrays", f"--config.data.path={tmp_path / 'ramps.npz'}",
-        f"--config.data.dir={tmp_path / 'cache'}", "--config.data.augment=flip_rot90",
-        "--config.model.gamma=monotone", "--config.model.num_blocks=1",
-        "--config.model.num_steps=10", "--config.model.head=levels",
-        "--config.train.steps=4", "--config.train.accumulate=2", "--config.train.batch_size=4",
-        "--config.eval.batch_size=7", "--config.sample.num_steps=3", "--config.sample.count=3",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "w" / "result.json").read_text())
-    assert result["num_images"] == 20 and result["data"]["event_shape"] == [6, 6, 2]
-    assert 0 < result["bpd"] < 60

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -12,8 +13,6 @@ from vdm_jax.data.folder import FolderOptions, load_folder
 from vdm_jax.data.image_data import ImageData
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.errors import UserError, reason, user_path
-
-__all__ = ["SOURCES", "load"]
 
 SOURCES = ("digits", "digits_binary", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
@@ -35,10 +34,9 @@ def load(
 
     Args:
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
-        in black and white, 2 levels); "arrays" (an .npz file of the user's); "folder" (pictures of
-        the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
-        `manual_dir`); "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or
-        64x64.
+        in black and white, 2 levels); "arrays" (an .npz file); "folder" (pictures); "cifar10",
+        "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
+        "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or 64x64.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. The digits need none.
       manual_dir: where the original archives of published datasets lie, for a machine without
@@ -50,9 +48,10 @@ def load(
         the names of its subfolders, are only there if wanted.
     """
     _check_unused(name, path, levels, folder)
-    variable = os.environ.get("VDM_JAX_DATA") or "~/.cache/vdm_jax"
-    root = user_path(data_dir or variable, "data_dir" if data_dir else "$VDM_JAX_DATA")
-    manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
+    root = manual = Path()  # the digits need none, so they do without a home, too
+    if name not in digits.LEVELS:
+        root = _root(data_dir)
+        manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
         if name in digits.LEVELS:
             data = digits.load_digits(name)
@@ -72,6 +71,15 @@ def load(
     if class_labels:
         _check_classes(data)
     return data
+
+
+def _root(data_dir: _PathLike) -> Path:
+    """Returns the folder for data. Raises UserError where neither it nor a home is named."""
+    variable = os.environ.get("VDM_JAX_DATA")
+    if not data_dir and not variable and os.path.expanduser("~") == "~":
+        raise UserError("there is no home directory to keep data in: set VDM_JAX_DATA=DIR")
+    name = "data_dir" if data_dir else "$VDM_JAX_DATA"
+    return user_path(data_dir or variable or "~/.cache/vdm_jax", name)
 
 
 def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:

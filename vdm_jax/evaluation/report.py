@@ -42,12 +42,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
-    print(f"\n{text}")  # first: on a full disk it is all that is left of hours
-    strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
-    (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n")
-    (folder / "result.md").write_text(text)
-    if found["profile"]:
-        _plot_profile(found["profile"], folder / "diffusion_loss.png")
+    try:
+        strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
+        (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
+        (folder / "result.md").write_text(text, encoding="utf-8")
+        if found["profile"]:
+            _plot_profile(found["profile"], folder / "diffusion_loss.png")
+    finally:
+        print(f"\n{text}")  # on a full disk it is all that is left of hours
     print(f"written to {folder}")
 
 

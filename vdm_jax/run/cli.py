@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import inspect
+import io
 import os
 import re
 import signal
@@ -12,15 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.run import compilation_cache, defaults, distributed
-
-__all__ = ["MOST", "Interrupted", "Options", "UserError", "definers", "guard", "main",
-           "parse_flags", "writing"]  # fmt: skip
 
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
@@ -59,18 +58,22 @@ def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
 def guard(command: Callable[[], object]) -> None:
     """Runs `command`; a user's mistake ends in one line and exit code 2, Ctrl-C in 130.
 
-    SIGTERM, of which a run has made `Interrupted`, ends in 0, and the loss of another process in
-    `distributed.LOST`. All leave at once, past what JAX or a checkpoint does in the background.
+    SIGTERM and its like end in 0, the loss of another process in `distributed.LOST`. All leave at
+    once, past what JAX or a checkpoint does in the background.
     """
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that its encoding lacks stops nobody
+                stream.reconfigure(errors="replace")
         compilation_cache.switch_on()
+        jax.config.update("jax_enable_x64", False)  # runs are float32, whatever JAX_ENABLE_X64 says
         command()
         distributed.finish()
     except Interrupted as interrupted:
         distributed.part()
         if interrupted.number == signal.SIGINT:
             _fail(f"interrupted; {interrupted}", 130)
-        print(f"terminated (SIGTERM); {interrupted}", flush=True)
+        print(f"terminated ({signal.Signals(interrupted.number).name}); {interrupted}", flush=True)
         _leave(0)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -101,8 +104,17 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{reason}; make space there, then give the command again") from error
 
 
+def _at_home(argv: list[str]) -> list[str]:
+    """Returns the arguments with a ~ that the shell has left, as in --workdir=~/a, expanded."""
+    given = (re.fullmatch(r"(--?[\w.-]+=)?(~.*)", argument, re.DOTALL) for argument in argv)
+    return [
+        (found[1] or "") + os.path.expanduser(found[2]) if found else argument
+        for argument, found in zip(argv, given, strict=True)
+    ]
+
+
 def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Options]:
-    values = flags.FlagValues()
+    values, argv = flags.FlagValues(), _at_home(argv)
     try:
         holder = config_flags.DEFINE_config_file(
             "config", str(config_file), "configuration file", flag_values=values, sys_argv=argv
@@ -157,7 +169,7 @@ def parse_flags(
     flags.DEFINE_bool("help", False, "show this", flag_values=values)
     values.set_gnu_getopt(True)
     try:
-        rest = values(argv)[1:]
+        rest = values(_at_home(argv))[1:]
     except flags.Error as error:
         raise UserError(_one_line(error, argv)) from error
     if values.help:
@@ -172,7 +184,7 @@ def parse_flags(
 
 def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> str:
     """Returns what the command does, what each setting means, and its value as given."""
-    doc = ast.get_docstring(ast.parse(config_file.read_text()))
+    doc = ast.get_docstring(ast.parse(config_file.read_text(encoding="utf-8")))
     meanings = inspect.getsource(defaults).split('    "seed": 1,\n')[1].split("\n}\n")[0]
     several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
     options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())

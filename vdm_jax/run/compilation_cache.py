@@ -9,8 +9,6 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 
-__all__ = ["folder", "switch_on"]
-
 SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.5,  # what takes less is not worth a file
     "jax_compilation_cache_max_size": 4 << 30,  # beyond, JAX deletes what was used longest ago
@@ -20,8 +18,7 @@ SETTINGS = {
 def folder() -> Path | None:
     """Returns $VDM_JAX_CACHE, or vdm_jax/compiled in the user's cache folder; None for "off".
 
-    Programs for a CPU use all that it can do, and would crash on a lesser one that shares the
-    folder: so each kind of processor has a folder of its own in it.
+    Each kind of processor has a folder of its own in it: a lesser one would crash.
     """
     given = os.environ.get("VDM_JAX_CACHE")
     if given == "off":
@@ -62,7 +59,7 @@ def _remove_halves(where: Path) -> None:
 def _processor() -> str:
     """Returns a short name for what this machine's processor can do."""
     info, wanted = Path("/proc/cpuinfo"), ("model name", "flags", "Features", "CPU part")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     seen = sorted({line for line in lines if line.split("\t")[0].strip() in wanted})
     told = "\n".join([platform.machine(), platform.processor(), *seen])
     return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"

@@ -29,9 +29,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.train.record import CheckpointError
 from vdm_jax.train.settings import differences
 
-__all__ = ["FLAGS", "LOST", "agree", "check_shared", "define_flags", "finish", "if_lost",
-           "in_turn", "joined", "lost", "of_first", "part", "start"]  # fmt: skip
-
 T = TypeVar("T")
 
 FLAGS = ("distributed", "coordinator", "num_processes", "process_id", "peer_timeout")
@@ -55,17 +52,15 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, about, low, high in (
         ("num_processes", "with --coordinator: how many there are", 1, None),
         ("process_id", "with --coordinator: which one this is, from 0", 0, None),
-        ("peer_timeout", "seconds to wait for the others at the start, and within which one that "
-         f"dies ends the others; default {TIMEOUT_S}", 5, 3600),
-    ):  # fmt: skip
+        ("peer_timeout", f"most seconds to wait for the others; default {TIMEOUT_S}", 5, 3600),
+    ):
         flags.DEFINE_integer(name, None, about, low, high, flag_values=values)
 
 
 def start(values: flags.FlagValues) -> None:
     """Joins the other processes, if the flags say that there are any.
 
-    Must be called before JAX looks for devices. From then on only process 0 writes to the standard
-    output. Raises UserError for flags that don't go together and where the others aren't found.
+    Must be called before JAX looks for devices. From then on only process 0 writes to stdout.
     """
     address, count, me = values.coordinator, values.num_processes, values.process_id
     given = [name for name in FLAGS[1:4] if values[name].value is not None]
@@ -77,10 +72,9 @@ def start(values: flags.FlagValues) -> None:
         raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
     timeout = values.peer_timeout or TIMEOUT_S
     if given:
-        for name in FLAGS[1:4]:
-            if name not in given:
-                raise UserError(f"--{name} is missing: --coordinator=HOST:PORT, --num_processes "
-                                "and --process_id go together")  # fmt: skip
+        for name in (name for name in FLAGS[1:4] if name not in given):
+            wanted = "--coordinator=HOST:PORT, --num_processes and --process_id go together"
+            raise UserError(f"--{name} is missing: {wanted}")
         _reach(address, count, me, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from the run, which has its own agreement on when to stop.
@@ -103,7 +97,7 @@ def finish() -> None:
 
 
 def part() -> None:
-    """Parts from the others if they too come here within a few seconds, as all were stopped."""
+    """Parts from the others if they too come here within a few seconds."""
     with contextlib.suppress(Exception):  # of several kinds
         if joined():
             _barrier(PART_S)
@@ -119,8 +113,7 @@ def if_lost(again: Callable[[], str]) -> None:
 def lost(error: BaseException | None) -> str | None:
     """Returns one line if the error, or what caused it, comes of a process that is gone.
 
-    Of errors that the user can mend only a checkpoint's may: a dataset that can't be downloaded is
-    a connection that failed, too.
+    Of UserErrors only a checkpoint's may: a download that fails is a lost connection, too.
     """
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, CheckpointError):
@@ -151,8 +144,7 @@ def of_first(mine: T) -> T:
 def in_turn(work: Callable[[], T]) -> T:
     """Returns `work()`, done by process 0, then by the first of each machine, then by the rest.
 
-    So what the first leaves on disk the others find there, be the disk shared or not. A UserError
-    in one process is raised in all.
+    So the others find what the first leaves on disk. A UserError in one is raised in all.
     """
     if not joined():
         return work()
@@ -210,10 +202,7 @@ def _initialize(address: str | None, count: int | None, me: int | None, timeout:
 
 
 def _reach(address: str, count: int, me: int, timeout: int) -> None:
-    """Raises UserError unless process 0 can listen at `address`, where the others find it.
-
-    Without this JAX would abort the process, and say no more than that a deadline was exceeded.
-    """
+    """Raises UserError unless process 0 can listen at `address`; JAX would abort the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) < 65536:
         raise UserError(f"--coordinator={address} is no HOST:PORT, as node1:12345")
@@ -261,5 +250,8 @@ def _gather(mine: Any) -> list[Any]:
 def _code() -> str:
     """Returns a short name for the code as it is."""
     package = Path(vdm_jax.__file__).parent
-    texts = [f"{file.relative_to(package)}\n{file.read_text()}" for file in package.rglob("*.py")]
+    texts = [
+        f"{file.relative_to(package)}\n{file.read_text(encoding='utf-8')}"
+        for file in package.rglob("*.py")
+    ]
     return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()[:12]

@@ -24,9 +24,6 @@ from vdm_jax.train.model import Model
 from vdm_jax.train.progress import Bar
 from vdm_jax.train.step import TrainState
 
-__all__ = ["Experiment", "chunks", "compiled_step", "decay_steps", "evaluator", "keys_of",
-           "make_optimizer", "plan", "sampler"]  # fmt: skip
-
 
 class Experiment(NamedTuple):
     """A configuration and what it describes; `stop` tells whether the run was asked to stop."""
@@ -101,7 +98,7 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
 def chunks(config: ConfigDict, images: ImageData) -> Callable[[int], Any]:
     """Returns the function step -> context with the batches from there on, one call's stacked."""
     batches, calls = _stream(config, images), config.train.steps_per_call
-    return lambda start: data.iterate(batches, start=start, steps_per_call=calls)
+    return lambda start: data.BatchIterator(batches, start=start, steps_per_call=calls)
 
 
 def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, bool], Evaluation]:

@@ -10,8 +10,6 @@ from filelock import FileLock, Timeout
 
 from vdm_jax.errors import UserError
 
-__all__ = ["owned"]
-
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:
@@ -24,12 +22,12 @@ def owned(workdir: Path) -> Iterator[None]:
         try:
             held.enter_context(FileLock(workdir / ".lock", timeout=0))
         except Timeout:
-            who = holder.read_text().strip() if holder.exists() else "just starting"
+            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "just starting"
             raise UserError(
                 f"--workdir={workdir} is in use by another run ({who}): wait until it ends, stop "
                 "it, or give another workdir"
             ) from None
         except NotImplementedError as error:  # flock isn't there
             print(f"warning: {workdir} can't be locked ({error}): start no second run in it")
-        holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
+        holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield

@@ -20,11 +20,10 @@ from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
-from vdm_jax.train.checkpoint import Checkpoints, complete_steps
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
+from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
-
-__all__ = ["train"]
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
 # rounding of `shard_params` and `remat`. What "data" makes of the images is compared by itself.
@@ -44,8 +43,7 @@ MAY_DIFFER = tuple(
 def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
     """Trains as `config` says in `workdir`, going on from its newest checkpoint if it has one.
 
-    Leaves there config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/ and
-    result.json. Raises UserError, in one line, for whatever the user can mend.
+    Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/, result.json.
     """
     with _stopping(workdir / "checkpoints"):
         check_config(config)
@@ -94,7 +92,7 @@ def _stopping(folder: Path) -> Iterator[None]:
         raise Stopped(number)
 
     try:
-        with signals.handler(signal.SIGTERM, at_once):
+        with signals.handlers(signals.ENDING, at_once):
             yield
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT

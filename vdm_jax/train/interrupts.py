@@ -1,6 +1,6 @@
-"""A run that is asked to stop, by Ctrl-C (SIGINT) or by a system that ends it soon (SIGTERM).
+"""A run that is asked to stop, by Ctrl-C or by one of `signals.ENDING`.
 
-Either is noted at once and takes effect where nothing is left half done: an exception raised
+Each is noted at once and takes effect where nothing is left half done: an exception raised
 wherever the program is could hit the middle of a save, or a callback that swallows it.
 """
 
@@ -15,10 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.signals import handler
+from vdm_jax.signals import ENDING, handlers
 from vdm_jax.train import sharding
-
-__all__ = ["Stop", "Stopped"]
 
 Vote = jax.Array | np.ndarray
 
@@ -32,7 +30,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """The first Ctrl-C or SIGTERM, which `heed` and `check` raise as `Stopped`.
+    """The first such signal, which `heed` and `check` raise as `Stopped`.
 
     A second Ctrl-C raises KeyboardInterrupt at once. In a run of several processes all stop at the
     same place, whichever of them was asked: each calls `vote`, `heed` and `check` equally often.
@@ -54,7 +52,7 @@ class Stop:
             again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
             say(f"{signal.Signals(number).name}: saving and stopping as soon as possible{again}")
 
-        with handler(signal.SIGINT, note), handler(signal.SIGTERM, note):
+        with handlers((signal.SIGINT, *ENDING), note):
             yield
 
     def vote(self) -> Vote:

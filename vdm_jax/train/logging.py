@@ -15,8 +15,6 @@ from tensorboardX.proto import event_pb2
 
 from vdm_jax import files
 
-__all__ = ["MetricsLog", "read_metrics"]
-
 
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
@@ -32,7 +30,7 @@ class MetricsLog:
         if not self._writes:
             return
         files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends on a full disk, and write() then waits for ever.
