@@ -140,18 +140,12 @@ def make_eval_step(
 
 
 def collect(
-    eval_step: EvalStep,
-    params: Params,
-    batches: Batches,
-    mesh: Mesh,
-    key: Key,
-    repeats: int = 1,
-    tick: Callable[[int], object] = lambda calls: None,
+    eval_step: EvalStep, params: Params, batches: Batches, mesh: Mesh, key: Key, repeats: int = 1
 ) -> Draws:
     """Returns `repeats` draws of every image of `batches()`, each exactly once per repeat.
 
     Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
-    and `mask` (0 where the last batch is padded). `tick` hears of each call that has ended.
+    and `mask` (0 where the last batch is padded).
     """
     checks.count(repeats, "repeats")
     found: list[Draws] = []
@@ -162,9 +156,7 @@ def collect(
             drawn.append(eval_step(params, on_devices, key, repeat, repeats))
             if repeat:  # one in flight while the one before comes back, never a long queue
                 drawn[-2] = jax.device_get(drawn[-2])
-                tick(1)
         each, masks = zip(*jax.device_get(drawn), strict=True)
-        tick(1)
         found.append(jax.tree.map(lambda *of, rows=masks[0] > 0: np.stack(of)[:, rows], *each))
     if not found:
         raise ValueError("there are no images to evaluate.")

@@ -196,10 +196,9 @@ def per_image(
     subject = subject._replace(batch_size=size)
     with Bar("evaluating", subject.calls(draws)) as bar:
         for number, batch in enumerate(subject.batches()()):
-            on_devices, drawn = sharding.put(batch, mesh), []
-            for one in jax.random.split(jax.random.fold_in(key, number), draws):
-                drawn.append(jax.device_get(compiled(subject.params, on_devices, one)))
-                bar.advance(1)
+            on_devices, call = sharding.put(batch, mesh), bar.counted(compiled)
+            keys = jax.random.split(jax.random.fold_in(key, number), draws)
+            drawn = [jax.device_get(call(subject.params, on_devices, k)) for k in keys]
             found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
             extra += [float(second) for _, second, _ in drawn]
     bits = loss.bits_per_dim(np.concatenate(found, axis=1), subject.bound.event_shape)

@@ -84,7 +84,8 @@ class Drawer:
         key = jax.random.key(seed)
         gammas = np.asarray(rule.gammas(subject.vdm.gamma))
         found = []
-        with Bar("steps of sampling", rule.num_steps * math.ceil(n / size)) as bar:
+        with Bar("sampling steps", rule.num_steps * math.ceil(n / size)) as bar:
+            move = bar.counted(self._move)
             for first in range(0, n, size):
                 index = np.arange(first, first + size, dtype=np.int32)
                 conditioning = conditioning_of(index, subject.images.num_classes, label)
@@ -92,10 +93,9 @@ class Drawer:
                 state = self._begin(given[0], key, gammas[0])
                 for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
                     before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
-                    state = self._move(before, given, subject.params, key, at)
+                    state = move(before, given, subject.params, key, at)
                     before.z.block_until_ready()  # one step in flight, never a long queue
                     each(i, before, given)
-                    bar.advance(1)
                 found.append(np.asarray(self._finish(state, gammas[-1])))
         return np.concatenate(found)[:n]
 
@@ -214,10 +214,8 @@ def quality(
             if which not in drawers:
                 drawers[which] = Drawer(subject, rule)
                 drawers[which].draw(dataclasses.replace(rule, num_steps=1), count, 0)  # compiles
-            drawer, began, drawn = drawers[which], time.monotonic(), []
-            for seed in range(sets):
-                drawn.append(drawer.draw(rule, count, seed))
-                bar.advance(1)
+            draw, began = bar.counted(drawers[which].draw), time.monotonic()
+            drawn = [draw(rule, count, seed) for seed in range(sets)]
             seconds = (time.monotonic() - began) / sets
             name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
             add(name, str(rule.spacing), rule.network_calls, seconds, drawn)

@@ -93,8 +93,8 @@ def _drawn(
     step: EvalStep, of: Subject, key: Key, repeats: int, words: str, part: str = "test"
 ) -> Draws:
     with Bar(words, of.calls(repeats, part)) as bar:
-        drawn = step, of.params, of.batches(part), of.mesh, key, repeats
-        return evaluation.collect(*drawn, bar.advance)
+        call = bar.counted(step)
+        return evaluation.collect(call, of.params, of.batches(part), of.mesh, key, repeats)
 
 
 def enough(draws: Draws, bound: Bound, wanted: float) -> int:

@@ -118,8 +118,8 @@ def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, b
             if last:
                 print(f"final evaluation: {len(images.test)} images, {repeats} draws each")
             with Bar("evaluating", subject.calls(repeats)) as bar:
-                drawn = eval_step, state.ema_params, checked, mesh, key, repeats
-                draws = evaluation.collect(*drawn, bar.advance)
+                call = bar.counted(eval_step)
+                draws = evaluation.collect(call, state.ema_params, checked, mesh, key, repeats)
             return evaluation.summarise(draws, model.bind(state.ema_params), subject.groups)
 
     return evaluate

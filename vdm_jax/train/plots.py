@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -36,25 +35,28 @@ def write_image(path: Path, image: np.ndarray, min_size: int = 512) -> None:
 def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
     """Plots the bound against the step, with standard errors where known.
 
-    One curve for the training loss, of the parameters themselves, and one for each set that their
-    average is evaluated on, whose evaluation at `last_step`, with other draws, stands apart.
+    A curve is of the parameters or of their average; the evaluation at `last_step`, which has other
+    draws than those before it, stands apart.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    values: list[float] = []
     unit = unit_of(set().union(*metrics))
-    for split in dict.fromkeys(line["split"] for line in metrics if unit.key in line):
-        lines = [line for line in metrics if line["split"] == split and unit.key in line]
-        values += [line[unit.key] for line in lines]
-        if split == "train":
-            _draw(axes, lines, unit.key, "-", "training batches, parameters")
-            continue
-        label = f"{split} images, average of the parameters (EMA)"
-        final = [line for line in lines if line["step"] == last_step]
-        _draw(axes, [line for line in lines if line["step"] < last_step], unit.key, "o-", label)
-        _draw(axes, final, unit.key, "k*", f"{split} images, EMA, final evaluation")
-    if values:
+    curves: dict[tuple[str, str], list[dict]] = {}
+    for line in (line for line in metrics if unit.key in line):
+        kind = f"{line['split']} images, average of the parameters (EMA)", "o-"
+        if line["split"] == "train":
+            kind = "training batches, parameters", "-"
+        elif line["step"] == last_step:
+            kind = f"{line['split']} images, EMA, final evaluation", "k*"
+        curves.setdefault(kind, []).append(line)
+    for (label, style), lines in curves.items():
+        steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
+        errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
+        size = 10 if style == "k*" else 4
+        axes.errorbar(steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label)
+    if curves:
         # The first steps are far above the rest and would flatten everything else.
+        values = [line[unit.key] for lines in curves.values() for line in lines]
         low, high = min(values), float(np.quantile(values, 0.95))
         margin = 0.1 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
@@ -62,11 +64,3 @@ def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
     axes.set(title="Variational bound during training", xlabel="step", ylabel=unit.name)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-
-
-def _draw(axes: Axes, lines: list[dict], key: str, style: str, label: str) -> None:
-    if lines:
-        steps, bound = [line["step"] for line in lines], [line[key] for line in lines]
-        errors = [line.get(f"{key}_standard_error", 0.0) for line in lines]
-        size = 12 if "*" in style else 4
-        axes.errorbar(steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label)

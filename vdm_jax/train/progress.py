@@ -1,17 +1,18 @@
 """Progress of a command: a live bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import ClassVar, ParamSpec, Self, TypeVar
 
 from rich import progress
 from rich.console import Console
 from rich.table import Column
-from rich.text import Text
 
 from vdm_jax.train.model import unit_of
 
-SHORTEST = 6  # characters of a bar: what is said beside it leaves it as many
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Bar:
@@ -20,40 +21,31 @@ class Bar:
     A bar that begins while another is open is a row below it, and says nothing elsewhere.
     """
 
-    _open: ClassVar[list["Bar"]] = []
+    _first: ClassVar["Bar | None"] = None  # of those that are open
 
     def __init__(
         self, words: str, total: int, done: int = 0, console: Console | None = None
     ) -> None:
-        self._outer = self._open[0] if self._open else None
-        self._console = self._outer._console if self._outer else console or Console(highlight=False)
-        self._words, self._total, self._done, self._start = words, total, done, done
-        self._began = time.monotonic()
-        self._live = self._outer._live if self._outer else self._new_live()
-        self._task: progress.TaskID | None = None
-
-    def _new_live(self) -> progress.Progress:
-        return progress.Progress(
-            progress.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-            progress.BarColumn(bar_width=None), _Fitting(Column(no_wrap=True)),
-            console=self._console, disable=not self._console.is_terminal, expand=True,
-        )  # fmt: skip
+        self._within, self._began = Bar._first, time.monotonic()
+        self._words, self._total, self._done = words, total, done
+        self._rows: progress.Progress = (
+            Bar._first._rows if Bar._first else _new_rows(console or Console(highlight=False))
+        )
+        self._console = self._rows.console
+        self._row = self._rows.add_task(words, total=total, completed=done, note="")
 
     def __enter__(self) -> Self:
-        self._task = self._live.add_task(
-            self._words, total=self._total, completed=self._done, bar=self
-        )
-        self._open.append(self)
-        if not self._outer:
-            self._live.start()
+        if self._within is None:
+            Bar._first = self
+            self._rows.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._outer and self._task is not None:
-            self._live.remove_task(self._task)
+        if self._within is None:
+            Bar._first = None
+            self._rows.stop()
         else:
-            self._live.stop()
-        self._open.remove(self)
+            self._rows.remove_task(self._row)
 
     def say(self, text: str) -> None:
         """Prints a line, on a terminal above the bar."""
@@ -61,31 +53,23 @@ class Bar:
 
     def move(self, done: int) -> None:
         """Shows how many things are done."""
-        before, self._done = self._done, done
-        if self._task is not None:
-            self._live.update(self._task, completed=done)
-        self._tell(before)
-
-    def advance(self, more: int) -> None:
-        """Counts `more` things as done."""
-        self.move(self._done + more)
-
-    def rate(self) -> float:
-        """Returns the things done in a second, on average; 0 before the first."""
-        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
-
-    def ways_to_say(self) -> list[str]:
-        """Returns what stands beside the bar, from the longest to the shortest way to say it."""
-        rate = self.rate()
-        left = f"  {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
-        return [f"{self._done}/{self._total}{left}"]
-
-    def _tell(self, before: int) -> None:
-        """Prints a line where there is no bar, each tenth."""
-        tenths = [done * 10 // self._total for done in (before, self._done)]
-        if not self._outer and not self._console.is_terminal and tenths[1] > tenths[0]:
+        tenths = [count * 10 // self._total for count in (self._done, done)]
+        self._done = done
+        self._rows.update(self._row, completed=done)
+        if tenths[1] > tenths[0] and self._within is None and not self._console.is_terminal:
             seconds = time.monotonic() - self._began
-            self.say(f"{self._words} {self._done}/{self._total}  {seconds:.1f} s")
+            left = _left(self._total - done, done / max(seconds, 1e-9))
+            self.say(f"{self._words} {done}/{self._total}  {seconds:.1f} s  {left}")
+
+    def counted(self, call: Callable[P, T]) -> Callable[P, T]:
+        """Returns `call`, each of whose calls counts as one thing done."""
+
+        def counting(*given: P.args, **named: P.kwargs) -> T:
+            result = call(*given, **named)
+            self.move(self._done + 1)
+            return result
+
+        return counting
 
 
 class TrainingBar(Bar):
@@ -93,60 +77,47 @@ class TrainingBar(Bar):
 
     def __init__(self, total: int, start: int, console: Console | None = None) -> None:
         super().__init__("training", total, start, console)
-        self._mark, self._rate = (start, time.monotonic()), 0.0
-        self._scalars: Mapping[str, float] = {}
+        self._mark = (start, time.monotonic())
+
+    def move(self, done: int) -> None:
+        """Moves the bar to a step."""
+        self._rows.update(self._row, completed=done)
 
     def metrics(self, step: int, scalars: Mapping[str, float]) -> float:
         """Shows the mean metrics of the last steps; returns the rate in steps per second."""
         before, then = self._mark
         self._mark = (step, time.monotonic())
-        self._rate = (step - before) / max(self._mark[1] - then, 1e-9)
-        self._scalars = scalars
-        self.move(step)
+        rate = (step - before) / max(self._mark[1] - then, 1e-9)
+        speed = f"{rate:.1f} steps/s" if rate >= 1.0 else f"{rate:.2g} steps/s"
+        terms = _terms(scalars)
+        self._rows.update(self._row, completed=step, note=f"{speed}  {terms}")
         if not self._console.is_terminal:
-            self.say(f"step {self.ways_to_say()[0]}")
-        return self._rate
-
-    def rate(self) -> float:
-        """Returns the steps a second of the last metrics; before them, on average."""
-        return self._rate or super().rate()
-
-    def ways_to_say(self) -> list[str]:
-        """Returns step, rate, time left and metrics; of the metrics the bound, then none."""
-        done, rate = f"{self._done}/{self._total}", self.rate()
-        if rate > 0:
-            left = duration((self._total - self._done) / rate)
-            done += f"  {rate:.1f} steps/s  {left} left"
-        return [f"{done}  {part}".rstrip() for part in _metrics(self._scalars)]
-
-    def _tell(self, before: int) -> None:
-        pass  # `metrics` does
+            left = _left(self._total - step, rate)
+            self.say(f"step {step}/{self._total}  {speed}  {left}  {terms}")
+        return rate
 
 
-class _Fitting(progress.ProgressColumn):
-    """The longest way to say how far a bar is that leaves room for it and its name."""
-
-    def render(self, task: progress.Task) -> Text:
-        """Returns the words of one bar."""
-        bar: Bar = task.fields["bar"]
-        room = bar._console.width - max(len(one._words) for one in bar._open) - SHORTEST - 2
-        ways = bar.ways_to_say()
-        return Text(next((way for way in ways if len(way) <= room), ways[-1]))
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as in 00:05:12, or 11 d 03:05:12."""
-    days, rest = divmod(int(seconds), 24 * 3600)
-    return f"{days} d " * (days > 0) + time.strftime("%H:%M:%S", time.gmtime(rest))
+def _new_rows(console: Console) -> progress.Progress:
+    """Returns what shows a row for each open bar; its last column is cut to the terminal."""
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(bar_width=8),
+        progress.MofNCompleteColumn(), "left", progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}", markup=False, table_column=Column(
+            ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console, disable=not console.is_terminal, expand=True, speed_estimate_period=3600,
+    )  # fmt: skip
 
 
-def _metrics(scalars: Mapping[str, float]) -> list[str]:
-    """Returns the bound with its parts and the steps that were not applied; the bound; nothing."""
+def _left(things: int, rate: float) -> str:
+    return f"{timedelta(seconds=int(things / max(rate, 1e-6)))} left"
+
+
+def _terms(scalars: Mapping[str, float]) -> str:
+    """Returns the bound with its parts, and the number of steps that were not applied."""
     words = f"{skipped:.0f} skipped" if (skipped := scalars.get("skipped", 0.0)) else ""
     key = unit_of(scalars).key
     if key not in scalars:  # none was applied
-        return [words, ""]
+        return words
     names = {key: key, "= recon": "reconstruction", "+ prior": "prior", "+ diff": "diffusion"}
-    parts = [f"{said} {scalars[name]:.3f}" for said, name in names.items()]
-    ends = f", {words}" if words else ""
-    return [" ".join(parts) + ends, parts[0] + ends, parts[0], ""]
+    bound = " ".join(f"{said} {scalars[name]:.3f}" for said, name in names.items())
+    return f"{bound}, {words}" if words else bound
