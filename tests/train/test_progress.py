@@ -1,5 +1,6 @@
 """The bars: live on a terminal, plain lines elsewhere."""
 
+import contextlib
 import io
 import itertools
 import re
@@ -32,8 +33,8 @@ def test_a_training_tells_its_rate_the_time_left_and_the_terms(monkeypatch):
 
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
     assert shown(use, terminal=False).splitlines() == [
-        f"step 50/100  2.0 steps/s  00:00:25 left  {TERMS}",
-        f"step 60/100  2.0 steps/s  00:00:20 left  {TERMS}, 2 skipped",
+        f"step 50/100  2.0 steps/s  0:00:25 left  {TERMS}",
+        f"step 60/100  2.0 steps/s  0:00:20 left  {TERMS}, 2 skipped",
         "step 60: test bits per dim 2.0 ± 0.1",
     ]
     assert rates == [2.0, 2.0]
@@ -45,16 +46,23 @@ def plain(text):
 
 
 @pytest.mark.parametrize("total", [400, 10_000_000])
-def test_eighty_columns_show_bar_step_rate_time_left_and_bound(total):
+@pytest.mark.parametrize("nested", [False, True])
+def test_eighty_columns_show_bar_step_rate_time_left_and_bound(total, nested):
     def use(console):
         with TrainingBar(total, 0, console) as bar:
-            bar.metrics(200, SCALARS)
+            bar.move(100)
+            bar.metrics(200, {**SCALARS, "bpd": 12.5})
+            with Bar("evaluating", 8) if nested else contextlib.nullcontext():
+                bar._rows.refresh()
 
-    wide, narrow = (plain(shown(use, True, width))[-1] for width in (200, 80))
-    assert TERMS in wide
-    assert len(narrow) <= 80 and re.match(r"training ━{6,} ?━*", narrow)
-    assert re.search(rf"200/{total}  [\d.]+ steps/s  (\d+ d )?\d\d:\d\d:\d\d left", narrow)
-    assert narrow.rstrip().endswith("  bpd 2.500")
+    wide, narrow = (
+        next(row for row in plain(shown(use, True, width)) if " steps/s " in row)
+        for width in (200, 80)
+    )
+    assert TERMS.replace("2.5", "12.5") in wide
+    assert len(narrow) <= 80
+    shown_first = rf"training +━╸?━+ +200/{total} +left \d+:\d\d:\d\d [\d.]+ steps/s  bpd 12.500"
+    assert re.match(shown_first, narrow.replace("╺", "━")), narrow
 
 
 def test_without_an_applied_step_there_are_no_terms():
@@ -65,10 +73,17 @@ def test_without_an_applied_step_there_are_no_terms():
     assert shown(use, terminal=False).endswith("left  20 skipped\n")
 
 
-def test_a_time_beyond_a_day_is_told_with_its_days():
-    assert progress.duration(59.9) == "00:00:59"
-    assert progress.duration(24 * 3600 - 1) == "23:59:59"
-    assert progress.duration(11 * 24 * 3600 + 3 * 3600 + 301) == "11 d 03:05:01"
+def test_a_time_beyond_a_day_is_told_with_its_days_and_a_slow_rate_in_digits(monkeypatch):
+    now = [0.0]
+
+    def use(console):
+        with TrainingBar(10_000_000, 0, console) as bar:
+            now[0] = 100.0
+            bar.metrics(1, SCALARS)
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    piped = shown(use, terminal=False)
+    assert piped.startswith("step 1/10000000  0.01 steps/s  11574 days, 1:45:00 left  bpd")
 
 
 def test_a_bar_within_another_is_a_row_below_it_and_silent_elsewhere():
@@ -76,12 +91,10 @@ def test_a_bar_within_another_is_a_row_below_it_and_silent_elsewhere():
         with TrainingBar(100, 0, console) as bar:
             bar.move(50)
             with Bar("evaluating", 4) as inner:
-                inner.advance(1)
-                bar._live.refresh()
-                inner.advance(3)
-            with Bar("evaluating", 4) as inner:
-                pass
-        assert Bar._open == []
+                inner.counted(len)("")
+                bar._rows.refresh()
+                inner.move(4)
+        assert Bar._first is None
 
     rows = plain(shown(use, terminal=True))
     below = [after for row, after in itertools.pairwise(rows) if "50/100" in row]
@@ -92,9 +105,9 @@ def test_a_bar_within_another_is_a_row_below_it_and_silent_elsewhere():
 def test_elsewhere_each_tenth_is_a_line():
     def use(console):
         with Bar("things", 20, console=console) as bar:
-            for _ in range(10):
-                bar.advance(2)
+            for done in range(2, 21, 2):
+                bar.move(done)
 
     lines = shown(use, terminal=False).splitlines()
     assert [line.split()[1] for line in lines] == [f"{n}/20" for n in range(2, 21, 2)]
-    assert re.fullmatch(r"things 2/20  \d+\.\d s", lines[0])
+    assert re.fullmatch(r"things 2/20  \d+\.\d s  0:00:00 left", lines[0])

@@ -25,6 +25,9 @@ from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
 
+LEFT = ("result.json", "loss.png", "samples", "checkpoints", "metrics.jsonl", "tensorboard",
+        "config.json")  # fmt: skip
+
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
 # rounding of `shard_params` and `remat`. What "data" makes of the images is compared by itself.
 MAY_DIFFER = tuple(
@@ -43,7 +46,7 @@ MAY_DIFFER = tuple(
 def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
     """Trains as `config` says in `workdir`, going on from its newest checkpoint if it has one.
 
-    Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/, result.json.
+    Leaves in `workdir` what `LEFT` names.
     """
     with _stopping(workdir / "checkpoints"):
         check_config(config)
@@ -182,10 +185,9 @@ def _lag(ema_rate: float, steps: int) -> str:
     lag = 1 / max(1 - ema_rate, 1e-9)
     if 3 * lag <= steps:
         return ""
-    reach = f"about {lag:,.0f} steps, {'longer than' if lag > steps else 'much of'} this run"
     return (
-        "\nevaluation and samples take the average of the parameters (EMA), which looks back "
-        f"{reach} of {steps:,}; a smaller --config.optimizer.ema_rate looks back less far"
+        "\nevaluation and samples take the average of the parameters (EMA), which lags about "
+        f"{lag:,.0f} steps behind, in a run of {steps:,}; --config.optimizer.ema_rate sets it"
     )
 
 
@@ -203,6 +205,5 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
-        + f"\nin {of.workdir}: result.json, config.json, metrics.jsonl, loss.png, samples/, "
-        f"checkpoints/ (the last of step {last_step}), tensorboard/"
+        + f"\n{of.workdir} holds {', '.join(name for name in LEFT if (of.workdir / name).exists())}"
     )

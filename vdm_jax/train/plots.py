@@ -38,7 +38,7 @@ def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
     A curve is of the parameters or of their average; the evaluation at `last_step`, which has other
     draws than those before it, stands apart.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     unit = unit_of(set().union(*metrics))
     curves: dict[tuple[str, str], list[dict]] = {}
@@ -60,7 +60,7 @@ def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
         low, high = min(values), float(np.quantile(values, 0.95))
         margin = 0.1 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
-        axes.legend()
+        figure.legend(loc="outside lower center", fontsize="small")
     axes.set(title="Variational bound during training", xlabel="step", ylabel=unit.name)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

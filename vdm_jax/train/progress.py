@@ -27,7 +27,7 @@ class Bar:
         self, words: str, total: int, done: int = 0, console: Console | None = None
     ) -> None:
         self._within, self._began = Bar._first, time.monotonic()
-        self._words, self._total, self._done = words, total, done
+        self._words, self._total, self._done, self._start = words, total, done, done
         self._rows: progress.Progress = (
             Bar._first._rows if Bar._first else _new_rows(console or Console(highlight=False))
         )
@@ -57,9 +57,14 @@ class Bar:
         self._done = done
         self._rows.update(self._row, completed=done)
         if tenths[1] > tenths[0] and self._within is None and not self._console.is_terminal:
-            seconds = time.monotonic() - self._began
-            left = _left(self._total - done, done / max(seconds, 1e-9))
-            self.say(f"{self._words} {done}/{self._total}  {seconds:.1f} s  {left}")
+            now = time.monotonic()
+            since = f"{now - self._began:.1f} s"
+            self.say(f"{self._words} {done}/{self._total}  {since}  {self._left(done, now)}")
+
+    def _left(self, done: int, now: float) -> str:
+        """Returns the time left, as fast as on average until `now`."""
+        each = (now - self._began) / max(done - self._start, 1)
+        return f"{timedelta(seconds=int((self._total - done) * each))} left"
 
     def counted(self, call: Callable[P, T]) -> Callable[P, T]:
         """Returns `call`, each of whose calls counts as one thing done."""
@@ -92,7 +97,7 @@ class TrainingBar(Bar):
         terms = _terms(scalars)
         self._rows.update(self._row, completed=step, note=f"{speed}  {terms}")
         if not self._console.is_terminal:
-            left = _left(self._total - step, rate)
+            left = self._left(step, self._mark[1])
             self.say(f"step {step}/{self._total}  {speed}  {left}  {terms}")
         return rate
 
@@ -106,10 +111,6 @@ def _new_rows(console: Console) -> progress.Progress:
             ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console, disable=not console.is_terminal, expand=True, speed_estimate_period=3600,
     )  # fmt: skip
-
-
-def _left(things: int, rate: float) -> str:
-    return f"{timedelta(seconds=int(things / max(rate, 1e-6)))} left"
 
 
 def _terms(scalars: Mapping[str, float]) -> str:
