@@ -62,13 +62,11 @@ def sample(argv: list[str]) -> dict[str, Any]:
     cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)
     _check(subject, options)
-    parent = build.make_workdir(Path(options["workdir"]) / "sampling")
+    parent = restore.output(options, "sampling")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
@@ -131,22 +129,21 @@ def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the samples and their path; `found` gets how, how long it took, and distances."""
-    given = options["n"], options["seed"], options["class"]
-    n = options["n"]
+    n, *given = options["n"], options["seed"], options["class"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
     print(
         f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
     )
     began = time.monotonic()
     drawer = sample_quality.Drawer(subject, rule)
-    images = drawer.draw(rule, *given)
+    images = drawer.draw(rule, n, *given)
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
     asked = options["distances"]
     found["distances"] = sample_quality.distances(subject.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
+    return images, drawer.path(rule, first, *given) if options["trajectory"] else None
 
 
 def _write(
@@ -161,7 +158,8 @@ def _write(
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels))
+        title = f"From noise to sample: what the network takes {n} images for at each noise level"
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), title)
     (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if found["distances"]:
         print(report.of_distances(found["distances"]))

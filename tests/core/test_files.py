@@ -1,5 +1,7 @@
 """Output is there as a whole or not at all, however the writing ends."""
 
+import errno
+import os
 import shutil
 import signal
 
@@ -76,3 +78,14 @@ def test_what_is_there_already_or_by_then_is_left_alone(tmp_path):
         file.write(b"ours")
         assert not out.exists()
     assert out.read_bytes() == b"ours" and left(tmp_path) == ["out"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/x")
+
+    files.check_free(tmp_path / "out")
+    assert left(tmp_path) == []
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(UserError, match=f"^{tmp_path} can't be written to: Read-only file system$"):
+        files.check_free(tmp_path / "out")

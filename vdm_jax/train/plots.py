@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.train.model import unit_of
+
+WIDTH = 512  # of a grid, at least: it is looked at
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -24,10 +26,15 @@ def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def write_image(path: Path, image: np.ndarray, min_size: int = 512) -> None:
-    """Writes uint8 [height, width, 1 or 3] as PNG, enlarged by a whole factor to that width."""
-    factor = max(1, -(-min_size // image.shape[1]))
+def write_image(path: Path, image: np.ndarray, title: str = "") -> None:
+    """Writes uint8 [height, width, 1 or 3] as PNG, `WIDTH` wide or more by a whole factor."""
+    factor = max(1, -(-WIDTH // image.shape[1]))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if title:
+        head = Image.new("L", (enlarged.shape[1], 24), 255)
+        ImageDraw.Draw(head).text((6, 4), title, 0, ImageFont.load_default(14))
+        lines = np.repeat(np.asarray(head)[..., None], enlarged.shape[-1], axis=-1)
+        enlarged = np.concatenate([lines, enlarged])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
 
