@@ -74,9 +74,7 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     """
     _check_flags(options)
     if not options["workdir"] and not (options["official"] and options["out"]):
-        raise UserError(
-            "--workdir=DIR is missing: the folder of the run; with --official --out will do"
-        )
+        raise UserError("--workdir=DIR is missing: the folder of the run; or --official and --out")
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
@@ -90,12 +88,8 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
 
 
 def output(options: Mapping[str, Any], name: str) -> Path:
-    """Returns the folder that --out names, by default `name` in that of the run, made if need be.
-
-    Raises UserError if that can't be written to.
-    """
-    given = options["out"] or Path(options["workdir"], name)
-    return build.make_workdir(Path(given), "out")
+    """Returns the folder of --out, by default `name` in the run's, or raises UserError."""
+    return build.make_workdir(Path(options["out"] or Path(options["workdir"], name)), "out")
 
 
 def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:

@@ -25,9 +25,6 @@ from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
 
-LEFT = ("result.json", "loss.png", "samples", "checkpoints", "metrics.jsonl", "tensorboard",
-        "config.json")  # fmt: skip
-
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
 # rounding of `shard_params` and `remat`. What "data" makes of the images is compared by itself.
 MAY_DIFFER = tuple(
@@ -46,7 +43,7 @@ MAY_DIFFER = tuple(
 def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
     """Trains as `config` says in `workdir`, going on from its newest checkpoint if it has one.
 
-    Leaves in `workdir` what `LEFT` names.
+    Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/, result.json.
     """
     with _stopping(workdir / "checkpoints"):
         check_config(config)
@@ -205,5 +202,5 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
-        + f"\n{of.workdir} holds {', '.join(name for name in LEFT if (of.workdir / name).exists())}"
+        + f"\n{of.workdir} holds {', '.join(sorted(path.name for path in of.workdir.iterdir()))}"
     )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import ClassVar, ParamSpec, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from rich import progress
 from rich.console import Console
@@ -11,7 +11,6 @@ from rich.table import Column
 
 from vdm_jax.train.model import unit_of
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -66,11 +65,11 @@ class Bar:
         each = (now - self._began) / max(done - self._start, 1)
         return f"{timedelta(seconds=int((self._total - done) * each))} left"
 
-    def counted(self, call: Callable[P, T]) -> Callable[P, T]:
+    def counted(self, call: Callable[..., T]) -> Callable[..., T]:
         """Returns `call`, each of whose calls counts as one thing done."""
 
-        def counting(*given: P.args, **named: P.kwargs) -> T:
-            result = call(*given, **named)
+        def counting(*given: object) -> T:
+            result = call(*given)
             self.move(self._done + 1)
             return result
 
