@@ -196,11 +196,12 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
     summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
         files.write_whole(of.workdir / "result.json", json.dumps(summary, indent=1) + "\n")
+    left = sorted(path.name for path in of.workdir.glob("[!.]*"))
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
-        + f"\n{of.workdir} holds {', '.join(sorted(path.name for path in of.workdir.iterdir()))}"
+        + f"\n{of.workdir} holds {', '.join(left)}"
     )
