@@ -15,7 +15,6 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,12 +74,10 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_numbers(options)
     mesh = build.make_mesh(options["shard_params"], "shard_params")
     subject = restore.from_options(options, mesh)
-    parent = build.make_workdir(Path(options["workdir"]) / "evaluation")
+    parent = restore.output(options, "evaluation")
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)

@@ -29,7 +29,6 @@ from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.train import memory, plots
-from vdm_jax.train.progress import Bar
 
 COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many network calls
     ("dpm_solver", "karras"), ("dpm_solver", "gamma"), ("heun", "karras"), ("ddim", "karras"),
@@ -63,13 +62,11 @@ def sample(argv: list[str]) -> dict[str, Any]:
     cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)
     _check(subject, options)
-    parent = build.make_workdir(Path(options["workdir"]) / "sampling")
+    parent = restore.output(options, "sampling")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
@@ -137,22 +134,19 @@ def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the samples and their path; `found` gets how, and how long it took."""
-    given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
-    n, once = options["n"], rule.network_calls // rule.num_steps
-    batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
+    n, *given = options["n"], options["seed"], options["class"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
     print(
         f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
     )
     began = time.monotonic()
-    with Bar("network calls", batches * rule.network_calls) as bar:
-        drawer = sample_quality.Drawer(subject, rule)
-        images = drawer.draw(rule, *given, lambda *_: bar.advance(once))
+    drawer = sample_quality.Drawer(subject, rule)
+    images = drawer.draw(rule, n, *given)
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
     first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
+    return images, drawer.path(rule, first, *given) if options["trajectory"] else None
 
 
 def _write(
@@ -176,7 +170,8 @@ def _write(
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
+        title = f"From noise to sample: what the network takes {n} images for at each noise level"
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), title)
     with memory.exhausted(lambda said: UserError(f"no distances: out of memory ({said})")):
         asked = options["distances"]
         found["distances"] = sample_quality.distances(subject.images, images) if asked else []

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,7 +153,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Raises UserError unless `out` can be made: it isn't there, but its folder is."""
+    """Raises UserError unless `out` can be made: it isn't there, but a folder to write it to is."""
     with reaching(out):
         if os.path.lexists(out):
             raise UserError(
@@ -160,3 +161,13 @@ def check_free(out: Path) -> None:
             )
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
+    try:
+        try_writing(out.parent)
+    except OSError as error:
+        raise UserError(f"{out.parent} can't be written to: {error.strerror or error}") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Raises OSError unless a file can be made in `folder`, which permissions alone don't tell."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -1,5 +1,7 @@
 """Output is there as a whole or not at all, however the writing ends."""
 
+import errno
+import os
 import shutil
 import signal
 
@@ -109,3 +111,14 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (tmp_path / "whole").touch()
     files.remove_partials(tmp_path)
     assert left(tmp_path) == ["whole"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/x")
+
+    files.check_free(tmp_path / "out")
+    assert left(tmp_path) == []
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(UserError, match=f"^{tmp_path} can't be written to: Read-only file system$"):
+        files.check_free(tmp_path / "out")

@@ -1,7 +1,10 @@
 """The command line: what is no command gets one line that names it; each end has its exit code."""
 
 import errno
+import importlib.util
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import pytest
 from absl import flags
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import cli, compilation_cache, config, distributed
+from vdm_jax.run import cli, compilation_cache, config, distributed, usage
 from vdm_jax.run.cli import Interrupted, Options
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
@@ -81,10 +84,34 @@ def test_help_shows_the_command_and_every_setting(capsys):
     out = capsys.readouterr().out
     assert not end.value.code
     for part in (
-        "python -m experiments.digits --workdir=DIR", '"ema_rate": 0.9999,', "# none, shift, flip",
-        '"sample": {"every": 50_000', "steps: 77", "--allow_fallback: move", "--peer_timeout: m",
+        "python -m experiments.digits --workdir=DIR", "ema_rate=0.998,", "none, shift, flip",
+        "--config.train.NAME=VALUE", "steps=77", "--allow_fallback: move", "--peer_timeout",
     ):  # fmt: skip
         assert part in out
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda file: file.stem)
+def test_help_is_short_and_has_each_setting_once_with_its_own_value(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = module.get_config()
+    lines = usage.of_training(file, settings, {"flag": "what it does"}).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+    parts = "\n".join(lines).split("--config.")
+    for group in ("data", "model", "hierarchy", "optimizer", "train", "eval", "sample"):
+        (said,) = [part for part in parts if part.startswith(f"{group}.NAME=VALUE")]
+        for name, value in settings[group].items():
+            assert len(re.findall(rf"[\n ]{name}={re.escape(str(value))}[\n ,]", f"{said} ")) == 1
+
+
+def test_the_folder_lists_its_commands_with_a_line_each(capsys):
+    runpy.run_module("experiments", run_name="__main__")
+    lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[2:]]
+    names = {name.removeprefix("experiments.") for _, _, name, about in lines if about}
+    training = {path.stem for path in CONFIGS.glob("[!_]*.py")}
+    assert training | {"evaluate", "sample", "compress", "benchmarks.speed"} < names
+    assert not names & {"tables", "trainings", "configs"}
 
 
 def test_the_flags_of_a_command_without_a_configuration(capsys):

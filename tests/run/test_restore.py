@@ -18,7 +18,7 @@ from vdm_jax.vdm import VDM
 GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
 NONE = dict.fromkeys(
     ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir",
-     "batch_size")
+     "batch_size", "out")
 )  # fmt: skip
 SHAPE = (8, 8, 3)
 
@@ -56,7 +56,7 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
 
 
 def test_a_published_model(mesh):
-    options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
+    options = NONE | {"official": str(GOLDEN / "checkpoints-0"), "out": "x"}
     alone = restore.load(options, mesh, SHAPE)
     assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())

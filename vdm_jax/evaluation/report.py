@@ -114,6 +114,7 @@ def _plot_profile(profile: Row, path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     above.plot(t, profile["gamma"], color="tab:green")
+    figure.suptitle("Learned or given schedule, and what each noise level costs")
     above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
     below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
     below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")

@@ -20,6 +20,7 @@ from vdm_jax.evaluation.bound import PLAIN, Draws, EvalStep, Reduction
 from vdm_jax.evaluation.control_variates import Linear
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train.model import Bound
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import Key, PerExample
 
 DENSITY_BINS = 50  # of t
@@ -76,7 +77,7 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)
     key, few = jax.random.key(7), subject.first(IMAGES, "train")
-    draws = _drawn(step, few, key, 2 * TIMES, "train")
+    draws = _drawn(step, few, key, 2 * TIMES, "pilot", "train")
 
     def between(draws: np.ndarray) -> np.ndarray:
         """Returns differences of two draws at one time, with the variance of one draw."""
@@ -88,8 +89,12 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     return t[::2].ravel(), losses, between(np.asarray(controls)).reshape(losses.size, -1)
 
 
-def _drawn(step: EvalStep, of: Subject, key: Key, repeats: int, part: str = "test") -> Draws:
-    return evaluation.collect(step, of.params, of.batches(part), of.mesh, key, repeats)
+def _drawn(
+    step: EvalStep, of: Subject, key: Key, repeats: int, words: str, part: str = "test"
+) -> Draws:
+    with Bar(words, of.calls(repeats, part)) as bar:
+        call = bar.counted(step)
+        return evaluation.collect(call, of.params, of.batches(part), of.mesh, key, repeats)
 
 
 def enough(draws: Draws, bound: Bound, wanted: float) -> int:
@@ -125,8 +130,8 @@ class Evaluator:
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
         repeats = self.repeats
         if self.wanted is not None:
-            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS)
+            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        draws = _drawn(step, subject, self.key, repeats)
+        draws = _drawn(step, subject, self.key, repeats, "evaluating")
         return draws, self.plan.controlled(draws)

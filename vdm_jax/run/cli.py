@@ -1,8 +1,6 @@
 """The command line that all experiments share."""
 
-import ast
 import contextlib
-import inspect
 import io
 import os
 import re
@@ -19,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.run import compilation_cache, defaults, distributed
+from vdm_jax.run import compilation_cache, distributed, usage
 
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
@@ -131,7 +129,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(_help(config_file, config, values))
+        print(usage.of_training(config_file, config, _OPTIONS))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
@@ -182,21 +180,6 @@ def parse_flags(
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
     return rest
-
-
-def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> str:
-    """Returns what the command does, what each setting means, and its value as given."""
-    doc = ast.get_docstring(ast.parse(config_file.read_text(encoding="utf-8")))
-    meanings = inspect.getsource(defaults).split('    "seed": 1,\n')[1].split("\n}\n")[0]
-    several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
-    options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
-    return (
-        f"{doc}\n\nTo go on with a run that was stopped:\n{options}\n\n"
-        f"On several machines (docs/many_devices.md):\n{several}\n\n"
-        "What the settings mean (vdm_jax/run/defaults.py, with its own values; a type stands for "
-        f"None):\n\n{meanings}\n\n"
-        f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
-    )
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

@@ -50,6 +50,7 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     """Defines the flags of `from_options`; `what` it leaves, `images` it does to images."""
     define_model_flags(values, f"folder of the run; with --official, where the {what} go")
     text, _, _ = cli.definers(values)
+    text("out", f"another folder that the {what} go to")
     text("data", f"{images} other images: the name of a dataset")
     text("path", "the file or folder of --data=arrays or folder")
     text("manual_dir", "folder with a dataset's original archives")
@@ -72,6 +73,8 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     `options["batch_size"]` takes the place of the configuration's.
     """
     _check_flags(options)
+    if not options["workdir"] and not (options["official"] and options["out"]):
+        raise UserError("--workdir=DIR is missing: the folder of the run; or --official and --out")
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
@@ -82,6 +85,11 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
         found = from_workdir(Path(options["workdir"]), options["checkpoint"], data, mesh)
     distributed.agree({"data": build.describe(found.images)})
     return found._replace(batch_size=options["batch_size"] or found.batch_size)
+
+
+def output(options: Mapping[str, Any], name: str) -> Path:
+    """Returns the folder of --out, by default `name` in the run's, or raises UserError."""
+    return build.make_workdir(Path(options["out"] or Path(options["workdir"], name)), "out")
 
 
 def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:

@@ -170,8 +170,20 @@ def _announce(of: Experiment, template: TrainState) -> None:
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
         f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels\n"
         f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
-        f"{devices.size} {devices.flat[0].platform} device(s); compiling",
+        f"{devices.size} {devices.flat[0].platform} device(s); compiling"
+        + _lag(of.config.optimizer.ema_rate, of.config.train.steps),
         flush=True,
+    )
+
+
+def _lag(ema_rate: float, steps: int) -> str:
+    """Returns what a run says that ends before the average of its parameters has settled."""
+    lag = 1 / max(1 - ema_rate, 1e-9)
+    if 3 * lag <= steps:
+        return ""
+    return (
+        "\nevaluation and samples take the average of the parameters (EMA), which lags about "
+        f"{lag:,.0f} steps behind, in a run of {steps:,}; --config.optimizer.ema_rate sets it"
     )
 
 
@@ -183,10 +195,12 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
     summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
         files.write_json(of.workdir / "result.json", summary)
+    left = sorted(path.name for path in of.workdir.glob("[!.]*"))
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
+        + f"\n{of.workdir} holds {', '.join(left)}"
     )

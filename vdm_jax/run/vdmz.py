@@ -77,15 +77,8 @@ def check_room(source: Source, header: Header) -> None:
 @contextlib.contextmanager
 def progress(words: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """Yields what shows a bar of images; it goes back where the codec begins anew."""
-    shown = 0
-
-    def tell(done: int, of: int) -> None:
-        nonlocal shown
-        bar.advance(total - of + done - shown)  # the others are seeds
-        shown = total - of + done
-
     with Bar(words, total) as bar:
-        yield tell
+        yield lambda done, of: bar.move(total - of + done)  # the others are seeds
 
 
 def free(given: str | None, flag: str) -> Path:

@@ -176,7 +176,7 @@ class _Loop:
                 self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
             if jax.process_index() == 0:  # also where a kill came between the line and its plot
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
-                plots.plot_losses(metrics, run.workdir / "loss.png")
+                plots.plot_losses(metrics, run.workdir / "loss.png", plan.steps)
         picture = run.workdir / "samples" / f"{step:08d}.png"
         if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
             pixels = run.sample(self.state)
