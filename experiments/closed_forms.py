@@ -12,8 +12,6 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.related import mixture
 from vdm_jax.types import Gamma
 
-__all__ = ["SCHEDULES", "forgetting", "prior_nats_per_dim", "reverse_step"]
-
 # Song et al.'s integral of beta over [0, 1], of beta_min = 0.1 and beta_max = 20.
 _VP_INTEGRAL = 10.05
 

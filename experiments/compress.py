@@ -34,7 +34,7 @@ COMPARED = 1000  # images, at most, that other codecs are tried on
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the model and of the chain but for T."""
     _, number, _ = cli.definers(values)
-    vdmz.define_flags(values)
+    restore.define_model_flags(values)
     number(
         "grid", "parts into which the narrowest standard deviation of a step is divided",
         chain.DEFAULT_GRID, 1, file.MOST_GRID,
@@ -80,7 +80,8 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
     elif options["official"] or not options["workdir"]:
         raise UserError("--split is of a run's images: name its --workdir, or INPUT")
     else:
-        _, images = restore.images_of(Path(options["workdir"]), {})
+        saved = restore.saved(Path(options["workdir"]), options["checkpoint"])
+        _, images = restore.images_of(saved, {})
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"
         pictures = pictures_io.of_array(part, words)

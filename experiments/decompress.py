@@ -19,7 +19,7 @@ from vdm_jax import compression
 from vdm_jax.compression import VdmzError, file
 from vdm_jax.data import pictures_io
 from vdm_jax.errors import UserError, reaching
-from vdm_jax.run import cli, vdmz
+from vdm_jax.run import cli, restore, vdmz
 
 WANTED = "wanted FILE.vdmz, which experiments.compress wrote"
 
@@ -27,7 +27,7 @@ WANTED = "wanted FILE.vdmz, which experiments.compress wrote"
 def decompress(argv: list[str]) -> Path:
     """Parses `argv`, writes the images; returns where."""
     values = flags.FlagValues()
-    vdmz.define_flags(values)
+    restore.define_model_flags(values)
     flags.DEFINE_string("output", None, "what to write", short_name="o", flag_values=values)
     rest = cli.parse_flags(values, argv, __doc__, most=1)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}

@@ -29,7 +29,6 @@ from vdm_jax.evaluation.likelihood import Settings, measure
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.ode import PROBES, TRACES, Solver, finest
 from vdm_jax.run import build, cli, distributed, restore
-from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory
 from vdm_jax.vdm import VDM
 
@@ -80,38 +79,36 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_numbers(options)
     mesh = build.make_mesh(options["shard_params"], "shard_params")
-    workdir = Path(options["workdir"])
-    model = restore.from_options(workdir, options, mesh)
-    parent = build.make_workdir(workdir / "evaluation")
-    subject = model.on(mesh, options["batch_size"])
+    subject = restore.from_options(options, mesh)
+    parent = build.make_workdir(Path(options["workdir"]) / "evaluation")
     with memory.exhausted(build.lower_batch(subject.batch_size)):
-        asked = _settings(options, model)
+        asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)
-        found = everything(model, subject.first(options["images"]), asked)
+        found = everything(subject.first(options["images"]), asked)
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
         with cli.writing(parent):
-            report.write(report.new_folder(parent, model.step), found)
+            report.write(report.new_folder(parent, subject.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found
 
 
-def everything(trained: Restored, subject: Subject, asked: Settings) -> dict[str, Any]:
+def everything(subject: Subject, asked: Settings) -> dict[str, Any]:
     """Returns all that is asked for of a restored model, as one JSON object; prints each row."""
     images = subject.images
     given_class = images.num_classes > 0
-    words = f"{len(images.test)} {trained.part} images of {images.name}"
+    words = f"{len(images.test)} {subject.part} images of {images.name}"
     words += ", given their class" if given_class else ""
-    print(f"{trained.name}, step {trained.step}: {words}", flush=True)
+    print(f"{subject.name}, step {subject.step}: {words}", flush=True)
     return {
-        "model": {"name": trained.name, "step": trained.step},
-        "data": build.describe(images) | {"part": trained.part, "given_class": given_class},
+        "model": {"name": subject.name, "step": subject.step},
+        "data": build.describe(images) | {"part": subject.part, "given_class": given_class},
         **measure(subject, asked, lambda row: print(report.line(row), flush=True)),
     }
 
 
-def _settings(options: Mapping[str, Any], model: Restored) -> Settings:
+def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
     """Returns what the flags ask for. Raises UserError for what the model has not."""
     bound, plain = model.bound, _flags()
     is_vdm = isinstance(bound, VDM)

@@ -30,7 +30,7 @@ from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import loss
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation.estimate import estimate
-from vdm_jax.evaluation.likelihood import Row, Settings
+from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
 from vdm_jax.train.logging import read_metrics
@@ -106,7 +106,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
             _histogram_row(binary) | {"name": "Bernoulli histogram"},
             *(at.row("bits", name) for name in RUNS["bits"]),
         ],
-        "flow": _flow(at),
+        "flow": trainings.likelihoods(at.train("rung", LAST)[0]),  # of the same VDM
         "forward": closed_forms.forgetting(),
         "priors": closed_forms.prior_nats_per_dim(grey.test, grey.levels),
         "reverse": closed_forms.reverse_step(),
@@ -174,12 +174,12 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
     fixed, about = at.train("variance", f"posterior, T = {steps}")
     learned, learned_about = at.train("variance", f"learned, T = {steps}")
     row, base = _bound(fixed)
-    rows = [row | about | {"kind": "posterior", "gain": None}]
-    row, bits = _bound(fixed, reverse_var="transition")
-    rows.append(row | about | {"kind": "transition", "gain": difference(base, bits)})
-    row, bits = _bound(learned)
-    rows.append(row | learned_about | {"kind": "learned", "gain": difference(base, bits)})
-    return [row | {"num_steps": steps} for row in rows]
+    rows = [row | about | {"num_steps": steps, "kind": "posterior", "gain": None}]
+    for kind, model, of in (("transition", fixed, about), ("learned", learned, learned_about)):
+        row, bits = _bound(model, reverse_var=kind)
+        gain = difference(base, bits)
+        rows.append(row | of | {"num_steps": steps, "kind": kind, "gain": gain})
+    return rows
 
 
 def _objective(at: _Ladder, name: str) -> Row:
@@ -188,13 +188,6 @@ def _objective(at: _Ladder, name: str) -> Row:
     lines = read_metrics(at.folder("objective", name) / "metrics.jsonl")
     curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
     return row | {"curve": curve}
-
-
-def _flow(at: _Ladder) -> list[Row]:
-    """Returns the ODE's likelihood of the last rung's VDM beside its bound, same images."""
-    model, _ = at.train("rung", LAST)
-    asked = Settings(2 * trainings.REPEATS, ode_images=64, solver=trainings.SOLVER)
-    return trainings.likelihoods(model, asked)
 
 
 def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
@@ -224,14 +217,18 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _histogram_row(images: ImageData) -> Row:
-    of = estimate(histogram(images.train, images.test, images.levels)[None])
-    return {"bpd": of.mean, "standard_error": of.standard_error}
+    return _of_images(histogram(images.train, images.test, images.levels))
+
+
+def _of_images(values: np.ndarray, name: str = "bpd") -> dict[str, float]:
+    """Returns the mean of one number an image, and its standard error."""
+    of = estimate(values[None])
+    return {name: of.mean, "standard_error": of.standard_error}
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
-    of = estimate((before.mean(axis=0) - after.mean(axis=0))[None])
-    return {"mean": of.mean, "standard_error": of.standard_error}
+    return _of_images(before.mean(axis=0) - after.mean(axis=0), "mean")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from vdm_jax import loss
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
 
-__all__ = ["TABLES", "write"]
-
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -43,8 +41,7 @@ def _restrictions(found: Found) -> str:
     rows = []
     for row in found["restrictions"]:
         terms = "---" if "VDM" in row["name"] else _terms(row)  # it groups them otherwise
-        parameters, _, minutes = _costs(row)
-        rows.append((row["name"], estimate(row), *terms, parameters, minutes))
+        rows.append((row["name"], estimate(row), *terms, *_costs(row)[::2]))
     head = ("restriction", "test bits per dim", "reconstruction", "last level", "between")
     return table((*head, "parameters", "minutes"), rows)
 
@@ -66,8 +63,7 @@ def _reverse(found: Found) -> str:
 
 
 def _vdm(found: Found) -> str:
-    rows = [(r["name"], estimate(r), *_terms(r)) for r in found["rungs"] if "VDM" in r["name"]]
-    return table(("model", "test bits per dim", *TERMS), rows)
+    return _with_terms([row for row in found["rungs"] if "VDM" in row["name"]], "test bits per dim")
 
 
 def _variances(found: Found) -> str:
@@ -86,8 +82,7 @@ def _objectives(found: Found) -> str:
 
 
 def _densities(found: Found) -> str:
-    rows = [(row["name"], estimate(row), *_terms(row)) for row in found["densities"]]
-    return table(("model", "nats per dim of a density", *TERMS), rows)
+    return _with_terms(found["densities"], "nats per dim of a density")
 
 
 def _bits(found: Found) -> str:
@@ -125,6 +120,11 @@ def _gain(row: Row) -> str:
     return "" if row["gain"] is None else _pair(row["gain"], "mean", "+")
 
 
+def _with_terms(rows: list[Row], unit: str) -> str:
+    cells = [(row["name"], estimate(row), *_terms(row)) for row in rows]
+    return table(("model", unit, *TERMS), cells)
+
+
 def _terms(row: Row) -> list[str]:
     return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
 
@@ -138,7 +138,7 @@ def _costs(row: Row) -> tuple[str, ...]:
 def _plot_rungs(path: Path, found: Found) -> None:
     rows = found["rungs"]
     at, bpd = range(len(rows)), [row["bpd"] for row in rows]
-    with tables.figure(path, (8, 4)) as (axes,):
+    with tables.figure(path, "Rungs of the ladder, on test digits", (8, 4.3)) as (axes,):
         axes.errorbar(at, bpd, [row["standard_error"] for row in rows], fmt="o", capsize=4)
         axes.axhline(found["histogram"]["bpd"], color="black", linestyle=":", label="no latents")
         axes.set_xticks(at, [row["name"] for row in rows], rotation=25, ha="right")
@@ -146,19 +146,20 @@ def _plot_rungs(path: Path, found: Found) -> None:
 
 
 def _plot_objectives(path: Path, rows: list[Row]) -> None:
-    with tables.figure(path, (7, 4)) as (axes,):
+    title = "Test bound during training, by what the network predicts"
+    with tables.figure(path, title, (7, 4)) as (axes,):
         for row in rows:
             steps, bpd = zip(*row["curve"], strict=True)
             axes.plot(steps, bpd, "o-", markersize=3, label=PREDICTIONS[row["name"]])
         low = min(bpd for row in rows for _, bpd in row["curve"])
         axes.set_ylim(low - 0.1, low + 3.0)
-        axes.set(title="by what the network predicts", ylabel="test bits per dim")
-        axes.set_xlabel("step (values more than 3 above the best are cut off)")
+        xlabel = "step (values more than 3 above the best are cut off)"
+        axes.set(xlabel=xlabel, ylabel="test bits per dim")
 
 
 def _plot_reverse(path: Path, rows: list[Row]) -> None:
     steps, kl = np.array([(row["step"], row["kl"]) for row in rows]).T
-    with tables.figure(path, (6, 4)) as (axes,):
+    with tables.figure(path, "How far a reverse step is from a Gaussian", (6, 4)) as (axes,):
         axes.loglog(steps, kl, "o-", label="mean over z_t")
         axes.loglog(steps, kl[-1] * (steps / steps[-1]) ** 3, ":", label="the cube of the step")
         axes.set(xlabel="step in gamma", ylabel="KL to the best Gaussian, nats")

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments import tables
 from experiments.tables import estimate
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
-
-__all__ = ["PAPER_SWEEP", "TABLES", "write"]
 
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -89,15 +86,12 @@ def _plot_sweep(path: Path, rows: list[Row]) -> None:
         {"trained": trained, "num_steps": steps, "bpd": bpd, "standard_error": 0.0}
         for (trained, steps), bpd in PAPER_SWEEP.items()
     ]
-    drawn = Figure(figsize=(9, 4), layout="constrained")
     both = {"digits, here": rows, "CIFAR-10, paper": paper}
-    for axes, (title, some) in zip(drawn.subplots(1, 2), both.items(), strict=True):
-        _plot_bounds(axes, some)
-        axes.set(title=title, xscale="log", ylabel="bits per dim")
-        axes.set(xlabel="number of steps T of the evaluation")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    drawn.savefig(path, dpi=110)
+    with tables.figure(path, "Bound by the number of steps T", (9, 4.3), (1, 2)) as both_axes:
+        for axes, (title, some) in zip(both_axes, both.items(), strict=True):
+            _plot_bounds(axes, some)
+            axes.set(title=title, xscale="log", ylabel="bits per dim")
+            axes.set_xlabel("number of steps T of the evaluation")
 
 
 def _plot_bounds(axes: Axes, rows: list[Row]) -> None:
@@ -115,7 +109,7 @@ def _plot_bounds(axes: Axes, rows: list[Row]) -> None:
 
 
 def _plot_forms(path: Path, rows: list[Row]) -> None:
-    with tables.figure(path) as (axes,):
+    with tables.figure(path, "Two forms of one bound: variance of a draw") as (axes,):
         for form, label in FORMS.items():
             variances = [row[form]["variance"] for row in rows]
             axes.loglog([row["num_steps"] for row in rows], variances, "o-", label=label)
@@ -123,7 +117,8 @@ def _plot_forms(path: Path, rows: list[Row]) -> None:
 
 
 def _plot_schedules(path: Path, rows: list[Row]) -> None:
-    with tables.figure(path, (7, 6), rows=2) as (above, below):
+    title = "Four schedules with the same end points, and what each t costs"
+    with tables.figure(path, title, (7, 6), (2, 1)) as (above, below):
         for row in rows:
             profile = row["profile"]
             above.plot(profile["t"], profile["gamma"], label=row["schedule"])

@@ -11,6 +11,7 @@ DIR/results.json. --scale shortens or lengthens every training, for a copy of th
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from experiments import paper_report, trainings
 from experiments.configs import digits
 from vdm_jax import bounds, loss, pixels, schedule
 from vdm_jax.evaluation import likelihood
-from vdm_jax.evaluation.likelihood import Row, Settings
+from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
 from vdm_jax.train.model import Batch, Model, Params
@@ -30,6 +31,7 @@ from vdm_jax.vdm import VDM
 
 SWEEP = (10, 100, 250, 500, 1000, 10000, None)  # numbers of steps T that a model is evaluated with
 FORMS = (4, 16, 64, 256, 1024)  # T of the two forms of the bound
+NETWORKS = ("eps", "eps, Fourier features", "x", "v")  # what the network predicts, and its input
 ENDS = (-13.3, 5.0)  # the paper's end points of gamma, for the table of variances
 
 # What differs from configs/digits.py.
@@ -42,12 +44,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "model.gamma": "monotone", "model.gamma_objective": "variance",
         "model.learn_end_points": False, "model.gamma_min": ENDS[0], "model.gamma_max": ENDS[1],
     },
-    "eps": {"train.steps": 3_000, "model.head": "eps"},
+    **{head: {"train.steps": 3_000, "model.head": head} for head in ("eps", "x", "v")},
     "eps, Fourier features": {
         "train.steps": 3_000, "model.head": "eps", "model.fourier_features": True,
     },
-    "x": {"train.steps": 3_000, "model.head": "x"},
-    "v": {"train.steps": 3_000, "model.head": "v"},
 }  # fmt: skip
 
 
@@ -65,7 +65,8 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     print("\n== measuring", flush=True)
     found = {
         "scale": scale, "minutes": minutes, "sweep": _sweep(models),
-        "variance": _variance(models["learned"]), "networks": _networks(models),
+        "variance": _variance(models["learned"]),
+        "networks": [trainings.bound(models[name])[0] | {"network": name} for name in NETWORKS],
         "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
     }  # fmt: skip
     (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -102,19 +103,13 @@ def _variance(trained: Subject) -> list[Row]:
     return rows
 
 
-def _networks(models: dict[str, Subject]) -> list[Row]:
-    """Returns the bound in continuous time by what the network predicts, and Fourier features."""
-    names = ("eps", "eps, Fourier features", "x", "v")
-    return [trainings.bound(models[name])[0] | {"network": name} for name in names]
-
-
 def _forms(trained: Subject) -> list[Row]:
     """Returns mean and variance of a draw of Luo's two forms of one bound, for several T."""
     rows = []
     for num_steps in FORMS:
         row: Row = {"num_steps": num_steps}
         for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
-            nats = _nats(trained.at(num_steps).model, function)
+            nats = partial(_nats, trained.at(num_steps).model, function)
             bits, _ = likelihood.per_image(nats, trained, jax.random.key(0), 32)
             error = bits.std(ddof=1) / np.sqrt(bits.size)
             row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
@@ -122,23 +117,20 @@ def _forms(trained: Subject) -> list[Row]:
     return rows
 
 
-def _nats(model: Model, function: Callable[..., loss.ElboTerms]) -> Callable:
-    """Returns (params, batch, key) -> (a draw of the bound [batch] in nats, 0)."""
-
-    def nats(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
-        vdm = model.bind(params, batch["conditioning"])
-        return function(vdm, key, batch["images"]).total, jnp.zeros(())
-
-    return nats
+def _nats(
+    model: Model, form: Callable[..., loss.ElboTerms], params: Params, batch: Batch, key: Key
+) -> tuple[jax.Array, jax.Array]:
+    """Returns a draw of one form of the bound [batch] in nats, and 0."""
+    vdm = model.bind(params, batch["conditioning"])
+    return form(vdm, key, batch["images"]).total, jnp.zeros(())
 
 
 def _likelihoods(trained: Subject) -> list[Row]:
     """Returns bound, importance-weighted bound and ODE on the same images."""
-    asked = Settings(
-        2 * trainings.REPEATS, (None, 20), chains=32, chain_steps=20, ode_images=64,
-        dequantizations=pixels.DEQUANTIZATIONS, solver=trainings.SOLVER,
+    return trainings.likelihoods(
+        trained, num_steps=(None, 20), chains=32, chain_steps=20,
+        dequantizations=pixels.DEQUANTIZATIONS,
     )  # fmt: skip
-    return trainings.likelihoods(trained, asked)
 
 
 if __name__ == "__main__":

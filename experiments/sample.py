@@ -28,7 +28,6 @@ from vdm_jax.evaluation import report, sample_quality
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build, cli, distributed, restore
-from vdm_jax.run.restore import Restored
 from vdm_jax.train import memory, plots
 from vdm_jax.train.progress import Bar
 
@@ -68,27 +67,25 @@ def sample(argv: list[str]) -> dict[str, Any]:
         raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
     mesh = build.make_mesh()
-    workdir = Path(options["workdir"])
-    model = restore.from_options(workdir, options, mesh)
-    subject = model.on(mesh, options["batch_size"])
-    _check(model, subject, options)
-    parent = build.make_workdir(workdir / "sampling")
-    found: dict[str, Any] = {"model": {"name": model.name, "step": model.step}}
+    subject = restore.from_options(options, mesh)
+    _check(subject, options)
+    parent = build.make_workdir(Path(options["workdir"]) / "sampling")
+    found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
             say = lambda row: print(*report.of_quality(row), sep=", ", flush=True)  # noqa: E731
             found["quality"] = sample_quality.quality(subject, _rules(), say=say)
         else:
-            images, path = _draw(model, subject, rule, options, found)
-    found["data"] = build.describe(model.images)
+            images, path = _draw(subject, rule, options, found)
+    found["data"] = build.describe(subject.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
         with cli.writing(parent):
-            folder = report.new_folder(parent, model.step)
+            folder = report.new_folder(parent, subject.step)
             if options["quality"]:
                 _write_quality(folder, found)
             else:
-                _write(folder, found, images, path, model.images.levels)
+                _write(folder, found, images, path, subject.images.levels)
     return found
 
 
@@ -116,11 +113,11 @@ def _rules() -> list[Rule]:
     return [*fast, *(Rule("ancestral", steps, "time") for steps in (25, 250, 1000))]
 
 
-def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> None:
+def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     """Raises UserError, before anything is drawn, for what would fail after it."""
-    _ = model.vdm  # refuses other kinds
+    _ = subject.vdm  # refuses other kinds
     build.check_batch_size(subject.batch_size, subject.mesh)
-    data, label = model.images, options["class"]
+    data, label = subject.images, options["class"]
     if label is not None and not label < data.num_classes:
         known = f"the classes are 0 to {data.num_classes - 1}"
         raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
@@ -132,14 +129,16 @@ def _check(model: Restored, subject: Subject, options: Mapping[str, Any]) -> Non
 
 
 def _draw(
-    model: Restored, subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
+    subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the samples and their path; `found` gets how, how long it took, and distances."""
     given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
     n, once = options["n"], rule.network_calls // rule.num_steps
     batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
-    print(f"{model.name}, step {model.step}: {n} samples by {how} of the network each", flush=True)
+    print(
+        f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
+    )
     began = time.monotonic()
     with Bar("network calls", batches * rule.network_calls) as bar:
         drawer = sample_quality.Drawer(subject, rule)
@@ -148,7 +147,7 @@ def _draw(
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
     asked = options["distances"]
-    found["distances"] = sample_quality.distances(model.images, images) if asked else []
+    found["distances"] = sample_quality.distances(subject.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
     return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
 

@@ -17,8 +17,6 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
 
-__all__ = ["by_name", "check", "estimate", "figure", "replace"]
-
 
 def check(page: Path, names: Iterable[str]) -> None:
     """Raises UserError unless the page is there and has one place for each table."""
@@ -60,12 +58,13 @@ def estimate(row: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def figure(
-    path: Path, size: tuple[float, float] = (6.5, 4.0), rows: int = 1
+    path: Path, title: str, size: tuple[float, float] = (6.5, 4.0), shape: tuple[int, int] = (1, 1)
 ) -> Iterator[list[Axes]]:
-    """Gives the axes of a figure, one above the other, and saves it with grids and legends."""
+    """Gives the axes of a figure of rows and columns; saves it with title, grids and a legend."""
     drawn = Figure(figsize=size, layout="constrained")
-    axes = list(drawn.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    axes = list(drawn.subplots(*shape, sharex="col", squeeze=False).flat)
     yield axes
+    drawn.suptitle(title)
     axes[0].legend()
     for one in axes:
         one.grid(alpha=0.3)

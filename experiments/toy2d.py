@@ -25,8 +25,8 @@ from absl import flags
 from experiments import toy_figure
 from experiments.toy_models import STEPS, Fitted, train_cnf, train_vdm
 from vdm_jax.data import points
+from vdm_jax.errors import UserError
 from vdm_jax.run import build, cli
-from vdm_jax.run.cli import UserError
 
 TRAIN, TEST = 100_000, 2_000
 TEST_SEED = 2**32  # of no run's training points
@@ -65,8 +65,8 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], Path]:
     number("steps", f"training steps; default {STEPS['vdm']} of vdm, {STEPS['cnf']} of cnf")
     number("seed", "settles the training points and all else", 0, 0, TEST_SEED - 1)
     cli.parse_flags(values, argv, __doc__)
-    steps = STEPS[values.model] if values.steps is None else values.steps
-    settings = {"data": values.data, "model": values.model, "steps": steps, "seed": values.seed}
+    settings = {name: values[name].value for name in ("data", "model", "steps", "seed")}
+    settings["steps"] = settings["steps"] or STEPS[values.model]
     return settings, build.make_workdir(Path(values.workdir))
 
 
@@ -91,17 +91,13 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     if not np.isfinite(ode).all():
         raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
     found = {"test_points": TEST, "entropy": points.entropy(name), "truth": _mean(truth)}
-    found |= {"ode": _row(ode, truth), "bound": None}
+    found |= {"ode": _mean(ode) | {"excess": _mean(ode - truth)}, "bound": None}
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]
-        found["bound"] = _row(np.mean(draws, axis=0), truth)
+        nats = np.mean(draws, axis=0)
+        found["bound"] = _mean(nats) | {"excess": _mean(nats - truth)}
     return found
-
-
-def _row(nats: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Returns the mean, and that of the excess over the data's own, point by point."""
-    return _mean(nats) | {"excess": _mean(nats - truth)}
 
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
@@ -113,12 +109,11 @@ def _print(found: dict[str, Any]) -> None:
     took = f"{found['steps']} steps in {found['training_seconds']:.0f} s"
     of = f"{found['test_points']} test points; entropy of the data {found['entropy']:.4f}"
     print(f"\n{found['data']}, {found['model']}: {took}. Nats per point, {of}.")
-    for key, name in NAMES.items():
-        if row := found[key]:
-            text = f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}"
-            if over := row.get("excess"):
-                text += f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's"
-            print(text)
+    for name, row in ((name, found[key]) for key, name in NAMES.items() if found[key]):
+        text = f"{name:23} {row['nats']:8.4f} ± {row['standard_error']:.4f}"
+        if over := row.get("excess"):
+            text += f"   {over['nats']:+.4f} ± {over['standard_error']:.4f} from the data's"
+        print(text)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from experiments.toy_models import Fitted
 from vdm_jax.data import points
 
-__all__ = ["draw"]
-
 SHOWN = 3000  # points of a panel
 REACH = 1.25  # the panels show [-REACH, REACH]^2
 GRID = 80  # cells of the density, to a side; the checkerboard's edges are edges of them

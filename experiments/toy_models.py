@@ -21,8 +21,6 @@ from vdm_jax.train.model import NATS, Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["STEPS", "Fitted", "bound", "train_cnf", "train_vdm"]
-
 STEPS = {"vdm": 2500, "cnf": 400}
 CHUNK = 50  # steps of one compiled call
 PIECES = 60  # of a trajectory

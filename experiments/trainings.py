@@ -22,8 +22,6 @@ from vdm_jax.ode import Solver
 from vdm_jax.run import build, cli, restore, training
 from vdm_jax.run.cli import UserError
 
-__all__ = ["REPEATS", "SOLVER", "bound", "likelihoods", "make_config", "parse", "train"]
-
 REPEATS = 32  # draws of each image
 SOLVER = Solver("hutchinson", rtol=1e-3, atol=1e-3)  # of the ODE's likelihood
 
@@ -75,7 +73,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
                 files.write_whole(note, json.dumps(done) + "\n")
-    return restore.from_workdir(folder, None, {}, mesh).on(mesh), float(done["minutes"])
+    return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
 
 
 def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row, Draws, Subject]:
@@ -87,8 +85,9 @@ def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row,
     return likelihood.of_draws(draws, subject.bound), draws, subject
 
 
-def likelihoods(subject: Subject, asked: Settings) -> list[Row]:
-    """Returns the rows of an evaluation on the first 64 test images."""
+def likelihoods(subject: Subject, **more: Any) -> list[Row]:
+    """Returns the rows of bound, ODE and what `more` asks for, on the first 64 test images."""
+    asked = Settings(2 * REPEATS, ode_images=64, solver=SOLVER)._replace(**more)
     first = subject._replace(batch_size=64).first(64)
     found = likelihood.measure(first, asked, lambda row: print(line(row), flush=True))
     if found["failed"]:

@@ -25,16 +25,12 @@ from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
 if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
-__all__ = [
-    "chain", "chains", "consistency", "consistency_term", "importance_weighted", "prior_matching",
-]  # fmt: skip
-
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     """Returns -log of the mean of K weights, given their logarithms along `axis`, in nats.
 
-    -(logsumexp(log_weights) - log K) (Burda et al. 2016, eq. 8). Of K independent `chain`s its
-    expectation is above -log p(x), never increases with K and tends to it; K = 1 is the bound.
+    Of K independent `chain`s its expectation is above -log p(x), never increases with K and tends
+    to it (Burda et al. 2016, eq. 8); K = 1 is the bound.
     """
     log_weights = jnp.asarray(log_weights)
     if not -log_weights.ndim <= axis < log_weights.ndim or not log_weights.shape[axis]:
@@ -52,8 +48,7 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
     calls of the network. Minus its expectation is the bound of T steps, that of `loss.elbo` (VDM
     eq. 11 to 14); the expectation of its exponential is p(x) of the chain. That has no finite
     variance if a step's p(z_s|z_t) is more than twice as wide, in variance, as q(z_s|z_t, x): with
-    "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few. Raises ValueError for a
-    num_steps below 1 or None.
+    "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few.
     """
     num_steps = _num_steps(vdm)
     x = loss.to_data(images, vdm.levels)
@@ -106,8 +101,7 @@ def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms
 
     The same number as `vdm.elbo` in expectation, at the same cost. Its variance is the same for a
     few steps, but grows with T, where that of `vdm.elbo` has a limit: for study, not for training.
-    The terms: reconstruction as in `loss.elbo`, `prior_matching`, and `consistency_term` at a
-    random step for diffusion; each unbiased, [batch] nats.
+    Its prior term is `prior_matching`, its diffusion term `consistency_term` at a random step.
     """
     num_steps = _num_steps(vdm)
     x = loss.to_data(images, vdm.levels)
@@ -136,10 +130,9 @@ def consistency_term(
     """Returns T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into.
 
     It is [batch], in nats. Its expectation over t ~ U[0, 1] is the sum over i = 0, ..., T - 1 (Luo
-    eq. 44, third term). The two outer latents are drawn jointly, z_{i-1} by `eps_s` and z_{i+1}
-    from it by `eps_u`, standard normal; z_i is integrated out over the bridge q(z_i|z_{i-1},
-    z_{i+1}), which is Gaussian. For i = 0, z_{-1} is the data: q(z_0|x), and z_1 made of `eps_u`
-    alone. The network sees z_{i+1}. x, eps_s and eps_u are [batch, *event], t is [batch].
+    eq. 44, third term). The outer latents are made of noise [batch, *event], z_{i-1} of `eps_s` and
+    z_{i+1} from it by `eps_u`; z_i is integrated out over the bridge q(z_i|z_{i-1}, z_{i+1}), which
+    is Gaussian. For i = 0, z_{-1} is the data, and z_1 made of `eps_u` alone.
 
     Luo's eq. 45 instead writes E KL(q(z_i|z_{i-1}) || p(z_i|z_{i+1})). Read literally, it ignores
     that z_{i+1} says something of z_i and exceeds eq. 44, by about one nat per dimension and step.

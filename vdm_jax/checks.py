@@ -13,10 +13,6 @@ from jax.typing import ArrayLike
 
 from vdm_jax.types import Tensor
 
-__all__ = [
-    "as_float", "choice", "count", "known", "order", "per_example", "same_shape", "shape", "times",
-]  # fmt: skip
-
 
 def known(value: ArrayLike) -> np.ndarray | None:
     """Returns the value as a NumPy array, or None inside jit, vmap or grad."""

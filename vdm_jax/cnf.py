@@ -30,11 +30,6 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.ode import DEFAULT, Solver, Steps
 from vdm_jax.types import Key, PerExample, Tensor
 
-__all__ = [
-    "Field", "LogProb", "Sample", "as_batch", "exact_trace", "hutchinson", "log_prob", "sample",
-    "standard_normal",
-]  # fmt: skip
-
 Field = Callable[[Tensor, Tensor], Tensor]
 """(t, z) -> dz/dt: a scalar and [batch, *event], to the same shape as z."""
 
@@ -72,18 +67,12 @@ def log_prob(
 ) -> LogProb:
     """Returns log p(x) for each of a batch, x = z(start) being carried to z(end).
 
-    The error of a step is controlled in z and in the log-density per dimension (`Solver`).
-    Differentiable by reverse mode, in x and the times as in what `field` closes over. Where the
-    solver gave up (max_steps, or a field that is not finite) log_prob and z are NaN for the whole
-    batch; an example not finite from the start is NaN by itself. Raises ValueError for a setting
-    out of range, "hutchinson" without a key, or a field or a base that returns another shape.
-
-    Args:
-      x: points at `start`, [batch, *event]; its dtype is that of the computation.
-      field: (t, z) -> dz/dt.
-      start, end: scalars, the times of x and of the base, in either order.
-      base: z(end) [batch, *event] -> its log-density [batch], in nats.
-      key: gives the probes of the trace "hutchinson", independent for each example.
+    x is [batch, *event], of the dtype of the computation; start and end are scalars in either
+    order; `base` gives the log-density [batch] of z(end); `key` the probes of "hutchinson",
+    independent for each example. The error of a step is controlled in z and in the log-density per
+    dimension (`Solver`). Differentiable by reverse mode, in x and the times as in what `field`
+    closes over. Where the solver gave up (max_steps, or a field that is not finite) log_prob and z
+    are NaN for the whole batch; an example not finite from the start is NaN by itself.
     """
     x = as_batch(x, "x")
     _check(x, start, end, solver)
@@ -108,10 +97,7 @@ def log_prob(
 def sample(
     z: Tensor, field: Field, start: ArrayLike, end: ArrayLike, solver: Solver = DEFAULT
 ) -> Sample:
-    """Returns the flow back, from z = z(end) to z(start): of a draw of the base it makes a sample.
-
-    Arguments (start is where x is), errors and NaNs are those of `log_prob`.
-    """
+    """Returns the flow back, from z = z(end) to z(start); the rest is as for `log_prob`."""
     z = as_batch(z, "z")
     _check(z, start, end, solver)
 

@@ -9,8 +9,6 @@ from jaxtyping import Array, Int
 
 from vdm_jax.types import Key, Tensor
 
-__all__ = ["Bernoulli", "Gaussian", "excess"]
-
 
 class Gaussian(NamedTuple):
     """N(mean, var I): independent normal variables, one per element.
@@ -39,9 +37,8 @@ class Gaussian(NamedTuple):
     def kl(self, p: "Gaussian") -> Tensor:
         """Returns the elementwise KL(self || p), in nats.
 
-        KL = ((var_q/var_p - 1 - log(var_q/var_p)) + (mean_q - mean_p)^2/var_p) / 2. The first
-        bracket is a difference of nearly equal numbers when the variances are nearly equal, so
-        `excess` computes it from the relative difference.
+        KL = ((var_q/var_p - 1 - log(var_q/var_p)) + (mean_q - mean_p)^2/var_p) / 2, of which
+        `excess` keeps the digits where the variances are nearly equal.
         """
         relative = (self.var - p.var) / p.var
         return 0.5 * (excess(relative, self.var / p.var) + jnp.square(self.mean - p.mean) / p.var)

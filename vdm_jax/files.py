@@ -15,8 +15,6 @@ from typing import BinaryIO
 from vdm_jax.errors import UserError, reaching, reason
 from vdm_jax.signals import ENDING, deferred, handlers
 
-__all__ = ["check_free", "durable", "full", "number", "sync", "write_whole", "writing"]
-
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,8 +49,8 @@ def write_whole(path: Path, text: str) -> None:
 def writing(out: Path) -> Iterator[Path]:
     """Yields a path beside `out` to write a file or folder to; it becomes `out` at the end.
 
-    A block that fails, or that Ctrl-C or SIGTERM ends, leaves nothing. Raises UserError where `out`
-    is there already, or by then, or can't be written.
+    A block that fails, or that Ctrl-C or one of `signals.ENDING` ends, leaves nothing. Raises
+    UserError where `out` is there already, or by then, or can't be written.
     """
     check_free(out)
     partial = out.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}")

@@ -7,13 +7,9 @@ the variance-preserving process and in the coordinate gamma = -log SNR,
 
 No schedule appears: between its end points gamma_0 and gamma_1 any gamma(t) gives the same flow.
 With z_1 ~ N(0, I) it is a continuous normalising flow (`vdm_jax.cnf`) whose field, the drift, was
-never trained by likelihood. Its density is
-
-    log p(z_0) = log N(z_1; 0, I) + int_{gamma_0}^{gamma_1} tr(d drift / dz) dgamma.
-
-It is the density of the latent z_0, in nats; `dequantized_nats` makes of it a bound on the
-probability of an image. A denoiser must treat each example of its batch on its own. Needs diffrax,
-and is therefore not imported by `vdm_jax` itself.
+never trained by likelihood. Its density is that of the latent z_0, in nats; `dequantized_nats`
+makes of it a bound on the probability of an image. Needs diffrax, and is therefore not imported by
+`vdm_jax` itself.
 """
 
 import math
@@ -36,8 +32,6 @@ from vdm_jax.types import Images, Key, PerExample, Tensor
 if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
-__all__ = ["DequantizedNats", "data_log_prob", "dequantized_nats", "drift", "log_prob", "sample"]
-
 
 class DequantizedNats(NamedTuple):
     """A bound on -log P(image), [batch], and the calls of the denoiser over all the draws."""
@@ -47,10 +41,7 @@ class DequantizedNats(NamedTuple):
 
 
 def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
-    """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), the probability flow.
-
-    z is [batch, *event], as is the drift, and gamma a scalar or [batch] (Song et al. 2021).
-    """
+    """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), at a gamma scalar or [batch]."""
     per_example = jnp.broadcast_to(jnp.asarray(gamma, z.dtype), z.shape[:1])
     prediction, _ = split(vdm.denoise(z, per_example), vdm.reverse_var)
     v = to_v(prediction, z, per_example, vdm.kind)
@@ -59,21 +50,14 @@ def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
 
 
 def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
-    """Returns log p(z_0) of the flow with N(0, I) at gamma_1, for each of a batch of latents.
-
-    z_0 is [batch, *event]; of the schedule the end points are used, gamma(0) < gamma(1). `key`,
-    derivatives, NaNs and errors are as for `cnf.log_prob`; z of the result is z_1.
-    """
+    """Returns log p(z_0) of the flow with N(0, I) at gamma_1, by `cnf.log_prob`; its z is z_1."""
     z_0, ends = _checked(vdm, z_0)
     field = lambda gamma, z: drift(vdm, z, gamma)  # noqa: E731
     return cnf.log_prob(z_0, field, *ends, solver=solver, key=key)
 
 
 def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
-    """Returns the flow from z_1 back to z_0: of z_1 ~ N(0, I) it makes a sample.
-
-    Errors and NaNs are those of `log_prob`; `vdm_jax.sampler.to_images` makes pixels of z_0.
-    """
+    """Returns the flow from z_1 ~ N(0, I) back to z_0 (`sampling.to_images` makes it pixels)."""
     z_1, ends = _checked(vdm, z_1)
     return cnf.sample(z_1, lambda gamma, z: drift(vdm, z, gamma), *ends, solver)
 

@@ -20,14 +20,8 @@ from vdm_jax import checks, pixels, timestep
 from vdm_jax.distributions import Gaussian, excess
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
-from vdm_jax.timestep import NoiseLevel, noise_level
+from vdm_jax.timestep import noise_level
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
-
-__all__ = [
-    "ElboTerms", "NoiseLevel", "bits_per_dim", "diffusion", "diffusion_at", "draw", "elbo",
-    "expected_reconstruction", "nats_per_dim", "noise", "noise_level", "prior",
-    "reconstruction", "sum_event", "terms", "to_data",
-]  # fmt: skip
 
 
 class ElboTerms(NamedTuple):
@@ -118,14 +112,8 @@ def diffusion(
     1/2 sum (r - 1 - log r) + r/2 (SNR(s) / SNR(t) - 1) ||eps - eps_hat||^2. In continuous time r
     is 1 and the first sum, of second order in the step, nothing: no variance makes a difference.
 
-    Args:
-      x, eps: data in [-1, 1] and standard-normal noise, [batch, *event].
-      t: times in [0, 1], [batch].
-      denoise: (z_t, gamma_t) -> prediction of the `kind` "eps", "x", "v" or "score".
-      gamma: t -> gamma(t), both [batch]; differentiated by `jax.jvp`.
-      num_steps: T, or None for continuous time.
-      reverse_var: the variance of p(z_s|z_t): "posterior" (the paper's), "transition", or "learned"
-        by a `denoise` that returns (prediction, share), elementwise shares in [0, 1].
+    x and eps are data in [-1, 1] and standard-normal noise, [batch, *event], t times in [0, 1],
+    [batch]; denoise, gamma, kind and reverse_var are those of `vdm_jax.VDM`.
     """
     checks.times(t)
     x, eps, t = jnp.asarray(x), jnp.asarray(eps), checks.as_float(t)
@@ -150,10 +138,9 @@ def diffusion_at(
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
 ) -> PerExample:
-    """Returns weight / 2 ||eps - eps_hat||^2, [batch] nats: `diffusion` at a known noise level.
+    """Returns weight / 2 ||eps - eps_hat||^2, [batch] nats, at gamma_t and with weight, [batch].
 
-    `gamma_t` and `weight` are [batch]; `reverse_var` only says what `denoise` returns: in discrete
-    time this is the loss of the posterior's variance.
+    `reverse_var` only says what `denoise` returns: the loss is that of the posterior's variance.
     """
     square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
     return 0.5 * weight * sum_event(square)

@@ -16,8 +16,6 @@ from vdm_jax import checks
 from vdm_jax.process import expand
 from vdm_jax.types import Tensor
 
-__all__ = ["ADJOINTS", "DEFAULT", "PROBES", "TRACES", "Solver", "Steps", "finest", "solve"]
-
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
 
@@ -103,11 +101,10 @@ def solve(
     """Returns the solution of d state / dt = field(t, state) at `end`, and its cost.
 
     Differentiable by reverse mode, in all that the field closes over (`Solver.adjoint`). The state
-    is arrays [batch, ...], the field gives their derivatives, start and end are scalars in either
-    order, and the caller has checked the solver. The state is NaN for the whole batch after
-    max_steps steps, or where the field isn't finite however short the step; where the first array
-    isn't finite at the start it is NaN for that example alone. Where "backsolve" gives up on its
-    way back it raises diffrax's error when the gradient is computed.
+    is arrays [batch, ...], and the caller has checked the solver. The state is NaN for the whole
+    batch after max_steps steps, or where the field isn't finite however short the step; where the
+    first array isn't finite at the start it is NaN for that example alone. Where "backsolve" gives
+    up on its way back, the gradient raises diffrax's error.
     """
     z = state[0]
     start, end = jnp.asarray(start, z.dtype), jnp.asarray(end, z.dtype)

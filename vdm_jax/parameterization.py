@@ -27,8 +27,6 @@ from vdm_jax.schedule import alpha as alpha_of
 from vdm_jax.schedule import sigma as sigma_of
 from vdm_jax.types import Kind, ReverseVar, Tensor
 
-__all__ = ["KINDS", "REVERSE_VARS", "split", "to_eps", "to_score", "to_v", "to_x"]
-
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REVERSE_VARS: tuple[ReverseVar, ...] = get_args(ReverseVar)
 

@@ -15,11 +15,6 @@ from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
-__all__ = [
-    "DEQUANTIZATIONS", "Dequantization", "decode", "decode_log_probs", "dequantize", "encode",
-    "expected_log_prob", "level_values", "log_prob",
-]  # fmt: skip
-
 Dequantization = Literal["uniform", "truncated_normal"]
 MOST_LEVELS = 2**16
 DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
@@ -166,9 +161,8 @@ def dequantize(
 ) -> tuple[Tensor, PerExample]:
     """Returns a latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
 
-    The bin is |z_0 / alpha_0 - x| < 1 / levels in each element, x = `encode`(image). If a model
-    with density p(z_0) gives an image the probability of its bin, then by Jensen's inequality
-    -log P(image) <= E_q[log q(z_0|image) - log p(z_0)] (Theis et al. 2016).
+    The bin is |z_0 / alpha_0 - x| < 1 / levels in each element, x = `encode`(image). By Jensen's
+    inequality -log P(bin) <= E_q[log q(z_0|image) - log p(z_0)] (Theis et al. 2016).
 
     * "uniform": z_0 = alpha_0 (x + u), u uniform within the bin;
     * "truncated_normal": z_0 = alpha_0 x + sigma_0 eps, eps standard normal within +-tau,

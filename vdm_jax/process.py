@@ -7,17 +7,13 @@ appendix A of the VDM paper; section "Variational Diffusion Models" of Luo 2022.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import checks
 from vdm_jax.distributions import Gaussian
 from vdm_jax.schedule import alpha, alpha_bar, step_alpha, step_beta, variance
 from vdm_jax.types import Key, Tensor
-
-__all__ = [
-    "expand", "marginal", "marginal_of_gaussian", "posterior", "reverse", "simulate",
-    "transition", "variance_log_ratio",
-]  # fmt: skip
 
 
 def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
@@ -27,9 +23,8 @@ def expand(gamma: ArrayLike, like: Tensor, name: str = "gamma") -> Tensor:
     """
     gamma, like = jnp.asarray(gamma), jnp.asarray(like)
     shape = gamma.shape + (1,) * (like.ndim - gamma.ndim)
-    if len(shape) != like.ndim or any(
-        g not in (1, n) for g, n in zip(shape, like.shape, strict=True)
-    ):
+    fits = len(shape) == like.ndim and all(np.isin(shape, 1) | np.equal(shape, like.shape))
+    if not fits:
         raise ValueError(
             f"{name} of shape {gamma.shape} does not go with an array of shape {like.shape}: "
             f"wanted a scalar or one {name} per example, {list(like.shape[:1])}."
@@ -63,8 +58,7 @@ def transition(z_s: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Gaussian:
 def simulate(key: Key, x: Tensor, gammas: ArrayLike) -> Tensor:
     """Returns the forward chain: z_0 ~ q(z_0|x), then one `transition` after another.
 
-    x is [batch, *event], gammas [num] never decrease (else NaN); the result is z at each of them,
-    [num, batch, *event]. Raises ValueError unless gammas is a table of at least one value.
+    x is [batch, *event], gammas [num] never decrease (else NaN); z is [num, batch, *event].
     """
     gammas = checks.as_float(gammas)
     if gammas.ndim != 1 or not gammas.size:

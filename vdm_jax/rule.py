@@ -10,8 +10,6 @@ import numpy as np
 from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
-__all__ = ["SAMPLERS", "SPACINGS", "Rule", "Sampler", "Spacing"]
-
 Sampler = Literal["ancestral", "ddim", "dpm_solver", "heun"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 Spacing = Literal["time", "gamma", "karras", "angle"]
@@ -20,10 +18,7 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A sampler, its number of steps and where they lie.
-
-    Raises ValueError for an unknown name, no steps, or an eta out of range or of another sampler.
-    """
+    """A sampler, its number of steps and where they lie."""
 
     sampler: Sampler
     """Name of the sampler, one of `SAMPLERS`."""

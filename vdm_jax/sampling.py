@@ -34,11 +34,6 @@ from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, ReverseVar, Tensor
 if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Rule", "State", "ancestral", "ancestral_step", "bridge", "default_steps", "initial",
-    "noise", "sample", "solve", "start", "step", "to_images",
-]  # fmt: skip
-
 
 class State(NamedTuple):
     """The latent [batch, *event] between two steps, and the step before's prediction and gamma.
@@ -94,10 +89,9 @@ def ancestral(
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
 ) -> Tensor:
-    """Returns z_0 of the generative model: z_1 ~ N(0, I), then `num_steps` ancestral steps.
+    """Returns z_0 [batch, *event]: z_1 ~ N(0, I), then `num_steps` steps equal in time.
 
-    Times are equally spaced; `shape` is [batch, *event]; `to_images` makes pixels of z_0. The other
-    arguments are as for `vdm_jax.loss.diffusion`.
+    `to_images` makes pixels of z_0. The other arguments are as for `vdm_jax.VDM`.
     """
     checks.count(num_steps, "num_steps")
     shape = checks.shape(shape)
@@ -123,10 +117,7 @@ def ancestral_step(
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
 ) -> Tensor:
-    """Returns z_s ~ p(z_s|z_t) made of standard-normal noise `eps` (VDM eq. 33, appendix A.4).
-
-    z_t, eps and the result are [batch, *event]; gamma_s < gamma_t are scalars.
-    """
+    """Returns z_s ~ p(z_s|z_t) made of noise `eps` (VDM eq. 33), [batch, *event]; scalar gammas."""
     z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
     checks.same_shape(z_t, eps, "z_t", "eps")
     prediction, share = _predict(denoise, z_t, gamma_t, reverse_var)

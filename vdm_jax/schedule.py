@@ -23,12 +23,6 @@ from jax.typing import ArrayLike
 from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
-__all__ = [
-    "alpha", "alpha_bar", "beta_linear", "cosine", "cosine_betas", "ddpm_betas",
-    "from_alpha_bar", "from_betas", "gamma_from_alpha_bar", "linear", "sigma", "snr",
-    "step_alpha", "step_beta", "variance",
-]  # fmt: skip
-
 # ---- a value of gamma, as the other quantities of the field ----
 
 
@@ -96,9 +90,8 @@ def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:
 def cosine(gamma_min: float = -13.3, gamma_max: float = 5.0, s: float = 0.008) -> Gamma:
     """Returns the cosine schedule of Nichol & Dhariwal 2021 between two values of gamma.
 
-    alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). It runs from gamma = -inf
-    to inf, so time is mapped linearly on the part of u in [0, 1] where gamma goes from
-    `gamma_min` to `gamma_max`; -inf and inf give the whole curve.
+    alpha_bar(u) = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi / 2). Time is mapped linearly on
+    the part of u in [0, 1] between `gamma_min` and `gamma_max`; -inf and inf give the whole curve.
     """
     _check_end_points(gamma_min, gamma_max)
     _check_offset(s)
@@ -131,9 +124,8 @@ def beta_linear(
 ) -> Gamma:
     """Returns DDPM's linear betas in continuous time, between two values of gamma.
 
-    beta(u) = beta_min + (beta_max - beta_min) u (the variance-preserving SDE of Song et al. 2021),
-    hence gamma(u) = log(expm1(int_0^u beta)); time is mapped as in `cosine`. The table of the DDPM
-    paper itself is `from_betas(ddpm_betas())`.
+    beta(u) = beta_min + (beta_max - beta_min) u (Song et al. 2021), gamma(u) = log(expm1(int_0^u
+    beta)); time is mapped as in `cosine`. The table of the paper is `from_betas(ddpm_betas())`.
     """
     _check_end_points(gamma_min, gamma_max)
     if not 0.0 <= beta_min < beta_max < math.inf:
@@ -172,8 +164,7 @@ def cosine_betas(num_latents: int = 1000, s: float = 0.008, max_beta: float = 0.
     """Returns the betas of Nichol & Dhariwal 2021: float64 [num_latents].
 
     min(1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), max_beta) for i = 1, ..., N, with the
-    alpha_bar of `cosine`. The clip touches the last beta, which would be 1, and at N = 1000 and
-    4000 no other.
+    alpha_bar of `cosine`. The clip touches the last beta, which would be 1.
     """
     checks.count(num_latents, "num_latents")
     _check_offset(s)
@@ -195,10 +186,7 @@ def from_betas(betas: ArrayLike) -> Gamma:
 
 
 def from_alpha_bar(alpha_bar: ArrayLike) -> Gamma:
-    """Returns the schedule of a decreasing table of alpha_bars [N], N >= 2, each in (0, 1).
-
-    Exact at the table's points t = i/(N-1) and linear in gamma between them.
-    """
+    """Returns `from_betas` of a decreasing table of alpha_bars [N], N >= 2, each in (0, 1)."""
     table = _table(alpha_bar, "alpha_bar")
     if not np.all(np.diff(table) < 0.0):
         at = int(np.argmax(np.diff(table) >= 0.0))

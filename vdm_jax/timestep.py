@@ -1,10 +1,9 @@
 """The times at which the diffusion loss is estimated, and how they are drawn.
 
-Importance sampling draws more of them where the loss f of one draw of the noise varies more. With t
-of density p the estimate f(t) / p(t) has the expectation of f at uniform times; its variance, of
-independent draws, is least for p(t) proportional to sqrt(E f(t)^2), where it is
-(int sqrt(E f^2) dt)^2 - (int E f dt)^2. So: measure that root mean square (`profile`), make a
-density of it (`proposal`), and send the uniform times of any method through it (`Proposal.at`).
+Importance sampling: with t of density p the estimate f(t) / p(t) has the expectation of the loss f
+at uniform times, and its variance is least for p(t) proportional to sqrt(E f(t)^2). So: measure
+that root mean square (`profile`), make a density of it (`proposal`), and send the uniform times of
+any method through it (`Proposal.at`).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -17,12 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax import checks
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
-
-__all__ = [
-    "METHODS", "Method", "NoiseLevel", "Profile", "Proposal", "antithetic", "check_num_steps",
-    "draw", "gammas", "grid", "most_steps", "noise_level", "profile", "proposal", "spread",
-    "uniform",
-]  # fmt: skip
 
 Method = Literal["uniform", "antithetic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -50,8 +43,7 @@ def spread(
     """Returns an evaluation's times t = (u + index / golden ratio + repeat / repeats) mod 1.
 
     With u ~ U[0, 1) each t is uniform. The `repeats` times of one image are equally spaced, and
-    those of any run of consecutive images evenly spread, whatever the batches are: a padded last
-    batch would break the strata of `antithetic`.
+    those of any run of consecutive images evenly spread, whatever the batches are.
     """
     # index / golden ratio mod 1 in integers: exact for any index, as floats are not.
     turns = (index.astype(jnp.uint32) * jnp.uint32(2654435769)).astype(u.dtype) / 2.0**32
@@ -101,10 +93,7 @@ def check_num_steps(num_steps: int) -> None:
 
 
 class NoiseLevel(NamedTuple):
-    """Gamma at a step's earlier end (in continuous time at t) and at t, each [batch].
-
-    With them comes the weight of half the squared error.
-    """
+    """Gamma at s (in continuous time t) and at t, and the weight of half the squared error."""
 
     gamma_s: PerExample
     gamma_t: PerExample
@@ -186,8 +175,7 @@ class Profile(NamedTuple):
 def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
     """Returns the density (1 - floor) profile / mean(profile) + floor on equal bins of [0, 1].
 
-    `profile` [n] is the size of the loss in each bin; the variance is least for `Profile.rms`.
-    `floor` in (0, 1] is the share of uniform times, and bounds the weights by 1 / floor.
+    `floor` in (0, 1], the share of uniform times, bounds the weights by 1 / floor.
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1 or not (np.isfinite(values) & (values >= 0.0)).all() or not values.any():
@@ -210,11 +198,10 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
 def profile(
     t: ArrayLike, losses: ArrayLike, num_bins: int, weights: ArrayLike | None = None
 ) -> Profile:
-    """Returns root mean square and mean of the diffusion loss in `num_bins` equal bins of t.
+    """Returns root mean square and mean of the losses at times `t` in `num_bins` equal bins.
 
-    `losses` are those of `loss.diffusion` at times `t`, of any one shape; if the times came from a
-    `Proposal` of other bins, its `weights` make the averages within a bin those of uniform times. A
-    bin without draws gets the linear interpolation between the nearest bins that have some.
+    The `weights` of a `Proposal` make the averages within a bin those of uniform times. A bin
+    without draws gets the linear interpolation between the nearest bins that have some.
     """
     checks.count(num_bins, "num_bins", most=10**6)
     t, losses = np.asarray(t, np.float64), np.asarray(losses, np.float64)

@@ -5,8 +5,6 @@ from typing import Any, Literal, Protocol
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["Denoise", "Gamma", "Images", "Key", "Kind", "PerExample", "ReverseVar", "Tensor"]
-
 Key = PRNGKeyArray | jax.Array
 """A JAX random key, new style (`jax.random.key`) or raw uint32 (`jax.random.PRNGKey`)."""
 

@@ -7,14 +7,9 @@ from vdm_jax.loss import ElboTerms
 from vdm_jax.rule import Rule, Sampler, Spacing
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
-__all__ = ["VDM"]
-
 
 class VDM(NamedTuple):
-    """A network and a noise schedule as plain callables, and what they mean.
-
-    Parameters, conditioning and dropout are closed over by `denoise` and `gamma`.
-    """
+    """A network and a schedule, which close over parameters and conditioning, and their meaning."""
 
     denoise: Denoise
     """Network: (z_t [batch, *event], gamma_t [batch]) -> prediction, or (prediction, share) if the

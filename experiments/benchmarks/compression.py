@@ -1,12 +1,13 @@
-"""Rates and speed of compression by number of steps: prints tables as docs/compression.md quotes.
+"""Rates and speed of compression by number of steps: the tables of docs/compression.md.
 
     python -m experiments.benchmarks.compression --workdir=RUN [--num_steps=10,50] [INPUT]
+    python -m experiments.benchmarks.compression --workdir=RUN --out=docs
     python -m experiments.benchmarks.compression --official=PATH --model=cifar10 INPUT
 
 Compresses INPUT (a folder of pictures or an .npy), or the run's test images, for each number of
 steps T, and decodes them again: what all images take with everything in the file (gross), what the
-VDM's images take (net), the bound of T steps on them at the same latents, and how fast. Then what
-other codecs take.
+VDM's images take (net), the bound of T steps on them at the same latents, and how fast; then what
+other codecs take. With --out the tables of compression.md in that folder are replaced.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import compress
+from experiments import compress, tables
 from vdm_jax.compression import Options, Summary, chain
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import cli
+
+TABLES = ("rates", "codecs")
 
 
 def measure(argv: list[str]) -> list[Summary]:
@@ -29,15 +32,19 @@ def measure(argv: list[str]) -> list[Summary]:
     text, number, _ = cli.definers(values)
     compress.define_flags(values)
     text("num_steps", "T, or several", "10,50,100,250,1000")
+    text("out", "folder that holds compression.md; default: print only")
     number("images", "take so many of the images only, evenly over all")
     rest = cli.parse_flags(values, argv, __doc__, most=1)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     steps = _several(options["num_steps"])
     options["split"] = None if rest else "test"
+    page = Path(options["out"]) / "compression.md" if options["out"] else None
+    if page:
+        tables.check(page, TABLES)
     model, name, pictures = compress.images_for(Path(rest[0]) if rest else None, options)
     chosen = compress.some(pictures.images, options["images"] or len(pictures.images))
     pictures = dataclasses.replace(pictures, images=chosen)
-    rows, sizes, summaries = [], {}, []
+    rows, sizes, summaries = [], dict[int, int](), []
     for num_steps in steps:
         given = Options(num_steps, options["grid"], options["blocks"])
         content, summary, decoding = compress.coded(model, pictures, given)
@@ -45,8 +52,11 @@ def measure(argv: list[str]) -> list[Summary]:
         sizes[num_steps] = len(content)
         summaries.append(summary)
     best = min(steps, key=sizes.__getitem__)
-    print(f"\n{len(chosen)} of {pictures.words}; {name}\n\n{report.table(_HEAD, rows)}\n")
-    print(compress.compared(chosen, sizes[best], f"VDMZ, T = {best}"))
+    codecs = compress.compared(chosen, sizes[best], f"VDMZ, T = {best}")
+    made = report.table(_HEAD, rows), codecs
+    print(f"\n{len(chosen)} of {pictures.words}; {name}", *made, sep="\n\n")
+    if page:
+        tables.replace(page, dict(zip(TABLES, made, strict=True)))
     return summaries
 
 

@@ -15,8 +15,6 @@ from vdm_jax import sampler
 from vdm_jax.run.models import make_model
 from vdm_jax.train import memory, optimizer, sharding, step
 
-__all__ = ["SHAPE", "Contender", "Row", "forward_flops", "ours", "published"]
-
 Row = dict[str, Any]
 
 SHAPE = (32, 32, 3)

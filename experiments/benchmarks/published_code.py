@@ -20,8 +20,6 @@ from vdm_jax.nn.published_configs import PUBLISHED
 from vdm_jax.run.cli import UserError
 from vdm_jax.train import optimizer, step
 
-__all__ = ["PublishedCode"]
-
 
 class PublishedCode:
     """The published model for 32x32 RGB images, with the given width and depth."""

@@ -11,6 +11,7 @@ Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/ben
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
     stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
-    with data.iterate(stream, start=0) as batches:
+    with data.BatchIterator(stream, start=0) as batches:
         next(batches)
         began = time.perf_counter()
         for _ in range(count // batch):
@@ -137,14 +138,14 @@ def _quality(workdir: Path) -> dict[str, Any]:
 
 def _machine() -> str:
     """Returns the device in words."""
-    device = jax.devices()[0]
+    device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{len(models) or '?'} cores of {name}, no accelerator, jax {jax.__version__}"
+    named = re.findall(
+        r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.M
+    )
+    name = named[0] if named else platform.machine()
+    return f"{os.cpu_count()} cores of {name}, no accelerator, jax {jax.__version__}"
 
 
 def _run(found: Mapping[str, Any]) -> str:

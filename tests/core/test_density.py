@@ -9,7 +9,7 @@ import pytest
 from oracles import GaussianData, alpha_sigma, over_times_and_noise
 from scipy import stats
 
-from vdm_jax import VDM, loss, pixels, schedule
+from vdm_jax import VDM, loss, schedule
 
 DATA = GaussianData(np.array([0.3, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]]))
 LOW, HIGH = -6.0, 4.0
@@ -53,8 +53,6 @@ def test_terms_of_gaussian_data_are_their_closed_forms_and_bound_the_entropy(x64
 def test_data_without_levels_are_taken_as_they_are_and_integers_refused():
     x = np.array([[3.7, -250.0]], np.float32)
     np.testing.assert_array_equal(loss.to_data(x, None), x)
-    images = np.arange(8).reshape(2, 4)
-    np.testing.assert_array_equal(loss.to_data(images, 8), pixels.encode(images, 8))
     for kind in ("int32", "uint8", "bool"):
         with pytest.raises(ValueError, match=rf"levels=None is for .* floats, got {kind}"):
             loss.to_data(np.ones((2, 3), kind), None)

@@ -7,6 +7,7 @@ import pytest
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
+from vdm_jax.signals import ENDING
 
 
 def left(folder):
@@ -21,7 +22,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGINT])
 def test_a_signal_in_the_middle_leaves_nothing(number, tmp_path, capsys):
     def halfway():
         with files.writing(tmp_path / "out") as partial:
@@ -33,9 +34,10 @@ def test_a_signal_in_the_middle_leaves_nothing(number, tmp_path, capsys):
     with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
         halfway()
     assert left(tmp_path) == [] and signal.getsignal(number) is before
-    if number == signal.SIGTERM:
-        assert ended.value.code == 143
-        assert capsys.readouterr().err == "error: terminated (SIGTERM)\n"
+    if number != signal.SIGINT:
+        assert ended.value.code == 128 + number
+        name = signal.Signals(number).name
+        assert capsys.readouterr().err == f"error: terminated ({name})\n"
 
 
 def test_a_second_sigterm_does_not_keep_the_first_from_cleaning_up(tmp_path, monkeypatch):

@@ -74,27 +74,16 @@ def ancestral(shape=(2, 3), num_steps=2):
         (diffusion(eps=ONES[:, :1]), r"x \(2, 3\) and eps \(2, 1\) differ in shape"),
         (diffusion(t=HALF[:, None]), r"t must be \[2\], one time per example, got shape \(2, 1\)"),
         (diffusion(t=np.array([0.5, 1.5])), "t must lie in .*1.5"),
-        (diffusion(t=HALF * np.nan), "t must lie in .* nan"),
         (
             lambda: loss.reconstruction(ZEROS, ONES[:1], 0.0, 4),
             r"images \(2, 3\) and eps_0 \(1, 3\) differ in shape",
         ),
-        *[
-            (
-                lambda shape=shape: loss.bits_per_dim(1.0, shape),
-                "event_shape must be a|each size of",
-            )
-            for shape in (3, (3, 0))
-        ],
+        (lambda: loss.bits_per_dim(1.0, 3), "event_shape must be a tuple of at least one size"),
+        (lambda: loss.bits_per_dim(1.0, (3, 0)), "each size of event_shape must be an integer"),
         # the process, and samples
-        (lambda: timestep.grid(np.array([2.0]), 4), "t must lie in"),
         (lambda: process.transition(ONES, 1.0, -1.0), "gamma_s must not be above gamma_t"),
-        (lambda: process.posterior(ONES, ONES, 1.0, -1.0), "gamma_s must not be above gamma_t"),
         (lambda: process.reverse(ONES, ONES, np.nan, 1.0), "gamma_s must not be above gamma_t"),
-        *[
-            (lambda g=g: process.simulate(KEY, ONES, g), r"gammas must be \[num\], at least one")
-            for g in (-3.0, [])
-        ],
+        (lambda: process.simulate(KEY, ONES, []), r"gammas must be \[num\], at least one"),
         (lambda: sampling.ancestral_step(ONES, ONES, twice, 1.0, 0.0), "gamma_s must not be above"),
         (ancestral(num_steps=0), "num_steps must be an integer of"),
         (ancestral(3), "shape must be a tuple of at least one size"),
@@ -108,21 +97,15 @@ def ancestral(shape=(2, 3), num_steps=2):
         (lambda: pixels.expected_log_prob(ZEROS, np.zeros(3), 8), r"gamma_0 must be a scalar, got"),
         # schedules
         (lambda: schedule.linear(5.0, -13.3), "gamma_min must be below gamma_max .*got gamma_min"),
-        (lambda: schedule.cosine(1.0, 1.0), "gamma_min must be below gamma_max"),
-        (lambda: schedule.beta_linear(math.nan, 1.0), "gamma_min must be below gamma_max"),
         (lambda: schedule.linear(-np.inf, 5.0), "gamma_min must be finite"),
         (lambda: schedule.cosine(s=-0.1), r"s must be at least 0, got -0\.1"),
-        (lambda: schedule.cosine_betas(4, s=-0.1), r"s must be at least 0, got -0\.1"),
         (lambda: schedule.beta_linear(beta_max=np.inf), "need 0 <= beta_min < beta_max < inf, got"),
-        (lambda: schedule.beta_linear(beta_min=20.0), "need 0 <= beta_min < beta_max < inf, got"),
         (
             lambda: schedule.beta_linear(-13.3, 11.0),
             r"gamma_max = 11\.0 is beyond .* gamma\(1\) = 10\.0500",
         ),
         (lambda: schedule.ddpm_betas(-1), "num_latents must be an integer of at least 1"),
-        (lambda: schedule.cosine_betas(2.5), "num_latents must be an integer of at least 1"),
         (lambda: schedule.from_betas([0.5]), r"a table \[N\] with N >= 2, got shape"),
-        (lambda: schedule.from_betas([[0.5, 0.4]]), r"a table \[N\] with N >= 2, got shape"),
         *[
             (
                 lambda bad=bad: schedule.from_betas([0.1, bad, 0.2]),

@@ -56,16 +56,6 @@ def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64
     assert errors[-1] > 1e-9  # far above rounding
 
 
-def test_uneven_steps_of_any_sizes_reach_the_same_limit(x64):
-    # Steps up to three times as long as their neighbours, drawn at random.
-    z_1, widths = latents(), np.random.default_rng(0).uniform(0.5, 1.5, 600)
-    table = ENDS[0] + (ENDS[1] - ENDS[0]) * np.append(0.0, np.cumsum(widths)) / widths.sum()
-    vdm = GAUSSIAN._replace(gamma=lambda t: jnp.interp(t, np.linspace(0, 1, 601), table))
-    for name, most in (("ddim", 5e-3), ("dpm_solver", 5e-5)):
-        error = rms(solve(z_1, vdm, Rule(name, 600, "time")) - flow_of_gaussian(z_1))
-        assert error < most, name
-
-
 # ---- single steps ----
 
 
@@ -135,7 +125,7 @@ def test_dpm_solver_is_exact_where_the_prediction_is_linear_in_lambda_to_second_
     errors, one = [], jnp.ones((1, 1))
     for h in (0.2, 0.1, 0.05):
         gamma_t, gamma_s = 1.0, 1.0 - 2 * h
-        before = sampling.State(one, denoise(one, 1.0 + 2 * h), 1.0 + 2 * h)
+        before = sampling.State(one, denoise(one, 1.0 + 5 * h), 1.0 + 5 * h)  # a longer step
         vdm = GAUSSIAN._replace(denoise=denoise)
         z_s = sampling.step(before, None, vdm, gamma_s, gamma_t, Rule("dpm_solver", 3)).z
         (_, sigma_t), (_, sigma_s) = alpha_sigma(gamma_t), alpha_sigma(gamma_s)
@@ -183,21 +173,17 @@ def exact_chain(gammas: np.ndarray, eta: float = 1.0) -> tuple[float, float]:
     return affine_chain(of_eps + of_x * gain, of_x * (1 - gain * alpha_t) * MEAN, v)
 
 
-@pytest.mark.parametrize(("gamma", "num_steps"), [(LINEAR, 1), (schedule.cosine(-6.0, 3.0), 10)])
-def test_samples_have_the_moments_of_the_exact_discrete_chain(gamma, num_steps):
-    z_0 = sampling.ancestral(jax.random.key(num_steps), optimal, gamma, (6000, 3), num_steps, "x")
-    assert z_0.shape == (6000, 3)
-    assert_moments(z_0, *exact_chain(gamma(np.linspace(1.0, 0.0, num_steps + 1))))
-    # Elements of one example and examples of one batch are independent draws.
-    assert np.max(np.abs(np.corrcoef(z_0.T) - np.eye(3))) < 4 / np.sqrt(6000)
-
-
-@pytest.mark.parametrize("rule", [Rule("ddim", 3, eta=0.6), Rule("ancestral", 8, "gamma")])
-def test_ddim_samples_of_gaussian_data_have_the_moments_of_their_chain(rule):
-    draw = jax.jit(lambda key: sampling.sample(key, GAUSSIAN, 6000, rule))
-    z_0 = draw(jax.random.key(1)) * alpha_sigma(ENDS[0])[0]  # x is z_0 / alpha_0
+@pytest.mark.parametrize(
+    "rule", [Rule("ancestral", 10), Rule("ancestral", 8, "gamma"), Rule("ddim", 3, eta=0.6)]
+)
+def test_samples_have_the_moments_of_the_exact_discrete_chain(rule):
+    vdm = GAUSSIAN._replace(gamma=schedule.cosine(-6.0, 3.0))
+    z_0 = jax.jit(lambda key: sampling.sample(key, vdm, 6000, rule))(jax.random.key(1))
+    z_0 *= alpha_sigma(-6.0)[0]  # x is z_0 / alpha_0
     eta = 1.0 if rule.sampler == "ancestral" else rule.eta
-    assert_moments(z_0, *exact_chain(rule.gammas(LINEAR), eta))
+    assert_moments(z_0, *exact_chain(rule.gammas(vdm.gamma), eta))
+    # Elements of one example and examples of one batch are independent draws.
+    assert np.max(np.abs(np.corrcoef(z_0.T) - np.eye(2))) < 4 / np.sqrt(6000)
 
 
 # ---- what must not matter ----

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from vdm_jax.data import iterate
+from vdm_jax.data import BatchIterator
 
 
 class Steps:
@@ -44,7 +44,7 @@ def _no_worker_survives():
 
 def test_it_works_ahead_but_not_further_than_told_and_closes():
     steps = Steps()
-    stream = iterate(steps, start=0, prefetch=3)
+    stream = BatchIterator(steps, start=0, prefetch=3)
     assert _wait_for(lambda: len(steps.asked) == 3)
     time.sleep(0.05)
     assert steps.asked == [0, 1, 2]
@@ -57,7 +57,7 @@ def test_it_works_ahead_but_not_further_than_told_and_closes():
 
 
 def test_an_abandoned_iterator_ends_its_worker():
-    stream = iterate(Steps(), start=0)
+    stream = BatchIterator(Steps(), start=0)
     next(stream)
     del stream
     gc.collect()
@@ -65,7 +65,7 @@ def test_an_abandoned_iterator_ends_its_worker():
 
 
 def test_items_are_consecutive_steps_stacked_and_leaving_the_block_closes():
-    with iterate(Steps(), start=4, steps_per_call=3) as stream:
+    with BatchIterator(Steps(), start=4, steps_per_call=3) as stream:
         for first in (4, 7, 10):
             item = next(stream)
             wanted = np.arange(first, first + 3)[:, None, None] * np.ones((3, 3, 2))
@@ -75,7 +75,7 @@ def test_items_are_consecutive_steps_stacked_and_leaving_the_block_closes():
 
 
 def test_the_workers_error_reaches_the_consumer_in_its_place():
-    stream = iterate(Steps(fail_at=2), start=0)
+    stream = BatchIterator(Steps(fail_at=2), start=0)
     for step in range(2):
         np.testing.assert_array_equal(next(stream)["images"], np.full((1, 3, 2), step))
     with pytest.raises(OSError, match="disk gone at step 2"):
@@ -88,4 +88,4 @@ def test_the_workers_error_reaches_the_consumer_in_its_place():
 def test_unfit_arguments():
     for name, least in (("start", 0), ("steps_per_call", 1), ("prefetch", 1)):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least {least}"):
-            iterate(Steps(), **{"start": 0} | {name: least - 1})
+            BatchIterator(Steps(), **{"start": 0} | {name: least - 1})

@@ -45,7 +45,6 @@ def test_binary_digits_are_the_digits_in_black_and_white():
         ("digits_binary", {"levels": 17}, "levels=17 can't be set for 'digits_binary', .* has 2"),
         ("arrays", {"path": "x", "levels": 1}, "levels=1 must"),
         ("arrays", {"path": "x", "levels": 257}, "levels=257 must"),
-        ("arrays", {"path": "x", "levels": True}, "levels=True must"),
         ("digits", {"folder": FolderOptions(size=4)}, "size=4 is for 'folder', not for 'digits'"),
         ("arrays", {"path": "~nobody-of-this-name/x"}, "path=.* can't be a path"),
         ("mnist", {"manual_dir": "n" * 5000}, "manual_dir=.* can't be a path"),

@@ -74,8 +74,6 @@ def test_the_files_hold_every_number_and_a_folder_is_never_used_twice(tmp_path):
     assert "± between sources" in text and "Fewer than 20 sources" in text and "Before" not in text
     assert text.endswith("\nImages of one source are alike: the error is that of 12 sources.\n")
     assert not (folders[1] / "diffusion_loss.png").exists()
-    report.write(folders[2], of_sources | {"groups": 20})
-    assert "Fewer than" not in (folders[2] / "result.md").read_text()
 
 
 def test_a_row_in_words_and_the_rows_of_samples():

@@ -38,8 +38,6 @@ def test_what_is_missing_is_told_before_anything_is_measured(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             speed.bench(["bench", *arguments])
-    with pytest.raises(UserError, match="there is no"):
-        PublishedCode(tmp_path, 64, 1)
     (tmp_path / "model_vdm.py").write_text("import nothing_of_that_name")
     with pytest.raises(UserError, match="can't be imported: No module"):
         PublishedCode(tmp_path, 64, 1)

@@ -22,11 +22,6 @@ def probability(b: Bernoulli) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(b.logits, np.float64)))
 
 
-def kernel_of(b: Bernoulli) -> np.ndarray:
-    """Of bits that start as 0 and as 1."""
-    return np.stack([[1 - p, p] for p in probability(b)])
-
-
 def power(t):
     """Another schedule: keep falls to 0.04, not to zero."""
     return (1.0 - 0.8 * t) ** 2
@@ -48,16 +43,6 @@ def test_constant_erasure_is_the_product_of_the_papers_betas(x64):
     for z_s in BITS:
         step = binomial.transition(np.full(num_steps, z_s), keep[:-1], keep[1:])
         np.testing.assert_allclose(probability(step), z_s * (1 - betas) + betas / 2, rtol=1e-12)
-
-
-def test_products_of_single_steps_are_the_jump(x64):
-    keep = power(np.linspace(0.0, 1.0, 6))
-    one_step = [kernel_of(binomial.transition(BITS, s, t)) for s, t in itertools.pairwise(keep)]
-    for n in (1, 3, 5):
-        jump = np.linalg.multi_dot([np.eye(2), *one_step[:n]])
-        np.testing.assert_allclose(kernel_of(binomial.marginal(BITS, keep[n])), jump)
-    middle = np.linalg.multi_dot(one_step[1:4])
-    np.testing.assert_allclose(kernel_of(binomial.transition(BITS, keep[1], keep[4])), middle)
 
 
 def test_prior_is_its_closed_form_and_vanishes_as_the_square_of_the_signal():

@@ -1,10 +1,13 @@
 """The command line: what is no command gets one line that names it; each end has its exit code."""
 
 import errno
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -156,3 +159,52 @@ def test_a_full_disk_is_told_and_no_other_error_is(tmp_path):
         raise END_OF_DISK
     with pytest.raises(PermissionError), cli.writing(tmp_path):
         raise PermissionError
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("~/a", "HOME/a"),
+        ("~", "HOME"),
+        ("a~b", "a~b"),
+        ("./~/a", "~/a"),
+        ("~nobody_at_all/a", None),
+    ],
+)
+def test_a_tilde_that_the_shell_left_is_the_user_s_home(given, taken, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = (taken or given).replace("HOME", str(tmp_path))
+    c, workdir, _ = parsed(f"--workdir={given}", f"--config.data.path={given}")
+    assert workdir == Path(wanted)
+    assert Path(c.data.path) == Path(wanted)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_what_is_written_to_a_closed_stream_goes_nowhere(closed, tmp_path):
+    program = (
+        "import experiments, sys\n"
+        "with open('file', 'w') as file:\n"
+        "    print('lost'); print('lost', file=sys.stderr)\n"
+        "    sys.stdout.flush(); sys.stderr.flush()\n"
+        "    sys.exit(5 if file.fileno() > 2 else 6)\n"
+    )
+    command = f'exec "$0" -c "$1" {closed}'
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, program], cwd=tmp_path, env=os.environ | root,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_command_computes_in_float32_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
+    monkeypatch.setattr(distributed, "finish", lambda: None)
+    before, seen = jax.config.jax_enable_x64, []
+    try:
+        jax.config.update("jax_enable_x64", True)
+        cli.guard(lambda: seen.append(jax.numpy.zeros(()).dtype))
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert seen == [jax.numpy.float32]

@@ -1,13 +1,13 @@
 """A trained model comes back as it was: from its run's folder, or as the published code has it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from vdm_jax.errors import UserError
 from vdm_jax.nn import published_configs
@@ -17,8 +17,10 @@ from vdm_jax.vdm import VDM
 
 GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
 NONE = dict.fromkeys(
-    ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir")
-)
+    ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir",
+     "batch_size")
+)  # fmt: skip
+SHAPE = (8, 8, 3)
 
 
 @pytest.fixture
@@ -26,29 +28,28 @@ def mesh():
     return sharding.make_mesh(jax.devices()[:1])
 
 
-def copied(run, tmp_path, change=lambda saved: None):
-    """The run with another config.json."""
-    saved = json.loads((run / "config.json").read_text())
-    change(saved)
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    return tmp_path
+def sealed(run, **data):
+    """What a checkpoint of the run says, with other words of its data."""
+    of = restore.saved(run, None)
+    return of._replace(data={**of.data, **data})
 
 
 def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
     options = NONE | {"workdir": str(digits_run)}
-    with_data = restore.from_options(digits_run, options, mesh)
-    alone = restore.load(options, mesh)
+    with_data = restore.from_options(options, mesh)
+    alone = restore.load(options, mesh, SHAPE)
     assert alone.bound.event_shape == with_data.images.event_shape == (8, 8, 1)
-    assert alone[2:5] == with_data[2:5] == (str(digits_run), 60, 0)
-    assert with_data[7:] == ("test", 360, 1) and alone.images is None
+    assert alone[5:7] == with_data[5:7] == (str(digits_run), 60)
+    assert with_data[8:] == ("test", 1) and alone.images is None
     assert (alone.settings["network"], alone.settings["channels"]) == ("mlp", 16)
     jax.tree.map(np.testing.assert_array_equal, alone.params, with_data.params)
     z_t, gamma_t = np.ones((2, 8, 8, 1), np.float32), np.zeros(2, np.float32)
     a, b = (of.model.bind(of.params).denoise(z_t, gamma_t) for of in (alone, with_data))
     np.testing.assert_array_equal(a, b)
-    assert isinstance(with_data.vdm, VDM) and with_data.on(mesh, 7).batch_size == 7
+    assert isinstance(with_data.vdm, VDM) and with_data.batch_size == 360
+    assert restore.from_options(options | {"batch_size": 7}, mesh).batch_size == 7
     for checkpoint in ("20", str(digits_run / "checkpoints" / "20")):
-        older = restore.load(options | {"checkpoint": checkpoint}, mesh)
+        older = restore.load(options | {"checkpoint": checkpoint}, mesh, SHAPE)
         assert older.step == 20
     moved = jax.tree.map(lambda a, b: np.any(a != b), older.params, alone.params)
     assert any(jax.tree.leaves(moved))
@@ -56,16 +57,15 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
 
 def test_a_published_model(mesh):
     options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
-    alone = restore.load(options, mesh, (8, 8, 3))
+    alone = restore.load(options, mesh, SHAPE)
     assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
-    for shape, said in ((None, "none"), ((8, 8, 1), "1")):
-        with pytest.raises(UserError, match=rf"for images of 3 channel\(s\), but .* has {said}$"):
-            restore.load(options, mesh, shape)
+    with pytest.raises(UserError, match=r"for images of 3 channel\(s\), but .* has 1$"):
+        restore.load(options, mesh, (8, 8, 1))
     with pytest.raises(UserError, match="--data=NAME is missing"):
-        restore.from_options(Path("W"), options, mesh)
+        restore.from_options(options, mesh)
     with pytest.raises(UserError, match=r"3 channel\(s\), but digits has 1"):
-        restore.from_options(Path("W"), options | {"data": "digits"}, mesh)
+        restore.from_options(options | {"data": "digits"}, mesh)
 
 
 @pytest.mark.parametrize(
@@ -86,30 +86,23 @@ def test_a_published_model(mesh):
 def test_flags_that_name_no_model(options, message, mesh, digits_run):
     options = {key: value.replace("RUN", str(digits_run)) for key, value in options.items()}
     with pytest.raises(UserError) as error:
-        restore.load(NONE | options, mesh, (8, 8, 3))
+        restore.load(NONE | options, mesh, SHAPE)
     assert message in str(error.value)
 
 
-def test_a_damaged_config_json(digits_run, tmp_path, mesh):
+def test_a_checkpoint_that_does_not_say_of_which_images(digits_run):
     for data in (
         {"event_shape": [8, 8]}, {"event_shape": [0, 8, 1]}, {"event_shape": "8x8"},
         {"event_shape": [1 << 12, 1 << 12, 2]}, {"levels": 1}, {"levels": 257}, {"levels": "17"},
         {"classes": -1}, {"classes": "ten"},
     ):  # fmt: skip
-        run = copied(digits_run, tmp_path, lambda saved, data=data: saved["data"].update(data))
-        with pytest.raises(UserError, match="is damaged: it doesn't say of which images"):
-            restore.load(NONE | {"workdir": str(run)}, mesh)
-    for content in ("", "[]", "{}", '{"config": 3}', "[" * 100_000, '{"config": {}, "data": 3}'):
-        (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json is damaged \("):
-            restore.saved_config(tmp_path)
+        with pytest.raises(UserError, match="checkpoints/60 doesn't say of which images it is"):
+            restore._images_of(sealed(digits_run, **data))
 
 
-def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, mesh):
+def test_images_that_say_nothing_of_the_run_are_refused(digits_run):
     def images(change, **data):
-        return restore.images_of(
-            copied(digits_run, tmp_path, lambda s: s["data"].update(change)), data
-        )
+        return restore.images_of(sealed(digits_run, **change), data)
 
     with pytest.raises(UserError, match=r"other images than the run in .* name them with --data"):
         images({"fingerprint": "0"})
@@ -122,13 +115,50 @@ def test_images_that_say_nothing_of_the_run_are_refused(digits_run, tmp_path, me
         images({"classes": 10})
 
 
-def test_a_run_from_before_some_settings_has_their_defaults(digits_run, tmp_path):
-    def forget(saved):
-        del saved["config"]["hierarchy"], saved["config"]["model"]["decoder"]
+def test_what_is_sealed_decides_whatever_config_json_says(digits_run, tmp_path, mesh, capsys):
+    """Edited, damaged or missing, it changes no number; that it differs is one line."""
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    options, file = NONE | {"workdir": str(run)}, run / "config.json"
+    before = restore.from_options(options, mesh)
+    assert capsys.readouterr().out == ""
+    other = json.loads(file.read_text())
+    other["config"]["model"]["gamma_max"], other["data"]["fingerprint"] = 4.0, "0"
+    for content, said in (
+        (json.dumps(other), r"config\.model\.gamma_max: .* -> 4\.0; data\.fingerprint: .* -> 0\)"),
+        ("[" * 100_000, "unreadable"), ("[]", "unreadable"), (None, "unreadable"),
+    ):  # fmt: skip
+        file.unlink() if content is None else file.write_text(content)
+        for again in (restore.from_options, lambda *args: restore.load(*args, SHAPE)):
+            of = again(options, mesh)
+            assert of.settings["gamma_max"] == before.settings["gamma_max"] != 4.0
+            np.testing.assert_array_equal(*(m.vdm.gamma(np.ones(1)) for m in (of, before)))
+            [line] = capsys.readouterr().out.splitlines()
+            assert re.search(f"not what step 60 was made with .*{said}", line), line
 
-    config, data = restore.saved_config(copied(digits_run, tmp_path, forget))
-    assert config.to_dict() == restore.saved_config(digits_run)[0].to_dict()
-    assert data["levels"] == 17 and isinstance(config, ConfigDict)
+
+def test_a_run_from_before_some_settings_has_their_defaults(digits_run, monkeypatch):
+    of = restore.saved(digits_run, None)
+    before = {"config": of.config.to_dict(), "data": dict(of.data)}
+    del before["config"]["hierarchy"], before["config"]["model"]["decoder"]
+    monkeypatch.setattr(restore, "load_settings", lambda *_: (60, before))
+    assert restore.saved(digits_run, None).config.to_dict() == of.config.to_dict()
+    monkeypatch.setattr(restore, "load_settings", lambda *_: (60, {"seed": 1}))
+    assert restore.saved(digits_run, None) == of  # by config.json, if nothing is sealed
+
+
+def test_a_checkpoint_removed_by_a_run_that_goes_on_is_the_next_newest(
+    digits_run, mesh, monkeypatch
+):
+    load, removed = restore.load_params, iter([True, False])
+
+    def once(*args):
+        if next(removed):
+            raise restore.RemovedError("gone")
+        return load(*args)
+
+    monkeypatch.setattr(restore, "load_params", once)
+    assert restore.from_options(NONE | {"workdir": str(digits_run)}, mesh).step == 60
+    assert next(removed, None) is None
 
 
 def test_other_data_keep_what_of_the_settings_suits_them():

@@ -2,27 +2,11 @@
 
 import collections
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import assert_equal, state_at
 
 from vdm_jax.train.checkpoint import Checkpoints, DamagedError
-
-
-def state_at(step):
-    """A state of every dtype; large enough that a block of it can be lost."""
-    rng = np.random.default_rng(step)
-    params = {
-        "kernel": jnp.asarray(rng.normal(size=(32, 40)), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16),
-        "mask": jnp.array([True, False, True]),
-    }
-    return {"step": jnp.int32(step), "params": params, "ema_params": params}
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vdm_jax.train.checkpoint import complete_steps
+from vdm_jax.train.load_checkpoint import complete_steps
 
 HERE = Path(__file__).parent
 

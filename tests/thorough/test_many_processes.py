@@ -20,7 +20,7 @@ from commands import ROOT, environment, run
 from several import EVERY, QUICK, config_of, processes
 
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import complete_steps
+from vdm_jax.train.load_checkpoint import complete_steps
 
 SEVERAL = Path(several.__file__)
 

@@ -1,6 +1,7 @@
 """The trainings of `experiments.toy2d`, and whole runs of the studies and the benchmark."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from test_collectives import (  # on four devices too
     test_parameters_are_gathered_once_and_gradients_summed_once_a_step,  # noqa: F401
 )
@@ -15,7 +17,7 @@ from test_collectives import (  # on four devices too
 from experiments import ladder, paper_tables, tables, toy2d, toy_figure, trainings
 from experiments.benchmarks import speed
 from vdm_jax.data import points
-from vdm_jax.run import training
+from vdm_jax.run import build, training
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -68,37 +70,96 @@ def test_a_flow_of_the_checkerboard_learns_and_keeps_its_mass(small, tmp_path, m
     assert abs(density.sum() * (axis[1] - axis[0]) ** 2 - 1.0) < 0.01
 
 
-@pytest.mark.parametrize(
-    ("command", "name"), [(ladder.ladder, "ladder"), (paper_tables.reproduce, "results")]
-)
-def test_a_study_of_a_few_steps_fills_its_page(small, tmp_path, monkeypatch, command, name):
-    shutil.copy(DOCS / f"{name}.md", tmp_path)
+@pytest.fixture
+def few(small, monkeypatch):
+    """One or two runs a table, of tiny networks and ten steps."""
     kept = (ladder.FOUR, ladder.LAST, "x", "Bernoulli VAE", "learned, T = 10", "posterior, T = 10")
-    fewer = {
-        group: {run: of for run, of in runs.items() if run in kept}
-        for group, runs in ladder.RUNS.items()
-    }
-    monkeypatch.setattr(ladder, "RUNS", fewer)
+    tiny_network = {"model.channels": 16, "model.num_blocks": 1}
+    for group, runs in ladder.RUNS.items():
+        last = list(runs)[-1] if group == "restriction" else None
+        fewer = {
+            name: (base, changes | tiny_network)
+            for name, (base, changes) in runs.items()
+            if name in (*kept, last)
+        }
+        monkeypatch.setitem(ladder.RUNS, group, fewer)
+    for name, changes in paper_tables.RUNS.items():
+        monkeypatch.setitem(paper_tables.RUNS, name, changes | tiny_network)
     monkeypatch.setattr(ladder, "STEPS", (10,))
     monkeypatch.setattr(paper_tables, "SWEEP", (10, None))
     monkeypatch.setattr(paper_tables, "FORMS", (4,))
     monkeypatch.setattr(trainings, "REPEATS", 2)
+
+
+def check_ladder(found):
+    """What any training leaves true of the ladder's numbers."""
+    first, last = found["rungs"]
+    assert last["gain"]["mean"] == pytest.approx(first["bpd"] - last["bpd"], abs=1e-4)
+    for row in (*found["rungs"], *found["restrictions"]):
+        assert row["bpd"] == pytest.approx(sum(term["mean"] for term in row["terms"].values()))
+        assert all(term["mean"] > -1e-6 for term in row["terms"].values())
+    for rows in (found["reverse"], found["forward"]):  # smaller steps and more noise forget more
+        kl = [row["kl"] for row in rows]
+        assert kl == sorted(kl, reverse=True) and kl[-1] > 0
+    assert found["priors"]["cosine from -13.3 to 5"] > found["priors"]["VP-SDE"] > 0
+    for model in found["points"].values():  # no density is better than the data's own
+        for row in filter(None, (model["bound"], model["ode"])):
+            assert row["excess"]["nats"] > -5 * row["excess"]["standard_error"]
+
+
+def check_results(found):
+    """What any training leaves true of the numbers of the paper's tables."""
+    coarse, limit = (row for row in found["sweep"] if row["trained"] is None)
+    assert coarse["bpd"] > limit["bpd"]  # fewer steps cost more
+    own, *_, ode = found["likelihoods"]
+    chains = next(row for row in found["likelihoods"] if row.get("chains"))
+    beside = next(row for row in found["likelihoods"] if row["num_steps"] == 20)
+    assert chains["bpd"] < beside["bpd"] + 5 * beside["standard_error"]
+    assert ode["bpd"] > 0 and own["kind"] == "variational bound"
+    for row in found["forms"]:  # two forms of one bound
+        matching, consistency = row["matching"], row["consistency"]
+        error = np.hypot(matching["error"], consistency["error"])
+        assert abs(matching["mean"] - consistency["mean"]) < 5 * error
+        assert consistency["variance"] > matching["variance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "check_numbers"),
+    [
+        (ladder.ladder, "ladder", check_ladder),
+        (paper_tables.reproduce, "results", check_results),
+    ],
+)
+def test_a_study_of_a_few_steps_fills_its_page(
+    few, tmp_path, monkeypatch, command, name, check_numbers
+):
+    shutil.copy(DOCS / f"{name}.md", tmp_path)
     arguments = ["study", f"--workdir={tmp_path}/w", f"--out={tmp_path}", "--scale=0.001"]
     with tiny.one_device():
         found = command(arguments)
-        page = (tmp_path / f"{name}.md").read_text()
-        assert page != (DOCS / f"{name}.md").read_text()
-        monkeypatch.setattr(training, "train", None)
-        again = command(arguments)
+    check_numbers(found)
+    page = (tmp_path / f"{name}.md").read_text()
     rows = [row for rows in found.values() if isinstance(rows, list) for row in rows]
     for row in rows:
         assert "bpd" not in row or tables.estimate(row) in page
+    old = (DOCS / f"{name}.md").read_text()
+    place = r"<!-- table: \w+ -->\n(.*?)<!-- end -->"
+    theirs, ours = (re.findall(place, text, re.DOTALL) for text in (old, page))
+    assert re.sub(place, "", old, flags=re.DOTALL) == re.sub(place, "", page, flags=re.DOTALL)
+    changed = [one != other for one, other in zip(theirs, ours, strict=True)]
+    closed = ("forgetting", "priors", "reverse")  # no network is trained for these
+    names = re.findall(r"<!-- table: (\w+) -->", page)
+    assert all(new or table in closed for new, table in zip(changed, names, strict=True))
     written = json.loads((tmp_path / "w" / f"{name}.json").read_text())
-    assert written == json.loads(json.dumps(again))  # with lists for tuples
-    assert found["minutes"] == again["minutes"] > 0
-    assert (tmp_path / f"{name}.md").read_text() == page
+    assert written == json.loads(json.dumps(found))  # with lists for tuples
+    assert found["minutes"] > 0
     pictures = {file.name for file in (DOCS / name).iterdir()}
     assert {file.name for file in (tmp_path / name).iterdir()} == pictures
+    monkeypatch.setattr(training, "train", None)  # a finished run is not trained again
+    for note in (tmp_path / "w").glob("*/minutes.json"):
+        trainings.train(
+            ConfigDict(json.loads(note.read_text())["config"]), note.parent, build.make_mesh()
+        )
 
 
 def test_a_small_benchmark_fills_its_page(tmp_path, monkeypatch):

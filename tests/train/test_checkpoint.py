@@ -3,45 +3,25 @@
 import os
 import shutil
 import signal
+import threading
+from unittest import mock
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-from toy import assert_equal
+from toy import assert_equal, state_at
 
-from vdm_jax.train import sharding
+from vdm_jax.errors import UserError
+from vdm_jax.train import record, sharding
 from vdm_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedError,
     SettingsError,
-    complete_steps,
-    load_params,
 )
-from vdm_jax.train.step import TrainState
+from vdm_jax.train.load_checkpoint import RemovedError, complete_steps, load_params, load_settings
 
 META = {"config": {"seed": 1, "train": {"steps": 10}}, "data": {"fingerprint": "ab"}}
-
-
-def state_at(step, devices=1):
-    """A state of every dtype; its EMA parameters are others than its parameters."""
-    rng = np.random.default_rng(step)
-    params = {
-        "kernel": jnp.asarray(rng.normal(size=(32, 40)), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16),
-        "mask": jnp.array([True, False, True]),
-    }
-    ema = {**params, "kernel": params["kernel"] + step}
-    whole = TrainState(jnp.int32(step), params, ema, {"mu": params["kernel"] / 2}, jnp.int32(0))
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    whole = jax.device_put(whole, sharding.replicated(mesh))
-    if devices > 1:
-        split = jax.device_put(params["kernel"], NamedSharding(mesh, P(None, "data")))
-        whole = whole._replace(params={**whole.params, "kernel": split})
-    return whole
 
 
 def saved(folder, *steps, **options):
@@ -69,6 +49,13 @@ def files(folder):
     return [file for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
+@pytest.mark.parametrize(("error", "raised"), [(PermissionError, UserError), (ValueError,) * 2])
+def test_a_folder_that_stays_unreadable_is_not_waited_for(tmp_path, monkeypatch, error, raised):
+    monkeypatch.setattr(ocp.utils, "checkpoint_steps", mock.Mock(side_effect=error("no")))
+    with pytest.raises(raised):
+        complete_steps(tmp_path)
+
+
 def test_the_newest_few_are_kept_and_the_newest_comes_back_bit_for_bit(tmp_path):
     folder = saved(tmp_path / "c", 1, 2, 10, keep=2)
     assert complete_steps(folder) == [2, 10]
@@ -78,6 +65,25 @@ def test_the_newest_few_are_kept_and_the_newest_comes_back_bit_for_bit(tmp_path)
         found, wanted = (jax.tree.map(lambda x: (x.dtype, x.sharding), tree)
                          for tree in (state, state_at(0, devices)))  # fmt: skip
         assert found == wanted
+
+
+def test_brackets_and_other_patterns_in_a_path_are_letters(tmp_path):
+    folder = saved(tmp_path / "run[lr=2e-3] *?" / "c", 3, 5)
+    assert_equal(restore(folder), state_at(5))
+    found = load_params(folder, shapes(), sharding.make_mesh(jax.devices()[:1]), 3)
+    assert_equal(found, (3, state_at(3).ema_params))
+    assert load_settings(folder, None) == (5, META)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_damaged(tmp_path, monkeypatch):
+    folder, mesh = saved(tmp_path / "c", 3, 5), sharding.make_mesh(jax.devices()[:1])
+
+    def removed(*_):
+        shutil.rmtree(folder / "3" / "state")
+        threading.Timer(0.2, shutil.rmtree, [folder / "3"]).start()
+
+    monkeypatch.setattr(record, "check_fits", lambda *_, **__: removed())
+    assert "3 was removed while" in refusal(RemovedError, load_params, folder, shapes(), mesh, 3)
 
 
 def test_a_step_that_is_not_newer_is_refused_and_nothing_restored_from_nothing(tmp_path):
@@ -230,7 +236,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
         def refuse(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        monkeypatch.setattr(ocp.Checkpointer, "restore", refuse)
         assert "can't be read (" in refusal(CheckpointError, checkpoints.restore, state_at(0))
 
 

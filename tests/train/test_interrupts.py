@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM where they can do no harm; sent here by the signal itself."""
+"""Ctrl-C and the signals that end a job, where they can do no harm; sent here themselves."""
 
 import concurrent.futures
 import signal
@@ -10,7 +10,7 @@ from vdm_jax import signals
 from vdm_jax.train import sharding
 from vdm_jax.train.interrupts import Stop, Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, *signals.ENDING)
 
 
 def test_in_another_thread_nothing_is_caught(stop):
@@ -30,7 +30,7 @@ def before():
     now = [signal.getsignal(number) for number in SIGNALS]
     for number, handler in zip(SIGNALS, old, strict=True):
         signal.signal(number, handler)
-    assert now == [signal.default_int_handler] * 2
+    assert now == [signal.default_int_handler] * len(SIGNALS)
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vdm_jax import schedule
+from vdm_jax.train import sharding
 from vdm_jax.train.model import Model
+from vdm_jax.train.step import TrainState
 from vdm_jax.vdm import VDM
 
 SHAPE = (2, 2, 1)
@@ -72,6 +76,24 @@ def batches(count: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]
 
 def one_batch(size=16):
     return {k: v[0] for k, v in batches(1, size).items()}
+
+
+def state_at(step, devices=1):
+    """A state of every dtype; its EMA parameters are others than its parameters."""
+    rng = np.random.default_rng(step)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(32, 40)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=8), jnp.bfloat16),
+        "mask": jnp.array([True, False, True]),
+    }
+    ema = {**params, "kernel": params["kernel"] + step}
+    whole = TrainState(jnp.int32(step), params, ema, {"mu": params["kernel"] / 2}, jnp.int32(0))
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    whole = jax.device_put(whole, sharding.replicated(mesh))
+    if devices > 1:
+        split = jax.device_put(params["kernel"], NamedSharding(mesh, P(None, "data")))
+        whole = whole._replace(params={**whole.params, "kernel": split})
+    return whole
 
 
 def assert_equal(a, b):

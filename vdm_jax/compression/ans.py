@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["PRECISION", "TOTAL", "WORD", "Stacks", "Underflow"]
-
 PRECISION, WORD = 26, 32
 TOTAL = 1 << PRECISION
 _LOW = (1 << WORD) - 1

@@ -21,8 +21,6 @@ from vdm_jax.compression.file import VdmzError
 from vdm_jax.compression.tables import FRACTIONS, GaussianTable, PixelTable
 from vdm_jax.errors import UserError
 
-__all__ = ["Coder", "Noise", "Observe"]
-
 _HALF = 16  # bits of a number without a symbol that are pushed at a time
 _UNIT = 1 << (PRECISION - _HALF)
 _MOST_EPS = 1 << 20

@@ -12,8 +12,6 @@ from vdm_jax.compression.bits_back import Coder
 from vdm_jax.compression.file import CHAIN, FALLBACK, RAW, Block, Header, VdmzError
 from vdm_jax.compression.network import Bound
 
-__all__ = ["Progress", "decode", "encode"]
-
 Progress = Callable[[int, int], None]
 """Function that is told how many images of the VDM are done, and of how many."""
 

@@ -21,8 +21,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.parameterization import to_x
 from vdm_jax.types import Gamma, ReverseVar
 
-__all__ = ["DEFAULT_GRID", "EPS_GRID", "MOST_PARTS", "MOST_STEPS", "Chain", "make"]
-
 MOST_STEPS = 4096
 MOST_PARTS = 1 << 15  # T times grid: the tables grow with it, to about a GB
 DEFAULT_GRID = 2  # finer ones make no smaller files (docs/compression.md)

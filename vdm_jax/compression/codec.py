@@ -17,8 +17,6 @@ from vdm_jax.compression.network import Bind, Bound, Network, digest
 from vdm_jax.errors import UserError
 from vdm_jax.vdm import VDM
 
-__all__ = ["Options", "Summary", "compress", "decompress", "read_header"]
-
 _PER_BLOCK = 256  # images, of which two or three are seeds
 _MOST_BLOCKS = 64
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
 from vdm_jax.errors import UserError
 
-__all__ = ["Block", "Header", "VdmzError", "check_start", "pack", "unpack"]
-
 MAGIC, VERSION = b"VDMZ", 1
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)

@@ -18,8 +18,6 @@ from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.types import Images, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["Bind", "Bound", "Network", "digest"]
-
 Bind = Callable[[Any], VDM]
 """Function parameters -> VDM, of images [height, width, channels] of up to 256 levels."""
 _PROBED = 4  # levels

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["sizes"]
-
 SIDE = 8192  # pixels of a mosaic at most; WebP takes 16383, and Pillow finds far more suspicious
 _OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"format": "PNG", "optimize": True},

@@ -12,8 +12,6 @@ import numpy as np
 
 from vdm_jax.compression.ans import TOTAL, Stacks
 
-__all__ = ["pop", "push"]
-
 _PEAK, _WIDTH_PARTS = 1 << 20, 8
 
 

@@ -15,8 +15,6 @@ from vdm_jax import pixels
 from vdm_jax.compression.ans import TOTAL
 from vdm_jax.errors import UserError
 
-__all__ = ["FRACTIONS", "GaussianTable", "PixelTable", "gaussian", "of_pixels", "split"]
-
 FRACTIONS = 128
 """Means are rounded to such parts of the grid."""
 # Standard deviations that have symbols, of what is popped only and of what is pushed: no symbol has

@@ -13,20 +13,10 @@ from vdm_jax.data.augment import AUGMENTATIONS
 from vdm_jax.data.batches import Batch, eval_batches, train_batches
 from vdm_jax.data.folder import FolderOptions
 from vdm_jax.data.image_data import ImageData, validation_split
-from vdm_jax.data.prefetch import BatchIterator, iterate
+from vdm_jax.data.prefetch import BatchIterator
 from vdm_jax.data.sources import SOURCES, load
 
 __all__ = [
-    "AUGMENTATIONS",
-    "SOURCES",
-    "Batch",
-    "BatchIterator",
-    "FolderOptions",
-    "ImageData",
-    "eval_batches",
-    "iterate",
-    "load",
-    "points",
-    "train_batches",
-    "validation_split",
-]
+    "AUGMENTATIONS", "SOURCES", "Batch", "BatchIterator", "FolderOptions", "ImageData",
+    "eval_batches", "load", "points", "train_batches", "validation_split",
+]  # fmt: skip

@@ -1,10 +1,8 @@
 """Random changes to one training image, each with a flag that tells the network of it.
 
-Every augmentation maps `(image, rng)` to `(image, changed)`: `image` is uint8
-[height, width, channels], `rng` a NumPy generator of this image's own. `changed` becomes the
-batch's "conditioning" (1 where a transform was applied, 0 for the image as it is), as in the
-published CIFAR-10 runs with augmentation: the network learns both densities and is evaluated
-with 0.
+Each maps (image, uint8 [height, width, channels]; a NumPy generator of its own) to (image, whether
+it was changed). That flag becomes the batch's "conditioning", as in the published CIFAR-10 runs
+with augmentation: the network learns both densities and is evaluated with 0.
 """
 
 from collections.abc import Callable
@@ -58,14 +56,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
     """Returns the augmentation called `name`, for images of shape `event_shape`.
 
-    - "none": the image as it is.
-    - "flip": mirrored left to right with probability 1/2.
-    - "flip_rot90": the same, then with probability 1/2 turned by k * 90 degrees, k uniform in
-      1, 2, 3 (the published `cifar10_aug`). Square images only.
-    - "flip_rot90_channels": the same, then with probability 1/2 a uniformly random permutation
-      of the channels (the published `cifar10_aug_with_channel`).
-    - "shift": with probability 1/2 moved to one of the 8 neighbouring positions, zero-filled.
-
+    "flip" mirrors left to right; "flip_rot90" also turns by k * 90 degrees, k uniform in 1, 2, 3
+    (the published `cifar10_aug`; square images only); "flip_rot90_channels" also permutes the
+    channels at random (`cifar10_aug_with_channel`); "shift" moves to one of the 8 neighbouring
+    positions, zero-filled: each of these with probability 1/2. "none" leaves the image as it is.
     Raises UserError for an unknown name, or a rotation of images that aren't square.
     """
     if name not in AUGMENTATIONS:

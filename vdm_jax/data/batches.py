@@ -14,8 +14,6 @@ import numpy as np
 from vdm_jax import checks
 from vdm_jax.data import augment as augment_lib
 
-__all__ = ["Batch", "eval_batches", "train_batches"]
-
 Batch = dict[str, np.ndarray]
 
 
@@ -37,18 +35,16 @@ def train_batches(
 
     Args:
       images: uint8 [n, height, width, channels], possibly memory-mapped.
-      batch_size: images in a batch over all processes together.
+      batch_size: images in a batch over all processes together; a multiple of their number.
       seed: in [0, 2**32); settles the orders and the augmentations.
       augment: see `vdm_jax.data.augment.get`.
-      process_index: this process, in [0, process_count).
-      process_count: number of processes; must divide `batch_size`.
-      labels: class labels, int [n]; None leaves them out.
+      process_index, process_count: p and P.
+      labels: class labels, int [n]; they change neither images nor order.
 
     Returns:
       `ds` with `ds[step]` = {"images": uint8 [local, height, width, channels],
-      "conditioning": float32 [local], 1 where an augmentation was applied and else 0}. With
-      labels "conditioning" is float32 [local, 2], that flag and the class label; images, order
-      and augmentations are those without labels.
+      "conditioning": float32 [local], 1 where an augmentation was applied and else 0, or with
+      labels [local, 2], that flag and the class label}.
     """
     images, labels = _checked(images, labels)
     local = _local_size(batch_size, process_index, process_count)
@@ -78,14 +74,10 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Returns one exact pass over `images`, in order; the last batch is padded and masked.
 
-    The arguments, and the rows of each process, are those of `train_batches`; every process gets
-    the same number of batches.
-
-    Yields:
-      {"images": uint8 [local, height, width, channels], "conditioning": float32 [local] zeros
-      (with labels float32 [local, 2], zero and the class label),
-      "mask": float32 [local], 1 for an image and 0 for padding, "index": int32 [local], the
-      image's place in `images`, -1 for padding}. Padding repeats the last image.
+    Arguments, and what each process gets, are those of `train_batches`, with no augmentation; all
+    have as many batches. Besides "images" and "conditioning" a batch has "mask", float32 [local],
+    1 for an image and 0 for padding, which repeats the last image, and "index", int32 [local], the
+    image's place in `images`, -1 for padding.
     """
     images, labels = _checked(images, labels)
     local = _local_size(batch_size, process_index, process_count)

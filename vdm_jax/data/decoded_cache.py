@@ -1,11 +1,8 @@
 """Decoded datasets on disk: a folder of .npy files to memory-map, and `meta.json` beside them.
 
-A folder appears under its final name only once it is whole: it is written under a temporary
-name, flushed to disk and renamed. `meta.json` holds each file's size, time of change and sha256,
-so that a start-up reads no pixels: only a file whose time differs is hashed again, and one whose
-content differs is an error.
-
-The format's number is part of a folder's name: a copy of another version is left alone.
+A folder gets its name once it is whole and on the disk. `meta.json` holds each file's size, time of
+change and sha256, so that a start-up reads no pixels: only a file whose time differs is hashed
+again. The format's number is part of a folder's name: a copy of another version is left alone.
 """
 
 import contextlib
@@ -61,9 +58,8 @@ def write(
     """Writes a decoded dataset as `folder`, all or nothing.
 
     `extra` may have group labels, "train_source" and "test_source", and class labels,
-    "train_label" and "test_label"; a `Stream` may bring class labels of its own. Where another
-    process writes the same folder, its copy is waited for. Raises OSError where the disk is full or
-    `folder` can't be written.
+    "train_label" and "test_label"; a `Stream` may bring its own. Where another process writes the
+    same folder, its copy is waited for. Raises OSError where `folder` can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -80,7 +76,16 @@ def write(
             for name, array in arrays.items():
                 kind = np.int32 if name.endswith("_label") else array.dtype
                 _save(partial / f"{name}.npy", array.astype(kind))
-            _describe(partial, levels, label_names, [*_PARTS, *arrays])
+            meta = {
+                "format": _FORMAT,
+                "levels": levels,
+                "fingerprint": fingerprint(_map(partial, "train"), _map(partial, "test"), levels),
+                "label_names": list(label_names),
+                "files": {f"{name}.npy": _state(partial / f"{name}.npy")
+                          for name in (*_PARTS, *arrays)},
+            }  # fmt: skip
+            with files.durable(partial / _META) as file:
+                file.write(json.dumps(meta, indent=1).encode())
             files.sync(partial)
             partial.rename(folder)
             files.sync(folder.parent)
@@ -110,18 +115,6 @@ def _save(path: Path, part: Part) -> np.ndarray | None:
     return np.concatenate(labels) if labels else None
 
 
-def _describe(folder: Path, levels: int, label_names: Sequence[str], names: list[str]) -> None:
-    meta = {
-        "format": _FORMAT,
-        "levels": levels,
-        "fingerprint": fingerprint(_map(folder, "train"), _map(folder, "test"), levels),
-        "label_names": list(label_names),
-        "files": {f"{name}.npy": _state(folder / f"{name}.npy") for name in names},
-    }
-    with files.durable(folder / _META) as file:
-        file.write(json.dumps(meta, indent=1).encode())
-
-
 def read(folder: Path, name: str) -> ImageData:
     """Memory-maps the dataset that `write` left as `folder`; `name` goes into the result.
 
@@ -132,10 +125,10 @@ def read(folder: Path, name: str) -> ImageData:
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
         train, test = (_map(folder, part) for part in _PARTS)
         source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
-        names = tuple(meta["label_names"])
         data = ImageData(
-            name, train, test, meta["levels"], meta["fingerprint"], source, labels, names
-        )
+            name, train, test, meta["levels"], meta["fingerprint"], source, labels,
+            tuple(meta["label_names"]),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "

@@ -16,9 +16,8 @@ def load_digits(name: str = "digits") -> ImageData:
 
     "digits" are grey, in [0, 17); "digits_binary" are 1 where the grey level is 8 or more, else 0.
 
-    The split is fixed: `perm = np.random.RandomState(0).permutation(1797)`, its first 1437
-    entries are the training part and the rest the test part, both in the order of `perm`. The
-    class labels are the digits.
+    The split is fixed: the first 1437 entries of `np.random.RandomState(0).permutation(1797)` are
+    the training part, the others the test part. The class labels are the digits.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 
@@ -28,9 +27,8 @@ def load_digits(name: str = "digits") -> ImageData:
         images = (images >= 8).astype(np.uint8)
     classes = published.target.astype(np.int32)
     order = np.random.RandomState(0).permutation(len(images))
-    rows = {"train": order[:TRAIN_COUNT], "test": order[TRAIN_COUNT:]}
-    train, test = images[rows["train"]], images[rows["test"]]
-    labels = {part: classes[rows[part]] for part in rows}
+    train, test = images[order[:TRAIN_COUNT]], images[order[TRAIN_COUNT:]]
+    labels = {"train": classes[order[:TRAIN_COUNT]], "test": classes[order[TRAIN_COUNT:]]}
     for part in (train, test, *labels.values()):
         part.flags.writeable = False  # shared by all callers
     levels, names = LEVELS[name], tuple(map(str, range(10)))

@@ -1,8 +1,7 @@
 """A folder of the user's pictures, decoded once.
 
-The decoded copy is named by every file's path, size, time of change and time of its inode's change.
-So at each start a changed, new, removed or renamed picture is noticed, even one of the same size
-and time. `vdm_jax.data.folder_listing` says which pictures are there to test on.
+The decoded copy is named by every file's path, size, time of change and time of its inode's change:
+at each start a changed, new, removed or renamed picture is noticed.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, user_path
 
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
+FITS = ("none", "crop", "resize")
 
 Size = tuple[int, int]
 
@@ -30,13 +30,13 @@ class FolderOptions:
     """The settings of how pictures are brought to one shape, and of how many are held out.
 
     Attributes:
-      size: the height and width of all images, as one number for a square, as (height, width) or
-        as "48x64"; None takes that of the first image, and all must have it.
+      size: the height and width of all images, as 64 for a square, (48, 64) or "48x64"; None takes
+        that of the first image, and all must have it.
       fit: "none" takes images of the one size only; "crop" takes the largest part of that shape
         about the centre and brings it to the size; "resize" stretches.
       channels: 3 (RGB) or 1 (grey).
-      held_out: for a folder without `train` and `test`: the fraction of the images to test on,
-        chosen by a hash of their paths; None is 0.1.
+      held_out: without subfolders `train` and `test`: the fraction of the images to test on, chosen
+        by a hash of their paths; None is 0.1.
     """
 
     size: int | str | Size | None = None
@@ -63,15 +63,7 @@ def load_folder(
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     folder = decoded_cache.folder(data_dir, f"folder-{key}")
     if not folder.exists():
-        wanted = size or _first_size(listing, options.channels)
-        work = _Decoding(listing, options, wanted, state)
-        decoded_cache.write(folder, work.stream("train"), work.stream("test"), 256)
-        if work.enlarged:
-            print(
-                f"vdm_jax: {work.enlarged} images of {listing.root} are smaller than {_by(wanted)} "
-                "and were enlarged",
-                file=sys.stderr,
-            )
+        _decode(folder, listing, options, size, state)
     data = decoded_cache.read(folder, f"folder:{listing.root.resolve().name}")
     return dataclasses.replace(data, labels=labels, label_names=names)
 
@@ -79,8 +71,8 @@ def load_folder(
 def _checked_size(options: FolderOptions) -> Size | None:
     """Returns the size as (height, width) or None. Raises UserError for unfit options."""
     size, fit, channels = options.size, options.fit, options.channels
-    if fit not in (known := picture_decoding.FITS):
-        raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(known)}")
+    if fit not in FITS:
+        raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(FITS)}")
     if isinstance(channels, bool) or channels not in (1, 3):
         raise UserError(f"channels={channels!r} must be 3 (RGB) or 1 (grey)")
     if size is None and fit != "none":
@@ -100,50 +92,45 @@ def _checked_size(options: FolderOptions) -> Size | None:
     return height, width
 
 
-@dataclasses.dataclass
-class _Decoding:
-    """Pictures on their way into the decoded copy; counts the images that were enlarged."""
+def _decode(
+    folder: Path, listing: Listing, options: FolderOptions, size: Size | None, state: str
+) -> None:
+    """Writes the decoded copy. Raises UserError where a picture isn't fit, or changes meanwhile."""
+    root, channels = listing.root, options.channels
+    first = root / listing.parts["train"][0]
+    wanted = size or _size(picture_decoding.read(first, channels))
+    enlarged = 0
 
-    listing: Listing
-    options: FolderOptions
-    size: Size
-    state: str
-    enlarged: int = 0
+    def blocks(names: list[str]) -> Iterator[Block]:
+        nonlocal enlarged
+        for path in (root / name for name in names):
+            image = picture_decoding.read(path, channels)
+            found = _size(image)
+            if options.fit == "none" and found != wanted:
+                problem = f"{path} is {_by(found)}; wanted size={_by(wanted)}"
+                if size is None:
+                    problem = f"{first} is {_by(wanted)} but {path} is {_by(found)}"
+                raise UserError(
+                    f"{problem} (height x width); images must have one size: set size= and "
+                    "fit='crop' or 'resize' to bring them to it"
+                )
+            enlarged += found[0] < wanted[0] or found[1] < wanted[1]
+            image = picture_decoding.fitted(image, wanted, options.fit)
+            yield picture_decoding.pixels(image)[None], None
+        if listing.state() != state:
+            raise UserError(f"{root} was changed while it was read; run again when it is at rest")
 
-    def stream(self, part: str) -> Stream:
-        """Returns the images of a part."""
-        shape = (len(self.listing.parts[part]), *self.size, self.options.channels)
-        return Stream(f"{self.listing.root}, {part}", shape, self._blocks(part))
-
-    def _blocks(self, part: str) -> Iterator[Block]:
-        for name in self.listing.parts[part]:
-            path = self.listing.root / name
-            image = picture_decoding.read(path, self.options.channels)
-            yield picture_decoding.pixels(self._fitted(image, path))[None], None
-        if self.listing.state() != self.state:
-            raise UserError(
-                f"{self.listing.root} was changed while it was read; run again when it is at rest"
-            )
-
-    def _fitted(self, image: Any, path: Path) -> Any:
-        found = (image.height, image.width)
-        if self.options.fit != "none":
-            self.enlarged += found[0] < self.size[0] or found[1] < self.size[1]
-            return picture_decoding.fitted(image, self.size, self.options.fit)
-        if found == self.size:
-            return image
-        problem = f"{path} is {_by(found)}; wanted size={_by(self.size)}"
-        if self.options.size is None:
-            first = self.listing.root / self.listing.parts["train"][0]
-            problem = f"{first} is {_by(self.size)} but {path} is {_by(found)}"
-        raise UserError(
-            f"{problem} (height x width); images must have one size: set size= and fit='crop' or "
-            "'resize' to bring them to it"
-        )
+    train, test = (
+        Stream(f"{root}, {part}", (len(names), *wanted, channels), blocks(names))
+        for part, names in listing.parts.items()
+    )
+    decoded_cache.write(folder, train, test, 256)
+    if enlarged:
+        said = f"{enlarged} images of {root} are smaller than {_by(wanted)} and were enlarged"
+        print(f"vdm_jax: {said}", file=sys.stderr)
 
 
-def _first_size(listing: Listing, channels: int) -> Size:
-    image = picture_decoding.read(listing.root / listing.parts["train"][0], channels)
+def _size(image: Any) -> Size:
     return image.height, image.width
 
 

@@ -18,14 +18,13 @@ class ImageData:
 
     Attributes:
       name: its name in every report, e.g. "digits" or "arrays:photos32_small.npz".
-      train: uint8 [n, height, width, channels]; memory-mapped where it comes from disk.
-      test: uint8 [m, height, width, channels].
+      train, test: uint8 [n, height, width, channels]; memory-mapped where they come from disk.
       levels: every pixel value lies in [0, levels).
       fingerprint: sha256 (hex) of shapes, levels and pixels, whatever the name.
-      source: group labels where the data has them (which photo a crop was cut from): "train"
-        and/or "test", each of shape [n]. Error bars belong to groups, not to crops.
-      labels: class labels where the data has them: "train" and "test", each int32 [n] with
-        values in [0, num_classes). They play no part in the fingerprint.
+      source: group labels where there are any (which photo a crop was cut from): "train" and/or
+        "test", each [n]. Error bars belong to groups, not to crops.
+      labels: class labels where there are any: "train" and "test", each int32 [n] with values in
+        [0, num_classes). They play no part in the fingerprint.
       label_names: the name of each class; empty where there are no labels.
     """
 
@@ -41,8 +40,7 @@ class ImageData:
     @property
     def event_shape(self) -> tuple[int, int, int]:
         """The shape of one image, (height, width, channels)."""
-        height, width, channels = self.train.shape[1:]
-        return height, width, channels
+        return self.train.shape[1:]
 
     @property
     def num_classes(self) -> int:

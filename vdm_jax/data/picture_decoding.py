@@ -19,7 +19,6 @@ import numpy as np
 
 from vdm_jax.errors import UserError, reason
 
-FITS = ("none", "crop", "resize")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GREY = ("1", "L", "LA")
@@ -91,15 +90,14 @@ def _converted(image: Any, channels: int | None) -> Any:
 
 def pixels(image: Any) -> np.ndarray:
     """Returns a Pillow image "L" or "RGB" as uint8 [height, width, channels]."""
-    array = np.asarray(image)
-    return array if array.ndim == 3 else array[..., None]
+    return np.atleast_3d(np.asarray(image))
 
 
 def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
     """Returns a Pillow image of exactly `size` = (height, width), by Lanczos with antialiasing.
 
-    "crop" takes the largest part of that shape about the centre; "resize" takes the whole image,
-    stretched if its shape is another. Neither touches an image that has the size.
+    "crop" takes the largest part of that shape about the centre, "resize" stretches the image.
+    Neither touches an image that has the size.
     """
     from PIL import Image
 

@@ -19,8 +19,6 @@ from vdm_jax.data import folder_listing, picture_decoding
 from vdm_jax.data.image_data import as_images
 from vdm_jax.errors import UserError, reaching, reason, user_path
 
-__all__ = ["Pictures", "check_meta", "of_array", "read", "write"]
-
 _NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
@@ -38,12 +36,12 @@ class Pictures:
     words: str  # what it was, for a summary
 
 
-def read(path: Path, levels: int = 256) -> Pictures:
-    """Returns an .npy's or a folder's images, with values in [0, levels), or raises UserError."""
+def read(path: Path) -> Pictures:
+    """Returns an .npy's or a folder's images, with values in [0, 256), or raises UserError."""
     path = user_path(path, "the input")
     with reaching(path):
         if path.is_dir():
-            return _read_folder(path, levels)
+            return _read_folder(path)
         if not path.is_file():
             raise UserError(f"{path} is not there; wanted {_WANTED}")
         with path.open("rb") as file:
@@ -53,7 +51,7 @@ def read(path: Path, levels: int = 256) -> Pictures:
             f"{path} is none of what is taken: {_WANTED}; save an array of an .npz with np.save, "
             "and put a single picture into a folder"
         )
-    return _read_npy(path, levels)
+    return _read_npy(path)
 
 
 def of_array(images: np.ndarray, words: str) -> Pictures:
@@ -107,12 +105,12 @@ class _Npy(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _read_npy(path: Path, levels: int) -> Pictures:
+def _read_npy(path: Path) -> Pictures:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for damaged files
         raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
-    images = as_images(array, levels, str(path))
+    images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
     return Pictures(images, _npy_meta(array), words)
@@ -129,7 +127,7 @@ class _Folder(NamedTuple):
     names: list[str]
 
 
-def _read_folder(root: Path, levels: int) -> Pictures:
+def _read_folder(root: Path) -> Pictures:
     there, skipped = folder_listing.walk(root)
     if not there:
         raise UserError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
@@ -139,14 +137,12 @@ def _read_folder(root: Path, levels: int) -> Pictures:
         _check_names([out for out, _ in names])
     except ValueError as error:
         raise UserError(f"{root}: as PNG files, {error}; rename it") from error
-    pictures = []
-    for _, name in names:
-        pixels = picture_decoding.pixels(picture_decoding.read(root / name, None))
-        pictures.append(as_images(pixels[None], levels, str(root / name))[0])
-    for (_, name), pixels in zip(names, pictures, strict=True):
+    files_in = [root / name for _, name in names]
+    pictures = [picture_decoding.pixels(picture_decoding.read(file, None)) for file in files_in]
+    for file, pixels in zip(files_in, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
             raise UserError(
-                f"{root / name} is {pixels.shape[:2]} (height, width) but {root / names[0][1]} is "
+                f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is "
                 f"{pictures[0].shape[:2]}; wanted pictures of one size"
             )
     grey = np.array([pixels.shape[2] == 1 for pixels in pictures])

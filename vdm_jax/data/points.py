@@ -17,8 +17,6 @@ import numpy as np
 
 from vdm_jax import checks
 
-__all__ = ["NAMES", "draw", "entropy", "log_prob"]
-
 NAMES = ("swirl", "moons", "checkerboard")
 
 _NOISE = {"swirl": 0.03, "moons": 0.06}

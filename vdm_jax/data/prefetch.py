@@ -17,9 +17,8 @@ class BatchIterator(Iterator[_Item]):
     """An endless iterator over `dataset[start]`, `dataset[start + 1]`, ..., for one consumer.
 
     `dataset` is anything with `dataset[step] -> dict of arrays`, e.g. from `train_batches`; `start`
-    is the number of steps already taken. Items are dicts with leaves
-    [steps_per_call, local_batch, ...] (that leading axis is there for 1 too): so many consecutive
-    batches, stacked. Up to `prefetch` items are ready and waiting.
+    is the number of steps already taken. Items are `steps_per_call` consecutive batches, stacked
+    (for 1 too): leaves [steps_per_call, local_batch, ...]. Up to `prefetch` items wait ready.
 
     Close it with `.close()` or `with`: it is exhausted then. An exception of the worker is raised
     by the `next` that would have given the missing item.
@@ -61,9 +60,6 @@ class BatchIterator(Iterator[_Item]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-iterate = BatchIterator
 
 
 def _stacked(dataset: Any, start: int, count: int) -> _Item:

@@ -14,8 +14,6 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.errors import UserError, reason, user_path
 
-__all__ = ["SOURCES", "load"]
-
 SOURCES = ("digits", "digits_binary", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
 _PathLike = str | os.PathLike[str] | None
@@ -36,10 +34,9 @@ def load(
 
     Args:
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
-        in black and white, 2 levels); "arrays" (an .npz file of the user's); "folder" (pictures of
-        the user's); "cifar10", "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from
-        `manual_dir`); "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or
-        64x64.
+        in black and white, 2 levels); "arrays" (an .npz file); "folder" (pictures); "cifar10",
+        "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
+        "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or 64x64.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
         where it isn't given. The digits need none.
       manual_dir: where the original archives of published datasets lie, for a machine without

@@ -20,10 +20,6 @@ from vdm_jax.train.model import BITS, Batch, Bound, Model, Params, Unit, unit
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["Draws", "Estimate", "Evaluation", "Reduction", "collect", "draw", "make_eval_step",
-           "over_devices", "summarise"]  # fmt: skip
-
-
 TERMS = ("reconstruction", "prior", "diffusion")
 
 

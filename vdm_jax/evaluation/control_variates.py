@@ -21,8 +21,6 @@ from jax.typing import ArrayLike
 from vdm_jax.errors import UserError
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["MOST_DIMS", "Linear", "fit", "subtracted"]
-
 MOST_DIMS = 4096  # elements of an x whose full covariance is taken
 FLOOR = 1e-3  # added to variances: directions in which the data don't vary keep some
 RIDGE = 1e-4  # added to the diagonal of the correlations of control variates

@@ -6,8 +6,6 @@ import numpy as np
 
 from vdm_jax import timestep
 
-__all__ = ["Estimate", "estimate"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:

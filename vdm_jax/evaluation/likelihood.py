@@ -23,9 +23,6 @@ from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
 from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
-__all__ = ["Row", "Settings", "chains", "measure", "of_draws", "of_ode", "per_image", "profile",
-           "variance"]  # fmt: skip
-
 BINS = 50  # of a profile over t
 
 Row = dict[str, Any]

@@ -14,8 +14,6 @@ from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 
-__all__ = ["QUALITY", "line", "new_folder", "of_distances", "of_quality", "table", "value", "write"]
-
 HEADS = ("MMD² x1000", "sliced W2² x1000")
 QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")  # heads of `of_quality`
 
@@ -44,13 +42,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
-    print(f"\n{text}")  # first: on a full disk it is all that is left of hours
-    (folder / "result.json").write_text(
-        json.dumps(_without_nan(found), indent=1) + "\n", encoding="utf-8"
-    )
-    (folder / "result.md").write_text(text, encoding="utf-8")
-    if found["profile"]:
-        _plot_profile(found["profile"], folder / "diffusion_loss.png")
+    try:
+        strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
+        (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
+        (folder / "result.md").write_text(text, encoding="utf-8")
+        if found["profile"]:
+            _plot_profile(found["profile"], folder / "diffusion_loss.png")
+    finally:
+        print(f"\n{text}")  # on a full disk it is all that is left of hours
     print(f"written to {folder}")
 
 
@@ -100,9 +99,10 @@ def line(row: Row) -> str:
 
 def _ode_note(row: Row) -> str:
     probes = "" if row["probes"] is None else f", {row['probes']} probe(s)"
-    calls = f"{row['function_evaluations']:.0f} evaluations of the network"
-    how = f"tolerance {row['tolerance']:g}, {calls}, {row['trace']} trace{probes}"
-    return f"{row['quantity']}: {how}; of images it gives a bound."
+    return (
+        f"{row['quantity']}: tolerance {row['tolerance']:g}, {row['function_evaluations']:.0f} "
+        f"evaluations of the network, {row['trace']} trace{probes}; of images it gives a bound."
+    )
 
 
 def _number(value: float) -> str:
@@ -126,15 +126,6 @@ def _plot_profile(profile: Row, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _without_nan(value: Any) -> Any:
-    """Returns the same with None for NaN, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def of_distances(rows: Iterable[Row]) -> str:
     """Returns a table of `sample_quality.distances`."""
     cells = []
@@ -143,9 +134,8 @@ def of_distances(rows: Iterable[Row]) -> str:
         for name in DISTANCES:
             cell += [f"{1e3 * row[name]:.3f}", _thousandths(*row[f"{name}_by_chance"])]
         cells.append(cell)
-    of_mmd, of_sliced = HEADS
-    chance = "by chance"
-    return table(("to as many test images", "images", of_mmd, chance, of_sliced, chance), cells)
+    heads = [word for head in HEADS for word in (head, "by chance")]
+    return table(("to as many test images", "images", *heads), cells)
 
 
 def of_quality(row: Row) -> list[str]:

@@ -14,8 +14,6 @@ from jax.typing import ArrayLike
 
 from vdm_jax.types import Key, Tensor
 
-__all__ = ["DISTANCES", "directions", "median_distance", "mmd", "permuted", "sliced_wasserstein"]
-
 DISTANCES = ("mmd", "sliced_wasserstein")
 
 

@@ -23,8 +23,6 @@ from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.types import Images, Key, Tensor
 
-__all__ = ["Drawer", "conditioning_of", "distances", "quality"]
-
 POINTS = 1000  # of each sample, at most, that distances are measured with
 DIRECTIONS = 256
 PERMUTATIONS = 50

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -9,11 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import data
-from vdm_jax.data import ImageData
+from vdm_jax.errors import UserError
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.vdm import VDM
-
-__all__ = ["Batches", "Subject"]
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
@@ -21,14 +20,22 @@ Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 class Subject(NamedTuple):
     """A model with its parameters, a dataset, and the devices to evaluate it on.
 
-    Parameters lie as `train.sharding.of_parameters` has them; a batch is over all devices.
+    Parameters lie as `train.sharding.of_parameters` has them; a batch is over all devices. What
+    follows is known of a restored model: its `name` and training step, `config.model` of the run or
+    of the published code, the name of the images that count as test images, and how many draws of
+    each its configuration asks for.
     """
 
     model: Model
     params: Params
-    images: ImageData
+    images: Any  # ImageData, or None for a model alone
     batch_size: int
     mesh: Mesh
+    name: str = ""
+    step: int = 0
+    settings: Mapping[str, Any] = MappingProxyType({})
+    part: str = "test"
+    repeats: int = 0
 
     @property
     def bound(self) -> Bound:
@@ -37,8 +44,11 @@ class Subject(NamedTuple):
 
     @property
     def vdm(self) -> VDM:
-        """The model, known to be a VDM, with these parameters."""
-        return cast(VDM, self.bound)
+        """The model as a VDM. Raises UserError if it is of another kind."""
+        bound = self.bound
+        if not isinstance(bound, VDM):
+            raise UserError(f"{self.name} is no VDM: {bound.words}")
+        return bound
 
     @property
     def groups(self) -> np.ndarray | None:

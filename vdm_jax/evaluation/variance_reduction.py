@@ -22,8 +22,6 @@ from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train.model import Bound, unit
 from vdm_jax.types import Key, PerExample
 
-__all__ = ["Evaluator", "Plan", "enough", "evaluation_cost", "plan"]
-
 DENSITY_BINS = 50  # of t
 COEFFICIENT_BINS = 20
 IMAGES = 1024  # training images the plan is measured on

@@ -16,11 +16,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vdm_jax.types import Tensor
 
-__all__ = [
-    "REMATS", "AttentionBlock", "Compute", "GroupNorm", "Layer", "Remat", "ResidualBlock",
-    "convolution_for_loops", "rematerialised",
-]  # fmt: skip
-
 Remat = Literal["none", "matmuls", "blocks"]
 """The values that the forward pass keeps for the backward pass: all; the inputs of blocks and the
 results of convolutions and matrix products; the inputs of blocks. The rest is computed again."""
@@ -168,8 +163,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
 class GroupNorm(nn.Module):
     """Normalisation over 32 groups of channels, as `nn.GroupNorm`, in float32 at least.
 
-    Sums over the image come first, each channel for itself, and then those over a group: several
-    times as fast on a CPU as all at once.
+    Sums over the image come before those over a group: several times as fast on a CPU.
     """
 
     @nn.compact
@@ -181,7 +175,6 @@ class GroupNorm(nn.Module):
         pixels = x.reshape(x.shape[0], -1, channels).astype(_at_least_float32(x.dtype))
 
         def average(channel: Tensor) -> Tensor:
-            """Returns the mean within each group, [batch, channels]."""
             group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
             return jnp.repeat(group, channels // groups, axis=-1)
 
@@ -204,11 +197,9 @@ def convolution_for_loops(
 ) -> Tensor:
     """Returns `lax.conv_general_dilated` of a 3x3 kernel, its gradients fast in a loop on a CPU.
 
-    In the body of a loop XLA's CPU compiler leaves both gradients of a convolution in the layouts
-    that differentiation gave them, for which its code is slow: a scan over blocks took 14 times as
-    long as the blocks written out. Here they are convolutions of the layout that it is fast for.
-    There are no forward derivatives. x is [batch, height, width, in], the kernel [3, 3, in, out].
-    Raises ValueError for another kernel or stride.
+    In a loop XLA's CPU compiler leaves both gradients in the layouts that differentiation gave
+    them, for which its code is 14 times as slow. There are no forward derivatives. x is [batch,
+    height, width, in], the kernel [3, 3, in, out]. Raises ValueError for another kernel or stride.
     """
     del padding, options  # of a 3x3 kernel there is one padding that keeps the size
     if kernel.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1):
@@ -220,11 +211,6 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
     """Returns the convolution with a margin of one zero pixel, whatever the kernel's size."""
     layout, margin = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), margin, dimension_numbers=layout)
-
-
-@jax.custom_vjp
-def _convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    return _convolve(x, kernel)
 
 
 def _forward(x: Tensor, kernel: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -239,4 +225,5 @@ def _backward(kept: tuple[Tensor, Tensor], cotangent: Tensor) -> tuple[Tensor, T
     return of_x, of_kernel.transpose(1, 2, 0, 3)
 
 
+_convolution = jax.custom_vjp(_convolve)
 _convolution.defvjp(_forward, _backward)

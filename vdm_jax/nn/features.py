@@ -12,11 +12,6 @@ from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
 from vdm_jax.types import Kind, PerExample, Tensor
 
-__all__ = [
-    "HEADS", "Denoiser", "Head", "embed", "finish", "fourier", "fourier_exponents", "head_kind",
-    "level_log_posterior", "posterior_mean", "sinusoidal", "variance_share",
-]  # fmt: skip
-
 Head = Literal["eps", "x", "v", "score", "levels", "logits"]
 """What a network's last layer gives: a prediction of that kind, or the odds of the pixel levels; or
 as it is, for binomial diffusion, the logits of a bit."""
@@ -52,8 +47,15 @@ class Denoiser(nn.Module):
     learn_variance: bool = False
 
     def embed(self, gamma_t: PerExample, conditioning: Tensor | None, features: int) -> Tensor:
-        """Returns `embed` between this network's end points."""
-        return embed(gamma_t, conditioning, self.gamma_min, self.gamma_max, features)
+        """Returns what the network is conditioned on, [batch, features + n].
+
+        It is the `sinusoidal` embedding of gamma, rescaled to 0 at gamma_min and 1 at gamma_max,
+        and behind it each example's `conditioning`, [batch] (n = 1) or [batch, n].
+        """
+        t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
+        conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
+        columns = conditioning.reshape(t.shape[0], -1).astype(t.dtype)
+        return jnp.concatenate([sinusoidal(t, features), columns], axis=1)
 
     def waves(self, h: Tensor, z: Tensor) -> Tensor:
         """Returns the input `h` with the Fourier features of z, if there are any, behind it."""
@@ -69,10 +71,7 @@ class Denoiser(nn.Module):
     def predict(
         self, last: Tensor, h: Tensor, z_t: Tensor, gamma_t: PerExample
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns the prediction of the last layer's output `last`, and the share of features `h`.
-
-        The share is there if the variance is learned.
-        """
+        """Returns the prediction of the last layer's output; with learned variance, `h`'s share."""
         if self.head == "levels":
             prediction = posterior_mean(last.reshape(*z_t.shape, self.levels), z_t, gamma_t)
         else:
@@ -148,24 +147,6 @@ def sinusoidal(t: PerExample, features: int) -> Tensor:
     angles = 1000.0 * t[:, None] * frequencies
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
-
-
-def embed(
-    gamma_t: PerExample,
-    conditioning: Tensor | None,
-    gamma_min: float,
-    gamma_max: float,
-    features: int,
-) -> Tensor:
-    """Returns what a network is conditioned on, [batch, features + n].
-
-    It is the `sinusoidal` embedding of gamma, rescaled to 0 at gamma_min and 1 at gamma_max, and
-    behind it each example's `conditioning`, [batch] (n = 1) or [batch, n]; one zero if not given.
-    """
-    t = (gamma_t - gamma_min) / (gamma_max - gamma_min)
-    conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
-    columns = conditioning.reshape(t.shape[0], -1).astype(t.dtype)
-    return jnp.concatenate([sinusoidal(t, features), columns], axis=1)
 
 
 def level_log_posterior(logits: Tensor, z_t: Tensor, gamma_t: PerExample) -> Tensor:

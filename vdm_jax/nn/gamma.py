@@ -14,8 +14,6 @@ from flax import linen as nn
 from vdm_jax import schedule
 from vdm_jax.types import Tensor
 
-__all__ = ["END_POINTS", "FixedGamma", "MonotoneGamma", "ScalarGamma", "make"]
-
 END_POINTS = "l1"
 """The part of a pinned `MonotoneGamma`'s parameters that sets its end points."""
 

@@ -23,8 +23,6 @@ from vdm_jax.nn.unet import UNet, from_published, to_published
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["OfficialModel", "from_published", "load", "modules", "to_published"]
-
 # Every key of the published `config.model`, with the type its value must have.
 _KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
     "vocab_size": Integral, "sample_softmax": bool, "antithetic_time_sampling": bool,
@@ -33,10 +31,7 @@ _KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
     "sm_pdrop": Real,
 }  # fmt: skip
 _WORDS = {Integral: "an integer", Real: "a number", bool: "True or False", str: "a string"}
-_RANGES = (
-    ("vocab_size", 1, math.inf), ("sm_n_timesteps", 0, math.inf), ("sm_n_layer", 0, math.inf),
-    ("sm_pdrop", 0, 1),
-)  # fmt: skip
+_LEAST = {"vocab_size": 1, "sm_n_timesteps": 0, "sm_n_layer": 0, "sm_pdrop": 0}
 _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
 
 
@@ -91,15 +86,11 @@ class OfficialModel(NamedTuple):
 def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
     """Returns the model of a published checkpoint.
 
-    Args:
-      path: the checkpoint file, or its folder (then the `ckpt-N.flax` with the largest N).
-      model_config: that code's `config.model`, as a dict or ConfigDict.
-
-    Raises:
-      ValueError: for a folder without checkpoints, a file that isn't one, an unknown, missing or
-        mistyped configuration key, or parameters that don't fit the configuration (names the first
-        leaf that differs, with both shapes).
-      FileNotFoundError: if there is nothing at `path`.
+    `path` is the file, or its folder (then the `ckpt-N.flax` with the largest N), `model_config`
+    that code's `config.model`, as a dict or ConfigDict. Raises FileNotFoundError if there is
+    nothing at `path`, ValueError for a folder without checkpoints, a file that isn't one, a
+    configuration with a key unknown, missing or mistyped, or parameters that don't fit it (names
+    the first leaf that differs, with both shapes).
     """
     gamma_module, score_module = modules(model_config)
     if not isinstance(path, str | Path):
@@ -153,7 +144,8 @@ def _check_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         number = wanted in (Integral, Real)
         if not isinstance(value, wanted) or (number and isinstance(value, bool)):
             raise ValueError(f"model_config[{key!r}] must be {_WORDS[wanted]}, got {value!r}.")
-    for key, low, high in _RANGES:
+    for key, low in _LEAST.items():
+        high = 1 if key == "sm_pdrop" else math.inf
         if not low <= (got := given[key]) < high:
             raise ValueError(f"model_config[{key!r}] must lie in [{low}, {high}), got {got}.")
     checks.choice(given["gamma_type"], "gamma_type", list(_GAMMA_TYPES))

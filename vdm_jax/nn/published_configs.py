@@ -11,8 +11,6 @@ from typing import Any
 
 from vdm_jax.errors import UserError, reaching
 
-__all__ = ["PUBLISHED", "find"]
-
 _PLAIN: dict[str, Any] = {
     "vocab_size": 256, "sample_softmax": False, "antithetic_time_sampling": True,
     "with_fourier_features": True, "with_attention": False, "gamma_type": "learnable_scalar",
@@ -62,8 +60,7 @@ def find(path: Path, name: str | None) -> tuple[Mapping[str, Any], str]:
     if not found:
         raise UserError(wrong)
     try:
-        return {
-            "model": json.loads(found[0].read_text(encoding="utf-8"))
-        }, f"official {found[0].parent.name}"
+        model = json.loads(found[0].read_text(encoding="utf-8"))
+        return {"model": model}, f"official {found[0].parent.name}"
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{found[0]} is no JSON file: {error}") from error

@@ -9,8 +9,6 @@ import msgpack
 import numpy as np
 from flax import serialization
 
-__all__ = ["check_params", "leaves", "read"]
-
 _MOST = 10_000
 """Entries of one list or dict: a list's place is taken before its entries are read."""
 

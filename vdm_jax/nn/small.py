@@ -9,8 +9,6 @@ from vdm_jax import pixels
 from vdm_jax.nn.features import Denoiser, level_log_posterior
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["MLP", "ResNet", "SmoothMLP"]
-
 
 class MLP(Denoiser):
     """Dense layers on the flattened event, with residual blocks modulated by gamma.

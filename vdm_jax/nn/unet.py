@@ -17,8 +17,6 @@ from vdm_jax.nn.blocks import REMATS, Compute, GroupNorm, Layer, Remat, remateri
 from vdm_jax.nn.features import Denoiser
 from vdm_jax.types import PerExample, Tensor
 
-__all__ = ["UNet", "from_published", "to_published"]
-
 
 class UNet(Denoiser):
     """A stack of residual blocks with skip connections from its first half to its second.

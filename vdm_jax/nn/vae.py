@@ -10,8 +10,6 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.process import marginal, transition
 from vdm_jax.types import Tensor
 
-__all__ = ["HierarchicalVAE"]
-
 
 class HierarchicalVAE(nn.Module):
     """q(z_{i+1}|z_i) and p(z_{i+1}|z_{i+2}) for i = 0, ..., depth - 1, z_0 = x, and p(x|z_1).

@@ -1,16 +1,12 @@
 """Binomial diffusion of bits (Sohl-Dickstein et al. 2015, arXiv 1503.03585).
 
 Each step of the forward process keeps a bit with probability 1 - beta_t and else replaces it by a
-fair coin: q(z_t|z_s) = B(z_s (1 - beta_t) + beta_t / 2), the binomial column of the paper's table
-of kernels. The share of signal left after steps 1, ..., i is keep = prod (1 - beta_j), what
-alpha_bar is to the Gaussian process, and everything here is a function of it.
+fair coin: q(z_t|z_s) = B(z_s (1 - beta_t) + beta_t / 2). The share of signal left after steps
+1, ..., i is keep = prod (1 - beta_j), and everything here is a function of it.
 
 A schedule is a callable t -> keep(t), strictly decreasing on [0, 1] with keep(0) = 1: z_0 is the
 data itself. Bits are integers or floats in {0, 1} (others give NaN), data and latents
 [batch, *event], and a value of keep is a scalar or [batch]. Two times are s < t.
-
-The network is a callable denoise(z_t, keep_t) -> logits of x = 1 given z_t, [batch, *event]. It
-sees z_t as floats in {-1, +1}, which have mean zero where no signal is left, and keep_t [batch].
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +21,6 @@ from vdm_jax.loss import ElboTerms
 from vdm_jax.process import expand
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
-__all__ = [
-    "Denoise", "Keep", "constant_erasure", "diffusion", "elbo", "elbo_given", "marginal",
-    "posterior", "prior", "reverse", "sample", "transition",
-]  # fmt: skip
-
 Keep = Callable[[Tensor], Tensor]
 """Times in [0, 1], of any shape -> keep(t), of the same shape."""
 
@@ -38,10 +29,7 @@ Denoise = Callable[[Tensor, PerExample], Tensor]
 
 
 def constant_erasure(t: Tensor) -> Tensor:
-    """Returns keep(t) = 1 - t: each of T equal steps erases 1 / T of the signal of the data.
-
-    That is beta_i = 1 / (T - i + 1), the choice for bits of section "Setting the Diffusion Rate".
-    """
+    """Returns keep(t) = 1 - t, the paper's choice for bits: beta_i = 1 / (T - i + 1)."""
     return 1.0 - t
 
 
@@ -105,9 +93,7 @@ def diffusion(
     -log p(x|z_1), the reconstruction. z_t is discrete, so that the derivative at given noise isn't
     that of the expectation by the schedule: `keep` gets a gradient of zero.
 
-    `u` is uniform noise in [0, 1) of the shape of images: z_t is 1 where u < q(z_t = 1|x). Raises
-    ValueError for a num_steps below 1, a keep(0) other than 1 (where it doesn't depend on traced
-    parameters), or shapes that do not agree.
+    `u` is uniform noise in [0, 1) of the shape of images: z_t is 1 where u < q(z_t = 1|x).
     """
     checks.times(t)
     images, u, t = jnp.asarray(images), jnp.asarray(u), checks.as_float(t)
@@ -129,10 +115,9 @@ def elbo(
     num_steps: int,
     timesteps: timestep.Method = "antithetic",
 ) -> ElboTerms:
-    """Returns one unbiased sample of the bound on -log p(x), for each of a batch of images.
+    """Returns one unbiased sample of the bound on -log p(x), the paper's -K, for each image.
 
-    The bound is the paper's K with the sign changed. `reconstruction` is zero: z_0 is the data, and
-    the first step, part of `diffusion`, stands for the Gaussian model's decoder.
+    `reconstruction` is zero: z_0 is the data, and the first step stands for the decoder.
     """
     key_t, key_u = jax.random.split(key)
     u = jax.random.uniform(key_u, jnp.shape(images))
@@ -153,10 +138,7 @@ def elbo_given(
 
 
 def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_steps: int) -> Images:
-    """Returns samples in {0, 1} of `shape`: z_1 ~ B(1/2), then `num_steps` draws of p(z_s|z_t).
-
-    The times are equally spaced. Arguments as for `diffusion`; shape is [batch, *event].
-    """
+    """Returns samples in {0, 1} of `shape`: z_1 ~ B(1/2), then `num_steps` equal steps."""
     timestep.check_num_steps(num_steps)
     shape = checks.shape(shape)
     _check_start(keep)

@@ -30,11 +30,6 @@ from vdm_jax.types import Key, PerExample, Tensor
 if TYPE_CHECKING:
     from vdm_jax.vdm import VDM
 
-__all__ = [
-    "Conditional", "HierarchyTerms", "ancestral", "elbo", "elbo_given", "of_diffusion",
-    "sample_latents",
-]  # fmt: skip
-
 Conditional = Callable[[Tensor], Any]
 """A latent -> the distribution of the next one."""
 
@@ -71,18 +66,12 @@ def elbo(
     prior: Any = None,
     closed_form: bool = True,
 ) -> HierarchyTerms:
-    """Returns one unbiased sample of the bound's terms, for each of a batch of examples.
+    """Returns one unbiased sample of the bound's terms, at latents of `sample_latents`.
 
-    The latents are those of `sample_latents`.
-
-    Args:
-      x: input of the first encoder, [batch, ...].
-      encoders: q(z_1|x), q(z_2|z_1), ..., q(z_L|z_{L-1}); shapes may change from level to level.
-      decoders: p(z_1|z_2), ..., p(z_{L-1}|z_L), one fewer.
-      log_likelihood: z_1 -> log p(x|z_1), [batch] nats, of the x that it closes over.
-      prior: the distribution p(z_L); None is N(0, I).
-      closed_form: take KL(q(z_L|z_{L-1}) || p(z_L)), by the distributions' `kl`, for the last term.
-        It varies less, except near the true posterior, where all logarithms together hardly vary.
+    The encoders are q(z_1|x), ..., q(z_L|z_{L-1}), the decoders p(z_1|z_2), ..., p(z_{L-1}|z_L);
+    shapes may change from level to level. `log_likelihood` is z_1 -> log p(x|z_1), [batch] nats,
+    `prior` p(z_L), by default N(0, I). `closed_form` takes KL(q(z_L|z_{L-1}) || p(z_L)) for the
+    last term: it varies less, except near the true posterior.
     """
     latents = sample_latents(key, x, encoders)
     return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
@@ -139,9 +128,8 @@ def of_diffusion(
     """Returns encode(i, z) and decode(i, z) of a VDM of T = `vdm.num_steps` steps.
 
     By `functools.partial` they make the T + 1 encoders and T decoders of `elbo`. The latents are
-    z_0, ..., z_T of the VDM paper, at the times i / T: encode(0, x) is q(z_0|x), encode(i, z) is
-    q(z_i|z_{i-1} = z), decode(i, z) is p(z_i|z_{i+1} = z), p(z_T) is N(0, I) and log p(x|z_0) the
-    sum of `pixels.log_prob` at z_0 / alpha_0. In expectation the total is that of `vdm.elbo`.
+    those of the VDM paper: encode(0, x) is q(z_0|x), encode(i, z) is q(z_i|z_{i-1} = z) and
+    decode(i, z) is p(z_i|z_{i+1} = z). In expectation the total is that of `vdm.elbo`.
     """
     num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)

@@ -19,8 +19,6 @@ from vdm_jax.process import marginal_of_gaussian
 from vdm_jax.schedule import alpha, step_alpha, step_beta
 from vdm_jax.types import Key, Tensor
 
-__all__ = ["Mixture", "negentropy", "reverse_negentropy"]
-
 
 class Mixture(NamedTuple):
     """The sum over k of softmax(logits)_k N(means_k, var_k I), or one such mixture per example."""
@@ -37,8 +35,7 @@ class Mixture(NamedTuple):
     def of(cls, weights: ArrayLike, means: ArrayLike, var: ArrayLike) -> "Mixture":
         """Returns the mixture of weights [k] (positive, of any sum) and means [k, *event].
 
-        `var` is a scalar, [k] (isotropic components) or [k, *event]. Raises ValueError for shapes
-        that don't agree, and for concrete weights or variances out of range.
+        `var` is a scalar, [k] (isotropic components) or [k, *event].
         """
         weights, means, var = (jnp.asarray(v) for v in (weights, means, var))
         kind = jnp.result_type(weights, means, var, float)
@@ -82,10 +79,7 @@ class Mixture(NamedTuple):
         return logsumexp(self._log_joint(x), axis=-1)
 
     def score(self, x: Tensor) -> Tensor:
-        """Returns the gradient of `log_prob` at x [..., *event], of that shape.
-
-        The components' scores -(x - m) / v, weighted by the odds that x came from them.
-        """
+        """Returns the gradient of `log_prob` at x [..., *event], of that shape."""
         return self._average(self._log_joint(x), (self.means - self._against(x)) / self.var)
 
     def moment_matched(self) -> Gaussian:
@@ -98,10 +92,7 @@ class Mixture(NamedTuple):
         return Gaussian(mean, self._average(self.logits, self.var + square))
 
     def noised(self, gamma_t: ArrayLike) -> "Mixture":
-        """Returns q(z_t) = int q(z_t|x) p(x) dx, for data of this mixture.
-
-        `gamma_t` is a scalar, or [batch], which gives one mixture per example.
-        """
+        """Returns q(z_t) of data of this mixture; a gamma_t [batch] gives one per example."""
         gamma_t = jnp.asarray(gamma_t)
         batch = jnp.broadcast_shapes(gamma_t.shape, self.logits.shape[:-1])
         means = jnp.broadcast_to(self.means, (*batch, *self.means.shape[self.logits.ndim - 1 :]))
@@ -111,8 +102,7 @@ class Mixture(NamedTuple):
     def posterior_mean(self, z_t: Tensor, gamma_t: ArrayLike) -> Tensor:
         """Returns E[x|z_t] at z_t [batch, *event], the optimal denoiser, of kind "x".
 
-        The components' posterior means m + alpha v / (alpha^2 v + sigma^2) (z_t - alpha m), each
-        weighted by its odds given z_t. `gamma_t` is a scalar or [batch].
+        m + alpha v / (alpha^2 v + sigma^2) (z_t - alpha m), averaged by the components' odds.
         """
         q = self.noised(gamma_t)
         gain = alpha(q._beside(jnp.asarray(gamma_t)[..., None])) * self.var / q.var
@@ -123,8 +113,7 @@ class Mixture(NamedTuple):
 
         By Bayes' rule in each component, where q(z_s) = N(m_s, v_s) and q(z_t) = N(m_t, v_t):
         the mean m_s + r v_s / v_t (z_t - m_t) and the variance v_s b / v_t, with the factor r and
-        the variance b of q(z_t|z_s) (VDM eq. 20 to 22); its weight is its odds given z_t. Gammas
-        are scalars or [batch].
+        the variance b of q(z_t|z_s) (VDM eq. 20 to 22); its weight is its odds given z_t.
         """
         q_s, q_t = self.noised(gamma_s), self.noised(gamma_t)
         gamma_s, gamma_t = (q_t._beside(jnp.asarray(g)[..., None]) for g in (gamma_s, gamma_t))
@@ -159,8 +148,7 @@ def negentropy(mixture: Mixture) -> Tensor:
     """Returns the KL of a one-dimensional mixture to its best Gaussian, `moment_matched`.
 
     It is [*batch], in nats, by the trapezium rule on 2001 points, of which two should lie within
-    the narrowest component's standard deviation. Meant for float64: the KL is quadratic in how much
-    the densities differ. Raises ValueError for more than one dimension.
+    the narrowest component's standard deviation. Meant for float64.
     """
     best = mixture.moment_matched()
     x, spacing = _grid(mixture, 2001)
@@ -178,9 +166,8 @@ def reverse_negentropy(data: Mixture, gamma_s: ArrayLike, gamma_t: ArrayLike) ->
     """Returns E KL(q(z_s|z_t) || its best Gaussian) over z_t ~ q(z_t), in nats, in one dimension.
 
     It is the loss of a generative step that no network can make good, as its p(z_s|z_t) is
-    Gaussian. It vanishes with the step (Feller 1949, as cited by Sohl-Dickstein et al. 2015), as
-    its cube: the variance of q(z_s|z_t) tends to h = sigma_t^2 (gamma_t - gamma_s), its skewness
-    to h^(3/2) (log q)'''(z_t), and the KL to a twelfth of the square of that. Gammas are scalars.
+    Gaussian, and vanishes as the cube of the step: with h = sigma_t^2 (gamma_t - gamma_s), the
+    skewness tends to h^(3/2) (log q)'''(z_t), the KL to a twelfth of its square.
     """
     q_t = data.noised(gamma_t)
     z_t, spacing = _grid(q_t, 201)

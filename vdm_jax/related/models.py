@@ -15,14 +15,9 @@ from vdm_jax.related.binomial import constant_erasure
 from vdm_jax.related.hierarchy import Conditional
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
-__all__ = ["BinomialDiffusion", "HierarchicalVAE"]
-
 
 class HierarchicalVAE(NamedTuple):
-    """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I).
-
-    The likelihood is `pixels.log_prob` of the last decoder's Gaussian, or its density.
-    """
+    """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I)."""
 
     encoders: Sequence[Conditional]
     """Conditionals q(z_1|x), ..., q(z_L|z_{L-1})."""

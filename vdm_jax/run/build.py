@@ -17,9 +17,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.run import distributed
 from vdm_jax.train import sharding
 
-__all__ = ["check_batch_size", "describe", "eval_name", "load", "lower_batch", "make_mesh",
-           "make_workdir"]  # fmt: skip
-
 
 def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") -> Mesh:
     """Returns a mesh of all devices, the parameters over `shard_params`, which `flag` gave.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -65,6 +66,7 @@ def guard(command: Callable[[], object]) -> None:
             if isinstance(stream, io.TextIOWrapper):  # a name that its encoding lacks stops nobody
                 stream.reconfigure(errors="replace")
         compilation_cache.switch_on()
+        jax.config.update("jax_enable_x64", False)  # runs are float32, whatever JAX_ENABLE_X64 says
         command()
         distributed.finish()
     except Interrupted as interrupted:

@@ -17,8 +17,6 @@ from vdm_jax.parameterization import REVERSE_VARS
 from vdm_jax.run import build, defaults
 from vdm_jax.run.cli import MOST
 
-__all__ = ["check_config", "check_devices", "check_model"]
-
 POSITIVE = {
     *(f"{part}.{name}" for part in ("train", "eval", "sample") for name in defaults.DEFAULTS[part]),
     "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "data.levels",

@@ -5,8 +5,6 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-__all__ = ["DEFAULTS", "get_config"]
-
 # A type stands for None, in place of which a value of that type may be given.
 DEFAULTS: dict[str, Any] = {
     "seed": 1,

@@ -25,8 +25,6 @@ from vdm_jax.train.model import Model, Params
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["make_model"]
-
 Shape = tuple[int, ...]
 Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 

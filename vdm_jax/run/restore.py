@@ -1,10 +1,11 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from absl import flags
@@ -19,59 +20,30 @@ from vdm_jax.run import build, cli, defaults, distributed
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
-from vdm_jax.train.checkpoint import complete_steps, load_params
-from vdm_jax.train.model import Bound, Model, Params
-from vdm_jax.train.settings import filled
-from vdm_jax.vdm import VDM
+from vdm_jax.train.load_checkpoint import (
+    TRIES,
+    RemovedError,
+    complete_steps,
+    load_params,
+    load_settings,
+)
+from vdm_jax.train.model import Model
+from vdm_jax.train.settings import differences, filled
 
-__all__ = ["Restored", "define_flags", "define_model_flags", "from_official", "from_options",
-           "from_workdir", "images_of", "load", "saved_config", "with_data"]  # fmt: skip
+T = TypeVar("T")
 
 MOST_DIMS = 1 << 24  # of an image
+ENOUGH = "folder of the run: its checkpoints are enough"
 
 
-class Restored(NamedTuple):
-    """A model with its EMA parameters, and the dataset to evaluate it on.
+class Saved(NamedTuple):
+    """The settings that a checkpoint was made with, what it says of the data, and where it is."""
 
-    `settings` is `config.model` of the run or of the published code; `num_classes` is 0 for a model
-    that isn't conditioned on a class. What follows them isn't there after `load`; `batch_size` and
-    `repeats`, the draws of each image, are those of an evaluation by its configuration.
-    """
-
-    model: Model
-    params: Params
-    name: str
+    workdir: Path
+    folder: Path
     step: int
-    num_classes: int
-    settings: Mapping[str, Any]
-    images: Any = None
-    part: str = "test"
-    batch_size: int = 0
-    repeats: int = 0
-
-    @property
-    def bound(self) -> Bound:
-        """The model with these parameters: static fields and its schedule can be read off it."""
-        return cast(Bound, self.model.bind(self.params))
-
-    @property
-    def vdm(self) -> VDM:
-        """The model as a VDM. Raises UserError if it is of another kind."""
-        bound = self.bound
-        if not isinstance(bound, VDM):
-            raise UserError(f"{self.name} is no VDM: {bound.words}")
-        return bound
-
-    def on(self, mesh: Mesh, batch_size: int | None = None) -> Subject:
-        """Returns what an evaluation takes."""
-        return Subject(self.model, self.params, self.images, batch_size or self.batch_size, mesh)
-
-    def _with(self, images: ImageData, c: ConfigDict) -> "Restored":
-        """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
-        return self._replace(
-            images=images, part=build.eval_name(c), batch_size=c.eval.batch_size,
-            repeats=c.eval.final_repeats,
-        )  # fmt: skip
+    config: ConfigDict
+    data: Mapping[str, Any]
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
@@ -85,7 +57,7 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     distributed.define_flags(values)
 
 
-def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
+def define_model_flags(values: flags.FlagValues, workdir: str = ENOUGH) -> None:
     """Defines the flags of `load`; `workdir` is what --help says of the first."""
     text, _, _ = cli.definers(values)
     text("workdir", workdir)
@@ -94,8 +66,11 @@ def define_model_flags(values: flags.FlagValues, workdir: str) -> None:
     text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
 
 
-def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Restored:
-    """Returns the model and dataset that `define_flags` names, the same in all processes."""
+def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
+    """Returns the model and dataset that `define_flags` names, the same in all processes.
+
+    `options["batch_size"]` takes the place of the configuration's.
+    """
     _check_flags(options)
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
@@ -104,46 +79,57 @@ def from_options(workdir: Path, options: Mapping[str, Any], mesh: Mesh) -> Resto
     if path := options["official"]:
         found = from_official(Path(path), options["model"], data, mesh)
     else:
-        found = from_workdir(workdir, options["checkpoint"], data, mesh)
+        found = from_workdir(Path(options["workdir"]), options["checkpoint"], data, mesh)
     distributed.agree({"data": build.describe(found.images)})
-    return found
+    return found._replace(batch_size=options["batch_size"] or found.batch_size)
 
 
-def load(
-    options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...] | None = None, dtype: str = ""
-) -> Restored:
-    """Returns the model that the flags workdir, checkpoint, official and model name.
+def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:
+    """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
-    No dataset is needed: config.json says of which images a run is, and a published model is for
-    images of any size, here of `shape`. `dtype` takes the place of a run's config.model.dtype.
+    It computes in float32. A run's checkpoint says of which images it is; a published model is for
+    images of any size, here of `shape`. Raises UserError for a model conditioned on the class.
     """
     if bool(options["workdir"]) == bool(options["official"]):
         raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
     _check_flags(options)
     if options["official"]:
         return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
-    workdir = Path(options["workdir"])
-    c, saved = saved_config(workdir)
-    c.model.dtype = dtype or c.model.dtype
-    check_config(c)
-    return _run(workdir, options["checkpoint"], mesh, c, *_images_of(workdir, saved))
+    return _newest(lambda: _to_compress(Path(options["workdir"]), options["checkpoint"], mesh))
+
+
+def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
+    """Returns a run's model as `load` does."""
+    of = saved(workdir, checkpoint)
+    of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
+    check_config(of.config)
+    shape, levels, classes = _images_of(of)
+    if classes:
+        said = f"the run in {workdir} is conditioned on the class of an image, which images to be"
+        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
+    return _run(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
 def from_workdir(
     workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Restored:
+) -> Subject:
     """Returns the model of a run's folder, with the data it was trained on, or that `data` names.
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
-    c, images = images_of(workdir, data)
-    of = images.event_shape, images.levels, images.num_classes
-    return _run(workdir, checkpoint, mesh, c, *of)._with(images, c)
+
+    def read() -> Subject:
+        of = saved(workdir, checkpoint)
+        c, images = images_of(of, data)
+        model = make_model(c, images.event_shape, images.levels, images.num_classes)
+        return _with(_run(of, mesh, c, model), images, c)
+
+    return _newest(read)
 
 
 def from_official(
     path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Restored:
+) -> Subject:
     """Returns a published checkpoint, with the data it was trained on, or that `data` names.
 
     `model_name` is one of `published_configs`, or a JSON file with that code's `config.model`; None
@@ -158,13 +144,13 @@ def from_official(
     levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
         raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
-    return found._with(images, c)
+    return _with(found, images, c)
 
 
-def images_of(workdir: Path, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
+def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData]:
     """Returns a run's configuration, and the data it was trained on, or that `data` names."""
-    c, saved = saved_config(workdir)
-    c = with_data(c, data, saved.get("levels"))
+    workdir, saved = of.workdir, of.data
+    c = with_data(of.config, data, saved.get("levels"))
     check_config(c)
     images = build.load(c)
     if not data and saved.get("fingerprint") not in (None, images.fingerprint):
@@ -202,18 +188,40 @@ def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None)
     return c
 
 
-def saved_config(workdir: Path) -> tuple[ConfigDict, Mapping[str, Any]]:
-    """Returns the configuration of a run, and what its config.json says of the data."""
+def saved(workdir: Path, checkpoint: str | None) -> Saved:
+    """Returns the settings sealed in the checkpoint that `from_workdir` describes.
+
+    config.json is a copy of them for people; where it says something else, that is printed.
+    """
     file = workdir / "config.json"
     with reaching(file):
-        if not file.is_file():
+        if not (file.is_file() or (workdir / "checkpoints").is_dir()):
             raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+    folder, asked = _chosen(workdir, checkpoint)
+    step, sealed = load_settings(folder, asked)
+    copy, source = dict[str, Any](), folder / str(step)
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        copy = dict(json.loads(file.read_text(encoding="utf-8")))
+    if "config" not in sealed:
+        print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
+        sealed, source = copy, file
+    elif sealed != copy:
+        found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
+        print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
+              "checkpoint are used", flush=True)  # fmt: skip
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        c = ConfigDict(filled(defaults.get_config().to_dict(), saved["config"]))
-        return c, dict(saved.get("data", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+        config = ConfigDict(filled(defaults.get_config().to_dict(), sealed["config"]))
+        return Saved(workdir, folder, step, config, dict(sealed.get("data", {})))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
+    """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
+    part, numbers = build.eval_name(c), c.eval
+    return found._replace(
+        images=images, part=part, batch_size=numbers.batch_size, repeats=numbers.final_repeats
+    )
 
 
 def _check_flags(options: Mapping[str, Any]) -> None:
@@ -223,44 +231,51 @@ def _check_flags(options: Mapping[str, Any]) -> None:
         raise UserError("--model goes with --official; a run has its own configuration")
 
 
-def _images_of(workdir: Path, saved: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
-    """Returns what config.json says of the images: their shape, levels, and classes or 0."""
-    match {"classes": 0, **saved}:
+def _images_of(of: Saved) -> tuple[tuple[int, ...], int, int]:
+    """Returns what a checkpoint says of its images: their shape, levels, and classes or 0."""
+    match {"classes": 0, **of.data}:
         case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
               "classes": int(classes)}:  # fmt: skip
             fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
             if fits and classes >= 0:
                 return tuple(shape), levels, classes
-    raise UserError(f"{workdir / 'config.json'} is damaged: it doesn't say of which images")
+    raise UserError(f"the checkpoint {of.folder / str(of.step)} doesn't say of which images it is")
 
 
-def _run(
-    workdir: Path, checkpoint: str | None, mesh: Mesh, c: ConfigDict, shape: tuple[int, ...],
-    levels: int, classes: int,
-) -> Restored:  # fmt: skip
-    """Returns a run's model for such images, with the checkpoint that `from_workdir` describes."""
-    model, folder = make_model(c, shape, levels, classes), workdir / "checkpoints"
-    step: int | None
-    if checkpoint is not None and checkpoint.isdecimal():
-        step = int(checkpoint)
-    elif checkpoint is not None:
-        path = Path(checkpoint)
-        with reaching(path):
-            is_checkpoint = path.is_dir() and path.name.isdecimal()
-        if not is_checkpoint:
-            said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
-            raise UserError(f"{said} {folder / '1000'}")
-        folder, step = path.parent, int(path.name)
-    else:  # a run that goes on may save a newer one meanwhile
-        step = distributed.of_first(max(complete_steps(folder), default=None))
+def _newest(read: Callable[[], T]) -> T:
+    """Returns what `read` does, which begins anew where a run removed the checkpoint meanwhile."""
+    for _ in range(TRIES - 1 if jax.process_count() == 1 else 0):
+        with contextlib.suppress(RemovedError):
+            return read()
+    return read()
+
+
+def _run(saved: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
+    """Returns the model of a checkpoint."""
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    step, params = load_params(folder, expected, mesh, step)
-    return Restored(model, params, str(workdir), step, classes, c.model.to_dict())
+    step, params = load_params(saved.folder, expected, mesh, saved.step)
+    return Subject(model, params, None, 0, mesh, str(saved.workdir), step, c.model.to_dict())
+
+
+def _chosen(workdir: Path, checkpoint: str | None) -> tuple[Path, int | None]:
+    """Returns the folder of a run's checkpoints, or another that `checkpoint` names, and a step."""
+    folder = workdir / "checkpoints"
+    if checkpoint is None:  # a run that goes on may save a newer one meanwhile
+        return folder, distributed.of_first(max(complete_steps(folder), default=None))
+    if checkpoint.isdecimal():
+        return folder, int(checkpoint)
+    path = Path(checkpoint)
+    with reaching(path):
+        is_checkpoint = path.is_dir() and path.name.isdecimal()
+    if not is_checkpoint:
+        said = f"--checkpoint={checkpoint} is neither a step nor the folder of a checkpoint, as"
+        raise UserError(f"{said} {folder / '1000'}")
+    return path.parent, int(path.name)
 
 
 def _official(
-    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...] | None, named: str
-) -> Restored:
+    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...], named: str
+) -> Subject:
     """Returns a published checkpoint for images of `shape`, `named` so in errors."""
     known, name = published_configs.find(path, name)
     try:
@@ -268,11 +283,9 @@ def _official(
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
-    if shape is None or shape[-1] != channels:
-        raise UserError(
-            f"the checkpoint is for images of {channels} channel(s), but {named} has "
-            f"{'none' if shape is None else shape[-1]}"
-        )
+    if shape[-1] != channels:
+        said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
+        raise UserError(f"{said} {shape[-1]}")
     model = Model(lambda key: loaded.params, loaded.bind(shape))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
-    return Restored(model, params, name, loaded.step, 0, known["model"])
+    return Subject(model, params, None, 0, mesh, name, loaded.step, known["model"])

@@ -20,8 +20,9 @@ from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
-from vdm_jax.train.checkpoint import Checkpoints, complete_steps
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
+from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError, user_path
@@ -15,8 +14,6 @@ from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.vdm import VDM
-
-__all__ = ["Source", "define_flags", "free", "load", "progress"]
 
 # The part of a run's `config.model` that says which function the parameters stand for.
 _FUNCTION = (
@@ -33,11 +30,6 @@ class Source(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags that name the model."""
-    restore.define_model_flags(values, "folder of the run: config.json and checkpoints are enough")
-
-
 def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, str]:
     """Returns the model that the flags name for images of `shape`, and its name in reports.
 
@@ -45,11 +37,7 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
     """
     mesh = sharding.make_mesh(build.make_mesh().devices.reshape(-1).tolist()[:1])
     with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
-        # Parameters are float32; in float64 nothing narrower may come between.
-        of = restore.load(options, mesh, shape, dtype="float32")
-    if of.num_classes:
-        said = f"the run in {of.name} is conditioned on the class of an image, which images to be"
-        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
+        of = restore.load(options, mesh, shape)
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(

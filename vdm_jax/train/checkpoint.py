@@ -1,10 +1,8 @@
 """Checkpoints of a run: its state, and beside it what it was trained with."""
 
 import contextlib
-import errno
 import functools
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,21 +10,15 @@ from typing import Any, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
 from vdm_jax import files, signals
 from vdm_jax.errors import reason
-from vdm_jax.train import quiet, record, settings, sharding
+from vdm_jax.train import quiet, record, settings
+from vdm_jax.train.load_checkpoint import Folder, complete_steps, read_item, read_record
 from vdm_jax.train.record import CheckpointError, DamagedError
-
-__all__ = ["CheckpointError", "Checkpoints", "DamagedError", "SettingsError", "complete_steps",
-           "load_params"]  # fmt: skip
 
 T = TypeVar("T")
 
-# What Orbax says when another process of the run is gone or late.
-_ANOTHER_PROCESS = re.compile(r"barrier|coordination|deadline|heartbeat|unavailable", re.IGNORECASE)
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 _WAY_ON = (
     "With --allow_fallback a run goes on from the newest good one, and keeps what is damaged in a "
     "folder of its own.",
@@ -72,7 +64,8 @@ class Checkpoints:
         )
         items = ("state", "meta")
         with self._writing():
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
+            where = Folder(self._folder)
+            self._manager = ocp.CheckpointManager(where, options=options, item_names=items)
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +156,8 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, DamagedError]]:
         """Returns the newest step that can be read, what was read, and which were damaged."""
+        with self._writing():
+            self._manager.wait_until_finished()
         damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -180,7 +175,7 @@ class Checkpoints:
 
     def _record(self, step: int, template: Any) -> dict[str, Any]:
         """Returns the record of a step, if its settings and its model are this run's."""
-        saved = _read_record(self._manager, step)
+        saved = read_record(self._folder / str(step))
         found = self._differences(saved)
         if found and not self._allow_change:
             raise SettingsError(
@@ -194,8 +189,9 @@ class Checkpoints:
     def _state(self, step: int, template: T) -> tuple[dict[str, Any], T]:
         saved = self._record(step, template)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        args, handler = ocp.args.StandardRestore(wanted), ocp.StandardCheckpointHandler()
         same = functools.partial(record.check_same, saved, wanted)
-        return saved, _read(self._manager, step, "state", ocp.args.StandardRestore(wanted), same)
+        return saved, read_item(self._folder / str(step) / "state", handler, args, same)
 
     def _differences(self, saved: Mapping[str, Any]) -> list[str]:
         then = settings.filled(self._defaults, saved["settings"])
@@ -211,66 +207,3 @@ class Checkpoints:
         shutil.move(self._folder / str(step), target)
         self._manager.reload()
         return target
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Returns the steps of which a complete checkpoint is on the disk, oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
-
-
-def load_params(
-    folder: Path, expected: Any, mesh: Mesh, step: int | None = None
-) -> tuple[int, Any]:
-    """Returns a checkpoint's step, by default the newest, and its EMA parameters, over the mesh.
-
-    `expected` is their model's tree of arrays or shapes. Raises DamagedError unless they have the
-    bits that were saved, and CheckpointError for no such checkpoint or another model's.
-    """
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
-    steps = complete_steps(folder)
-    if not steps or step not in (None, *steps):
-        known = ", ".join(map(str, steps)) or "none"
-        which = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"no checkpoint{which} in {folder}; there: {known}.")
-    step = steps[-1] if step is None else step
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    wanted = {"ema_params": sharding.placed(mesh, expected)}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-    arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-    quiet.quieten()
-    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-        saved = _read_record(manager, step)
-        record.check_fits(saved, expected, folder / str(step), below="ema_params/")
-        same = functools.partial(record.check_same, saved, wanted)
-        return step, _read(manager, step, "state", arrays, same)["ema_params"]
-
-
-def _read_record(manager: ocp.CheckpointManager, step: int) -> Any:
-    return _read(manager, step, "meta", ocp.args.JsonRestore(), record.check_intact)
-
-
-def _read(
-    manager: ocp.CheckpointManager, step: int, name: str, args: Any, check: Callable[[Any], object]
-) -> Any:
-    """Returns an item of a checkpoint that `check` accepts.
-
-    Raises DamagedError for whatever is raised on the way; but CheckpointError for a lack of memory,
-    open files, permission or another process, which is no damage.
-    """
-    where = Path(manager.directory) / str(step)
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
-        check(restored)
-        return restored
-    except Exception as error:  # Orbax raises many kinds for a damaged folder
-        said, others = reason(error), sorted({*manager.all_steps()} - {step})
-        lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
-        lack = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
-        if lost or lack or files.number(error) in _NOT_DAMAGE:
-            raise CheckpointError(f"the checkpoint {where} can't be read ({said}).") from error
-        raise DamagedError(
-            f"the checkpoint {where} is damaged ({said}); "
-            f"others there: {', '.join(map(str, others)) or 'none'}."
-        ) from error

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["named_leaves", "of_leaves"]
-
 _SALT = 0x9E3779B9
 
 

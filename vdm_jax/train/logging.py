@@ -15,8 +15,6 @@ from tensorboardX.proto import event_pb2
 
 from vdm_jax import files
 
-__all__ = ["MetricsLog", "read_metrics"]
-
 
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.

@@ -20,8 +20,6 @@ from vdm_jax.train.progress import TrainingBar
 from vdm_jax.train.step import TrainState, step_key
 from vdm_jax.types import Key
 
-__all__ = ["NONFINITE", "Plan", "Run", "TrainingError", "train"]
-
 NONFINITE = "nonfinite.json"
 """Name of the file, in a run's folder, with the step that the run could not get past."""
 AHEAD = 2
@@ -30,7 +28,7 @@ would pile up, each with its batch."""
 
 
 class TrainingError(UserError):
-    """Training can't go on; the message is one line."""
+    """Training can't go on."""
 
 
 class Plan(NamedTuple):
@@ -212,11 +210,10 @@ def _mean(window: list[_Call]) -> dict[str, float]:
     return mean | {"skipped": float(sum(skipped))}
 
 
-def _save(state: TrainState, checkpoints: Checkpoints) -> int | None:
-    """Saves a state that is newer than all checkpoints; returns the newest one's step, if any."""
+def _save(state: TrainState, checkpoints: Checkpoints) -> None:
+    """Saves a state that is newer than all checkpoints."""
     if int(state.step) > (checkpoints.latest_step() or 0):
         checkpoints.save(int(state.step), state)
-    return checkpoints.latest_step()
 
 
 def _give_up(run: Run, state: TrainState) -> NoReturn:
@@ -224,7 +221,8 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     count = int(state.skipped)
     first = int(state.step) - count
     before = state._replace(step=state.step - count, skipped=state.skipped - count)
-    saved = _save(before, run.checkpoints)
+    _save(before, run.checkpoints)
+    saved = run.checkpoints.latest_step()
     if jax.process_index() == 0:
         key = _key_data(run.key, first)
         found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}

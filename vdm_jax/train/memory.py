@@ -7,10 +7,6 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["Room", "exhausted", "need", "room", "words"]
-
-MEMINFO = Path("/proc/meminfo")
-
 
 class Room(NamedTuple):
     """The memory of one device, in bytes."""
@@ -28,7 +24,7 @@ def need(compiled: jax.stages.Compiled) -> int | None:
     return int(own + found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
-def room(device: jax.Device, meminfo: Path = MEMINFO) -> Room | None:
+def room(device: jax.Device, meminfo: Path = Path("/proc/meminfo")) -> Room | None:
     """Returns a device's limit, or a CPU's equal share of what this machine has, if known."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:

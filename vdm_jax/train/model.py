@@ -9,8 +9,6 @@ from vdm_jax import loss
 from vdm_jax.loss import ElboTerms
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
-__all__ = ["BITS", "NATS", "Batch", "Bound", "Model", "Params", "Unit", "unit", "unit_of"]
-
 Params = Any
 """A pytree of arrays."""
 

@@ -7,8 +7,6 @@ import optax
 
 from vdm_jax.errors import UserError
 
-__all__ = ["learning_rate", "make"]
-
 
 def learning_rate(
     peak: float, warmup_steps: int, decay: str = "none", decay_steps: int = 0

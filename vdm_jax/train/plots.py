@@ -8,8 +8,6 @@ from PIL import Image
 
 from vdm_jax.train.model import unit_of
 
-__all__ = ["image_grid", "plot_losses", "write_image"]
-
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     """Returns integer images [n, height, width, channels] as one picture, uint8 [H, W, 1 or 3]."""

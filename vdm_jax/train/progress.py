@@ -9,8 +9,6 @@ from rich.console import Console
 
 from vdm_jax.train.model import unit_of
 
-__all__ = ["Bar", "TrainingBar"]
-
 
 class Bar:
     """The progress of `total` things: a live bar on a terminal, a line each tenth elsewhere."""

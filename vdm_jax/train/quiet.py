@@ -5,8 +5,6 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["quieten"]
-
 
 def quieten() -> None:
     """Keeps from printing, from here on, what repeats an error that is raised already."""

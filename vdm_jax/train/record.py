@@ -15,8 +15,6 @@ import chex
 from vdm_jax.errors import UserError
 from vdm_jax.train import checksum
 
-__all__ = ["CheckpointError", "DamagedError", "check_fits", "check_intact", "check_same", "make"]
-
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another run; the message is one line."""

@@ -21,8 +21,6 @@ from vdm_jax.train.model import Batch, Model, Params, unit
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-__all__ = ["ScheduleValues", "curvature", "gradient", "schedule_values"]
-
 
 class ScheduleValues(NamedTuple):
     """The values of a schedule in the bound: gamma(t) and gamma'(t), [batch], and its two ends."""
@@ -38,12 +36,6 @@ def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> Schedu
     gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     return ScheduleValues(gamma_t, slope, *gamma(jnp.array([0.0, 1.0], t.dtype)))
-
-
-def curvature(model: Model, gamma_params: Params, t: PerExample) -> PerExample:
-    """Returns gamma''(t)."""
-    ones = (jnp.ones_like(t),)
-    return jax.jvp(lambda t: schedule_values(model, gamma_params, t).slope, (t,), ones)[1]
 
 
 def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
@@ -62,9 +54,6 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
         eps_0, eps, t = loss.draw(key_elbo, images.shape, vdm.timesteps)
         x = loss.to_data(images, vdm.levels)
 
-        def scaled(nats: Tensor) -> Tensor:
-            return unit(vdm).of(nats, vdm.event_shape)
-
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
             denoise = model.bind(bound_params, batch["conditioning"], key_dropout).denoise
@@ -73,13 +62,15 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
                 loss.prior(x, at.gamma_1),
                 loss.diffusion_at(x, eps, at.gamma_t, at.slope, denoise, vdm.kind, vdm.reverse_var),
             )
-            return scaled(terms.total.mean()), terms
+            return unit(vdm).of(terms.total.mean(), vdm.event_shape), terms
 
         values, pull = jax.vjp(lambda p: schedule_values(model, p, t), params["gamma"])
         of_bound = jax.grad(bound, argnums=(0, 1), has_aux=True)
         (of_network, of_values), terms = of_bound(params["score_model"], values)
-        of_slope = jnp.square(scaled(terms.diffusion)) / values.slope / len(t)
-        bend = curvature(model, params["gamma"], t) / values.slope
+        diffusion = unit(vdm).of(terms.diffusion, vdm.event_shape)
+        of_slope = jnp.square(diffusion) / values.slope / len(t)
+        slopes = lambda t: schedule_values(model, params["gamma"], t).slope  # noqa: E731
+        bend = jax.jvp(slopes, (t,), (jnp.ones_like(t),))[1] / values.slope  # gamma'' / gamma'
         zero = jnp.zeros_like(values.gamma_0)
         of_square = ScheduleValues(-bend * of_slope, of_slope, zero, zero)
         (of_gamma,), (of_ends,) = pull(of_square), pull(of_values)

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["differences", "filled"]
-
 
 def differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""

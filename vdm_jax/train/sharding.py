@@ -12,9 +12,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["SMALL", "check_batch_size", "gathered", "make_mesh", "of_first", "of_parameters",
-           "placed", "put", "replicated", "split_over"]  # fmt: skip
-
 T = TypeVar("T")
 
 SMALL = 2**14
@@ -58,7 +55,7 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
         sizes = [(size, axis) for axis, size in enumerate(leaf.shape) if size % parts == 0]
         if parts == 1 or leaf.size < SMALL or not sizes:
             return replicated(mesh)
-        axis = max(sizes)[1]
+        _, axis = max(sizes)
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     return jax.tree.map(of_leaf, tree)

@@ -14,9 +14,6 @@ from vdm_jax.train import schedule_variance, sharding
 from vdm_jax.train.model import Batch, Bound, Model, Params, unit
 from vdm_jax.types import Key
 
-__all__ = ["Metrics", "TrainState", "Training", "abstract_state", "ema_update", "init_state",
-           "make_step", "start", "step_key", "update"]  # fmt: skip
-
 Metrics = dict[str, jax.Array]
 
 
@@ -54,9 +51,8 @@ def start(
     model: Model, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
 ) -> TrainState:
     """Returns `init_state` over a mesh: no device ever holds more than its share."""
-    shardings = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
-    init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
-    return init(key)
+    shares = sharding.of_parameters(mesh, abstract_state(model, optimizer, mesh))
+    return jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shares)(key)
 
 
 class Training(NamedTuple):
