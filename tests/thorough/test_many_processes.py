@@ -19,7 +19,7 @@ import several
 from commands import ROOT, environment, run
 from several import EVERY, QUICK, config_of, processes
 
-from vdm_jax.train import sharding
+from vdm_jax.train import hang, sharding
 from vdm_jax.train.load_checkpoint import complete_steps
 
 SEVERAL = Path(several.__file__)
@@ -138,6 +138,36 @@ def test_where_no_collective_fails_jax_ends_the_survivor_in_time(tmp_path):
         assert "Terminating process because the JAX distributed" in running.errors(1)
 
 
+def test_a_second_job_is_refused_and_one_that_hangs_ends_and_goes_on(tmp_path):
+    """A job at the same port, told to be either process, leaves the run alone.
+
+    Then a stopped process is a hung one: JAX's own service would notice it after five minutes.
+    """
+    workdir = tmp_path / "run"
+    command = several.command(config_of(10**5), workdir)
+    checkpoints, limit = workdir / "checkpoints", "--hang_timeout=5"
+    with processes(tmp_path / "t", [*command, limit], timeout=300) as hung:
+        hung.until(checkpoints / str(EVERY))
+        for number in (1, 0):
+            flags = several.flags_of(hung.port, 2, number)
+            done = run("digits", f"--workdir={tmp_path / 'other'}", *flags)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert f"--process_id={number} of --coordinator" in done.stderr
+        hung.until(checkpoints / str(complete_steps(checkpoints)[-1] + 2 * EVERY))
+        hung.running[1].send_signal(signal.SIGSTOP)
+        assert hung.running[0].wait(30) == hang.EXIT_CODE
+        step = complete_steps(checkpoints)[-1]
+        assert f"longer than 5 s (--hang_timeout)" in hung.last_error(0)
+        assert hung.last_error(0).endswith(
+            f"{workdir}/hang-0.txt; the same command goes on at {step}"
+        )
+    assert "in watched" in (workdir / "hang-0.txt").read_text()
+    command = several.command(config_of(step + EVERY), workdir)
+    with processes(tmp_path / "r", command) as again:
+        assert again.wait() == [0, 0], again.errors(0) + again.errors(1)
+        assert f"going on from step {step}" in again.output(0)
+
+
 @pytest.mark.parametrize(
     ("what", "messages", "codes"),
     [
@@ -155,7 +185,7 @@ def test_an_error_in_one_process_ends_both(tmp_path, what, messages, codes):
 
 
 def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
-    flags = (f"--coordinator=127.0.0.1:{several.free_port()}", "--num_processes=2")
-    done = run("digits", f"--workdir={tmp_path}", *flags, "--peer_timeout=5", "--process_id=0")
+    flags = several.flags_of(several.free_port(), 2, 0)
+    done = run("digits", f"--workdir={tmp_path}", *flags, "--peer_timeout=5")
     assert done.returncode == -signal.SIGABRT and "DEADLINE_EXCEEDED" in done.stderr
     assert "waiting at most 5 s for the other processes; if one doesn't come, JAX" in done.stdout
