@@ -1,6 +1,8 @@
 """A block that lasts longer than its limit ends the process, and says where each thread was."""
 
 import contextlib
+import subprocess
+import sys
 import time
 
 import pytest
@@ -35,10 +37,9 @@ def test_a_step_that_hangs_leaves_its_stack_and_one_line(tmp_path, capsys, left)
         sleeping_step(0.2)
     assert left == [hang.EXIT_CODE]
     assert "in sleeping_step" in file.read_text() and "in _end" in file.read_text()
-    assert capsys.readouterr().err == (
-        "\nerror: a step, its batch or another process was waited for longer than 0 s "
-        f"(--hang_timeout); where each thread was stands in {file}; the same command goes on at 20\n"
-    )
+    said = "error: a step, its batch or another process was waited for longer than 0.05 s"
+    where = f"(--hang_timeout); where each thread was: {file}; the same command goes on at 20"
+    assert capsys.readouterr().err == f"\n{said} {where}\n"
 
 
 def test_a_folder_that_can_not_be_written_to_does_not_keep_it_alive(tmp_path, capsys, left):
@@ -48,6 +49,26 @@ def test_a_folder_that_can_not_be_written_to_does_not_keep_it_alive(tmp_path, ca
     assert "hang-0.txt can't be written (No such file or directory); again" in (
         capsys.readouterr().err
     )
+
+
+HOLDS_THE_LOCK = """
+import ctypes, pathlib, sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("hang", sys.argv[1])
+hang = module_from_spec(spec)
+spec.loader.exec_module(hang)
+hang.FIRST_S = hang.GRACE_S = 0.1
+with hang.Watchdog(0.1, pathlib.Path(sys.argv[2]), lambda: "").watched():
+    ctypes.PyDLL(None).sleep(20)
+"""
+
+
+def test_code_that_holds_the_interpreter_is_ended_with_the_stacks_in_the_standard_error(tmp_path):
+    """A thread of Python's could do nothing there."""
+    arguments = [sys.executable, "-c", HOLDS_THE_LOCK, hang.__file__, tmp_path / "hang-0.txt"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("Timeout (0:00:00.200000)!")
+    assert 'File "<string>", line 9 in <module>' in done.stderr
 
 
 def test_the_limit_is_ten_times_the_median_and_a_minute_at_least(tmp_path):

@@ -34,7 +34,7 @@ class Interrupted(BaseException):
 
 
 class Options(NamedTuple):
-    """What a training command puts up with; each is a flag of its name."""
+    """Choices of a training command besides its settings; each is a flag of its name."""
 
     allow_fallback: bool = False
     allow_config_change: bool = False
@@ -142,7 +142,8 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    return config, Path(values.workdir), Options(*(values[name].value for name in Options._fields))
+    options = Options(**{name: values[name].value for name in Options._fields})
+    return config, Path(values.workdir), options
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:

@@ -120,8 +120,8 @@ def _run(of: Experiment, checkpoints: Checkpoints, hang_timeout: float | None) -
     _check_room(config, compiled)
     steps = experiment.plan(config), compiled, keys["train"], experiment.chunks(config, of.images)
     seen = experiment.evaluator(of, keys["eval"]), experiment.sampler(of, keys["sample"])
-    rest = of.workdir, of.mesh, of.stop, build.eval_name(config), _watched(of.workdir, hang_timeout)
-    return loop.Run(*steps, *seen, checkpoints, *rest)
+    name, watched = build.eval_name(config), _watched(of.workdir, hang_timeout)
+    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name, watched)
 
 
 def _watched(

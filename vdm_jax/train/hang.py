@@ -54,7 +54,7 @@ class Watchdog:
         return limit if seconds else max(limit, FIRST_S)
 
     def _end(self, limit: float) -> None:
-        stacks = f"where each thread was stands in {self._file}"
+        stacks = f"where each thread was: {self._file}"
         try:
             with self._file.open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
@@ -62,7 +62,7 @@ class Watchdog:
             stacks = f"{self._file} can't be written ({error.strerror})"
         try:
             print(f"\nerror: a step, its batch or another process was waited for longer than "
-                  f"{limit:.0f} s (--hang_timeout); {stacks}; {self._again()}",
+                  f"{limit:g} s (--hang_timeout); {stacks}; {self._again()}",
                   file=sys.stderr, flush=True)  # fmt: skip
         finally:
             _leave(EXIT_CODE)
