@@ -49,7 +49,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     command = several.command(config_of(4000), two)
     with processes(folder / "t", command, **variables) as asked:
         asked.until(two / "checkpoints" / str(EVERY))
-        asked.running[1].send_signal(signal.SIGTERM)
+        asked.running[1].send_signal(signal.SIGUSR1)
         asked_codes = asked.wait()
     stopped = complete_steps(two / "checkpoints")[-1]
     with processes(folder / "a", command, timeout=30, **variables) as killed:
@@ -74,10 +74,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def test_sigterm_to_one_process_saves_and_ends_both(story):
+def test_sigusr1_to_one_process_saves_and_ends_both(story):
     assert story.asked_codes == [0, 0], story.asked.errors(0) + story.asked.errors(1)
     said = story.asked.output(0).splitlines()[-1]
-    assert said == f"terminated (SIGTERM); the same command goes on at {story.stopped}"
+    assert said == f"terminated (SIGUSR1); the same command goes on at {story.stopped}"
     assert f"going on from step {story.stopped}" in story.killed.output(0)
 
 

@@ -35,8 +35,7 @@ class Watchdog:
         limit = self._limit()
         timer = threading.Timer(limit, self._end, [limit])
         timer.daemon = True
-        # Where no thread of Python's can run, or the run's folder hangs, too: exit code 1, and the
-        # stacks go to the standard error.
+        # The last resort, where no thread of Python's can run or the file can't be written.
         faulthandler.dump_traceback_later(limit + GRACE_S, exit=True, file=2)
         began = time.monotonic()
         timer.start()
@@ -54,15 +53,9 @@ class Watchdog:
         return limit if seconds else max(limit, FIRST_S)
 
     def _end(self, limit: float) -> None:
-        stacks = f"where each thread was: {self._file}"
-        try:
-            with self._file.open("w", encoding="utf-8") as file:
-                faulthandler.dump_traceback(file)
-        except OSError as error:
-            stacks = f"{self._file} can't be written ({error.strerror})"
-        try:
-            print(f"\nerror: a step, its batch or another process was waited for longer than "
-                  f"{limit:g} s (--hang_timeout); {stacks}; {self._again()}",
-                  file=sys.stderr, flush=True)  # fmt: skip
-        finally:
-            _leave(EXIT_CODE)
+        with self._file.open("w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file)
+        said = f"a step, its batch or another process was waited for longer than {limit:g} s"
+        where = f"(--hang_timeout); where each thread was: {self._file}; {self._again()}"
+        print(f"\nerror: {said} {where}", file=sys.stderr, flush=True)
+        _leave(EXIT_CODE)

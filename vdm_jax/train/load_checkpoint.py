@@ -53,7 +53,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 class RemovedError(CheckpointError):
-    """A checkpoint that the run has removed, maybe while it was read, as it keeps the newest few."""
+    """A checkpoint that a run has removed, maybe while it was read, as it keeps the newest few."""
 
 
 def load_settings(folder: Path, step: int | None) -> tuple[int, dict[str, Any]]:
