@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import io
 import os
 import re
 import runpy
@@ -223,6 +224,16 @@ def test_what_is_written_to_a_closed_stream_goes_nowhere(closed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 5
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "koi8-r"])
+def test_what_an_encoding_lacks_is_replaced(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
+    monkeypatch.setattr(distributed, "finish", lambda: None)
+    cli.guard(lambda: print("3.7 ± 0.1", flush=True))
+    assert stream.buffer.getvalue() == b"3.7 ? 0.1\n"
 
 
 def test_a_command_computes_in_float32_whatever_the_environment_says(monkeypatch):

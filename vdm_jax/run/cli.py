@@ -32,16 +32,21 @@ class Interrupted(BaseException):
 
 
 class Options(NamedTuple):
-    """Faults of a run's past that a training command puts up with; each is a flag of its name."""
+    """Choices of a training command besides its settings; each is a flag of its name."""
 
     allow_fallback: bool = False
     allow_config_change: bool = False
+    hang_timeout: float | None = None
 
 
 _OPTIONS = {
     "allow_fallback": "move damaged checkpoints to WORKDIR/damaged; one process only",
     "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
 }
+_HANG = (
+    "most seconds that a step and its batch may take, 0: any; default any in one process, in "
+    "several ten times the median, a minute at least"
+)
 
 
 def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
@@ -122,6 +127,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
         for name, about in _OPTIONS.items():
             flags.DEFINE_bool(name, False, about, flag_values=values)
+        flags.DEFINE_float("hang_timeout", None, _HANG, 0.0, flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         distributed.define_flags(values)
         rest = values(argv)[1:]
@@ -136,7 +142,8 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    return config, Path(values.workdir), Options(*(bool(values[name].value) for name in _OPTIONS))
+    options = Options(**{name: values[name].value for name in Options._fields})
+    return config, Path(values.workdir), options
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
 from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
@@ -74,7 +75,7 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             if checkpoints.latest_step() is not None:  # what is refused is, before compiling
                 checkpoints.check(template)
             _announce(of, template)
-            run = _run(of, checkpoints)
+            run = _run(of, checkpoints, options.hang_timeout)
             state = _first_state(of, checkpoints, template, options)
             if jax.process_index() == 0:
                 files.write_json(workdir / "config.json", settings)
@@ -111,15 +112,25 @@ def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     return settings
 
 
-def _run(of: Experiment, checkpoints: Checkpoints) -> loop.Run:
+def _run(of: Experiment, checkpoints: Checkpoints, hang_timeout: float | None) -> loop.Run:
     """Returns what the loop calls; the step is compiled and has enough memory."""
     config, keys = of.config, experiment.keys_of(of.config)
     compiled = experiment.compiled_step(of)
     _check_room(config, compiled)
     steps = experiment.plan(config), compiled, keys["train"], experiment.chunks(config, of.images)
     seen = experiment.evaluator(of, keys["eval"]), experiment.sampler(of, keys["sample"])
-    name = build.eval_name(config)
-    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name)
+    name, watched = build.eval_name(config), _watched(of.workdir, hang_timeout)
+    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name, watched)
+
+
+def _watched(
+    workdir: Path, timeout: float | None
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns what watches over a step: nothing in one process, unless a limit was given."""
+    if timeout == 0 or (timeout is None and not distributed.joined()):
+        return contextlib.nullcontext
+    file, folder = workdir / f"hang-{jax.process_index()}.txt", workdir / "checkpoints"
+    return Watchdog(timeout, file, lambda: f"the same command {_again(folder)}").watched
 
 
 def _first_state(

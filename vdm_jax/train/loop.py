@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -70,6 +70,7 @@ class Run(NamedTuple):
     mesh: Mesh
     stop: Stop
     eval_name: str = "test"
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext  # around what may hang
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
@@ -91,13 +92,15 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                 result = loop.report()
             chunk: Any = None
             while step < plan.steps:
-                if chunk is None or step % plan.steps_per_call == 0:
-                    chunk = sharding.put(next(stream), run.mesh, axis=1)
-                step = loop.advance(chunk)
+                with run.watched():
+                    if chunk is None or step % plan.steps_per_call == 0:
+                        chunk = sharding.put(next(stream), run.mesh, axis=1)
+                    step = loop.advance(chunk)
+                    if any(plan.due(step, every) for every in plan[2:-1]):
+                        loop.finish(0)  # here, as what comes next would wait for it unwatched
                 if plan.due(step, plan.log_every):
                     loop.log_metrics()
                 if plan.due(step, plan.checkpoint_every):  # before what takes a while and may fail
-                    loop.finish(0)
                     run.checkpoints.save(step, loop.state)
                 loop.heed()  # after the log, whose line nobody would write later
                 result = loop.report() or result
@@ -157,8 +160,7 @@ class _Loop:
             self.run.stop.heed(self._votes.pop())
 
     def log_metrics(self) -> None:
-        """Logs the mean metrics of the steps since the last time."""
-        self.finish(0)
+        """Logs the mean metrics of the steps since the last time, which have ended."""
         scalars = _mean(self._window)
         rate = self.bar.metrics(self.step, scalars)
         self.log.write(self.step, "train", scalars | {"steps_per_second": rate})
