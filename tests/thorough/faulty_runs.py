@@ -1,0 +1,159 @@
+"""Trains again and again below one folder, with one fault each time, and goes on after it.
+
+`python faulty_runs.py FOLDER CONTROL [SHARE]`, under `faults.c`: this process imports JAX and
+starts no backend, so that it can fork. The training is a real one, `run.training.train`, but for
+the arithmetic, which NumPy does at once; each point is printed as a line of JSON.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import mmap
+import os
+import shutil
+import struct
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+import matplotlib.backends.backend_agg  # noqa: F401  # so that no child has to import it
+import numpy as np
+
+from tests import tiny
+from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.evaluation.estimate import Estimate
+from vdm_jax.run import build, cli, experiment, training
+from vdm_jax.train.load_checkpoint import complete_steps
+from vdm_jax.train.logging import read_metrics
+from vdm_jax.train.step import TrainState
+
+MODES = ("", "kill", "fail", "full")
+STEPS = 6
+FORM = struct.Struct("lll512s")  # of `struct control`
+
+
+def config():
+    config = tiny.config()
+    config.train.update(steps=STEPS, steps_per_call=2, log_every=2, checkpoint_every=2)
+    config.train.keep_checkpoints = 2
+    config.eval.update(every=4)
+    config.sample.update(every=4)
+    return config
+
+
+def start(*_):
+    leaves = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
+    params = {"a": leaves[0], "b": leaves[1]}
+    zero = np.array(0, np.int32)
+    return TrainState(zero, params, params, {"mu": leaves[0]}, zero)
+
+
+def step(state, chunk, first, last):
+    count = np.int32(last - first)
+    params = {name: leaf * np.float32(0.9) + 1 for name, leaf in state.params.items()}
+    ema = {name: leaf - params[name] for name, leaf in state.ema_params.items()}
+    bpd = np.float32(params["a"].mean())
+    metrics = dict.fromkeys(("bpd", "reconstruction", "prior", "diffusion"), bpd)
+    state = state._replace(step=state.step + count, params=params, ema_params=ema)
+    return state, metrics | {"skipped": np.zeros(2, np.int32)}
+
+
+def evaluate(state, last):
+    return Evaluation(*[Estimate(float(state.ema_params["b"].mean()), 0.1)] * 4, 4, 1)
+
+
+def sample(state):
+    return np.resize(state.params["a"].view(np.uint8), (8, 8, 1))
+
+
+def without_arithmetic():
+    images = build.load(config())
+    build.load = lambda *_: images
+    training.step.abstract_state = training.step.start = start
+    training._check_room = lambda *_: None
+    experiment.keys_of = lambda *_: dict.fromkeys(("init", "train", "eval", "sample"))
+    experiment.compiled_step = lambda *_: step
+    experiment.chunks = lambda *_: lambda first: contextlib.nullcontext(iter([{}] * STEPS))
+    experiment.evaluator = lambda *_: evaluate
+    experiment.sampler = lambda *_: sample
+
+
+def outcome(workdir):
+    """What a run leaves: the state, and each file but for rates and what names a process."""
+    checkpoints = training.Checkpoints(workdir / "checkpoints", training._settings(config(), build.load()))
+    leaves = jax.tree.leaves(checkpoints.restore(start()))
+    checkpoints.close()
+    lines = read_metrics(workdir / "metrics.jsonl")
+    assert len(lines) == len((workdir / "metrics.jsonl").read_bytes().splitlines())
+    found = {
+        "state": [hashlib.sha256(np.asarray(leaf)).hexdigest() for leaf in leaves],
+        "steps": complete_steps(workdir / "checkpoints"),
+        "metrics": [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines],
+    }
+    for path in sorted(workdir.rglob("*")):
+        name = path.relative_to(workdir)
+        if path.is_file() and name.parts[0] not in (
+            "checkpoints", "tensorboard", "metrics.jsonl", ".lock", ".holder",
+        ):  # fmt: skip
+            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+class Control:
+    """The memory that is shared with the processes under `faults.c`."""
+
+    def __init__(self, path):
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+
+    def set(self, mode="", at=0):
+        self._memory[: FORM.size] = FORM.pack(MODES.index(mode), at, 0, b"")
+
+    def read(self):
+        """How many calls there were, and the one that was struck."""
+        _, _, count, call = FORM.unpack(self._memory[: FORM.size])
+        return count, call.split(b"\0")[0].decode()
+
+
+def run(workdir, control, mode="", at=0):
+    """One run in a process of its own: how it ended, what it said and, if it ended well, left."""
+    said = workdir.parents[1] / "said"
+    control.set(mode, at)
+    process = os.fork()
+    if process == 0:
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            cli.guard(lambda: training.train(config(), workdir))
+            count, call = control.read()
+            control.set()
+            print(json.dumps({"count": count, "call": call, "left": outcome(workdir)}), flush=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    lines = said.read_text().splitlines()
+    ended = dict(zip(("count", "call"), control.read(), strict=True))
+    ended = json.loads(lines.pop()) if code == 0 else ended
+    return {"code": code, "said": lines, **ended}
+
+
+def main():
+    folder, control, share = Path(sys.argv[1]), Control(sys.argv[2]), int(sys.argv[3])
+    without_arithmetic()
+    print(json.dumps(run(folder / "alone", control)), flush=True)
+    count = run(folder / "alone-again", control)["count"]
+    for number, (at, mode) in enumerate(itertools.product(range(1, count + 1), MODES[1:])):
+        if number % share == 0:
+            workdir = folder / f"{at}-{mode}"
+            first, then = run(workdir, control, mode, at), run(workdir, control)
+            print(json.dumps({"mode": mode, "first": first, "then": then}), flush=True)
+            control.set()
+            shutil.rmtree(workdir)
+
+
+if __name__ == "__main__":
+    main()
