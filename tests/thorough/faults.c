@@ -21,6 +21,7 @@ enum { KILL = 1, FAIL = 2, FULL = 3 }; /* FULL: from that call on nothing that t
 static struct control {
     long mode, at, count;
     char call[512];
+    char room[4096];
 } *control, none;
 static const char *folder = "";
 
@@ -61,6 +62,7 @@ static int strike(const char *call, int room, int directory, const char *path,
         return 0;
     }
     long count = __atomic_add_fetch(&control->count, 1, __ATOMIC_SEQ_CST);
+    if (count <= (long)sizeof control->room) control->room[count - 1] = room;
     int hit = control->at && count == control->at;
     if (hit) snprintf(control->call, sizeof control->call, "%s %.490s", call, where);
     errno = before;

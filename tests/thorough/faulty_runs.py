@@ -7,7 +7,6 @@ the arithmetic, which NumPy does at once; each point is printed as a line of JSO
 
 import contextlib
 import hashlib
-import itertools
 import json
 import mmap
 import os
@@ -15,10 +14,10 @@ import shutil
 import struct
 import sys
 import traceback
+from unittest.mock import Mock
 from pathlib import Path
 
 import jax
-import matplotlib.backends.backend_agg  # noqa: F401  # so that no child has to import it
 import numpy as np
 
 from tests import tiny
@@ -26,20 +25,20 @@ from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.run import build, cli, experiment, training
 from vdm_jax.train.load_checkpoint import complete_steps
+from vdm_jax.train import plots
 from vdm_jax.train.logging import read_metrics
 from vdm_jax.train.step import TrainState
 
 MODES = ("", "kill", "fail", "full")
-STEPS = 6
-FORM = struct.Struct("lll512s")  # of `struct control`
+STEPS, CALLS = 4, 4096
+FORM = struct.Struct(f"lll512s{CALLS}s")  # of `struct control`
 
 
 def config():
     config = tiny.config()
     config.train.update(steps=STEPS, steps_per_call=2, log_every=2, checkpoint_every=2)
-    config.train.keep_checkpoints = 2
-    config.eval.update(every=4)
-    config.sample.update(every=4)
+    config.train.keep_checkpoints, config.optimizer.warmup_steps = 1, 1
+    config.eval.every = config.sample.every = 2
     return config
 
 
@@ -69,8 +68,10 @@ def sample(state):
 
 
 def without_arithmetic():
-    images = build.load(config())
+    images, model = build.load(config()), Mock()
+    model.facts.return_value.note = ""
     build.load = lambda *_: images
+    training.make_model = lambda *_: model
     training.step.abstract_state = training.step.start = start
     training._check_room = lambda *_: None
     experiment.keys_of = lambda *_: dict.fromkeys(("init", "train", "eval", "sample"))
@@ -78,6 +79,7 @@ def without_arithmetic():
     experiment.chunks = lambda *_: lambda first: contextlib.nullcontext(iter([{}] * STEPS))
     experiment.evaluator = lambda *_: evaluate
     experiment.sampler = lambda *_: sample
+    plots.plot_losses = lambda metrics, path: plots.write_image(path, np.zeros((len(metrics), 1, 1), np.uint8))
 
 
 def outcome(workdir):
@@ -109,12 +111,12 @@ class Control:
             self._memory = mmap.mmap(file.fileno(), 0)
 
     def set(self, mode="", at=0):
-        self._memory[: FORM.size] = FORM.pack(MODES.index(mode), at, 0, b"")
+        self._memory[: FORM.size] = FORM.pack(MODES.index(mode), at, 0, b"", b"")
 
     def read(self):
-        """How many calls there were, and the one that was struck."""
-        _, _, count, call = FORM.unpack(self._memory[: FORM.size])
-        return count, call.split(b"\0")[0].decode()
+        """How many calls there were, the one that was struck, and whether each takes room."""
+        _, _, count, call, room = FORM.unpack(self._memory[: FORM.size])
+        return {"count": count, "call": call.split(b"\0")[0].decode(), "room": list(room[:count])}
 
 
 def run(workdir, control, mode="", at=0):
@@ -127,17 +129,16 @@ def run(workdir, control, mode="", at=0):
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
             cli.guard(lambda: training.train(config(), workdir))
-            count, call = control.read()
+            ended = control.read()
             control.set()
-            print(json.dumps({"count": count, "call": call, "left": outcome(workdir)}), flush=True)
+            print(json.dumps(ended | {"left": outcome(workdir)}), flush=True)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(70)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     lines = said.read_text().splitlines()
-    ended = dict(zip(("count", "call"), control.read(), strict=True))
-    ended = json.loads(lines.pop()) if code == 0 else ended
+    ended = json.loads(lines.pop()) if code == 0 else control.read()
     return {"code": code, "said": lines, **ended}
 
 
@@ -145,8 +146,9 @@ def main():
     folder, control, share = Path(sys.argv[1]), Control(sys.argv[2]), int(sys.argv[3])
     without_arithmetic()
     print(json.dumps(run(folder / "alone", control)), flush=True)
-    count = run(folder / "alone-again", control)["count"]
-    for number, (at, mode) in enumerate(itertools.product(range(1, count + 1), MODES[1:])):
+    room = dict(enumerate(run(folder / "again", control)["room"], 1))
+    points = [(at, mode) for at in room for mode in MODES[1:] if mode != "full" or room[at]]
+    for number, (at, mode) in enumerate(points):
         if number % share == 0:
             workdir = folder / f"{at}-{mode}"
             first, then = run(workdir, control, mode, at), run(workdir, control)
