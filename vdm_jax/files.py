@@ -66,9 +66,8 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file by `whole`, as JSON that a person can read; for NaN, which JSON lacks, null."""
-    strict = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    write(path, json.dumps(strict, indent=1) + "\n")
+    """Writes a file by `whole`, as JSON that a person can read."""
+    write(path, json.dumps(value, indent=1) + "\n")
 
 
 def append(path: Path, line: str) -> None:

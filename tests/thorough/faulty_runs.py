@@ -1,8 +1,9 @@
 """Trains again and again below one folder, with one fault each time, and goes on after it.
 
-`python faulty_runs.py FOLDER CONTROL [SHARE]`, under `faults.c`: this process imports JAX and
+`python faulty_runs.py FOLDER CONTROL PART PARTS`, under `faults.c`: this process imports JAX and
 starts no backend, so that it can fork. The training is a real one, `run.training.train`, but for
-the arithmetic, which NumPy does at once; each point is printed as a line of JSON.
+the arithmetic, which NumPy does at once. A line of JSON says what there is without a fault, and one
+for each PARTS-th point from PART on what became of it.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def sample(state):
 
 def without_arithmetic():
     images, model = build.load(config()), Mock()
-    model.facts.return_value.note = ""
+    model.facts.return_value.configure_mock(words="NumPy's", note="")
     build.load = lambda *_: images
     training.make_model = lambda *_: model
     training.step.abstract_state = training.step.start = start
@@ -79,12 +80,15 @@ def without_arithmetic():
     experiment.chunks = lambda *_: lambda first: contextlib.nullcontext(iter([{}] * STEPS))
     experiment.evaluator = lambda *_: evaluate
     experiment.sampler = lambda *_: sample
-    plots.plot_losses = lambda metrics, path: plots.write_image(path, np.zeros((len(metrics), 1, 1), np.uint8))
+    plots.plot_losses = lambda metrics, path: plots.write_image(
+        path, np.zeros((len(metrics), 1, 1), np.uint8)
+    )
 
 
 def outcome(workdir):
     """What a run leaves: the state, and each file but for rates and what names a process."""
-    checkpoints = training.Checkpoints(workdir / "checkpoints", training._settings(config(), build.load()))
+    settings = training._settings(config(), build.load())
+    checkpoints = training.Checkpoints(workdir / "checkpoints", settings)
     leaves = jax.tree.leaves(checkpoints.restore(start()))
     checkpoints.close()
     lines = read_metrics(workdir / "metrics.jsonl")
@@ -143,18 +147,18 @@ def run(workdir, control, mode="", at=0):
 
 
 def main():
-    folder, control, share = Path(sys.argv[1]), Control(sys.argv[2]), int(sys.argv[3])
+    folder, control = Path(sys.argv[1]), Control(sys.argv[2])
     without_arithmetic()
-    print(json.dumps(run(folder / "alone", control)), flush=True)
-    room = dict(enumerate(run(folder / "again", control)["room"], 1))
+    alone = run(folder / "alone", control)
+    room = dict(enumerate(alone.pop("room"), 1))
     points = [(at, mode) for at in room for mode in MODES[1:] if mode != "full" or room[at]]
-    for number, (at, mode) in enumerate(points):
-        if number % share == 0:
-            workdir = folder / f"{at}-{mode}"
-            first, then = run(workdir, control, mode, at), run(workdir, control)
-            print(json.dumps({"mode": mode, "first": first, "then": then}), flush=True)
-            control.set()
-            shutil.rmtree(workdir)
+    print(json.dumps(alone | {"points": len(points)}), flush=True)
+    for at, mode in points[int(sys.argv[3]) :: int(sys.argv[4])]:
+        workdir = folder / f"{at}-{mode}"
+        first, then = run(workdir, control, mode, at), run(workdir, control)
+        print(json.dumps({"mode": mode, "first": first, "then": then}), flush=True)
+        control.set()
+        shutil.rmtree(workdir)
 
 
 if __name__ == "__main__":
