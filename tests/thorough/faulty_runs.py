@@ -15,8 +15,8 @@ import shutil
 import struct
 import sys
 import traceback
-from unittest.mock import Mock
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -25,8 +25,8 @@ from tests import tiny
 from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.run import build, cli, experiment, training
-from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train import plots
+from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.logging import read_metrics
 from vdm_jax.train.step import TrainState
 
