@@ -87,6 +87,7 @@ def without_arithmetic():
 
 def outcome(workdir):
     """What a run leaves: the state, and each file but for rates and what names a process."""
+    steps = complete_steps(workdir / "checkpoints")
     settings = training._settings(config(), build.load())
     checkpoints = training.Checkpoints(workdir / "checkpoints", settings)
     leaves = jax.tree.leaves(checkpoints.restore(start()))
@@ -95,7 +96,7 @@ def outcome(workdir):
     assert len(lines) == len((workdir / "metrics.jsonl").read_bytes().splitlines())
     found = {
         "state": [hashlib.sha256(np.asarray(leaf)).hexdigest() for leaf in leaves],
-        "steps": complete_steps(workdir / "checkpoints"),
+        "steps": steps,
         "metrics": [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines],
     }
     for path in sorted(workdir.rglob("*")):
@@ -152,7 +153,7 @@ def main():
     alone = run(folder / "alone", control)
     room = dict(enumerate(alone.pop("room"), 1))
     points = [(at, mode) for at in room for mode in MODES[1:] if mode != "full" or room[at]]
-    print(json.dumps(alone | {"points": len(points)}), flush=True)
+    print(json.dumps({**alone, "points": len(points)}), flush=True)
     for at, mode in points[int(sys.argv[3]) :: int(sys.argv[4])]:
         workdir = folder / f"{at}-{mode}"
         first, then = run(workdir, control, mode, at), run(workdir, control)

@@ -44,6 +44,11 @@ def walked(folder, part):
     return map(json.loads, done.stdout.splitlines())
 
 
+def differing(one, other):
+    names = one["left"].keys() | other.get("left", {}).keys()
+    return [n for n in sorted(names) if one["left"].get(n) != other.get("left", {}).get(n)]
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_fault_at_any_write_is_silent_or_changes_where_the_run_ends(part, tmp_path):
     alone, *points = walked(tmp_path, part)
@@ -58,6 +63,8 @@ def test_no_fault_at_any_write_is_silent_or_changes_where_the_run_ends(part, tmp
         killed = first["code"] == -9 and point["mode"] == "kill"
         same = then["code"] == 0 and then["left"] == alone["left"]
         ends["killed" if killed else "told" if told else "ended well" if ended else "bad"] += 1
-        bad += [] if same and (killed or told or ended) else [point]
+        if not (same and (killed or told or ended)):
+            bad.append((point["mode"], first["call"], first["code"], first["said"][-1:]))
+            bad.append((then["code"], then["said"][-1:], differing(alone, then)))
     print(f"{len(points)} of {alone['points']} points, {alone['count']} calls: {dict(ends)}")
-    assert not bad, json.dumps(bad[:3], indent=1)
+    assert not bad, "\n".join(map(str, bad))
