@@ -3,7 +3,8 @@
 `faults.c` stands before libc's calls: open to write, write, fsync, truncate, rename, unlink, mkdir,
 link. At one of them the process is killed (in the middle of a write), or that call fails (EIO), or
 from there on the disk is full (ENOSPC). Orbax writes through TensorStore, which is C++ with threads
-of its own; it calls the same functions of libc, so it is seen (`strace` counts as many calls).
+of its own: by `strace` it takes open, write, writev, fsync, rename and unlink, all from libc, so the
+library sees them; nothing here reaches the kernel by `syscall()`.
 """
 
 import json
