@@ -3,7 +3,7 @@
 `faults.c` stands before libc's calls: open to write, write, fsync, truncate, rename, unlink, mkdir,
 link. At one of them the process is killed (in the middle of a write), or that call fails (EIO), or
 from there on the disk is full (ENOSPC). Orbax writes through TensorStore, which is C++ with threads
-of its own: by `strace` it takes open, write, writev, fsync, rename and unlink, all from libc, so the
+of its own: by `strace` it calls open, write, writev, fsync, rename and unlink of libc, so the
 library sees them; nothing here reaches the kernel by `syscall()`.
 """
 
