@@ -2,10 +2,9 @@
 
     python -m experiments.benchmarks.speed --workdir=DIR [--official-code=PATH] [--out=docs]
 
-Measures the CIFAR-10 network: compiling, a training step, its memory, a step of sampling; and, on
-a model of digits trained in DIR first, how many calls of the network good samples and a precise
-bound take. Contenders do the same work and take turns, round after round; figures are medians.
-Replaces the tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
+Measures the CIFAR-10 network: compiling, a training step, its memory, a step of sampling.
+Contenders do the same work and take turns, round after round; figures are medians. Replaces these
+tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
 import os
@@ -22,14 +21,13 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import tables, trainings
+from experiments import tables
 from experiments.benchmarks import contenders
 from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
-from experiments.configs import cifar10, digits
+from experiments.configs import cifar10
 from vdm_jax import data, files
-from vdm_jax.evaluation import report, sample_quality, variance_reduction
-from vdm_jax.rule import Rule
+from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli
 from vdm_jax.run.cli import UserError
 
@@ -44,7 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     text, number, _ = cli.definers(values)
-    text("workdir", "folder for the model of digits")
+    text("workdir", "folder for the numbers")
     text("out", "folder that holds benchmarks.md", "docs")
     text("official-code", "a copy of the published repository")
     number("batch_size", "images of a step; default 4, on a GPU 128")
@@ -55,7 +53,6 @@ def _flags() -> flags.FlagValues:
         "peak_tflops", None, "of the device in bfloat16, for the share of it", lower_bound=1e-6,
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_bool("quality", True, "measure what calls of the network buy", flag_values=values)
     return values
 
 
@@ -65,7 +62,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     cli.parse_flags(values, argv, __doc__)
     options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder for the model of digits")
+        raise UserError("--workdir=DIR is missing: the folder for the numbers")
     page = Path(options["out"]) / "benchmarks.md"
     tables.check(page, TABLES)
     workdir = build.make_workdir(Path(options["workdir"]))
@@ -73,10 +70,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}
     found |= {"steps": _contend(options), "loader": _loader()}
-    if options["quality"]:
-        found |= _quality(workdir)
     files.write_json(workdir / "bench.json", found)
-    made = {name: text for name, make in TABLES.items() if (text := make(found))}
     print("\n\n".join(made.values()))
     tables.replace(page, made)
     return found
@@ -115,21 +109,12 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
     stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
-    with data.BatchIterator(stream, start=0) as batches:
+    with data.stacked(stream, start=0) as batches:
         next(batches)
         began = time.perf_counter()
         for _ in range(count // batch):
             next(batches)
     return (count // batch) * batch / (time.perf_counter() - began)
-
-
-def _quality(workdir: Path) -> dict[str, Any]:
-    """Returns what calls of the network buy: rows of samplers and of evaluations, on digits."""
-    model, _ = trainings.train(digits.get_config(), workdir / "digits", build.make_mesh())
-    rules = [Rule("dpm_solver", steps) for steps in (10, 15, 20, 25)]
-    rules += [Rule("ancestral", steps) for steps in (25, 250, 1000)]
-    quality = sample_quality.quality(model, rules, say=print)
-    return {"quality": quality, "evaluation": variance_reduction.evaluation_cost(model)}
 
 
 # ---- the tables ----
@@ -179,22 +164,7 @@ def _steps(found: Mapping[str, Any]) -> str:
     return report.table(head, rows)
 
 
-def _samples(found: Mapping[str, Any]) -> str:
-    rows = [report.of_quality(row) for row in found.get("quality", ())]
-    chosen = [[row[i] for i in (0, 2, 3, 4)] for row in (report.QUALITY, *rows)]
-    return report.table(chosen[0], chosen[1:]) if rows else ""
-
-
-def _evaluation(found: Mapping[str, Any]) -> str:
-    rows = [
-        (r["method"], f"{r['variance']:.3f}", f"{r['calls']:,}", f"{r['times_fewer']:.1f}")
-        for r in found.get("evaluation", ())
-    ]
-    head = ("method", "variance of a call", "calls for ±0.001", "times fewer")
-    return report.table(head, rows) if rows else ""
-
-
-TABLES = tables.by_name(_run, _steps, _samples, _evaluation)
+TABLES = tables.by_name(_run, _steps)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Batches are a pure function of (seed, step), whatever the processes; evaluation is exact."""
 
 import hashlib
+import threading
 
 import grain
 import numpy as np
 import pytest
 
-from vdm_jax.data import eval_batches, train_batches
+from vdm_jax.data import eval_batches, stacked, train_batches
 
 
 def _numbered(n: int) -> np.ndarray:
@@ -154,3 +155,30 @@ def test_unfit_arguments(arguments, match):
     arguments = {"images": _numbered(3), "batch_size": 4} | arguments
     with pytest.raises(ValueError, match=match):
         train_batches(arguments.pop("images"), **{"seed": 0} | arguments)
+
+
+def test_chunks_are_consecutive_batches_built_by_a_thread_that_ends_with_the_context():
+    batches = train_batches(_numbered(50), batch_size=4, seed=1, process_index=1, process_count=2)
+    with stacked(batches, start=10**6, steps_per_call=3) as chunks:
+        for first in range(10**6, 10**6 + 9, 3):
+            chunk, of = next(chunks), [batches[first + i] for i in range(3)]
+            _equal(chunk, {key: np.stack([batch[key] for batch in of]) for key in of[0]})
+        (worker, *_) = (each for each in threading.enumerate() if "grain" in each.name)
+    worker.join(5.0)
+    assert not worker.is_alive()
+
+
+def test_what_building_a_batch_raises_comes_in_its_place():
+    def broken(i):
+        if i == 2:
+            raise OSError("the disk is gone")
+        return {"images": np.full(3, i)}
+
+    with stacked(grain.MapDataset.range(9).map(broken), start=0) as chunks:
+        for i in range(2):
+            np.testing.assert_array_equal(next(chunks)["images"], np.full((1, 3), i))
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(chunks)
+    for name, least in (("start", 0), ("steps_per_call", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least {least}"):
+            stacked(grain.MapDataset.range(9), **{"start": 0, name: least - 1})

@@ -1,6 +1,5 @@
 """Evaluations that need fewer calls of the network: the same bound, the error asked for."""
 
-import json
 import math
 
 import jax
@@ -79,24 +78,3 @@ def test_enough_is_the_number_that_the_known_deviation_calls_for():
     assert reduction.enough(draws_of(0.3, 16, 400, 0), bound, 10.0) == 2
     with pytest.raises(UserError, match=r"1e-05 would take more than 1000000 draws .* least 2e-05"):
         reduction.enough(draws_of(0.3, 16, 400, 0), bound, 1e-5)
-
-
-def test_the_cost_of_each_method_is_measured():
-    """The times alone, of eps_hat = f(t), cause most of the variance of independent draws."""
-    subject = toy_vdm.subject(toy_vdm.steep)
-    rows = reduction.evaluation_cost(subject, repeats=16, seeds=3, wanted=0.01)
-    names = [row["method"] for row in rows]
-    assert names == ["independent uniform times", *reduction.METHODS]
-    assert rows[0]["times_fewer"] == 1.0 and rows[0]["plan_calls"] == 0
-    assert all(row["times_fewer"] > 1.5 for row in rows[1:])
-    # In nats the loss is gamma' / 2 (||eps||^2 - 2 f sum(eps) + d f^2): within a time and over all.
-    t = (np.arange(10_000) + 0.5) / 10_000
-    f2 = np.exp(-6.0 + 10.0 * t)
-    within, mean = 25 * (8 + 16 * f2), 5 * (4 + 4 * f2)
-    nats = within.mean() + mean.var()
-    np.testing.assert_allclose(rows[0]["variance"], nats / (4 * math.log(2)) ** 2, rtol=0.15)
-    least = within.mean() / (4 * math.log(2)) ** 2
-    np.testing.assert_allclose(rows[1]["variance"], least, rtol=0.2)
-    for row in rows:
-        assert row["calls"] == math.ceil(row["variance"] / 0.01**2)
-    json.dumps(rows)

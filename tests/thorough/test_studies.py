@@ -165,7 +165,7 @@ def test_a_study_of_a_few_steps_fills_its_page(
 def test_a_small_benchmark_fills_its_page(tmp_path, monkeypatch):
     shutil.copy(DOCS / "benchmarks.md", tmp_path)
     monkeypatch.setattr(speed, "MODES", dict(list(speed.MODES.items())[:2]))
-    arguments = ["--channels=64", "--num_blocks=1", "--batch_size=1", "--rounds=1", "--noquality"]
+    arguments = ["--channels=64", "--num_blocks=1", "--batch_size=1", "--rounds=1"]
     with tiny.jax_settings():
         found = speed.bench(["bench", f"--workdir={tmp_path}/w", f"--out={tmp_path}", *arguments])
     page = (tmp_path / "benchmarks.md").read_text()
@@ -175,5 +175,4 @@ def test_a_small_benchmark_fills_its_page(tmp_path, monkeypatch):
         assert row["need"] > row["temporaries"] > 0
         assert f"| {row['name']} | {row['compile']:.1f}" in page
     assert found["loader"] > 100
-    assert "| ancestral | 1000 |" in page  # what wasn't measured stays
     assert json.loads((tmp_path / "w" / "bench.json").read_text()) == found

@@ -10,13 +10,12 @@ Points in the plane, of a known density, are in `points`.
 
 from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS
-from vdm_jax.data.batches import Batch, eval_batches, train_batches
+from vdm_jax.data.batches import Batch, eval_batches, stacked, train_batches
 from vdm_jax.data.folder import FolderOptions
 from vdm_jax.data.image_data import ImageData, validation_split
-from vdm_jax.data.prefetch import BatchIterator
 from vdm_jax.data.sources import SOURCES, load
 
 __all__ = [
-    "AUGMENTATIONS", "SOURCES", "Batch", "BatchIterator", "FolderOptions", "ImageData",
-    "eval_batches", "load", "points", "train_batches", "validation_split",
+    "AUGMENTATIONS", "SOURCES", "Batch", "FolderOptions", "ImageData",
+    "eval_batches", "load", "points", "stacked", "train_batches", "validation_split",
 ]  # fmt: skip

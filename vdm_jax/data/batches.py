@@ -5,6 +5,7 @@ is the whole state of the stream: a restart, or one with another number of proce
 exactly where the last run stopped.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,22 @@ def train_batches(
     blocks = stream.random_map(element).batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
+
+
+def stacked(
+    batches: grain.MapDataset[Any], start: int, steps_per_call: int = 1
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    """Returns the context of an endless iterator over the batches start, start + 1, ....
+
+    Its items are `steps_per_call` consecutive batches, stacked (for 1 too): leaves
+    [steps_per_call, local_batch, ...]. Two of them are built ahead in a thread of their own, which
+    ends with the context; what it raises, the `next` raises that would have given the item.
+    """
+    checks.count(start, "start", least=0)
+    checks.count(steps_per_call, "steps_per_call")
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    chunks = batches[start:].batch(steps_per_call, drop_remainder=True)
+    return contextlib.closing(iter(chunks.to_iter_dataset(ahead)))
 
 
 def eval_batches(

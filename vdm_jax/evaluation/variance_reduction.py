@@ -6,7 +6,7 @@ to which all that is found here is therefore constant.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from vdm_jax.evaluation import control_variates
 from vdm_jax.evaluation.bound import PLAIN, Draws, EvalStep, Reduction
 from vdm_jax.evaluation.control_variates import Linear
 from vdm_jax.evaluation.subject import Subject
-from vdm_jax.train.model import Bound, unit
+from vdm_jax.train.model import Bound
 from vdm_jax.types import Key, PerExample
 
 DENSITY_BINS = 50  # of t
@@ -130,47 +130,3 @@ class Evaluator:
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
         draws = _drawn(step, subject, self.key, repeats)
         return draws, self.plan.controlled(draws)
-
-
-METHODS = {
-    "evenly spread times": (False, False),
-    "evenly spread, importance": (True, False),
-    "evenly spread, control variates": (False, True),
-    "evenly spread, importance, control variates": (True, True),
-}
-
-
-def evaluation_cost(
-    subject: Subject, repeats: int = 32, seeds: int = 4, wanted: float = 1e-3
-) -> list[dict[str, Any]]:
-    """Returns what one call of the network is worth in an evaluation by each method, measured.
-
-    Each row has the variance that one call leaves (squares of the bound's unit), from the errors
-    that the evaluations claim and from their means over the seeds; the calls for the error
-    `wanted`; how many times fewer these are than with independent uniform times, the first row;
-    and the plan's calls.
-    """
-    bound, calls = subject.bound, repeats * len(subject.images.test)
-    rows: list[dict[str, Any]] = []
-    for name, asked in METHODS.items():
-        made = plan(subject, *asked)
-        step = evaluation.make_eval_step(subject.model, subject.mesh, made.by)
-        found = []
-        for seed in range(seeds):
-            draws = _drawn(step, subject, jax.random.key(seed), repeats)
-            if not rows:
-                bits = np.asarray(unit(bound).of(draws.terms.total, bound.event_shape), np.float64)
-                variance = float(np.mean(np.var(bits, axis=0)))
-                rows = [_cost("independent uniform times", 0, variance)]
-            found.append(evaluation.summarise(made.controlled(draws), bound).total)
-        claimed = calls * float(np.mean([one.monte_carlo**2 for one in found]))
-        shown = calls * float(np.var([one.mean for one in found], ddof=1))
-        rows.append(_cost(name, made.calls, claimed) | {"variance_over_seeds": shown})
-    for row in rows:
-        row["calls"] = math.ceil(row["variance"] / wanted**2)
-        row["times_fewer"] = rows[0]["variance"] / row["variance"]
-    return rows
-
-
-def _cost(method: str, plan_calls: int, variance: float) -> dict[str, Any]:
-    return {"method": method, "variance": variance, "plan_calls": plan_calls}

@@ -97,7 +97,7 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
 def chunks(config: ConfigDict, images: ImageData) -> Callable[[int], Any]:
     """Returns the function step -> context with the batches from there on, one call's stacked."""
     batches, calls = _stream(config, images), config.train.steps_per_call
-    return lambda start: data.BatchIterator(batches, start=start, steps_per_call=calls)
+    return lambda start: data.stacked(batches, start, calls)
 
 
 def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, bool], Evaluation]:
