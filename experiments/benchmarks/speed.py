@@ -71,6 +71,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     found: dict[str, Any] = {"options": options, "machine": _machine()}
     found |= {"steps": _contend(options), "loader": _loader()}
     files.write_json(workdir / "bench.json", found)
+    made = {name: make(found) for name, make in TABLES.items()}
     print("\n\n".join(made.values()))
     tables.replace(page, made)
     return found
