@@ -84,8 +84,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         found = everything(subject.first(options["images"]), asked)
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
-        with cli.writing(parent):
-            report.write(report.new_folder(parent, subject.step), found)
+        report.write(report.new_folder(parent, subject.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found

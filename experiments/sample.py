@@ -77,12 +77,11 @@ def sample(argv: list[str]) -> dict[str, Any]:
     found["data"] = build.describe(subject.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
-        with cli.writing(parent):
-            folder = report.new_folder(parent, subject.step)
-            if options["quality"]:
-                _write_quality(folder, found)
-            else:
-                _write(folder, found, (images, path), subject, options)
+        folder = report.new_folder(parent, subject.step)
+        if options["quality"]:
+            _write_quality(folder, found)
+        else:
+            _write(folder, found, (images, path), subject, options)
     return found
 
 

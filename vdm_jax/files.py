@@ -42,13 +42,24 @@ def full(error: BaseException, folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, or a half-written one, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or _PARTIAL in str(error.filename):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Yields a new file that becomes `path` when the block ends: whole and on the disk, or never.
 
     What is there is replaced; of a symbolic link the link itself, never what it points to.
     """
     partial = _beside(path)
-    with _naming(path):
+    with naming(path):
         try:
             with partial.open("xb") as file:
                 yield file
@@ -67,15 +78,14 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file by `whole`, as JSON that a person can read; for NaN, which JSON lacks, null."""
-    strict = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    write(path, json.dumps(strict, indent=1) + "\n")
+    """Writes a file by `whole`, as JSON that a person can read."""
+    write(path, json.dumps(value, indent=1) + "\n")
 
 
 def append(path: Path, line: str) -> None:
     """Adds a line to the end of a file that is no link, and brings it onto the disk."""
     how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    with _naming(path), os.fdopen(os.open(path, how, 0o666), "ab") as file:
+    with naming(path), os.fdopen(os.open(path, how, 0o666), "ab") as file:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
@@ -85,17 +95,6 @@ def remove_partials(folder: Path) -> None:
     """Removes what killed processes left half written in a folder that nobody else writes to."""
     for left in folder.glob(f"{_PARTIAL}*"):
         _remove(left)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Gives an OSError that names no file, or a half-written one, the name of `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or _PARTIAL in str(error.filename):
-            error.filename, error.filename2 = str(path), None
-        raise
 
 
 def _beside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The files that evaluations and samples leave: JSON, Markdown tables, plots."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,7 +44,8 @@ def write(folder: Path, found: Row) -> None:
     """Writes result.json, result.md and, of a VDM, diffusion_loss.png; prints the table."""
     text = _markdown(found)
     try:
-        files.write_json(folder / "result.json", found)
+        strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
+        files.write_json(folder / "result.json", strict)
         files.write(folder / "result.md", text)
         if found["profile"]:
             _plot_profile(found["profile"], folder / "diffusion_loss.png")

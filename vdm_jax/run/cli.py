@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,25 +88,14 @@ def guard(command: Callable[[], object]) -> None:
         if lost:
             _fail(lost, distributed.LOST)
         if full or isinstance(error, UserError):
-            _fail(f"{full}; make space there" if full else str(error), 2)
-        if isinstance(error, OSError) and error.filename and error.errno:
+            again = "make space there, then give the command again"
+            _fail(f"{full}; {again}" if full else str(error), 2)
+        if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", 2)
         if not distributed.joined():
             raise
         traceback.print_exception(error)
         _fail(f"{type(error).__name__}: {error}", 1)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises UserError where the block finds that nothing more can be written to `folder`."""
-    try:
-        yield
-    except OSError as error:
-        reason = files.full(error, folder)
-        if reason is None:
-            raise
-        raise UserError(f"{reason}; make space there, then give the command again") from error
 
 
 def _at_home(argv: list[str]) -> list[str]:

@@ -32,10 +32,10 @@ class MetricsLog:
         if not self._writes:
             return
         files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        folder = workdir / "tensorboard"
-        folder.mkdir(exist_ok=True)
+        self._folder = workdir / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends on a full disk, and write() then waits for ever.
-        self._board = EventsWriter(str(folder / "events"))
+        self._board = EventsWriter(str(self._folder / "events"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._event(step=first_step + 1, session_log=start)  # TensorBoard drops what follows it
 
@@ -45,7 +45,8 @@ class MetricsLog:
         if self._writes:
             for name, value in scalars.items():
                 self._event(step=step, summary=summary.scalar(f"{split}/{name}", float(value)))
-            self._board.flush()
+            with files.naming(self._folder):
+                self._board.flush()
 
     def note(self, step: int, split: str, **values: object) -> None:
         """Writes one line of any JSON values to `metrics.jsonl` alone."""
@@ -66,10 +67,12 @@ class MetricsLog:
     def close(self) -> None:
         """Writes what is buffered for TensorBoard and closes its file."""
         if self._writes:
-            self._board.close()
+            with files.naming(self._folder):
+                self._board.close()
 
     def _event(self, **fields: Any) -> None:
-        self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+        with files.naming(self._folder):
+            self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
 
 
 def read_metrics(path: Path) -> list[dict]:

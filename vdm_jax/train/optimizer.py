@@ -43,9 +43,8 @@ def make(
     clip_norm: float | None = None,
     decay_gamma: bool = True,
 ) -> optax.GradientTransformation:
-    """Returns AdamW with weight decay on every parameter that isn't named "bias".
+    """Returns AdamW with weight decay on every parameter that isn't named "bias", of any pytree.
 
-    Names are keys of dictionaries or attributes, in any pytree.
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
     """
