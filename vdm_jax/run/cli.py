@@ -1,6 +1,5 @@
 """The command line that all experiments share."""
 
-import contextlib
 import io
 import os
 import re
@@ -131,7 +130,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    options = Options(**{name: values[name].value for name in Options._fields})
+    options = Options._make(values[name].value for name in Options._fields)
     return config, Path(values.workdir), options
 
 

@@ -1,4 +1,4 @@
-"""What a training command says with --help."""
+"""The text that a training command shows with --help."""
 
 import ast
 import inspect
