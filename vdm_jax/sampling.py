@@ -183,8 +183,8 @@ def step(
     if rule.sampler == "heun":
         first_order = bridge(z, x_t, gamma_s, gamma_t).mean
         later, _ = _predict(vdm.denoise, first_order, gamma_s, vdm.reverse_var)
-        ends = (prediction, z, gamma_t), (later, first_order, gamma_s)
-        at_t, at_s = (to_eps(*end, vdm.kind) for end in ends)
+        at_t = to_eps(prediction, z, gamma_t, vdm.kind)
+        at_s = to_eps(later, first_order, gamma_s, vdm.kind)
         x_mean = to_x(0.5 * (at_t + at_s), z, gamma_t, "eps")
         z_s = bridge(z, x_mean, gamma_s, gamma_t).mean
         # eps_hat at the end of a long step from much noise is that of another x: times sigma_t /
@@ -254,9 +254,9 @@ def scan(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, steps: Any) -
     if jax.sharding.get_abstract_mesh().manual_axes:
         after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda each: each[0], steps))
 
-        def vary(before: Tensor, after: Any) -> Tensor:
-            axes = (after.vma or frozenset()) - jax.typeof(before).vma
-            return jax.lax.pcast(before, tuple(axes), to="varying") if axes else before
+        def vary(before: Tensor, after: jax.ShapeDtypeStruct) -> Tensor:
+            now, later = (each.manual_axis_type.varying for each in (jax.typeof(before), after))
+            return jax.lax.pcast(before, tuple(later - now), to="varying")
 
         carry = jax.tree.map(vary, carry, after)
     return jax.lax.scan(body, carry, steps)[0]

@@ -128,10 +128,18 @@ class Evaluator:
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
-        repeats = self.repeats
+        repeats, look = self.repeats, 0
         if self.wanted is not None:
             trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        draws = _drawn(step, subject, self.key, repeats, "evaluating")
-        return draws, self.plan.controlled(draws)
+        while True:
+            key = jax.random.fold_in(self.key, 2 + look) if look else self.key
+            draws = _drawn(step, subject, key, repeats, "evaluating")
+            controlled = self.plan.controlled(draws)
+            found = evaluation.summarise(controlled, subject.bound).total.monte_carlo
+            if self.wanted is None or found <= self.wanted:
+                return draws, controlled
+            # The pilot promised too much: as many as these say, all of them new.
+            self.pilot_calls += np.size(draws.t)
+            repeats, look = enough(controlled, subject.bound, self.wanted), look + 1
