@@ -15,6 +15,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,7 +78,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     _check_numbers(options)
     mesh = build.make_mesh(options["shard_params"], "shard_params")
     subject = restore.from_options(options, mesh)
-    parent = restore.output(options, "evaluation")
+    parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/evaluation"), "out")
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)

@@ -66,7 +66,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)
     _check(subject, options)
-    parent = restore.output(options, "sampling")
+    parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/sampling"), "out")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:

@@ -160,10 +160,8 @@ def check_free(out: Path) -> None:
             )
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
-    try:
+    with reaching(out.parent, "written to"):
         try_writing(out.parent)
-    except OSError as error:
-        raise UserError(f"{out.parent} can't be written to: {error.strerror or error}") from error
 
 
 def try_writing(folder: Path) -> None:

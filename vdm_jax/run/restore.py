@@ -87,11 +87,6 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     return found._replace(batch_size=options["batch_size"] or found.batch_size)
 
 
-def output(options: Mapping[str, Any], name: str) -> Path:
-    """Returns the folder of --out, by default `name` in the run's, or raises UserError."""
-    return build.make_workdir(Path(options["out"] or Path(options["workdir"], name)), "out")
-
-
 def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subject:
     """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
