@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from vdm_jax.data import decoded_cache, load, npy, pictures_io
+from vdm_jax.data import decoded_cache, load, pictures_io
 
 PLAIN = "{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n"
 IMAGES = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
@@ -22,16 +22,11 @@ def file(header: str | bytes, version: int = 1, body: bytes = IMAGES.tobytes()) 
 
 DAMAGED = {
     "does not tokenise": file("{'descr': '|u1', 'fortran_order': False, 'shape': (6, 4, 4, (((\n"),
-    "an open string": file("{'''"),
-    "zero bytes": file(bytes(60)),
     "indented": file("  {\n x"),
     "no text": file(bytes(range(128, 200)), version=3),
     "brackets without end": file("(" * 9000),
-    "minus signs": file("-" * 9000 + "1"),
-    "longer than the file": file(PLAIN % ("|u1", (6, 4, 5))),
     "larger than any memory": file(PLAIN % ("|u1", (1 << 40, 4, 4))),
-    "no size at all": file(PLAIN % ("|u1", (2**80, 4, 4))),
-    "a negative size": file(PLAIN % ("|u1", (-6, 4, 4))),
+    "no size at all": file(PLAIN % ("|u1", (2**80, -4, 4))),
     "objects": file(PLAIN % ("|O", (6, 4, 4))),
     "an unknown type": file(PLAIN % ("hello", (6, 4, 4))),
     "an unknown version": file(PLAIN % ("|u1", (6, 4, 4)), version=9),
@@ -61,9 +56,6 @@ def test_damaged_headers_are_one_line_for_every_reader(tmp_path, one_clear_line,
         pictures_io.read(path)
     with one_clear_line("a.npz: array 'train' can't be read .*; wanted an .npz"):
         load("arrays", path=zipped(tmp_path / "a.npz", path.read_bytes()), data_dir=tmp_path / "d")
-    for read in (npy.mapped, npy.load):
-        with pytest.raises(ValueError, match=r"\w"):
-            read(path)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -79,7 +79,7 @@ def write(
             meta = {
                 "format": _FORMAT,
                 "levels": levels,
-                "fingerprint": fingerprint(_map(partial, "train"), _map(partial, "test"), levels),
+                "fingerprint": fingerprint(*_parts(partial), levels),
                 "label_names": list(label_names),
                 "files": {f"{name}.npy": _state(partial / f"{name}.npy")
                           for name in (*_PARTS, *arrays)},
@@ -121,7 +121,7 @@ def read(folder: Path, name: str) -> ImageData:
     try:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
-        train, test = (_map(folder, part) for part in _PARTS)
+        train, test = _parts(folder)
         source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
         data = ImageData(
             name, train, test, meta["levels"], meta["fingerprint"], source, labels,
@@ -154,10 +154,12 @@ def _state(path: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return found | {"sha256": digest}
 
 
-def _map(folder: Path, part: str) -> np.ndarray:
-    return npy.mapped(folder / f"{part}.npy")
+def _parts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    return npy.mapped(folder / "train.npy"), npy.mapped(folder / "test.npy")
 
 
 def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {part: npy.load(folder / name) for part, name in names.items() if name in there} or None
+    return {
+        part: npy.mapped(folder / name) for part, name in names.items() if name in there
+    } or None

@@ -19,17 +19,6 @@ def mapped(path: Path) -> np.ndarray:
         raise ValueError(reason(error)) from error
 
 
-def load(file: Path | IO[bytes]) -> np.ndarray:
-    """Returns the array of an .npy. Raises ValueError if it can't be read."""
-    try:
-        if isinstance(file, Path):
-            with file.open("rb") as opened:
-                return load(opened)
-        return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # those of numpy, and of zipfile for a damaged member
-        raise ValueError(reason(error)) from error
-
-
 def members(
     file: Path | IO[bytes], wanted: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -45,7 +34,7 @@ def members(
                 if key in there:
                     what = f"array {key!r}"
                     with archive.open(there[key]) as member:
-                        found[key] = load(member)
-    except Exception as error:  # zipfile raises many kinds for damaged files
+                        found[key] = np.lib.format.read_array(member)
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
         raise ValueError(f"{what} can't be read ({reason(error)})") from error
     return found, list(there)

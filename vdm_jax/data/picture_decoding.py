@@ -27,6 +27,7 @@ _JPEG_MARK, _WEBP_MARK = b"\xff\xd8", b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
 
 _PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # beside what is in capitals
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation: Pillow's Transpose
 _JPEG_METADATA = (*range(0xE2, 0xEE), 0xEF, 0xFE)  # not JFIF, EXIF and Adobe's kind of colours
 
 
@@ -58,8 +59,6 @@ def decode(content: bytes, channels: int | None) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 file = _loaded(content)
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-                raise
             except Exception:  # perhaps for its metadata alone
                 file = _loaded(_without_metadata(content))
             frames = getattr(file, "n_frames", 1)
@@ -108,8 +107,8 @@ def _without_metadata(content: bytes) -> bytes:
         return b"".join([*kept, content[at:]])
     if not content.startswith(_PNG_MARK):
         return content
-    at, kind, kept = len(_PNG_MARK), b"", [_PNG_MARK]
-    while kind != b"IEND" and at < len(content):
+    at, kept = len(_PNG_MARK), [_PNG_MARK]
+    while at < len(content) and kept[-1][4:8] != b"IEND":
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         kind, chunk = content[at + 4 : at + 8], content[at:end]
         if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
@@ -121,17 +120,11 @@ def _without_metadata(content: bytes) -> bytes:
 
 def _upright(image: Any) -> Any:
     """Returns an image turned as its orientation says, if that can be read."""
-    from PIL import Image
-
     try:
-        orientation = image.getexif().get(0x0112)
+        turn = _TURNS.get(image.getexif().get(0x0112))
     except Exception:  # Pillow raises many kinds for what is no EXIF
-        return image
-    turns = Image.Transpose
-    by = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM,
-          5: turns.TRANSPOSE, 6: turns.ROTATE_270, 7: turns.TRANSVERSE,
-          8: turns.ROTATE_90}.get(orientation)  # fmt: skip
-    return image if by is None else image.transpose(by)
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _converted(image: Any, channels: int | None) -> Any:

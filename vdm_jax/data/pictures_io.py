@@ -37,7 +37,7 @@ class Pictures:
 
     @property
     def grey_folder(self) -> bool:
-        """True if these are the pictures of a folder, all grey: `tripled` takes them."""
+        """Returns whether these are the pictures of a folder, all grey: `tripled` takes them."""
         return self.meta.startswith(_FOLDER) and self.images.shape[-1] == 1
 
 
