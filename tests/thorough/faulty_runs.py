@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import shutil
+import signal
 import struct
 import sys
 import traceback
@@ -131,6 +132,7 @@ def run(workdir, control, mode="", at=0):
     process = os.fork()
     if process == 0:
         try:
+            signal.alarm(120)  # a run that hangs ends, and not as wanted
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
             cli.guard(lambda: training.train(config(), workdir))
