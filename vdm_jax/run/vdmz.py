@@ -54,12 +54,13 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
 def check_room(source: Source, header: Header) -> None:
     """Raises VdmzError if the network alone would need more memory for a file than there is.
 
-    A published model takes images of any size, so that a file of few bytes may ask for much.
+    A published model takes images of any size, so that a file of few bytes may ask for much: its
+    attention has a number, of 8 bytes, for each pair of pixels.
     """
-    if all(block.mode != CHAIN for block in header.blocks):
+    if "sm_n_embd" not in source.settings or all(b.mode != CHAIN for b in header.blocks):
         return
     shape = (len(header.blocks), *header.event_shape)
-    need = 8 * math.prod(shape[:3]) * source.settings.get("sm_n_embd", 1)  # one of its layers
+    need = 8 * shape[0] * math.prod(shape[1:3]) ** 2
     room = memory.room(jax.devices()[0])
     if room and need > room.free:
         raise VdmzError(
