@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -142,8 +142,8 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    options = Options(**{name: values[name].value for name in Options._fields})
-    return config, Path(values.workdir), options
+    options: dict[str, Any] = {name: values[name].value for name in Options._fields}
+    return config, Path(values.workdir), Options(**options)
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
