@@ -95,7 +95,7 @@ def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
     if not steps or step not in (None, *steps):
         known = ", ".join(map(str, steps)) or "none"
         which = "" if step is None else f" of step {step}"
-        gone = step is not None and step < max(steps, default=0)  # or it never was there
+        gone = step is not None and step < min(steps, default=0)  # the oldest are removed
         kind = RemovedError if gone else CheckpointError
         raise kind(f"no checkpoint{which} in {folder}; there: {known}.")
     where = folder / str(steps[-1] if step is None else step)
