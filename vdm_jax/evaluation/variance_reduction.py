@@ -2,8 +2,8 @@
 
 On training images: where along t the loss is noisy, and what a linear denoiser says of that noise.
 On the images themselves: how many draws are needed. None of these draws is used for the estimate,
-to which all that is found here is therefore constant; but a set of draws whose error comes out above
-the one asked for is replaced by another.
+to which all that is found here is therefore constant; but a set of draws whose error comes out
+above the one asked for is replaced by another.
 """
 
 import math
