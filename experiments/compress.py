@@ -54,8 +54,7 @@ def compress(argv: list[str]) -> Summary:
     choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
     number("num_steps", "T, the steps of the chain", 100, 1, chain.MOST_STEPS)
     flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
-    rest = cli.parse_flags(values, argv, __doc__, most=1)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     out = vdmz.free(options["output"], "-o FILE.vdmz")
     if rest and options["split"]:
         raise UserError(f"INPUT ({rest[0]}) and --split exclude each other")

@@ -11,7 +11,6 @@ are what they were.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -30,8 +29,7 @@ def decompress(argv: list[str]) -> Path:
     values = flags.FlagValues()
     restore.define_model_flags(values)
     flags.DEFINE_string("output", None, "what to write", short_name="o", flag_values=values)
-    rest = cli.parse_flags(values, argv, __doc__, most=1)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     if not rest:
         raise UserError(WANTED)
     out = vdmz.free(options["output"], "-o OUTPUT")

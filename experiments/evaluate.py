@@ -72,9 +72,8 @@ def _flags() -> flags.FlagValues:
 def evaluate(argv: list[str]) -> dict[str, Any]:
     """Evaluates as `argv` asks for; writes, prints and returns what result.json holds."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
+    options, _ = cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     _check_numbers(options)
     mesh = build.make_mesh(options["shard_params"], "shard_params")
     subject = restore.from_options(options, mesh)

@@ -59,9 +59,8 @@ def _flags() -> flags.FlagValues:
 def sample(argv: list[str]) -> dict[str, Any]:
     """Draws as `argv` asks for; writes and returns what samples.json or quality.json holds."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
+    options, _ = cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
     rule = _rule(options)
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)

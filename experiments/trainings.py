@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import tables
 from vdm_jax import files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import likelihood
 from vdm_jax.evaluation.bound import Draws, collect, make_eval_step
 from vdm_jax.evaluation.likelihood import Row, Settings
@@ -20,7 +21,6 @@ from vdm_jax.evaluation.report import line
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.ode import Solver
 from vdm_jax.run import build, cli, restore, training
-from vdm_jax.run.cli import UserError
 
 REPEATS = 32  # draws of each image
 SOLVER = Solver("hutchinson", rtol=1e-3, atol=1e-3)  # of the ODE's likelihood

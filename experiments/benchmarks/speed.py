@@ -27,9 +27,9 @@ from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
 from vdm_jax import data, files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli
-from vdm_jax.run.cli import UserError
 
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
@@ -59,8 +59,7 @@ def _flags() -> flags.FlagValues:
 def bench(argv: list[str]) -> Mapping[str, Any]:
     """Parses `argv`, measures, and puts the numbers, which are returned, into the page."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, _ = cli.parse_flags(values, argv, __doc__)
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder for the numbers")
     page = Path(options["out"]) / "benchmarks.md"

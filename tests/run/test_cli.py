@@ -122,7 +122,7 @@ def test_the_flags_of_a_command_without_a_configuration(capsys):
         text("out", "where to")
         number("n", "how many", 3)
         choice("kind", "of what", ("a", "b"), "a")
-        return values, cli.parse_flags(values, ["x", *argv], "What it does.", most)
+        return values, cli.parse_flags(values, ["x", *argv], "What it does.", most)[1]
 
     values, rest = command("in", "--n=5", "--kind=b", "--out=o", most=1)
     assert (values.n, values.kind, values.out, rest) == (5, "b", "o", ["in"])

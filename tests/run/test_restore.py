@@ -143,7 +143,8 @@ def test_a_run_from_before_some_settings_has_their_defaults(digits_run, monkeypa
     monkeypatch.setattr(restore, "load_settings", lambda *_: (60, before))
     assert restore.saved(digits_run, None).config.to_dict() == of.config.to_dict()
     monkeypatch.setattr(restore, "load_settings", lambda *_: (60, {"seed": 1}))
-    assert restore.saved(digits_run, None) == of  # by config.json, if nothing is sealed
+    with pytest.raises(UserError, match="checkpoints/60 has no settings in it"):
+        restore.saved(digits_run, None)
 
 
 def test_a_checkpoint_removed_by_a_run_that_goes_on_is_the_next_newest(

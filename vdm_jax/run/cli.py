@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -156,8 +156,8 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
 
 def parse_flags(
     values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
-) -> list[str]:
-    """Parses `argv` into `values`; returns the arguments left, up to `most`.
+) -> tuple[dict[str, Any], list[str]]:
+    """Parses `argv` into `values`; returns them by name, and the arguments left, up to `most`.
 
     With --help, prints `doc` and the flags, and exits. Raises UserError for what isn't a flag.
     """
@@ -174,7 +174,7 @@ def parse_flags(
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
-    return rest
+    return {name: values[name].value for name in values if name != "help"}, rest
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

@@ -207,9 +207,8 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
-        sealed, source = copy, file
-    elif sealed != copy:
+        raise UserError(f"{source} has no settings in it, as those of this program have")
+    if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
               "checkpoint are used", flush=True)  # fmt: skip
