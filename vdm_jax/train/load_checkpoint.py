@@ -48,7 +48,8 @@ def complete_steps(folder: Path) -> list[int]:
             if not folder.is_dir():
                 return []
             with contextlib.suppress(FileNotFoundError, ValueError):  # removed after it was listed
-                return sorted(ocp.utils.checkpoint_steps(folder))
+                if found := ocp.utils.checkpoint_steps(folder):  # a list may miss what is renamed
+                    return sorted(found)
         return sorted(ocp.utils.checkpoint_steps(folder))
 
 
