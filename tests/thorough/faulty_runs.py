@@ -21,8 +21,8 @@ from unittest.mock import Mock
 
 import jax
 import numpy as np
+import tiny
 
-from tests import tiny
 from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.run import build, cli, experiment, training

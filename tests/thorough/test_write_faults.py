@@ -36,7 +36,7 @@ def walked(folder, part):
         list(map(str, command)),
         env={
             **os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "VDM_JAX_CACHE": "off",
-            "PYTHONPATH": str(HERE.parents[1]), "LD_PRELOAD": str(library),
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}", "LD_PRELOAD": str(library),
             "FAULTS_FOLDER": str(runs), "FAULTS_CONTROL": str(control),
         },
         capture_output=True, text=True, timeout=3600, check=False,
