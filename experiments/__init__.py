@@ -1,4 +1,4 @@
-"""Experiments: each module is a command, `python -m experiments.NAME`."""
+"""Commands, `python -m experiments.NAME`, and the parts of the studies that they import."""
 
 import os
 import sys

@@ -54,8 +54,7 @@ def compress(argv: list[str]) -> Summary:
     choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
     number("num_steps", "T, the steps of the chain", 100, 1, chain.MOST_STEPS)
     flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
-    rest = cli.parse_flags(values, argv, __doc__, most=1)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     out = vdmz.free(options["output"], "-o FILE.vdmz")
     if rest and options["split"]:
         raise UserError(f"INPUT ({rest[0]}) and --split exclude each other")
@@ -65,8 +64,8 @@ def compress(argv: list[str]) -> Summary:
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     chosen = Options(options["num_steps"], options["grid"], options["blocks"])
     content, summary, decoding = coded(model, pictures, chosen)
-    with files.writing(out) as partial, files.durable(partial) as opened:
-        opened.write(content)
+    with files.writing(out) as partial:
+        files.write(partial, content)
     print("\n".join(_lines(summary, content, pictures, decoding, out)), flush=True)
     if options["compare"]:
         print(f"\n{compared(pictures.images, len(content), 'this file')}")
@@ -85,7 +84,11 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"
         pictures = pictures_io.of_array(part, words)
-    return *vdmz.load(options, pictures.images.shape[1:]), pictures
+    shape = pictures.images.shape[1:]
+    model, name = vdmz.load(options, shape[:2] if pictures.grey_folder else shape)
+    if pictures.grey_folder and model.bind(model.params).event_shape == (*shape[:2], 3):
+        pictures = pictures_io.tripled(pictures)  # as it was to train
+    return model, name, pictures
 
 
 def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[bytes, Summary, float]:

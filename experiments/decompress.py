@@ -11,7 +11,6 @@ are what they were.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -20,6 +19,7 @@ from vdm_jax.compression import VdmzError, file
 from vdm_jax.data import pictures_io
 from vdm_jax.errors import UserError, reaching
 from vdm_jax.run import cli, restore, vdmz
+from vdm_jax.train import memory
 
 WANTED = "wanted FILE.vdmz, which experiments.compress wrote"
 
@@ -29,8 +29,7 @@ def decompress(argv: list[str]) -> Path:
     values = flags.FlagValues()
     restore.define_model_flags(values)
     flags.DEFINE_string("output", None, "what to write", short_name="o", flag_values=values)
-    rest = cli.parse_flags(values, argv, __doc__, most=1)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     if not rest:
         raise UserError(WANTED)
     out = vdmz.free(options["output"], "-o OUTPUT")
@@ -41,8 +40,9 @@ def decompress(argv: list[str]) -> Path:
         model, name = vdmz.load(options, header.event_shape)
         compression.read_header(content, *model)
         said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape), out)
+        vdmz.check_room(model, header)
         print(f"{said}; {name}, T = {header.num_steps}", flush=True)
-        with vdmz.progress("decoded", header.images) as tell:
+        with memory.exhausted(_too_large), vdmz.progress("decoded", header.images) as tell:
             images, meta = compression.decompress(content, *model, progress=tell)
     except ValueError as error:
         if isinstance(error, UserError) and not isinstance(error, VdmzError):
@@ -51,6 +51,10 @@ def decompress(argv: list[str]) -> Path:
     pictures_io.write(meta, images, out)
     print(f"written to {out}")
     return out
+
+
+def _too_large(said: str) -> VdmzError:
+    return VdmzError(f"decoding takes more memory than there is ({said})")
 
 
 def _content(path: Path) -> bytes:

@@ -72,23 +72,19 @@ def _flags() -> flags.FlagValues:
 def evaluate(argv: list[str]) -> dict[str, Any]:
     """Evaluates as `argv` asks for; writes, prints and returns what result.json holds."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
+    options, _ = cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of the run, or for the results")
     _check_numbers(options)
     mesh = build.make_mesh(options["shard_params"], "shard_params")
     subject = restore.from_options(options, mesh)
-    parent = build.make_workdir(Path(options["workdir"]) / "evaluation")
+    parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/evaluation"), "out")
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)
         found = everything(subject.first(options["images"]), asked)
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
-        with cli.writing(parent):
-            report.write(report.new_folder(parent, subject.step), found)
+        report.write(report.new_folder(parent, subject.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found
@@ -139,7 +135,7 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
 
 
 def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
-    """ "10,1000,inf" -> (10, 1000, None). Raises UserError for what is no number of steps."""
+    """Returns (10, 1000, None) for "10,1000,inf". Raises UserError for what is no number."""
     if text is None:
         return (model.num_steps,)
     found: list[int | None] = []

@@ -11,7 +11,6 @@ every training, for a copy of the page in another --out.
 import dataclasses
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from experiments.configs import binomial, digits, mhvae, vae
 from experiments.ladder_tables import PREDICTIONS
 from experiments.toy2d import toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from vdm_jax import loss
+from vdm_jax import files, loss
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.evaluation.likelihood import Row
@@ -113,7 +112,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
         "points": _points(at, page.with_suffix("")),
         "minutes": at.minutes,
     }
-    (workdir / "ladder.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(workdir / "ladder.json", found)
     ladder_tables.write(page, found)
     print(f"{at.minutes:.1f} minutes of training; written to {page}")
     return found
@@ -200,7 +199,8 @@ def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
             steps = max(round(STEPS_2D[kind] * at.scale), 20)
             toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
         found[kind] = json.loads(result.read_text(encoding="utf-8"))
-        shutil.copy(result.with_suffix(".png"), pictures)
+        picture = result.with_suffix(".png")
+        files.write(pictures / picture.name, picture.read_bytes())
     return found
 
 

@@ -8,7 +8,6 @@ DIR/results.json. --scale shortens or lengthens every training, for a copy of th
 --out.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 
 from experiments import paper_report, trainings
 from experiments.configs import digits
-from vdm_jax import bounds, loss, pixels, schedule
+from vdm_jax import bounds, files, loss, pixels, schedule
 from vdm_jax.evaluation import likelihood
 from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.subject import Subject
@@ -69,7 +68,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         "networks": [trainings.bound(models[name])[0] | {"network": name} for name in NETWORKS],
         "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
     }  # fmt: skip
-    (workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(workdir / "results.json", found)
     paper_report.write(page, found)
     print(f"{minutes:.1f} minutes of training; written to {page}")
     return found

@@ -11,7 +11,6 @@ the network takes the first eight for on their way from noise. --quality measure
 for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -23,13 +22,13 @@ import jax
 import numpy as np
 from absl import flags
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report, sample_quality
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
 from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.train import memory, plots
-from vdm_jax.train.progress import Bar
 
 COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many network calls
     ("dpm_solver", "karras"), ("dpm_solver", "gamma"), ("heun", "karras"), ("ddim", "karras"),
@@ -60,16 +59,13 @@ def _flags() -> flags.FlagValues:
 def sample(argv: list[str]) -> dict[str, Any]:
     """Draws as `argv` asks for; writes and returns what samples.json or quality.json holds."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
+    options, _ = cli.parse_flags(values, argv, __doc__)
     distributed.start(values)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder of the run, or for the samples")
     rule = _rule(options)
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)
     _check(subject, options)
-    parent = build.make_workdir(Path(options["workdir"]) / "sampling")
+    parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/sampling"), "out")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         if options["quality"]:
@@ -80,12 +76,11 @@ def sample(argv: list[str]) -> dict[str, Any]:
     found["data"] = build.describe(subject.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
-        with cli.writing(parent):
-            folder = report.new_folder(parent, subject.step)
-            if options["quality"]:
-                _write_quality(folder, found)
-            else:
-                _write(folder, found, images, path, subject.images.levels)
+        folder = report.new_folder(parent, subject.step)
+        if options["quality"]:
+            _write_quality(folder, found)
+        else:
+            _write(folder, found, (images, path), subject, options)
     return found
 
 
@@ -126,46 +121,59 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     if (options["distances"] or options["quality"]) and min(counts) < 3:
         wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
         raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
+    compared = data.test[: min(*counts, sample_quality.POINTS)]
+    if (options["distances"] or options["quality"]) and (compared == compared[0]).all():
+        raise UserError(
+            f"distances need test images that differ; the first {len(compared)} are one"
+        )
 
 
 def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the samples and their path; `found` gets how, how long it took, and distances."""
-    given, mesh = (options["n"], options["seed"], options["class"]), subject.mesh
-    n, once = options["n"], rule.network_calls // rule.num_steps
-    batches = -(-n // min(subject.batch_size, mesh.size * -(-n // mesh.size)))
+    """Returns the samples and their path; `found` gets how, and how long it took."""
+    n, *given = options["n"], options["seed"], options["class"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
     print(
         f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
     )
     began = time.monotonic()
-    with Bar("network calls", batches * rule.network_calls) as bar:
-        drawer = sample_quality.Drawer(subject, rule)
-        images = drawer.draw(rule, *given, lambda *_: bar.advance(once))
+    drawer = sample_quality.Drawer(subject, rule)
+    images = drawer.draw(rule, n, *given)
     found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
     found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
     found["seconds"] = round(time.monotonic() - began, 2)
-    asked = options["distances"]
-    found["distances"] = sample_quality.distances(subject.images, images) if asked else []
     first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given[1:]) if options["trajectory"] else None
+    return images, drawer.path(rule, first, *given) if options["trajectory"] else None
 
 
 def _write(
-    folder: Path, found: Mapping[str, Any], images: np.ndarray, path: np.ndarray | None, levels: int
+    folder: Path,
+    found: dict[str, Any],
+    drawn: tuple[np.ndarray, np.ndarray | None],
+    subject: Subject,
+    options: Mapping[str, Any],
 ) -> None:
-    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png."""
+    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png.
+
+    What was drawn is written before its distances are computed, which go into `found`.
+    """
+    (images, path), levels = drawn, subject.images.levels
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
-    np.savez_compressed(folder / "samples.npz", step=found["model"]["step"], **kept)
+    with files.whole(folder / "samples.npz") as file:
+        np.savez_compressed(file, step=found["model"]["step"], **kept)
     if path is not None:  # a row for each sample, with a line between the pictures
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape
         whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), 512)
-    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        title = f"From noise to sample: what the network takes {n} images for at each noise level"
+        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), title)
+    with memory.exhausted(lambda said: UserError(f"no distances: out of memory ({said})")):
+        asked = options["distances"]
+        found["distances"] = sample_quality.distances(subject.images, images) if asked else []
+    files.write_json(folder / "samples.json", found)
     if found["distances"]:
         print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
@@ -173,9 +181,9 @@ def _write(
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
     """Writes quality.json and quality.md."""
-    (folder / "quality.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "quality.json", found)
     text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
-    (folder / "quality.md").write_text(f"    {found['command']}\n\n{text}", encoding="utf-8")
+    files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")
     print(f"\n{text}written to {folder}")
 
 

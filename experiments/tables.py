@@ -38,7 +38,7 @@ def replace(page: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         before, start, end, after = _place(name).split(text)
         text = f"{before}{start}{table}\n{end}{after}"
-    files.write_whole(page, text)
+    files.write(page, text)
 
 
 def by_name(*makers: Callable[[Mapping[str, Any]], str]) -> dict[str, Callable]:
@@ -68,4 +68,5 @@ def figure(
     axes[0].legend()
     for one in axes:
         one.grid(alpha=0.3)
-    drawn.savefig(path, dpi=110)
+    with files.whole(path) as file:
+        drawn.savefig(file, dpi=110)

@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import toy_figure
 from experiments.toy_models import STEPS, Fitted, train_cnf, train_vdm
+from vdm_jax import files
 from vdm_jax.data import points
 from vdm_jax.errors import UserError
 from vdm_jax.run import build, cli
@@ -51,7 +52,7 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
     found = settings | {"training_seconds": round(seconds, 1)} | _measure(fitted, settings["data"])
     _print(found)
     toy_figure.draw(workdir / f"{name}.png", fitted, found)
-    (workdir / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(workdir / f"{name}.json", found)
     print(f"{workdir / name}.png, .json")
     return found
 

@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from experiments.toy_models import Fitted
+from vdm_jax import files
 from vdm_jax.data import points
 
 SHOWN = 3000  # points of a panel
@@ -44,7 +45,8 @@ def draw(path: Path, fitted: Fitted, found: Mapping[str, Any]) -> None:
     nats = ", ".join(f"{n} {row['nats']:.3f} ± {row['standard_error']:.3f}" for n, row in rows)
     kind = "VDM" if found["model"] == "vdm" else "normalising flow"
     figure.suptitle(f"{kind}, {found['steps']} steps.  Test nats per point: {nats}")
-    figure.savefig(path, dpi=110)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=110)
 
 
 def _square(axes: Axes, title: str, reach: float = REACH) -> None:

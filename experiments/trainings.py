@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import tables
 from vdm_jax import files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import likelihood
 from vdm_jax.evaluation.bound import Draws, collect, make_eval_step
 from vdm_jax.evaluation.likelihood import Row, Settings
@@ -20,7 +21,6 @@ from vdm_jax.evaluation.report import line
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.ode import Solver
 from vdm_jax.run import build, cli, restore, training
-from vdm_jax.run.cli import UserError
 
 REPEATS = 32  # draws of each image
 SOLVER = Solver("hutchinson", rtol=1e-3, atol=1e-3)  # of the ODE's likelihood
@@ -72,7 +72,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
         finally:  # an interrupted run's minutes count too
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
-                files.write_whole(note, json.dumps(done) + "\n")
+                files.write_json(note, done)
     return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
 
 

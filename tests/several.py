@@ -26,7 +26,6 @@ from vdm_jax.train import sharding
 EVERY = 20  # steps between the checkpoints of a run
 # Compiles in half the time; the programs are the same ones.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FLAGS = ("--coordinator", "--num_processes", "--process_id", "--peer_timeout")
 
 
 class Processes:
@@ -38,11 +37,9 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         self._errors = [folder / f"{i}.err" for i in range(count)]
         self._outputs = [folder / f"{i}.out" for i in range(count)]
-        port = free_port()
-        self.running = []
+        self.port, self.running = free_port(), []
         for i in range(count):
-            values = (f"127.0.0.1:{port}", count, i, timeout)
-            given = [f"{name}={value}" for name, value in zip(FLAGS, values, strict=True)]
+            given = [*flags_of(self.port, count, i), f"--peer_timeout={timeout}"]
             with self._outputs[i].open("w") as out, self._errors[i].open("w") as err:
                 self.running.append(
                     subprocess.Popen(
@@ -92,6 +89,12 @@ def processes(*arguments: Any, **settings: Any) -> Iterator[Processes]:
         for process in started.running:
             process.kill()
             process.wait()
+
+
+def flags_of(port: int, count: int, number: int) -> tuple[str, ...]:
+    """Returns the flags with which one of several processes finds the others."""
+    at = f"--coordinator=127.0.0.1:{port}"
+    return (at, f"--num_processes={count}", f"--process_id={number}")
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """Models without a network, whose bounds have closed forms, and images for them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from vdm_jax import schedule
 from vdm_jax.data import ImageData
+from vdm_jax.evaluation import bound
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Model
@@ -40,6 +42,18 @@ def steep(z_t, gamma_t):
 def curved(z_t, gamma_t):
     """A denoiser that is neither linear nor right."""
     return jnp.tanh(z_t) * jax.nn.sigmoid(gamma_t)[:, None, None, None]
+
+
+def evenly_spread(num_keys: int, images: int, repeats: int) -> np.ndarray:
+    """The times of evaluations by so many keys, [num_keys, repeats, images]."""
+
+    @jax.jit
+    @jax.vmap
+    def times(key):
+        of = functools.partial(bound.two_groups, key, jnp.arange(images), repeats=repeats)
+        return jax.vmap(lambda repeat: of(repeat=repeat))(jnp.arange(repeats))
+
+    return np.asarray(times(jax.random.split(jax.random.key(0), num_keys)), float)
 
 
 def model(denoise=nothing) -> Model:

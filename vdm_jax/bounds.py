@@ -19,6 +19,7 @@ from vdm_jax import checks, loss, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, transition, variance_log_ratio
+from vdm_jax.sampling import scan
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
 
@@ -73,7 +74,7 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
 
     e_1 = jax.random.normal(key_1, x.shape, x.dtype)
     steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])
-    (e_0, log_weight), _ = jax.lax.scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0])), steps)
+    e_0, log_weight = scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0])), steps)
     return log_weight - loss.reconstruction(images, e_0, gammas[-1], vdm.levels)
 
 

@@ -32,9 +32,9 @@ def user_path(path: str | os.PathLike[str], argument: str) -> Path:
 
 
 @contextlib.contextmanager
-def reaching(path: Path) -> Iterator[None]:
+def reaching(path: Path, how: str = "reached") -> Iterator[None]:
     """Raises UserError where `path` can't be looked at within the block, as without permission."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} can't be reached: {error.strerror or error}") from error
+        raise UserError(f"{path} can't be {how}: {error.strerror or error}") from error

@@ -49,14 +49,12 @@ def reconstruction(
     checks.same_shape(images, eps_0, "images", "eps_0")
     eps_0 = jnp.asarray(eps_0)
     x = to_data(images, levels)
-    # z_0 / alpha_0 = x + (sigma_0 / alpha_0) eps_0.
-    var = jnp.exp(expand(gamma_0, x))
+    # Of z_0 / alpha_0 - x = (sigma_0 / alpha_0) eps_0: the difference itself would cancel.
+    noise = Gaussian(jnp.zeros_like(x), jnp.exp(expand(gamma_0, x)))
+    error = noise.at(eps_0)
     if levels is None:
-        # As a density of the noise between them: x minus z_0 / alpha_0 would cancel.
-        noise = Gaussian(jnp.zeros_like(x), var)
-        return -sum_event(noise.log_prob(noise.at(eps_0)))
-    z_0_rescaled = Gaussian(x, var).at(eps_0)
-    return -sum_event(pixels.log_prob(images, z_0_rescaled, gamma_0, levels))
+        return -sum_event(noise.log_prob(error))
+    return -sum_event(pixels.log_prob_of_error(images, error, gamma_0, levels))
 
 
 def expected_reconstruction(

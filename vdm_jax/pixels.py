@@ -23,12 +23,11 @@ DEQUANTIZATIONS: tuple[Dequantization, ...] = get_args(Dequantization)
 def encode(images: ArrayLike, levels: int) -> Tensor:
     """Returns the centres 2 (image + 1/2) / levels - 1 of equal bins of [-1, 1], of any shape.
 
-    `images` are integers in [0, levels); the result has the default float dtype.
+    `images` are integers in [0, levels); the result has the default float dtype. Raises ValueError
+    for an array of any other type.
     """
     _check_levels(levels)
-    if jnp.iscomplexobj(images):
-        raise ValueError("images must be integers in [0, levels), got complex numbers.")
-    return 2.0 * (jnp.asarray(images, float) + 0.5) / levels - 1.0
+    return _centre(_integers(images), levels)
 
 
 def level_values(levels: int) -> Tensor:
@@ -37,9 +36,22 @@ def level_values(levels: int) -> Tensor:
     return encode(jnp.arange(levels), levels)
 
 
-def _logit(error: Tensor, precision: Tensor) -> Tensor:
-    """Returns log N(z_0 / alpha_0; value, 1 / precision), up to a constant (VDM eq. 8)."""
-    return -0.5 * precision * jnp.square(error)
+def _log_ratio(error: Tensor, apart: Tensor, precision: Tensor) -> Tensor:
+    """Returns log N(z; v, 1 / precision) / N(z; w, 1 / precision), error = z - w, apart = w - v.
+
+    The difference of the squares as a product: it is nothing for v = w, however z was rounded.
+    """
+    return -0.5 * precision * apart * (2.0 * error + apart)
+
+
+def _nearest(place: Tensor, levels: int) -> Tensor:
+    """Returns the level nearest to a place among the levels, 0 being that of level 0."""
+    return jax.lax.stop_gradient(jnp.clip(jnp.round(place), 0, levels - 1))
+
+
+def _apart(nearest: Tensor, levels: int) -> Tensor:
+    """Returns the value of the nearest level less those of all, [*shape, levels]."""
+    return (nearest[..., None] - jnp.arange(levels)) * (2.0 / levels)
 
 
 def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
@@ -48,83 +60,97 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     `z_0_rescaled` is z_0 / alpha_0 = x + exp(gamma_0 / 2) eps_0. The decoder is the posterior of x
     under q(z_0|x) and equally likely levels, independent between elements.
     """
-    z_0_rescaled = jnp.asarray(z_0_rescaled)
-    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))[..., None]
-    logits = _logit(z_0_rescaled[..., None] - level_values(levels), precision)
-    return jax.nn.log_softmax(logits, axis=-1)
+    _check_levels(levels)
+    z = jnp.asarray(z_0_rescaled)
+    nearest = _nearest((z + 1.0) * (0.5 * levels) - 0.5, levels)
+    precision = jnp.exp(-expand(gamma_0, z))[..., None]
+    error = (z - _centre(nearest, levels))[..., None]
+    return jax.nn.log_softmax(_log_ratio(error, _apart(nearest, levels), precision), axis=-1)
 
 
 def log_prob(images: Images, z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
     """Returns elementwise log p(x|z_0), in nats: `decode_log_probs` picked at the given integers.
 
-    It is NaN for what is no integer in [0, levels).
+    It is NaN for integers outside [0, levels).
     """
     checks.same_shape(images, z_0_rescaled, "images", "z_0_rescaled")
-    z_0_rescaled = jnp.asarray(z_0_rescaled)
-    precision = jnp.exp(-expand(gamma_0, z_0_rescaled))
-    picked = _logit(z_0_rescaled - encode(images, levels), precision)
-    log_sum = _log_sum(z_0_rescaled, jnp.broadcast_to(precision, z_0_rescaled.shape), levels)
-    return jnp.where(_valid(images, levels), picked - log_sum, jnp.nan)
+    return log_prob_of_error(images, z_0_rescaled - encode(images, levels), gamma_0, levels)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _log_sum(z: Tensor, precision: Tensor, levels: int) -> Tensor:
-    """Returns log sum_k exp(-precision (z - v_k)^2 / 2) over the level values v, elementwise.
+def log_prob_of_error(images: Images, error: Tensor, gamma_0: ArrayLike, levels: int) -> Tensor:
+    """Returns `log_prob` at z_0 / alpha_0 = x + error, x = `encode`(images).
 
-    Its derivatives are averages of z - v and (z - v)^2 under the summands' weights: compiled, no
-    array over all levels is stored, neither here nor in the gradient.
+    A small error keeps the digits that it would lose beside x, and is the same number throughout,
+    where a compiler may round the sum in two ways.
     """
-    largest, weights, _ = _weights(z, precision, levels)
-    return largest + jnp.log(jnp.sum(weights, axis=-1))
+    valid = _valid(images, levels)
+    level = jnp.where(valid, jnp.asarray(images, error.dtype), 0.0)
+    nearest = _nearest(level + error * (0.5 * levels), levels)
+    apart = (nearest - level) * (2.0 / levels)
+    precision = jnp.broadcast_to(jnp.exp(-expand(gamma_0, error)), error.shape)
+    log_sum = _log_sum(error - apart, precision, nearest, levels)
+    picked = _log_ratio(error - apart, apart, precision)
+    return jnp.where(valid, picked - log_sum, jnp.nan)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _log_sum(error: Tensor, precision: Tensor, nearest: Tensor, levels: int) -> Tensor:
+    """Returns the log of the sum over the levels of exp(`_log_ratio`) to the nearest, elementwise.
+
+    Its derivatives are averages under the summands' weights: compiled, no array over all levels is
+    stored, neither here nor in the gradient.
+    """
+    weights, _ = _weights(error, precision, nearest, levels)
+    return jnp.log1p(jnp.sum(weights, axis=-1))
 
 
 @_log_sum.defjvp
 def _log_sum_jvp(
-    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+    levels: int, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    z, precision = primals
-    error, square = _averages(z, precision, levels)
-    tangent = -precision * error * tangents[0] - 0.5 * square * tangents[1]
-    return _log_sum(z, precision, levels), tangent
+    apart, square = _averages(*primals, levels)
+    tangent = -primals[1] * apart * tangents[0] - 0.5 * square * tangents[1]
+    return _log_sum(*primals, levels), tangent
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _averages(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Returns averages of z - v and its square under weights exp(-precision (z - v)^2 / 2)."""
-    _, weights, error = _weights(z, precision, levels)
-    moments = (weights, weights * error, weights * jnp.square(error))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _averages(
+    error: Tensor, precision: Tensor, nearest: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """Returns averages of apart and of apart (2 error + apart) under the weights of `_log_sum`."""
+    weights, apart = _weights(error, precision, nearest, levels)
+    moments = (weights, weights * apart, weights * apart * (2.0 * error[..., None] + apart))
     zero = jnp.zeros((), weights.dtype)
     # One reduction of all three: of three the compiler would store what they share.
-    total, first, second = jax.lax.reduce(
-        moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (z.ndim,)
+    rest, first, second = jax.lax.reduce(
+        moments, (zero,) * 3, lambda a, b: tuple(map(jnp.add, a, b)), (error.ndim,)
     )
-    return first / total, second / total
+    return first / (1.0 + rest), second / (1.0 + rest)
 
 
 @_averages.defjvp
 def _averages_jvp(
-    levels: int, primals: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor]
+    levels: int, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Returns the derivatives, which a reduction of several arrays does not have."""
 
-    def plain(z: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-        _, weights, error = _weights(z, precision, levels)
-        share = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        return jnp.sum(share * error, axis=-1), jnp.sum(share * jnp.square(error), axis=-1)
+    def plain(error: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        weights, apart = _weights(error, precision, primals[2], levels)
+        share = weights / (1.0 + jnp.sum(weights, axis=-1, keepdims=True))
+        square = apart * (2.0 * error[..., None] + apart)
+        return jnp.sum(share * apart, axis=-1), jnp.sum(share * square, axis=-1)
 
-    _, moved = jax.jvp(plain, primals, tangents)
+    _, moved = jax.jvp(plain, primals[:2], tangents[:2])
     return _averages(*primals, levels), moved
 
 
-def _weights(z: Tensor, precision: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the largest exponent, exp(exponent - largest) and z - v, these [*z.shape, levels].
-
-    The largest is that of the nearest level, known without looking at the others.
-    """
-    nearest = jnp.clip(jnp.round((z + 1.0) * (0.5 * levels) - 0.5), 0, levels - 1)
-    largest = _logit(z - jax.lax.stop_gradient(encode(nearest, levels)), precision)
-    error = z[..., None] - level_values(levels)
-    return largest, jnp.exp(_logit(error, precision[..., None]) - largest[..., None]), error
+def _weights(
+    error: Tensor, precision: Tensor, nearest: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """Returns exp(`_log_ratio`) to the nearest, 0 in place of its own 1, and `_apart`."""
+    apart = _apart(nearest, levels)
+    weights = jnp.exp(_log_ratio(error[..., None], apart, precision[..., None]))
+    return jnp.where(apart == 0.0, 0.0, weights), apart
 
 
 def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor:
@@ -132,17 +158,15 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
     number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0, but for
-    the rounding of the dtype. `gamma_0` is a scalar; what is no integer in [0, levels) gives NaN.
+    the rounding of the dtype. `gamma_0` is a scalar; integers outside [0, levels) give NaN.
     """
     if jnp.shape(gamma_0) != ():
         raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
-    every = jnp.arange(levels)
-    z_0_rescaled = level_values(levels)[:, None] + jnp.exp(0.5 * jnp.asarray(gamma_0)) * eps_0
-    log_probs = log_prob(
-        jnp.broadcast_to(every[:, None], z_0_rescaled.shape), z_0_rescaled, gamma_0, levels
-    )
+    every = jnp.broadcast_to(jnp.arange(levels)[:, None], (levels, len(eps_0)))
+    error = jnp.broadcast_to(jnp.exp(0.5 * jnp.asarray(gamma_0, float)) * eps_0, every.shape)
+    log_probs = log_prob_of_error(every, error, gamma_0, levels)
     table = log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
     index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
     return jnp.where(_valid(images, levels), table[index], jnp.nan)
@@ -201,9 +225,25 @@ def _log_mass(tau: Tensor) -> Tensor:
 
 
 def _valid(images: ArrayLike, levels: int) -> Tensor:
-    """Returns where each element is an integer in [0, levels)."""
-    images = jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
-    return (images >= 0) & (images < levels) & (images == jnp.round(images))
+    """Returns where each element is in [0, levels), of an array of integers."""
+    images = _integers(images)
+    return (images >= 0) & (images < levels)
+
+
+def _integers(images: ArrayLike) -> Tensor:
+    """Returns the levels as floats. Raises ValueError for an array that isn't one of integers."""
+    dtype = jnp.asarray(images).dtype
+    if jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"images must be integers in [0, levels), got {dtype}: give integers, or levels=None "
+            "for continuous data."
+        )
+    return jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
+
+
+def _centre(level: Tensor, levels: int) -> Tensor:
+    """Returns the value of a level, given as a float."""
+    return 2.0 * (level + 0.5) / levels - 1.0
 
 
 def _check_levels(levels: int) -> None:

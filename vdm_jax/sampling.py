@@ -11,13 +11,15 @@ d(z / alpha) = eps_hat d(sigma / alpha). Two ways to a better prediction make it
 * "dpm_solver": the line through the last two x_hat, half a step ahead, still one call
   (DPM-Solver++(2M), Lu et al. 2022, algorithm 2); the first step and the last are of first order;
 * "heun": the mean of eps_hat at both ends of the step, two calls: Heun's method in sigma / alpha
-  (Karras et al. 2022, algorithm 1, without its last exception: gamma_0 is finite here).
+  (Karras et al. 2022, algorithm 1; what it does in its last step, to sigma = 0, is done here in any
+  step over which sigma / alpha falls more than tenfold: it is of first order).
 
 A step is one pure function of a `State`.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +106,7 @@ def ancestral(
         return ancestral_step(z_t, eps, denoise, gamma_s, gamma_t, kind, reverse_var), None
 
     z_1 = jax.random.normal(key_init, shape, gammas.dtype)
-    z_0, _ = jax.lax.scan(body, z_1, (jnp.arange(num_steps), gammas[:-1], gammas[1:]))
-    return z_0
+    return scan(body, z_1, (jnp.arange(num_steps), gammas[:-1], gammas[1:]))
 
 
 def ancestral_step(
@@ -178,24 +179,24 @@ def step(
         z_s = ancestral_step(z, eps, vdm.denoise, gamma_s, gamma_t, vdm.kind, vdm.reverse_var)
         return State(z_s, state.x_hat, now)
     prediction, _ = _predict(vdm.denoise, z, gamma_t, vdm.reverse_var)
-    if rule.sampler == "heun":
-        at_t = to_eps(prediction, z, gamma_t, vdm.kind)
-        z_s = _flow(z, at_t, gamma_s, gamma_t)
-        prediction, _ = _predict(vdm.denoise, z_s, gamma_s, vdm.reverse_var)
-        at_s = to_eps(prediction, z_s, gamma_s, vdm.kind)
-        return State(_flow(z, 0.5 * (at_t + at_s), gamma_s, gamma_t), state.x_hat, now)
     x_t = to_x(prediction, z, gamma_t, vdm.kind)
+    if rule.sampler == "heun":
+        first_order = bridge(z, x_t, gamma_s, gamma_t).mean
+        later, _ = _predict(vdm.denoise, first_order, gamma_s, vdm.reverse_var)
+        at_t = to_eps(prediction, z, gamma_t, vdm.kind)
+        at_s = to_eps(later, first_order, gamma_s, vdm.kind)
+        x_mean = to_x(0.5 * (at_t + at_s), z, gamma_t, "eps")
+        z_s = bridge(z, x_mean, gamma_s, gamma_t).mean
+        # eps_hat at the end of a long step from much noise is that of another x: times sigma_t /
+        # alpha_t it would lead far from the data.
+        long = now - gamma_s > 2.0 * math.log(10.0)
+        return State(jnp.where(long, first_order, z_s), state.x_hat, now)
     if rule.sampler == "dpm_solver":
         ahead = jnp.where(last, 0.0, _ahead(state.gamma, now, gamma_s))
         z_s = bridge(z, x_t + ahead * (x_t - state.x_hat), gamma_s, gamma_t).mean
         return State(z_s, x_t, now)
     to = bridge(z, x_t, gamma_s, gamma_t, rule.eta)
     return State(to.at(eps) if rule.noisy else to.mean, x_t, now)
-
-
-def _flow(z_t: Tensor, eps_hat: Tensor, gamma_s: ArrayLike, gamma_t: ArrayLike) -> Tensor:
-    """Returns the step with eps_hat held constant, which is that with its x_hat held constant."""
-    return bridge(z_t, to_x(eps_hat, z_t, gamma_t, "eps"), gamma_s, gamma_t).mean
 
 
 def _ahead(gamma_r: Tensor, gamma_t: Tensor, gamma_s: ArrayLike) -> Tensor:
@@ -241,5 +242,21 @@ def solve(z_1: Tensor, vdm: "VDM", rule: Rule, keys: Key | None = None) -> Tenso
         return step(state, eps, vdm, gamma_s, gamma_t, rule, i == rule.num_steps - 1), None
 
     steps = (jnp.arange(rule.num_steps), gammas[:-1], gammas[1:])
-    state, _ = jax.lax.scan(body, start(z_1, gammas[0]), steps)
-    return state.z
+    return scan(body, start(z_1, gammas[0]), steps).z
+
+
+def scan(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, steps: Any) -> Any:
+    """Returns the last carry of `jax.lax.scan`, also inside `jax.shard_map`.
+
+    There what is carried may be the same on all devices before the first step, of a replicated key,
+    but not after it, of a sharded condition; scan wants it to vary throughout.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda each: each[0], steps))
+
+        def vary(before: Tensor, after: jax.ShapeDtypeStruct) -> Tensor:
+            now, later = (each.manual_axis_type.varying for each in (jax.typeof(before), after))
+            return jax.lax.pcast(before, tuple(later - now), to="varying")
+
+        carry = jax.tree.map(vary, carry, after)
+    return jax.lax.scan(body, carry, steps)[0]

@@ -13,7 +13,6 @@ other codecs take. With --out the tables of compression.md in that folder are re
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -34,8 +33,7 @@ def measure(argv: list[str]) -> list[Summary]:
     text("num_steps", "T, or several", "10,50,100,250,1000")
     text("out", "folder that holds compression.md; default: print only")
     number("images", "take so many of the images only, evenly over all")
-    rest = cli.parse_flags(values, argv, __doc__, most=1)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     steps = _several(options["num_steps"])
     options["split"] = None if rest else "test"
     page = Path(options["out"]) / "compression.md" if options["out"] else None

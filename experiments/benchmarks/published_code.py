@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from vdm_jax import loss
+from vdm_jax.errors import UserError
 from vdm_jax.nn.published_configs import PUBLISHED
-from vdm_jax.run.cli import UserError
 from vdm_jax.train import optimizer, step
 
 

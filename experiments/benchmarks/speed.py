@@ -7,7 +7,6 @@ Contenders do the same work and take turns, round after round; figures are media
 tables of benchmarks.md in --out, and leaves all numbers in DIR/bench.json.
 """
 
-import json
 import os
 import platform
 import re
@@ -27,10 +26,10 @@ from experiments.benchmarks import contenders
 from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
-from vdm_jax import data
+from vdm_jax import data, files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli
-from vdm_jax.run.cli import UserError
 
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
@@ -60,8 +59,7 @@ def _flags() -> flags.FlagValues:
 def bench(argv: list[str]) -> Mapping[str, Any]:
     """Parses `argv`, measures, and puts the numbers, which are returned, into the page."""
     values = _flags()
-    cli.parse_flags(values, argv, __doc__)
-    options: dict[str, Any] = {name: values[name].value for name in values if name != "help"}
+    options, _ = cli.parse_flags(values, argv, __doc__)
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder for the numbers")
     page = Path(options["out"]) / "benchmarks.md"
@@ -71,7 +69,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}
     found |= {"steps": _contend(options), "loader": _loader()}
-    (workdir / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write_json(workdir / "bench.json", found)
     made = {name: make(found) for name, make in TABLES.items()}
     print("\n\n".join(made.values()))
     tables.replace(page, made)

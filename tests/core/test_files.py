@@ -1,5 +1,7 @@
 """Output is there as a whole or not at all, however the writing ends."""
 
+import errno
+import os
 import shutil
 import signal
 
@@ -72,7 +74,51 @@ def test_what_is_there_already_or_by_then_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="out is there already"), files.writing(out):
         pytest.fail("it was begun")
     out.unlink()
-    with files.writing(out) as partial, files.durable(partial) as file:
+    with files.writing(out) as partial, files.whole(partial) as file:
         file.write(b"ours")
         assert not out.exists()
     assert out.read_bytes() == b"ours" and left(tmp_path) == ["out"]
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+
+    def broken():
+        with files.whole(path) as file:
+            file.write(b"half")
+            raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full") as raised:
+        broken()
+    assert raised.value.filename == str(path)
+    assert path.read_text() == '{\n "a": 1\n}\n' and left(tmp_path) == ["a.json"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    other, path = tmp_path / "other", tmp_path / "link"
+    other.write_text("theirs")
+    path.symlink_to(other)
+    with pytest.raises(OSError, match="link"):
+        files.append(path, "ours")
+    files.write(path, "ours")
+    assert not path.is_symlink() and path.read_text() == "ours" and other.read_text() == "theirs"
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".partial-1-ab").write_text("half")
+    (tmp_path / ".partial-2-ab" / "in").mkdir(parents=True)
+    (tmp_path / "whole").touch()
+    files.remove_partials(tmp_path)
+    assert left(tmp_path) == ["whole"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/x")
+
+    files.check_free(tmp_path / "out")
+    assert left(tmp_path) == []
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(UserError, match=f"^{tmp_path} can't be written to: Read-only file system$"):
+        files.check_free(tmp_path / "out")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import loss, pixels, process, sampling, schedule, timestep
+from vdm_jax import bounds, flow, loss, pixels, process, sampling, schedule, timestep
+from vdm_jax.vdm import VDM
 
 KEY = jax.random.key(0)
 LINE = schedule.linear(-8.0, 5.0)
@@ -123,6 +124,35 @@ def test_what_would_give_a_wrong_number_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message) as refused:
         call()
     assert "\n" not in str(refused.value)
+
+
+FINE = VDM(twice, LINE, (3,), 256, num_steps=2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: pixels.encode(x, 256),
+        lambda x: pixels.log_prob(x, ONES, -5.0, 256),
+        lambda x: pixels.expected_log_prob(x, -5.0, 256),
+        lambda x: pixels.dequantize(KEY, x, 256, -5.0),
+        lambda x: loss.to_data(x, 256),
+        lambda x: loss.reconstruction(x, ONES, -5.0, 256),
+        lambda x: loss.expected_reconstruction(x, -5.0, 256),
+        lambda x: loss.elbo(KEY, x, twice, LINE),
+        lambda x: FINE.elbo(KEY, x),
+        lambda x: FINE.elbo_given(x, ONES, HALF),
+        lambda x: bounds.chain(FINE, KEY, x),
+        lambda x: bounds.consistency(FINE, KEY, x),
+        lambda x: flow.dequantized_nats(FINE, KEY, x),
+    ],
+)
+def test_floats_for_integers_are_refused_also_inside_jit(call):
+    """Also where they are whole: of data in [0, 1] or [-1, 1] some are."""
+    for x in (0.3 * ONES, 0.0 * ONES, jnp.asarray(ONES, jnp.bfloat16)):
+        for run in (call, jax.jit(call)):
+            with pytest.raises(ValueError, match=r"must be integers .*float.* or levels=None for"):
+                run(x)
 
 
 def test_inside_jit_nothing_is_looked_at():

@@ -6,9 +6,9 @@ from oracles import alpha_sigma
 from oracles import expected_log_prob as expected_by_quad
 from scipy import special, stats
 
-from vdm_jax import pixels
+from vdm_jax import loss, pixels
 
-LEVELS = [1, 2, 17, 256]
+LEVELS = [1, 2, 17, 256, 2**12]
 
 log_prob = jax.jit(pixels.log_prob, static_argnums=3)
 decode_log_probs = jax.jit(pixels.decode_log_probs, static_argnums=2)
@@ -67,9 +67,9 @@ def test_expected_log_prob_has_a_gradient_and_nothing_for_what_is_no_level():
     value = jax.jit(jax.value_and_grad(lambda g: expected_log_prob(jnp.array([3, 7]), g, 8).sum()))
     slope = (value(-2.95)[0] - value(-3.05)[0]) / 0.1
     np.testing.assert_allclose(value(-3.0)[1], slope, rtol=5e-3)
-    images = jnp.array([0.0, 8.0, -1.0, 0.5, 7.0, 255.0, -0.25])
-    wrong = [False, True, True, True, False, True, True]
-    for got in (expected_log_prob(images, -2.0, 8), log_prob(images, 0 * images, -2.0, 8)):
+    images = jnp.array([0, 8, -1, 7, 255])
+    wrong = [False, True, True, False, True]
+    for got in (expected_log_prob(images, -2.0, 8), log_prob(images, 0.0 * images, -2.0, 8)):
         np.testing.assert_array_equal(np.isnan(got), wrong)
 
 
@@ -91,21 +91,35 @@ def test_draws_have_the_frequencies_of_the_decoder():
     assert stats.chisquare(counts, n * p).pvalue > 1e-3
 
 
-def test_low_noise_is_stable_in_float32():
-    gamma_0, levels = -20.0, 256
-    images = np.random.default_rng(3).integers(0, levels, (2, 40))
-    eps = np.random.default_rng(4).normal(size=images.shape)
-    z = np.asarray(2 * (images + 0.5) / levels - 1 + np.exp(0.5 * gamma_0) * eps, np.float32)
-    # exp(-20) against bins of at least 1/128: the decoder is certain.
-    np.testing.assert_allclose(log_prob(images, z, gamma_0, levels), 0.0, atol=1e-6)
+@pytest.mark.parametrize("gamma_0", [-20.0, -25.0, -30.0])
+def test_low_noise_is_exact_in_float32(gamma_0):
+    """exp(gamma_0) against bins of 1/128: the decoder is certain, but half way between two."""
+    levels, rng = 256, np.random.default_rng(3)
+    images = jnp.asarray(rng.integers(0, levels - 1, (2, 40)), jnp.uint8)
+    eps = jnp.asarray(rng.normal(size=images.shape), jnp.float32)
+
+    def cost(gamma_0):
+        return jnp.sum(loss.reconstruction(images, eps, gamma_0, levels))
+
+    def half_way(gamma_0):
+        z = pixels.encode(images, levels) + 1.0 / levels
+        of_all = jnp.take_along_axis(
+            pixels.decode_log_probs(z, gamma_0, levels), images[..., None].astype(int), axis=-1
+        )
+        return pixels.log_prob(images, z, gamma_0, levels), of_all[..., 0]
+
+    for run in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(run(cost)(gamma_0), 0.0, rtol=0, atol=1e-8 * images.size)
+        for found in run(half_way)(gamma_0):
+            np.testing.assert_allclose(found, np.log(0.5), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(cost))(gamma_0), 0.0, rtol=0, atol=1e-8)
     # One level off: -(2 d delta + delta^2)/(2 var), some 1e4 nats and more, and finite.
-    wrong = (images + 1) % levels
-    expected = np.take_along_axis(
-        definition(z.astype(float), gamma_0, levels), wrong[..., None], -1
-    )
-    np.testing.assert_allclose(log_prob(wrong, z, gamma_0, levels), expected[..., 0], rtol=1e-4)
-    slope = jax.jit(jax.grad(lambda gamma_0: pixels.log_prob(images, z, gamma_0, levels).sum()))
-    assert np.isfinite(slope(gamma_0))
+    z, wrong = pixels.encode(images, levels) + np.exp(0.5 * gamma_0) * eps, images + 1
+    exact = definition(np.asarray(z, float), gamma_0, levels)
+    expected = np.take_along_axis(exact, np.asarray(wrong)[..., None].astype(int), -1)[..., 0]
+    np.testing.assert_allclose(log_prob(wrong, z, gamma_0, levels), expected, rtol=1e-4)
+    slope = jax.jit(jax.grad(lambda gamma_0: pixels.log_prob(wrong, z, gamma_0, levels).sum()))
+    np.testing.assert_allclose(slope(gamma_0), -np.sum(expected), rtol=1e-4)
 
 
 @pytest.mark.parametrize("gamma_0", [-8.0, -2.0])

@@ -1,12 +1,14 @@
 """Samplers against exact denoisers: convergence orders, closed forms, and what must not matter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affine_chain, alpha_sigma, normal_denoiser
 
-from vdm_jax import VDM, parameterization, pixels, process, sampling, schedule
+from vdm_jax import VDM, bounds, parameterization, pixels, process, sampling, schedule
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule
 
 ORDER = {"ddim": 1, "dpm_solver": 2, "heun": 2}
@@ -54,6 +56,20 @@ def test_error_against_the_flow_of_gaussian_data_has_the_order_of_the_method(x64
     errors = [rms(solve(z_1, GAUSSIAN, Rule(name, n, spaced)) - exact) for n in (256, 512)]
     np.testing.assert_allclose(orders(errors), ORDER[name], atol=0.08)
     assert errors[-1] > 1e-9  # far above rounding
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_to_three_steps_from_any_noise_stay_near_the_data(name):
+    """In float32, from noise e^20 and e^40 times the data: within 6 standard deviations."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def sample(reach, num_steps):
+        vdm = GAUSSIAN._replace(gamma=lambda t: reach * (2.0 * t - 1.0))
+        return sampling.sample(jax.random.key(0), vdm, 8, Rule(name, num_steps))
+
+    for num_steps in (1, 2, 3):
+        for reach in (40.0, 80.0):
+            assert np.max(np.abs(sample(reach, num_steps) - MEAN)) < 6 * VAR**0.5
 
 
 # ---- single steps ----
@@ -295,3 +311,20 @@ def test_a_schedule_that_falls_though_unknown_gives_no_number():
         return Rule("ddim", 3).gammas(lambda t: low + (high - low) * t)
 
     assert np.isnan(jax.jit(at)(1.0, 0.0)).all() and np.isfinite(jax.jit(at)(0.0, 1.0)).all()
+
+
+@pytest.mark.parametrize("name", ["chain", *SAMPLERS])
+def test_inside_shard_map_the_condition_is_split_and_the_key_is_not(name):
+    """Its carry is the same everywhere before the first step, and differs after it."""
+    mesh, condition = jax.sharding.Mesh(jax.devices()[:1], "data"), jnp.array([[0.3], [-0.4]])
+
+    def sample(key, condition):
+        vdm = VDM(lambda z, gamma: 0.5 * z + condition, LINEAR, (3,), None, num_steps=4)
+        if name == "chain":
+            return bounds.chain(vdm, key, jnp.ones((2, 3)))
+        return sampling.sample(key, vdm, 2, Rule(name, 4))
+
+    whole, split = jax.P(), jax.P("data")
+    sharded = jax.shard_map(sample, mesh=mesh, in_specs=(whole, split), out_specs=split)
+    args = jax.random.key(0), condition
+    np.testing.assert_allclose(jax.jit(sharded)(*args), jax.jit(sample)(*args), rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax.data import FolderOptions, load, picture_decoding, validation_split
+from vdm_jax.data import FolderOptions, load, picture_decoding, pictures_io, validation_split
 
 
 def _image(number: int, height: int = 6, width: int = 5) -> np.ndarray:
@@ -134,8 +134,23 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(pictures, open_fold
     (pictures / "readme.txt").write_text("")
     (pictures / "train" / "list").write_text("")
     open_folder(pictures)
-    said = f"2 files in {pictures} are no images by their names and left out (the first is readme."
-    assert said in capfd.readouterr().err
+    said = f"vdm_jax: 2 files in {pictures} are left out: no images by their names, or in a folder "
+    said += "for thumbnails or removed files (the first is readme.txt)\n"
+    assert said == capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["@eaDir", "train/@eaDir/3.png", ".thumbnails", "__MACOSX", "lost+found", "$RECYCLE.BIN"],
+)
+def test_thumbnails_and_removed_files_are_left_out_and_counted(pictures, open_folder, capfd, place):
+    wanted = open_folder(pictures)
+    _save(pictures / place / "SYNOPHOTO_THUMB_M.png", _image(5, 2, 3))
+    (pictures / place / "thumb.gif").write_bytes(b"of a kind that isn't read")
+    data = open_folder(pictures)
+    assert data.fingerprint == wanted.fingerprint
+    assert f"2 files in {pictures} are left out: " in capfd.readouterr().err
+    assert len(pictures_io.read(pictures).images) == 16
 
 
 def test_class_labels_are_the_subfolders(flat, open_folder):
@@ -177,6 +192,17 @@ def test_sizes_and_grey(pictures, open_folder, capfd, size, fit, shape, enlarged
     by = "x".join(map(str, shape))
     said = f"vdm_jax: {enlarged} images of {pictures} are smaller than {by} and were enlarged\n"
     assert capfd.readouterr().err == said * bool(enlarged)
+
+
+def test_that_grey_was_tripled_is_said_at_each_start(tmp_path, open_folder, capfd):
+    for n in range(40):
+        _save(tmp_path / "grey" / f"{n}.png", _image(n)[..., 1])
+    for channels, told in ((3, 1), (3, 1), (1, 0)):
+        assert open_folder(tmp_path / "grey", channels=channels).event_shape == (6, 5, channels)
+        said = (
+            f"vdm_jax: the pictures of {tmp_path / 'grey'} are grey: each is taken as three equal"
+        )
+        assert capfd.readouterr().err.count(said) == told
 
 
 def test_what_is_unfit_in_a_folder_is_named(pictures, open_folder, tmp_path, refused):

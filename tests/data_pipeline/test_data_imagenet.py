@@ -141,7 +141,7 @@ def test_the_old_archives_must_be_there(make, one_clear_line, tmp_path, monkeypa
         f"{OLD} is not on this machine and can't be downloaded, as image-net.org doesn't offer it "
         "any more; put train_32x32.tar .4,113,018,880 bytes, sha256 244a323d[0-9a-f]{56}., "
         "valid_32x32.tar .161,474,560 bytes, sha256 862e5594[0-9a-f]{56}. into manual_dir=.*none, "
-        "or 'imagenet_resized/32x32' can be downloaded, but is another data set with other bits"
+        "or 'imagenet_resized/32x32' can be downloaded, but is another dataset with other bits"
     ):
         load(OLD, data_dir=tmp_path / "d", manual_dir=tmp_path / "none")
     assert not (tmp_path / "d").exists()

@@ -1,6 +1,8 @@
 """One picture: its exact pixels in every kind that is taken, and a reason for each that isn't."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -27,6 +29,16 @@ def _pixels(content: bytes, channels: int | None = 3) -> np.ndarray:
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
     return (rgb @ np.array([299, 587, 114]) / 1000)[..., None]
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _segment(kind: int, body: bytes) -> bytes:
+    """A part of a JPEG."""
+    return bytes([0xFF, kind]) + struct.pack(">H", len(body) + 2) + body
 
 
 PALETTE = Image.new("P", (13, 9))
@@ -100,11 +112,61 @@ TWO = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1].copy())]}
         (_file(Image.fromarray(RGB).convert("CMYK"), "JPEG"), "holds CMYK pixels; convert it"),
         (_file(RGB, "WEBP", **TWO), "is an animation of 2 pictures"),
         (_file(Image.new("1", (10_000, 10_000))), "is too large"),
+        (b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", bytes(8) + b"\x08\2\0\0\0"), "is broken"),
+        (_file(RGB, "PNG", **TWO), "is an animation of 2 pictures"),
+        (_file(RGB)[:33] + _chunk(b"tEXt", b"k\0v")[:-1] + b"?" + _file(RGB)[33:], "is broken"),
     ],
 )
 def test_what_is_refused(content, match):
     with pytest.raises(ValueError, match=f"^{match}"):
         decode(content, 3)
+
+
+TEXTS = {  # the beginnings of compressed texts and colour profiles
+    b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0", b"zTXt": b"k\0\0", b"iCCP": b"k\0\0",
+}  # fmt: skip
+LONG, ENDLESS = (zlib.compress(bytes(size)) for size in (1_500_000, 70_000_000))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        *(_chunk(kind, start + text) for kind, start in TEXTS.items() for text in (LONG, ENDLESS)),
+        _chunk(b"tEXt", b"k\0" + bytes(900_000)) * 80,
+        _chunk(b"zTXt", b"k\0\7no method"), _chunk(b"iCCP", b""), _chunk(b"pHYs", b"short"),
+        _chunk(b"eXIf", b"no TIFF"), _chunk(b"eXIf", bytes(5_000_000)), _chunk(b"prVt", LONG),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_the_metadata_of_a_png_is_none_of_its_pixels(chunks):
+    whole = _file(RGB)
+    for content in (whole[:33] + chunks + whole[33:], whole[:-12] + chunks + whole[-12:] + b"more"):
+        np.testing.assert_array_equal(_pixels(content), RGB)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [_segment(0xE2, b"ICC_PROFILE\0"), _segment(0xED, b"Photoshop 3.0\x008BIM\4\4"),
+     _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\1"), _segment(0xE2, b"MPF\0no"),
+     _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<" * 60_000) * 20],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_the_metadata_of_a_jpeg_is_none_of_its_pixels(segment):
+    content = JPEG[:2] + segment + JPEG[2:] + bytes(9)
+    np.testing.assert_array_equal(_pixels(content), _pixels(JPEG))
+
+
+def test_an_orientation_is_seen_beside_metadata_that_is_passed_over():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, at, metadata in (
+        ("PNG", 33, _chunk(b"iCCP", b"")),
+        ("JPEG", 2, _segment(0xED, b"Photoshop 3.0\x008BIM\4\4")),
+    ):
+        content = _file(RGB, kind, exif=exif)
+        found = _pixels(content[:at] + metadata + content[at:])
+        np.testing.assert_array_equal(found, _pixels(content))
+        assert found.shape == (13, 9, 3)
 
 
 def test_a_camera_s_jpeg_with_a_second_picture_in_it_gives_the_first():

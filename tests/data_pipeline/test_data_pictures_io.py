@@ -83,9 +83,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_folder_comes_back_picture_by_picture(folder):
     came = pictures_io.read(folder)
-    assert came.words == (
-        "6 pictures 4x6x3 of the folder in (their pixels; left out, as no pictures by name: 1)"
-    )
+    assert came.words == ("6 pictures 4x6x3 of the folder in (their pixels; files left out: 1)")
     assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 6 pictures"
     out = back(folder)
     found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
@@ -111,6 +109,14 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
     np.testing.assert_array_equal(came.images, IMAGES[:1, ..., :1])
     assert zlib.decompress(came.meta[2:]) == b"a.png\0"  # all are grey
     np.testing.assert_array_equal(Image.open(back(tmp_path / "grey") / "a.png"), IMAGES[0, ..., 0])
+    assert came.grey_folder and not pictures_io.of_array(IMAGES[..., :1], "").grey_folder
+    three = pictures_io.tripled(came)  # for a model of three channels
+    np.testing.assert_array_equal(three.images, np.repeat(came.images, 3, 3))
+    assert zlib.decompress(three.meta[2:]) == b"\x80a.png\0"
+    pictures_io.write(three.meta, three.images, tmp_path / "three")
+    with Image.open(tmp_path / "three" / "a.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), IMAGES[0, ..., 0])
 
 
 def test_files_that_are_not_taken(tmp_path):
@@ -158,7 +164,7 @@ def listed(*names: bytes) -> bytes:
     "names",
     [
         [b"/etc/a.png"], [b"a/../../b.png"], [b".bashrc.png"], [b"a.txt"], [b"a.png", b"a.png"],
-        [b"a.png", b"a.png/b.png"], [b"\xff.png"],
+        [b"a.png", b"a.png/b.png"], [b"\xff.png"], [b"a/" * 10_000_000 + b"a.png"],
     ],
 )  # fmt: skip
 def test_names_that_are_refused(names):

@@ -1,5 +1,7 @@
 """`load` for the embedded digits, and what it refuses of its arguments."""
 
+import pwd
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,20 @@ def test_binary_digits_are_the_digits_in_black_and_white():
 def test_unfit_arguments(one_clear_line, name, arguments, match):
     with one_clear_line(match):
         load(name, **arguments)
+
+
+def test_who_has_no_home_needs_none_for_the_digits(monkeypatch, one_clear_line):
+    """A user without an entry in the list of users, as in many containers."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "VDM_JAX_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert load("digits").levels == 17
+    with one_clear_line("there is no home directory to keep data in: set VDM_JAX_DATA=DIR"):
+        load("cifar10")
 
 
 def test_data_dir_from_the_environment_and_one_that_is_none(tmp_path, monkeypatch, one_clear_line):

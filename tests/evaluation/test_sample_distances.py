@@ -71,6 +71,11 @@ def test_rotations_and_shifts_of_both_change_nothing_also_in_float32():
 def test_median_distance_of_known_points():
     found = sample_distances.median_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]))
     np.testing.assert_allclose(found, np.sqrt(9 + 9), rtol=1e-6)
+    # Nine of ten points are one: the scale is that of those which differ, whatever rounding does.
+    blank = np.concatenate([np.full((90, 7), 0.7), 0.7 + np.eye(10, 7)])
+    found = sample_distances.median_distance(blank)
+    np.testing.assert_allclose(found, 1.0, rtol=1e-5)
+    assert float(sample_distances.median_distance(np.full((9, 7), 0.7))) == 0.0
     with pytest.raises(ValueError, match=r"points \[n, \*event\], got \(4, 2\) and \(4, 3\)"):
         mmd(np.ones((4, 2)), np.ones((4, 3)), 1.0)
 

@@ -7,7 +7,7 @@ import pytest
 from experiments.benchmarks import contenders, speed
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
-from vdm_jax.run.cli import UserError
+from vdm_jax.errors import UserError
 from vdm_jax.run.models import make_model
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 import vdmz
@@ -20,6 +21,14 @@ def test_an_npy_comes_back(digits_run, digits_file, tmp_path):
     out = vdmz.decompress(digits_run, digits_file.path, tmp_path / "out.npy")
     np.testing.assert_array_equal(np.load(out), np.load(digits_file.given), strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_the_file_is_the_same_where_jax_is_set_to_float64(digits_run, digits_file, tmp_path):
+    with jax.enable_x64(True):
+        made = vdmz.compress(digits_run, digits_file.given, "-o", tmp_path / "wide.vdmz")
+        out = vdmz.decompress(digits_run, made.path, tmp_path / "out.npy")
+    assert made.path.read_bytes() == digits_file.path.read_bytes()
+    np.testing.assert_array_equal(np.load(out), np.load(digits_file.given), strict=True)
 
 
 def test_the_summary_says_what_the_file_came_to(digits_file):

@@ -150,3 +150,19 @@ def test_damaged_files_other_models_and_lies(of_file, digits_file, monkeypatch):
     # What no file can hold, before the model is loaded.
     monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("the model was loaded"))
     assert "get it anew" in of_file(vdmz.changed(content, event_shape=(1 << 40, 8, 1)))
+
+
+def test_a_small_file_of_huge_images_for_a_published_model(tmp_path, refused, monkeypatch):
+    """All its digests are right, and it is refused before anything is decoded or compiled."""
+    options = {"workdir": None, "official": GOLDEN.partition("=")[2]}
+    options |= dict.fromkeys(("checkpoint", "model"))
+    shape, path = (1024, 1024, 3), tmp_path / "huge.vdmz"
+    model, _ = commands.load(options, shape)
+    digest = compression.digest(model.bind(model.params), *model[1:])[:16]
+    meta, blocks = b"\1\x20", (file.Block(file.CHAIN, 2, 1, 100, 0),)
+    header = file.Header(digest, bytes(4), 0, shape, 256, 10, 8, blocks, meta)
+    path.write_bytes(file.pack(header, bytes(99) + b"\1"))
+    assert path.stat().st_size < 200
+    monkeypatch.setattr(compression, "decompress", lambda *_, **__: pytest.fail("it was decoded"))
+    said = refused(vdmz.plain_decompress, GOLDEN, path)
+    assert said.startswith(f"{path}: its 1 x 1024x1024x3 pixels at once take 8192.0 GiB or more")

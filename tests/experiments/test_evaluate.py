@@ -1,7 +1,10 @@
 """`experiments.evaluate` and `experiments.sample` on a run of seconds, and what they refuse."""
 
+import errno
 import json
 import math
+import os
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from PIL import Image
 
 from experiments.evaluate import evaluate, steps_of
 from experiments.sample import sample
+from vdm_jax import files
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation import likelihood, sample_quality
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +77,7 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
     factor = picture.shape[1] // (3 * 9 - 1)  # three columns, with a line between them
     first = np.rint(images[0, ..., 0] * (255 / 16))
     np.testing.assert_array_equal(picture[::factor, ::factor][:8, :8], first)
-    path = np.asarray(Image.open(folder / "trajectory.png"))
+    path = np.asarray(Image.open(folder / "trajectory.png"))[24:]  # below the title
     factor = path.shape[1] // (10 * 9 - 1)  # ten columns, of which the last is the sample
     assert path.shape[1] >= 512 and path.shape[0] == factor * (5 * 9 - 1)
     np.testing.assert_array_equal(path[::factor, ::factor][:8, -8:], first)
@@ -82,6 +87,55 @@ def test_samples_and_what_made_them_lie_in_files_that_are_never_overwritten(digi
     other = newest(digits_run / "sampling")
     assert other != folder and not (other / "trajectory.png").exists()
     np.testing.assert_array_equal(np.load(other / "samples.npz")["images"], images)
+
+
+def test_what_was_drawn_is_kept_and_blank_images_are_told_before(digits_run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("no distances")
+
+    draw = [
+        "experiments.sample",
+        f"--workdir={digits_run}",
+        "--num_steps=2",
+        "--n=5",
+        "--distances",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_quality, "distances", fails)
+        with pytest.raises(UserError, match="no distances"):
+            sample(draw)
+    folder = newest(digits_run / "sampling")
+    assert np.load(folder / "samples.npz")["images"].shape == (5, 8, 8, 1)
+    assert (folder / "samples.png").is_file()
+    np.savez(tmp_path / "a.npz", train=np.zeros((9, 8, 8), int), test=np.ones((9, 8, 8), int))
+    monkeypatch.setattr(sample_quality, "Drawer", lambda *_: pytest.fail("it draws"))
+    with pytest.raises(UserError, match="need test images that differ; the first 5 are one"):
+        sample([*draw, "--data=arrays", f"--path={tmp_path / 'a.npz'}", f"--data_dir={tmp_path}"])
+
+
+def test_results_and_samples_go_to_another_folder_than_the_run(digits_run, tmp_path):
+    before = sorted(digits_run.rglob("*"))
+    tiny.evaluate(digits_run, "--repeats=1", "--images=20", f"--out={tmp_path / 'a'}")
+    sample(["sample", f"--workdir={digits_run}", "--n=2", "--num_steps=2", f"--out={tmp_path}"])
+    assert (tmp_path / "a" / "step-60" / "result.json").is_file()
+    with Image.open(tmp_path / "step-60" / "samples.png") as picture:
+        assert picture.size[0] >= 512
+    assert sorted(digits_run.rglob("*")) == before
+
+
+def test_a_run_that_cannot_be_written_to_is_told_before_anything_is_computed(
+    digits_run, monkeypatch
+):
+    def read_only(folder):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    monkeypatch.setattr(files, "try_writing", read_only)
+    monkeypatch.setattr(sample_quality.Drawer, "draw", None)
+    monkeypatch.setattr(likelihood, "Evaluator", None)
+    for command, name in ((evaluate, "evaluation"), (sample, "sampling")):
+        where = f"--out={digits_run / name} can't be made or written: Read-only file system; name"
+        with pytest.raises(UserError, match=re.escape(where)):
+            command(["x", f"--workdir={digits_run}"])
 
 
 # ---- what can't be done, in one line ----

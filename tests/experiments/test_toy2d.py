@@ -11,7 +11,7 @@ from oracles import GaussianData
 from experiments import toy2d, toy_figure, toy_models
 from vdm_jax import loss, schedule
 from vdm_jax.data import points
-from vdm_jax.run.cli import UserError
+from vdm_jax.errors import UserError
 from vdm_jax.vdm import VDM
 
 

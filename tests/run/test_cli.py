@@ -1,7 +1,11 @@
 """The command line: what is no command gets one line that names it; each end has its exit code."""
 
 import errno
+import importlib.util
+import io
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +16,7 @@ import pytest
 from absl import flags
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import cli, compilation_cache, config, distributed
+from vdm_jax.run import cli, compilation_cache, config, distributed, usage
 from vdm_jax.run.cli import Interrupted, Options
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
@@ -81,10 +85,34 @@ def test_help_shows_the_command_and_every_setting(capsys):
     out = capsys.readouterr().out
     assert not end.value.code
     for part in (
-        "python -m experiments.digits --workdir=DIR", '"ema_rate": 0.9999,', "# none, shift, flip",
-        '"sample": {"every": 50_000', "steps: 77", "--allow_fallback: move", "--peer_timeout: m",
+        "python -m experiments.digits --workdir=DIR", "ema_rate=0.998,", "none, shift, flip",
+        "--config.train.NAME=VALUE", "steps=77", "--allow_fallback: move", "--peer_timeout",
     ):  # fmt: skip
         assert part in out
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda file: file.stem)
+def test_help_is_short_and_has_each_setting_once_with_its_own_value(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = module.get_config()
+    lines = usage.of_training(file, settings, {"flag": "what it does"}).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+    parts = "\n".join(lines).split("--config.")
+    for group in ("data", "model", "hierarchy", "optimizer", "train", "eval", "sample"):
+        (said,) = [part for part in parts if part.startswith(f"{group}.NAME=VALUE")]
+        for name, value in settings[group].items():
+            assert len(re.findall(rf"[\n ]{name}={re.escape(str(value))}[\n ,]", f"{said} ")) == 1
+
+
+def test_the_folder_lists_its_commands_with_a_line_each(capsys):
+    runpy.run_module("experiments", run_name="__main__")
+    lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[2:]]
+    names = {name.removeprefix("experiments.") for _, _, name, about in lines if about}
+    training = {path.stem for path in CONFIGS.glob("[!_]*.py")}
+    assert training | {"evaluate", "sample", "compress", "benchmarks.speed"} < names
+    assert not names & {"tables", "trainings", "configs"}
 
 
 def test_the_flags_of_a_command_without_a_configuration(capsys):
@@ -94,7 +122,7 @@ def test_the_flags_of_a_command_without_a_configuration(capsys):
         text("out", "where to")
         number("n", "how many", 3)
         choice("kind", "of what", ("a", "b"), "a")
-        return values, cli.parse_flags(values, ["x", *argv], "What it does.", most)
+        return values, cli.parse_flags(values, ["x", *argv], "What it does.", most)[1]
 
     values, rest = command("in", "--n=5", "--kind=b", "--out=o", most=1)
     assert (values.n, values.kind, values.out, rest) == (5, "b", "o", ["in"])
@@ -129,6 +157,8 @@ END_OF_DISK = OSError(errno.ENOSPC, "No space", "/tmp/x")
          f"terminated (SIGTERM); {ON}\n", ""),
         (BrokenPipeError(), False, 1, "", ""),
         (END_OF_DISK, False, 2, "", "error: /tmp/x can't be written to: No space left on device"),
+        (OSError(errno.EIO, "Input/output error", "/tmp/x"), False, 2, "",
+         "error: /tmp/x: Input/output error\n"),
         (KeyError("bug"), False, None, "", ""),
         (GLOO, False, None, "", ""),
         (GLOO, True, 3, "",
@@ -151,14 +181,6 @@ def test_each_end_has_its_exit_code(raised, several, code, out, err, monkeypatch
     said = capsys.readouterr()
     assert said.out == out and said.err.startswith(err) and bool(said.err) == bool(err)
     assert err != "Traceback" or said.err.endswith("error: KeyError: 'bug'\n")
-
-
-def test_a_full_disk_is_told_and_no_other_error_is(tmp_path):
-    told = pytest.raises(UserError, match="make space there, then give the command again")
-    with told, cli.writing(tmp_path):
-        raise END_OF_DISK
-    with pytest.raises(PermissionError), cli.writing(tmp_path):
-        raise PermissionError
 
 
 @pytest.mark.parametrize(
@@ -196,6 +218,16 @@ def test_what_is_written_to_a_closed_stream_goes_nowhere(closed, tmp_path):
     )  # fmt: skip
     assert done.returncode == 5
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "koi8-r"])
+def test_what_an_encoding_lacks_is_replaced(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(compilation_cache, "switch_on", lambda: None)
+    monkeypatch.setattr(distributed, "finish", lambda: None)
+    cli.guard(lambda: print("3.7 ± 0.1", flush=True))
+    assert stream.buffer.getvalue() == b"3.7 ? 0.1\n"
 
 
 def test_a_command_computes_in_float32_whatever_the_environment_says(monkeypatch):

@@ -37,7 +37,7 @@ TWO = {"num_processes": 2}
         ({"coordinator": "n1:65536", "process_id": 0, **TWO}, "=n1:65536 is no HOST:PORT"),
         ({"coordinator": "n1:80", "process_id": 2, **TWO}, "--process_id=2 must lie in [0, 2)"),
         ({"coordinator": "no.invalid:80", "process_id": 1, **TWO}, "there is no host no.invalid"),
-        ({"coordinator": "127.0.0.1:TAKEN", "process_id": 0, **TWO}, "can't listen at that port"),
+        ({"coordinator": "127.0.0.1:TAKEN", "process_id": 0, **TWO}, "can't listen there"),
     ],
 )  # fmt: skip
 def test_flags_that_can_not_be(given, message):
@@ -53,6 +53,16 @@ def test_a_process_0_that_does_not_listen_is_waited_for_as_long_as_said():
         distributed._reach(f"127.0.0.1:{several.free_port()}", 2, 1, 0)
     with socket.create_server(("127.0.0.1", 0)) as there:
         distributed._reach(f"127.0.0.1:{there.getsockname()[1]}", 2, 1, 0)
+
+
+def test_a_number_that_runs_already_on_this_machine_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "_held", [])
+    name = f"vdm_jax test {several.free_port()}"
+    distributed._hold(name, "n1:80", 1)
+    with pytest.raises(UserError, match="--process_id=1 of --coordinator=n1:80 runs already on"):
+        distributed._hold(name, "n1:80", 1)
+    distributed._held.pop().close()
+    distributed._hold(name, "n1:80", 1)
 
 
 def test_without_a_flag_nothing_is_started_and_one_process_agrees_with_itself(tmp_path):

@@ -18,7 +18,7 @@ from vdm_jax.vdm import VDM
 GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
 NONE = dict.fromkeys(
     ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir",
-     "batch_size")
+     "batch_size", "out")
 )  # fmt: skip
 SHAPE = (8, 8, 3)
 
@@ -56,7 +56,7 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
 
 
 def test_a_published_model(mesh):
-    options = NONE | {"official": str(GOLDEN / "checkpoints-0")}
+    options = NONE | {"official": str(GOLDEN / "checkpoints-0"), "out": "x"}
     alone = restore.load(options, mesh, SHAPE)
     assert alone.name == "official scalar_gamma"
     assert alone.settings == json.loads((GOLDEN / "model_config.json").read_text())
@@ -143,7 +143,8 @@ def test_a_run_from_before_some_settings_has_their_defaults(digits_run, monkeypa
     monkeypatch.setattr(restore, "load_settings", lambda *_: (60, before))
     assert restore.saved(digits_run, None).config.to_dict() == of.config.to_dict()
     monkeypatch.setattr(restore, "load_settings", lambda *_: (60, {"seed": 1}))
-    assert restore.saved(digits_run, None) == of  # by config.json, if nothing is sealed
+    with pytest.raises(UserError, match="checkpoints/60 has no settings in it"):
+        restore.saved(digits_run, None)
 
 
 def test_a_checkpoint_removed_by_a_run_that_goes_on_is_the_next_newest(

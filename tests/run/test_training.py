@@ -50,8 +50,18 @@ def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(
     training.train(config_of(digits_run, train__steps=33, eval__every=33), tmp_path)
     for said in ("going on from step 33", "going on from step 60"):
         training.train(config_of(digits_run), tmp_path)
-        assert said in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert said in out and "\nfinal evaluation: 360 images, " in out
+        left = (
+            "checkpoints, config.json, loss.png, metrics.jsonl, result.json, samples, tensorboard"
+        )
+        assert out.splitlines()[-1] == f"{tmp_path} holds {left}"
         tiny.assert_same_run(digits_run, tmp_path)
+
+
+def test_short_runs_tell_how_far_the_average_of_the_parameters_lags():
+    assert "(EMA), which lags about 500 steps behind, in a run of 400" in training._lag(0.998, 400)
+    assert training._lag(0.998, 5000) == training._lag(0.0, 10) == ""
 
 
 def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_path):

@@ -4,11 +4,14 @@ import golden
 import known
 import numpy as np
 import pytest
+import tiny
 import vdmz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vdm_jax.compression import file
+from vdm_jax.run import training
 
 
 @settings(max_examples=12, derandomize=True, deadline=None)
@@ -47,3 +50,30 @@ def test_a_published_checkpoint(tmp_path, capsys):
     assert f"written  {out.stat().st_size} bytes" in said and "net " not in said
     vdmz.plain_decompress(model, out, "-o", tmp_path / "out.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), noise)
+
+
+@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.parametrize("published", [False, True])
+def test_grey_pictures_compress_with_a_model_of_three_channels(tmp_path, capsys, published):
+    """Also with the run that was trained on them, with the settings as they are."""
+    folder = tmp_path / "in"
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    for number, image in enumerate(images):
+        path = folder / f"{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    model = f"--official={golden.DATA / 'no_fourier_odd_batch' / 'checkpoints-0'}"
+    if not published:
+        config = tiny.config(name="folder", path=str(folder), dir=str(tmp_path / "data"))
+        config.model.update(network="mlp", head="levels")
+        training.train(config, tmp_path / "run")
+        assert "each is taken as three equal channels" in capsys.readouterr().err
+        model = f"--workdir={tmp_path / 'run'}"
+    file = tmp_path / "a.vdmz"
+    vdmz.plain_compress(model, folder, "--num_steps=2", "--nocompare", "-o", file)
+    assert "30 pictures 8x8x1 of the folder in (their pixels), grey, " in capsys.readouterr().out
+    vdmz.plain_decompress(model, file, "-o", tmp_path / "out")
+    for number, image in enumerate(images):
+        with Image.open(tmp_path / "out" / f"{number % 3}" / f"{number}.png") as found:
+            assert found.mode == "L"
+            np.testing.assert_array_equal(np.asarray(found), image)

@@ -19,7 +19,7 @@ import several
 from commands import ROOT, environment, run
 from several import EVERY, QUICK, config_of, processes
 
-from vdm_jax.train import sharding
+from vdm_jax.train import hang, sharding
 from vdm_jax.train.load_checkpoint import complete_steps
 
 SEVERAL = Path(several.__file__)
@@ -49,7 +49,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     command = several.command(config_of(4000), two)
     with processes(folder / "t", command, **variables) as asked:
         asked.until(two / "checkpoints" / str(EVERY))
-        asked.running[1].send_signal(signal.SIGTERM)
+        asked.running[1].send_signal(signal.SIGUSR1)
         asked_codes = asked.wait()
     stopped = complete_steps(two / "checkpoints")[-1]
     with processes(folder / "a", command, timeout=30, **variables) as killed:
@@ -74,10 +74,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def test_sigterm_to_one_process_saves_and_ends_both(story):
+def test_sigusr1_to_one_process_saves_and_ends_both(story):
     assert story.asked_codes == [0, 0], story.asked.errors(0) + story.asked.errors(1)
     said = story.asked.output(0).splitlines()[-1]
-    assert said == f"terminated (SIGTERM); the same command goes on at {story.stopped}"
+    assert said == f"terminated (SIGUSR1); the same command goes on at {story.stopped}"
     assert f"going on from step {story.stopped}" in story.killed.output(0)
 
 
@@ -138,6 +138,36 @@ def test_where_no_collective_fails_jax_ends_the_survivor_in_time(tmp_path):
         assert "Terminating process because the JAX distributed" in running.errors(1)
 
 
+def test_a_second_job_is_refused_and_one_that_hangs_ends_and_goes_on(tmp_path):
+    """A job at the same port, told to be either process, leaves the run alone.
+
+    Then a stopped process is a hung one: JAX's own service would notice it after five minutes.
+    """
+    workdir = tmp_path / "run"
+    command = several.command(config_of(10**5), workdir)
+    checkpoints, limit = workdir / "checkpoints", "--hang_timeout=5"
+    with processes(tmp_path / "t", [*command, limit], timeout=300) as hung:
+        hung.until(checkpoints / str(EVERY))
+        for number in (1, 0):
+            flags = several.flags_of(hung.port, 2, number)
+            done = run("digits", f"--workdir={tmp_path / 'other'}", *flags)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert f"--process_id={number} of --coordinator" in done.stderr
+        hung.until(checkpoints / str(complete_steps(checkpoints)[-1] + 2 * EVERY))
+        hung.running[1].send_signal(signal.SIGSTOP)
+        assert hung.running[0].wait(30) == hang.EXIT_CODE
+        step = complete_steps(checkpoints)[-1]
+        assert "longer than 5 s (--hang_timeout)" in hung.last_error(0)
+        assert hung.last_error(0).endswith(
+            f"{workdir}/hang-0.txt; the same command goes on at {step}"
+        )
+    assert "loop.py" in (workdir / "hang-0.txt").read_text()
+    command = several.command(config_of(step + EVERY), workdir)
+    with processes(tmp_path / "r", command) as again:
+        assert again.wait() == [0, 0], again.errors(0) + again.errors(1)
+        assert f"going on from step {step}" in again.output(0)
+
+
 @pytest.mark.parametrize(
     ("what", "messages", "codes"),
     [
@@ -155,7 +185,7 @@ def test_an_error_in_one_process_ends_both(tmp_path, what, messages, codes):
 
 
 def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
-    flags = (f"--coordinator=127.0.0.1:{several.free_port()}", "--num_processes=2")
-    done = run("digits", f"--workdir={tmp_path}", *flags, "--peer_timeout=5", "--process_id=0")
+    flags = several.flags_of(several.free_port(), 2, 0)
+    done = run("digits", f"--workdir={tmp_path}", *flags, "--peer_timeout=5")
     assert done.returncode == -signal.SIGABRT and "DEADLINE_EXCEEDED" in done.stderr
     assert "waiting at most 5 s for the other processes; if one doesn't come, JAX" in done.stdout

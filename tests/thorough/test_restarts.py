@@ -140,7 +140,7 @@ def test_an_evaluation_and_samples_without_room(stopped):
         ("sample", ["--num_steps=2", "--n=4"], "sampling"),
     ):
         line = without_room(0, name, f"--workdir={stopped}", *arguments)
-        assert line.startswith(FULL.format(stopped / files, os.strerror(27)))
+        assert line.startswith(f"error: {stopped / files}/step-") and os.strerror(27) in line
         assert "make space there" in line
 
 
@@ -154,7 +154,8 @@ def test_a_run_is_the_same_bit_for_bit_with_kept_programs_new_ones_and_none(tmp_
         done = run("digits", f"--workdir={tmp_path / name}", *SAME, VDM_JAX_CACHE=where)
         assert done.returncode == 0, done.stderr
         after = {file.name: file.stat().st_mtime_ns for file in kept.glob("*/*-cache")}
-        assert {"none": not after, "new": after and not before, "kept": after == before}[name]
+        reused = before.items() <= after.items()  # what took longer this time may be kept as well
+        assert {"none": not after, "new": after and not before, "kept": before and reused}[name]
         same_state(tmp_path / name, tmp_path / "none")
 
 

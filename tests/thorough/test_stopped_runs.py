@@ -81,9 +81,11 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
 
     long = ("--config.train.steps=1000000", "--config.eval.every=1000000")
     code, out, _ = life(
-        tmp_path, signal.SIGTERM, 20, *long, "--config.sample.every=1000000", meanwhile=second
+        tmp_path, signal.SIGHUP, 20, *long, "--config.sample.every=1000000", meanwhile=second
     )
     assert code == 0, out
+    saved = last_state(tmp_path)[0]
+    assert out.splitlines()[-1] == f"terminated (SIGHUP); the same command goes on at {saved}"
     assert f"--workdir={tmp_path} is in use by another run (process " in refusals[0]
     assert "give another workdir" in refusals[0]
     with lock.owned(tmp_path):  # the system let it go with the process

@@ -48,6 +48,7 @@ def test_a_restart_drops_the_lines_that_it_will_write_again(tmp_path):
     with file.open("a") as appended:  # neither is a line of a log, and the last a kill cut short
         appended.write('[]\n{"step": "4", "split": "train"}\n{"step": 5}\n{"step": 1, "split": "')
     log = MetricsLog(tmp_path, first_step=20)
+    assert log.damaged == 4 and MetricsLog(tmp_path, first_step=20).damaged == 0
     assert log.has(20, "train") and not log.has(20, "test") and not log.has(30, "train")
     log.write(30, "train", {"bpd": 0.5})
     assert log.has(30, "train")

@@ -121,12 +121,20 @@ def test_each_thing_is_done_when_it_is_due_and_at_the_end(tmp_path):
     assert samples == ["00000006.png", "00000011.png"] and (tmp_path / "loss.png").exists()
 
 
-def test_a_run_that_goes_on_does_first_what_was_due_and_is_not_there(tmp_path):
+def test_a_run_that_goes_on_does_first_what_was_due_and_is_not_there(tmp_path, capsys):
     plan = loop.Plan(11, 4, 3, 5, 5, 8, 3)
     (tmp_path / loop.NONFINITE).touch()  # of an earlier start
     first = Fake()
     first.train(tmp_path, plan._replace(steps=5))
     assert not (tmp_path / loop.NONFINITE).exists()
+    (tmp_path / "samples" / "00000005.png").unlink()
+    (tmp_path / "loss.png").unlink()
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 6, "spl')
+    again = Fake()
+    again.train(tmp_path, plan._replace(steps=5), first=5)
+    assert again.events == [("sample", 5), ("evaluate", 5, True)]
+    assert "1 damaged line(s), left out" in capsys.readouterr().out
+    assert (tmp_path / "loss.png").exists()
     (tmp_path / "samples" / "00000005.png").unlink()
     second = Fake()
     second.newest = 5

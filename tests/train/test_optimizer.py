@@ -1,6 +1,11 @@
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vdm_jax.train import optimizer
 
@@ -28,6 +33,38 @@ def test_weight_decay_spares_biases_and_a_schedule_learned_for_its_shape():
         np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_allclose(updates["gamma"]["w"], expected, rtol=1e-6)
         np.testing.assert_array_equal(updates["a"]["bias"], 0.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    """A network's own layer, a pytree with attributes, as Equinox has it."""
+
+    weight: Any
+    bias: Any
+
+
+class Params(NamedTuple):
+    gamma: Any
+    layers: Any
+
+
+def test_weight_decay_finds_names_in_any_pytree():
+    ones = jnp.ones(2)
+    adamw = optimizer.make(0.1, weight_decay=0.5, decay_gamma=False)
+
+    def decayed(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.jit(adamw.update)(zeros, adamw.init(params), params)[0]
+
+    found = decayed(Params(ones, [Layer(ones, ones)]))
+    np.testing.assert_allclose(found.layers[0].weight, -0.05, rtol=1e-6)
+    np.testing.assert_array_equal([found.layers[0].bias, found.gamma], 0.0)
+    np.testing.assert_allclose(decayed(ones), -0.05, rtol=1e-6)  # without any name
+    state = nnx.state(nnx.Linear(2, 2, bias_init=nnx.initializers.ones, rngs=nnx.Rngs(0)))
+    found = nnx.to_pure_dict(decayed(state))
+    assert np.abs(found["kernel"]).max() > 0.0
+    np.testing.assert_array_equal(found["bias"], 0.0)
 
 
 def test_clipping_bounds_what_adam_sees():

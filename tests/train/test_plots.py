@@ -22,17 +22,22 @@ def test_grids_are_pictures_enlarged_by_a_whole_factor(tmp_path):
     for channels in (3, 1):
         grid = plots.image_grid(np.ones((1, 4, 5, channels), int), levels=2)
         assert grid.shape == (4, 5, channels) and np.all(grid == 255)
-        plots.write_image(tmp_path / "x" / "grid.png", grid, min_size=11)
+        plots.write_image(tmp_path / "x" / "grid.png", grid)
         with Image.open(tmp_path / "x" / "grid.png") as picture:
-            assert picture.size == (15, 12) and np.all(np.asarray(picture) == 255)
+            assert picture.size == (515, 412) and np.all(np.asarray(picture) == 255)
+        plots.write_image(tmp_path / "titled.png", grid, "what it is")
+        with Image.open(tmp_path / "titled.png") as picture:
+            head, rest = np.split(np.asarray(picture), [24])
+            assert rest.shape[0] == 412 and np.all(rest == 255) and head.min() < 64
 
 
 def test_the_loss_curve_is_a_picture_with_ink_for_each_split(tmp_path):
     metrics = [{"step": s, "split": "train", "bpd": 5 - s / 50} for s in range(0, 100, 10)]
     metrics.append({"step": 30, "split": "skipped", "key": [1, 2]})
-    plots.plot_losses(metrics, tmp_path / "a.png")
+    plots.plot_losses(metrics, tmp_path / "a.png", 90)
+    metrics += [{"step": 50, "split": "test", "bpd": 3.9, "bpd_standard_error": 0.2}]
     metrics += [{"step": 90, "split": "test", "bpd": 3.3, "bpd_standard_error": 0.2}]
-    plots.plot_losses(metrics, tmp_path / "b.png")
+    plots.plot_losses(metrics, tmp_path / "b.png", 90)
     a, b = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("a.png", "b.png"))
     blue, orange = (31, 119, 180), (255, 127, 14)
     assert (a == blue).all(-1).any() and not (a == orange).all(-1).any()

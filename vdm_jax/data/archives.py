@@ -17,7 +17,7 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, reason
 
 LIMIT_S = 5.0
-INSTEAD = "use the embedded data set 'digits'"
+INSTEAD = "use the embedded dataset 'digits'"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.data import decoded_cache, file_states
+from vdm_jax.data import decoded_cache, file_states, npy
 from vdm_jax.data.image_data import ImageData, as_images
-from vdm_jax.errors import UserError, reason, user_path
+from vdm_jax.errors import UserError, user_path
 
 MOST_CLASSES = 100_000
 _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, channels)]"
@@ -54,18 +54,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     kinds = ("train", "test", "train_source", "test_source", "train_label", "test_label")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is no .npz file, or one cut short; wanted {_WANTED}")
-    what, found = str(path), {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            there = archive.files
-            for key in kinds:
-                if key in there:
-                    what = f"array {key!r} in {path}"
-                    found[key] = archive[key]
-    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
-        raise UserError(
-            f"{what} can't be read ({reason(error)}); wanted {_WANTED}, plain and undamaged"
-        ) from error
+        found, there = npy.members(path, kinds)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; wanted {_WANTED}, plain and undamaged") from error
     for key in ("train", "test"):
         if key not in found:
             raise UserError(

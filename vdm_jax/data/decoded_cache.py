@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vdm_jax import files
-from vdm_jax.data import file_states
+from vdm_jax.data import file_states, npy
 from vdm_jax.data.image_data import ImageData, fingerprint
 from vdm_jax.errors import UserError, reason
 
@@ -79,14 +79,12 @@ def write(
             meta = {
                 "format": _FORMAT,
                 "levels": levels,
-                "fingerprint": fingerprint(_map(partial, "train"), _map(partial, "test"), levels),
+                "fingerprint": fingerprint(*_parts(partial), levels),
                 "label_names": list(label_names),
                 "files": {f"{name}.npy": _state(partial / f"{name}.npy")
                           for name in (*_PARTS, *arrays)},
             }  # fmt: skip
-            with files.durable(partial / _META) as file:
-                file.write(json.dumps(meta, indent=1).encode())
-            files.sync(partial)
+            files.write_json(partial / _META, meta)
             partial.rename(folder)
             files.sync(folder.parent)
         finally:
@@ -96,7 +94,7 @@ def write(
 def _save(path: Path, part: Part) -> np.ndarray | None:
     """Writes `part` as .npy; returns the class labels that its blocks brought."""
     labels: list[np.ndarray] = []
-    with files.durable(path) as file:
+    with files.whole(path) as file:
         if isinstance(part, np.ndarray):
             np.save(file, part, allow_pickle=False)
             return None
@@ -123,7 +121,7 @@ def read(folder: Path, name: str) -> ImageData:
     try:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
-        train, test = (_map(folder, part) for part in _PARTS)
+        train, test = _parts(folder)
         source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
         data = ImageData(
             name, train, test, meta["levels"], meta["fingerprint"], source, labels,
@@ -136,7 +134,7 @@ def read(folder: Path, name: str) -> ImageData:
         ) from error
     if found != meta["files"]:  # same content, other time (say, copied): don't hash it every time
         with contextlib.suppress(OSError):
-            files.write_whole(folder / _META, json.dumps(meta | {"files": found}, indent=1))
+            files.write_json(folder / _META, meta | {"files": found})
     return data
 
 
@@ -156,10 +154,12 @@ def _state(path: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return found | {"sha256": digest}
 
 
-def _map(folder: Path, part: str) -> np.ndarray:
-    return np.asanyarray(np.load(folder / f"{part}.npy", mmap_mode="r"))
+def _parts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    return npy.mapped(folder / "train.npy"), npy.mapped(folder / "test.npy")
 
 
 def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {part: np.load(folder / name) for part, name in names.items() if name in there} or None
+    return {
+        part: npy.mapped(folder / name) for part, name in names.items() if name in there
+    } or None

@@ -22,6 +22,7 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, user_path
 
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
+_LOOKED_AT = 100  # pictures, to see whether all are grey
 FITS = ("none", "crop", "resize", "tiles")
 
 Size = tuple[int, int]
@@ -71,6 +72,10 @@ def load_folder(
     data = decoded_cache.read(folder, f"folder:{listing.root.resolve().name}")
     if labels and data.source:
         labels = {part: labels[part][data.source[part]] for part in labels}
+    first = data.train[:_LOOKED_AT]
+    if options.channels == 3 and np.array_equal(first[..., :2], first[..., 1:]):
+        said = f"the pictures of {listing.root} are grey: each is taken as three equal channels"
+        print(f"vdm_jax: {said}; channels=1 takes one", file=sys.stderr)
     return dataclasses.replace(data, labels=labels, label_names=names)
 
 

@@ -30,6 +30,11 @@ _REFUSED = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pbm", ".pgm"),
     *(".pnm", ".ppm", ".svg", ".tga", ".tif", ".tiff"),
 )
+# Folders that storage devices and systems make for themselves, with thumbnails and removed files.
+_ASIDE = {
+    "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",
+    "system volume information", ".thumbnails",
+}  # fmt: skip
 _PARTS = ("train", "test")
 
 
@@ -88,8 +93,8 @@ def find(root: Path, held_out: float | None) -> Listing:
     names, skipped = walk(root)
     if skipped:
         print(
-            f"vdm_jax: {len(skipped)} files in {root} are no images by their names and left out "
-            f"(the first is {skipped[0]})",
+            f"vdm_jax: {len(skipped)} files in {root} are left out: no images by their names, or "
+            f"in a folder for thumbnails or removed files (the first is {skipped[0]})",
             file=sys.stderr,
         )
     if not names:
@@ -140,13 +145,17 @@ def _hash(name: str) -> int:
 def walk(root: Path) -> tuple[list[str], list[str]]:
     """Returns the paths below `root` of its pictures, and those of its other files, with "/".
 
-    Hidden files and folders (their names begin with a dot) are passed over. Raises UserError for
-    pictures of a kind that isn't read, and for what can't be walked over.
+    Hidden files and folders (their names begin with a dot) are passed over, and all in _ASIDE is
+    among the others. Raises UserError for pictures of a kind that isn't read, and for what can't be
+    walked over.
     """
     names: list[str] = []
     skipped: list[str] = []
     for name in _files(root, root, ()):
         suffix = os.path.splitext(name)[1].lower()
+        if not _ASIDE.isdisjoint(name.lower().split("/")):
+            skipped.append(name)
+            continue
         if suffix in _REFUSED:
             raise UserError(
                 f"{root / name} is a {suffix} file; wanted only {_WANTED}: convert it or move it "
@@ -166,9 +175,12 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{folder} can't be read: {reason(error)}; see to it") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.lower() in _ASIDE:  # what can't be read there doesn't matter
+            for at, _, inside in os.walk(entry):
+                yield from (Path(at, name).relative_to(root).as_posix() for name in inside)
+        elif entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        elif entry.is_dir():
             yield from _files(root, entry, (*above, real))
         elif entry.is_file() or not entry.exists():  # a broken link is told when it is looked up
             yield entry.relative_to(root).as_posix()

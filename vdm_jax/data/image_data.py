@@ -17,7 +17,7 @@ class ImageData:
     """Images to train on and to test on.
 
     Attributes:
-      name: its name in every report, e.g. "digits" or "arrays:photos32_small.npz".
+      name: its name in every report, e.g. "digits" or "arrays:photos.npz".
       train, test: uint8 [n, height, width, channels]; memory-mapped where they come from disk.
       levels: every pixel value lies in [0, levels).
       fingerprint: sha256 (hex) of shapes, levels and pixels, whatever the name.

@@ -19,9 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from vdm_jax.data import archives, decoded_cache, picture_decoding
+from vdm_jax.data import archives, decoded_cache, npy, picture_decoding
 from vdm_jax.data.archives import INSTEAD, Archive
 from vdm_jax.data.decoded_cache import Block, Stream
 from vdm_jax.data.image_data import ImageData
@@ -41,7 +39,7 @@ def load_imagenet(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
     kind, size = name.split("/")
     spec, side, instead = IMAGENET[name], int(size.split("x")[0]), INSTEAD
     if kind == "downsampled_imagenet":
-        other = "can be downloaded, but is another data set with other bits per dim"
+        other = "can be downloaded, but is another dataset with other bits per dim"
         instead = f"'imagenet_resized/{size}' {other}"
 
     def blocks(part: str, paths: Mapping[str, Path]) -> Iterator[Block]:
@@ -84,9 +82,9 @@ def npz_blocks(path: Path, size: int) -> Iterator[Block]:
     with zipfile.ZipFile(path) as outer:
         names = [name for name in outer.namelist() if name.endswith(".npz")]
         for name in sorted(names, key=lambda name: int(re.findall(r"\d+", f"0{name}")[-1])):
-            with np.load(io.BytesIO(outer.read(name))) as inner:
-                rows = inner["data"].reshape(-1, 3, size, size)
-                yield rows.transpose(0, 2, 3, 1), inner["labels"] - 1
+            inner, _ = npy.members(io.BytesIO(outer.read(name)), ("data", "labels"))
+            rows = inner["data"].reshape(-1, 3, size, size)
+            yield rows.transpose(0, 2, 3, 1), inner["labels"] - 1
 
 
 _OLD = "http://image-net.org/small/"  # closed

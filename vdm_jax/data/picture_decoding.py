@@ -4,7 +4,7 @@ Taken are still PNG, JPEG and WebP images of 8 bits or fewer a channel: grey, RG
 by their content, not by their name. They are turned as their EXIF orientation says. Colour
 profiles and gamma are not applied: the values are those in the file. Grey from RGB is Pillow's
 (299 R + 587 G + 114 B) / 1000; RGB from grey repeats it. An alpha channel that is opaque
-everywhere is dropped.
+everywhere is dropped. Metadata that is damaged or endless is passed over: the pixels are whole.
 
 Refused, as there is no one right way to take them: transparency (what lies behind?), 16 bits,
 CMYK, animations.
@@ -12,6 +12,7 @@ CMYK, animations.
 
 import io
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GREY = ("1", "L", "LA")
 _JPEG_MARK, _WEBP_MARK = b"\xff\xd8", b"RIFF"
 _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bits a channel
+
+_PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # beside what is in capitals
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation: Pillow's Transpose
+_JPEG_METADATA = (*range(0xE2, 0xEE), 0xEF, 0xFE)  # not JFIF, EXIF and Adobe's kind of colours
 
 
 def read(path: Path, channels: int | None) -> Any:
@@ -42,7 +47,7 @@ def decode(content: bytes, channels: int | None) -> Any:
     With None a grey picture is "L" and any other, also one with a palette, is "RGB". Raises
     ValueError, which doesn't name the file, for what is broken or of a kind that is refused.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise ValueError("is empty; delete it or get it anew")
@@ -50,13 +55,14 @@ def decode(content: bytes, channels: int | None) -> Any:
         raise ValueError("has 16 bits a channel; convert it to 8")  # Pillow cuts RGB to 8 silently
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if content.startswith(_PNG_MARK):
-                Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # `load` skips checksums
-            file = Image.open(io.BytesIO(content), formats=_FORMATS)
-            file.load()
+            try:
+                file = _loaded(content)
+            except Exception:  # perhaps for its metadata alone
+                file = _loaded(_without_metadata(content))
             frames = getattr(file, "n_frames", 1)
-            image = ImageOps.exif_transpose(file)
+            image = _upright(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
             f"is too large ({reason(error)}); make it smaller or move it away"
@@ -70,6 +76,55 @@ def decode(content: bytes, channels: int | None) -> Any:
     if frames > 1 and not content.startswith(_JPEG_MARK):  # a camera may add copies to its JPEG
         raise ValueError(f"is an animation of {frames} pictures; wanted one")
     return _converted(image, channels)
+
+
+def _loaded(content: bytes) -> Any:
+    """Returns a file's content as a Pillow image, of a PNG with all checksums verified."""
+    from PIL import Image, PngImagePlugin
+
+    # Metadata may be long: Pillow's limit of a text is 1 MiB, and 64 of them for all together.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    if content.startswith(_PNG_MARK):
+        Image.open(io.BytesIO(content), formats=("PNG",)).verify()  # `load` skips checksums
+    file = Image.open(io.BytesIO(content), formats=_FORMATS)
+    file.load()
+    return file
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """Returns a PNG with nothing but what its pixels, its frames and its orientation need.
+
+    Of a JPEG without the segments that Pillow alone reads; of others all. Raises ValueError for a
+    PNG with a wrong checksum.
+    """
+    if content.startswith(_JPEG_MARK):
+        at = 2
+        kept = [content[:at]]
+        while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
+            end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            kept += [content[at:end]] * (content[at + 1] not in _JPEG_METADATA)
+            at = end
+        return b"".join([*kept, content[at:]])
+    if not content.startswith(_PNG_MARK):
+        return content
+    at, kept = len(_PNG_MARK), [_PNG_MARK]
+    while at < len(content) and kept[-1][4:8] != b"IEND":
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        kind, chunk = content[at + 4 : at + 8], content[at:end]
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise ValueError(f"the checksum of its part {kind!r} is wrong")
+        kept += [chunk] * (kind[:1].isupper() or kind in _PNG_NEEDED)
+        at = end
+    return b"".join(kept)
+
+
+def _upright(image: Any) -> Any:
+    """Returns an image turned as its orientation says, if that can be read."""
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # Pillow raises many kinds for what is no EXIF
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _converted(image: Any, channels: int | None) -> Any:

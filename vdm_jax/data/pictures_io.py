@@ -7,7 +7,6 @@ anybody, so no name in them leads out of a folder.
 """
 
 import dataclasses
-import io
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax import files
-from vdm_jax.data import folder_listing, picture_decoding
+from vdm_jax.data import folder_listing, npy, picture_decoding
 from vdm_jax.data.image_data import as_images
-from vdm_jax.errors import UserError, reaching, reason, user_path
+from vdm_jax.errors import UserError, reaching, user_path
 
 _NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
+_LONGEST = 4096  # characters of a path
 _WANTED = (
     "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP pictures"
 )
@@ -34,6 +34,11 @@ class Pictures:
     images: np.ndarray  # uint8 [n, height, width, channels], in C order
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
+
+    @property
+    def grey_folder(self) -> bool:
+        """Returns whether these are the pictures of a folder, all grey: `tripled` takes them."""
+        return self.meta.startswith(_FOLDER) and self.images.shape[-1] == 1
 
 
 def read(path: Path) -> Pictures:
@@ -57,6 +62,14 @@ def read(path: Path) -> Pictures:
 def of_array(images: np.ndarray, words: str) -> Pictures:
     """Returns uint8 images [n, height, width, channels] as if an .npy of them had been read."""
     return Pictures(np.ascontiguousarray(images), _npy_meta(images), words)
+
+
+def tripled(pictures: Pictures) -> Pictures:
+    """Returns the grey pictures of a folder as three equal channels, which `write` makes grey."""
+    marks = np.packbits(np.ones(len(pictures.images), bool)).tobytes()
+    meta = _folder_meta(marks, zlib.decompress(pictures.meta[len(_FOLDER) :]))
+    words = f"{pictures.words}, grey, for the model three equal channels"
+    return Pictures(np.repeat(pictures.images, 3, axis=3), meta, words)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
@@ -86,16 +99,14 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
     layout = _unpack(meta, images.shape)
     with files.writing(out) as partial:
         if isinstance(layout, _Npy):
-            with files.durable(partial) as file:
+            with files.whole(partial) as file:
                 np.save(file, images.reshape(layout.shape).astype(layout.dtype))
             return
         for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()  # Pillow doesn't say that a disk is full
-            Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, "PNG")
-            with files.durable(path) as file:
-                file.write(buffer.getvalue())
+            with files.whole(path) as file:
+                Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG")
         for folder in (partial, *partial.rglob("*/")):
             files.sync(folder)
 
@@ -107,9 +118,9 @@ class _Npy(NamedTuple):
 
 def _read_npy(path: Path) -> Pictures:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for damaged files
-        raise UserError(f"{path} can't be read ({reason(error)}); write it anew") from error
+        array = npy.mapped(path)
+    except ValueError as error:
+        raise UserError(f"{path} can't be read ({error}); write it anew") from error
     images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
@@ -150,10 +161,15 @@ def _read_folder(root: Path) -> Pictures:
     images = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])
     marks = b"" if grey.all() else np.packbits(grey).tobytes()
     listed = b"".join(out.encode() + b"\0" for out, _ in names)
-    left_out = f"; left out, as no pictures by name: {len(skipped)}" * bool(skipped)
+    left_out = f"; files left out: {len(skipped)}" * bool(skipped)
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
-    return Pictures(images, _FOLDER + zlib.compress(marks + listed, 9), words)
+    return Pictures(images, _folder_meta(marks, listed), words)
+
+
+def _folder_meta(marks: bytes, listed: bytes) -> bytes:
+    """Returns the meta of a folder: a bit for each picture, unless all are grey, and the names."""
+    return _FOLDER + zlib.compress(marks + listed, 9)
 
 
 def _check_names(names: list[str]) -> None:
@@ -162,7 +178,11 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         parts = name.split("/")
         name.encode()  # raises UnicodeEncodeError for what isn't Unicode
-        if not name.lower().endswith(".png") or any(p[:1] in ("", ".") for p in parts):
+        if (
+            len(name) > _LONGEST
+            or not name.lower().endswith(".png")
+            or any(p[:1] in ("", ".") for p in parts)
+        ):
             raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
         if name in taken:
             raise ValueError(f"{name!r} is there twice")
@@ -192,7 +212,7 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("the names are cut short, go on after their end, or are too many")
     marks = -(-count // 8) if channels == 3 else 0
-    names = content[marks:].decode().split("\0")
+    names = content[marks:].decode().split("\0", count + 1)  # not more than are wanted
     if len(names) != count + 1 or names.pop():
         raise ValueError(f"there aren't names for {count} pictures")
     _check_names(names)

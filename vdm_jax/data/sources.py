@@ -85,7 +85,7 @@ def _root(data_dir: _PathLike) -> Path:
 def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
     """Raises UserError for an unknown name, and for what means nothing with the name."""
     if name not in SOURCES:
-        raise UserError(f"data set {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+        raise UserError(f"dataset {name!r} is unknown; choose one of {', '.join(SOURCES)}")
     if type(levels) is not int or not 2 <= levels <= 256:
         raise UserError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
     own = levels if name == "arrays" else digits.LEVELS.get(name, 256)

@@ -55,6 +55,8 @@ class Draws(NamedTuple):
     """Factor by which the diffusion term was multiplied, as t came from a proposal; 1 without."""
     controls: Tensor | None = None
     """Control variates [*shape, k] of the diffusion term without that factor, if any."""
+    u: PerExample | None = None
+    """Evenly spread numbers that a proposal made the times of; None: the times themselves."""
 
     def controlled(self, coefficients: np.ndarray) -> "Draws":
         """Returns them less the control variates, by `control_variates.fit` of other draws."""
@@ -85,12 +87,12 @@ def draw(
     terms = bound.elbo_by_keys(images, t, keys)
     terms = terms._replace(diffusion=weight * terms.diffusion)
     if by.linear is None:
-        return Draws(terms, t, weight)
+        return Draws(terms, t, weight, None, u)
     vdm = cast(VDM, bound)
     level = timestep.noise_level(t, vdm.gamma, vdm.num_steps)
     x, eps = loss.to_data(images, vdm.levels), loss.noise(keys, vdm.event_shape)
     controls = by.linear.controls(x, eps, level.gamma_t)
-    return Draws(terms, t, weight, 0.5 * level.weight[:, None] * controls)
+    return Draws(terms, t, weight, 0.5 * level.weight[:, None] * controls, u)
 
 
 def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array) -> PerExample:
@@ -165,7 +167,8 @@ def collect(
 
 def summarise(draws: Draws, bound: Bound, groups: np.ndarray | None = None) -> Evaluation:
     """Returns means and standard errors of the terms, in the unit of `bound` (`estimate`)."""
-    of_unit, t, terms = unit(bound), np.asarray(draws.t), draws.terms
+    of_unit, terms = unit(bound), draws.terms
+    t = np.asarray(draws.t if draws.u is None else draws.u)
 
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
         return estimate(np.asarray(of_unit.of(nats, bound.event_shape), np.float64), groups, t)

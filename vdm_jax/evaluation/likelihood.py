@@ -20,6 +20,7 @@ from vdm_jax.ode import Solver
 from vdm_jax.pixels import Dequantization
 from vdm_jax.train import sharding
 from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
@@ -192,11 +193,13 @@ def per_image(
     found: list[np.ndarray] = []
     extra: list[float] = []
     size = min(subject.batch_size, mesh.size * math.ceil(len(subject.images.test) / mesh.size))
-    for number, batch in enumerate(subject._replace(batch_size=size).batches()()):
-        on_devices = sharding.put(batch, mesh)
-        keys = jax.random.split(jax.random.fold_in(key, number), draws)
-        drawn = [jax.device_get(compiled(subject.params, on_devices, k)) for k in keys]
-        found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
-        extra += [float(second) for _, second, _ in drawn]
+    subject = subject._replace(batch_size=size)
+    with Bar("evaluating", subject.calls(draws)) as bar:
+        for number, batch in enumerate(subject.batches()()):
+            on_devices, call = sharding.put(batch, mesh), bar.counted(compiled)
+            keys = jax.random.split(jax.random.fold_in(key, number), draws)
+            drawn = [jax.device_get(call(subject.params, on_devices, k)) for k in keys]
+            found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
+            extra += [float(second) for _, second, _ in drawn]
     bits = loss.bits_per_dim(np.concatenate(found, axis=1), subject.bound.event_shape)
     return np.asarray(bits, np.float64), extra

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vdm_jax import files
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
@@ -44,8 +45,8 @@ def write(folder: Path, found: Row) -> None:
     text = _markdown(found)
     try:
         strict = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
-        (folder / "result.json").write_text(json.dumps(strict, indent=1) + "\n", encoding="utf-8")
-        (folder / "result.md").write_text(text, encoding="utf-8")
+        files.write_json(folder / "result.json", strict)
+        files.write(folder / "result.md", text)
         if found["profile"]:
             _plot_profile(found["profile"], folder / "diffusion_loss.png")
     finally:
@@ -115,6 +116,7 @@ def _plot_profile(profile: Row, path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     above.plot(t, profile["gamma"], color="tab:green")
+    figure.suptitle("Learned or given schedule, and what each noise level costs")
     above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
     below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
     below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
@@ -123,7 +125,8 @@ def _plot_profile(profile: Row, path: Path) -> None:
     below.legend()
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=120)
 
 
 def of_distances(rows: Iterable[Row]) -> str:

@@ -18,10 +18,19 @@ DISTANCES = ("mmd", "sliced_wasserstein")
 
 
 def median_distance(x: ArrayLike) -> Tensor:
-    """Returns the median of the distances between the points of x [n, *event], n >= 2."""
+    """Returns the median of the distances between the points of x [n, *event], n >= 2.
+
+    Where most of these pairs are equal points, it is that between points that differ; 0 if none do.
+    """
     x, _ = _pair(x, x)
     rows, columns = np.triu_indices(len(x), 1)
-    return jnp.median(jnp.sqrt(_squares(x, x)[rows, columns]))
+    _, which = np.unique(
+        np.asarray(x), axis=0, return_inverse=True
+    )  # equal ones: 0 but for rounding
+    apart = which[rows] != which[columns]
+    chosen = apart if 2 * apart.sum() <= apart.size else slice(None)
+    distances = jnp.sqrt(_squares(x, x)[rows[chosen], columns[chosen]])
+    return jnp.median(distances) if distances.size else jnp.zeros(())
 
 
 def mmd(x: ArrayLike, y: ArrayLike, scales: ArrayLike) -> Tensor:

@@ -21,6 +21,7 @@ from vdm_jax.rule import Rule
 from vdm_jax.sampling import State
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import Images, Key, Tensor
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
@@ -83,17 +84,19 @@ class Drawer:
         key = jax.random.key(seed)
         gammas = np.asarray(rule.gammas(subject.vdm.gamma))
         found = []
-        for first in range(0, n, size):
-            index = np.arange(first, first + size, dtype=np.int32)
-            conditioning = conditioning_of(index, subject.images.num_classes, label)
-            given = jax.device_put((index, conditioning), sharding.split_over(mesh))
-            state = self._begin(given[0], key, gammas[0])
-            for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
-                before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
-                state = self._move(before, given, subject.params, key, at)
-                before.z.block_until_ready()  # one step in flight, never a long queue
-                each(i, before, given)
-            found.append(np.asarray(self._finish(state, gammas[-1])))
+        with Bar("sampling steps", rule.num_steps * math.ceil(n / size)) as bar:
+            move = bar.counted(self._move)
+            for first in range(0, n, size):
+                index = np.arange(first, first + size, dtype=np.int32)
+                conditioning = conditioning_of(index, subject.images.num_classes, label)
+                given = jax.device_put((index, conditioning), sharding.split_over(mesh))
+                state = self._begin(given[0], key, gammas[0])
+                for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
+                    before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
+                    state = move(before, given, subject.params, key, at)
+                    before.z.block_until_ready()  # one step in flight, never a long queue
+                    each(i, before, given)
+                found.append(np.asarray(self._finish(state, gammas[-1])))
         return np.concatenate(found)[:n]
 
     def path(self, rule: Rule, n: int, seed: int, label: int | None = None) -> np.ndarray:
@@ -205,14 +208,15 @@ def quality(
     chosen = [data.train[rng.permutation(len(data.train))[:count]] for _ in range(sets)]
     add("training images", "-", 0, 0.0, chosen)
     drawers: dict[tuple[str, float], Drawer] = {}
-    for rule in rules:
-        which = rule.sampler, rule.eta
-        if which not in drawers:
-            drawers[which] = Drawer(subject, rule)
-            drawers[which].draw(dataclasses.replace(rule, num_steps=1), count, 0)  # compiles
-        drawer, began = drawers[which], time.monotonic()
-        drawn = [drawer.draw(rule, count, seed) for seed in range(sets)]
-        seconds = (time.monotonic() - began) / sets
-        name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
-        add(name, str(rule.spacing), rule.network_calls, seconds, drawn)
+    with Bar("sets of samples", sets * len(rules)) as bar:
+        for rule in rules:
+            which = rule.sampler, rule.eta
+            if which not in drawers:
+                drawers[which] = Drawer(subject, rule)
+                drawers[which].draw(dataclasses.replace(rule, num_steps=1), count, 0)  # compiles
+            draw, began = bar.counted(drawers[which].draw), time.monotonic()
+            drawn = [draw(rule, count, seed) for seed in range(sets)]
+            seconds = (time.monotonic() - began) / sets
+            name = rule.sampler + (f", eta = {rule.eta:g}" if rule.eta else "")
+            add(name, str(rule.spacing), rule.network_calls, seconds, drawn)
     return rows

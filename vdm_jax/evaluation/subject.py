@@ -66,6 +66,10 @@ class Subject(NamedTuple):
             labels=None if labels is None else labels[part],
         )
 
+    def calls(self, repeats: int, part: str = "test") -> int:
+        """Returns the number of calls of a step, for so many repeats of a part's batches."""
+        return repeats * -(-len(getattr(self.images, part)) // self.batch_size)
+
     def first(self, count: int | None, part: str = "test") -> "Subject":
         """Returns the subject with the first `count` images of a part; None leaves all."""
         changes: dict[str, Any] = {part: getattr(self.images, part)[:count]}

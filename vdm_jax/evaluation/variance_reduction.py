@@ -2,7 +2,8 @@
 
 On training images: where along t the loss is noisy, and what a linear denoiser says of that noise.
 On the images themselves: how many draws are needed. None of these draws is used for the estimate,
-to which all that is found here is therefore constant.
+to which all that is found here is therefore constant; but a set of draws whose error comes out
+above the one asked for is replaced by another.
 """
 
 import math
@@ -20,6 +21,7 @@ from vdm_jax.evaluation.bound import PLAIN, Draws, EvalStep, Reduction
 from vdm_jax.evaluation.control_variates import Linear
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train.model import Bound
+from vdm_jax.train.progress import Bar
 from vdm_jax.types import Key, PerExample
 
 DENSITY_BINS = 50  # of t
@@ -71,12 +73,12 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     """Returns times [n], differences of two noises' losses [n], and of control variates [n, k]."""
 
     def times(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array) -> PerExample:
-        """Two draws in a row have one time."""
+        """Returns times that two draws in a row share."""
         return timestep.spread(jax.random.uniform(key), index, repeat // 2, repeats // 2)
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)
     key, few = jax.random.key(7), subject.first(IMAGES, "train")
-    draws = _drawn(step, few, key, 2 * TIMES, "train")
+    draws = _drawn(step, few, key, 2 * TIMES, "pilot", "train")
 
     def between(draws: np.ndarray) -> np.ndarray:
         """Returns differences of two draws at one time, with the variance of one draw."""
@@ -88,8 +90,12 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     return t[::2].ravel(), losses, between(np.asarray(controls)).reshape(losses.size, -1)
 
 
-def _drawn(step: EvalStep, of: Subject, key: Key, repeats: int, part: str = "test") -> Draws:
-    return evaluation.collect(step, of.params, of.batches(part), of.mesh, key, repeats)
+def _drawn(
+    step: EvalStep, of: Subject, key: Key, repeats: int, words: str, part: str = "test"
+) -> Draws:
+    with Bar(words, of.calls(repeats, part)) as bar:
+        call = bar.counted(step)
+        return evaluation.collect(call, of.params, of.batches(part), of.mesh, key, repeats)
 
 
 def enough(draws: Draws, bound: Bound, wanted: float) -> int:
@@ -123,10 +129,18 @@ class Evaluator:
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
-        repeats = self.repeats
+        repeats, look = self.repeats, 0
         if self.wanted is not None:
-            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS)
+            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        draws = _drawn(step, subject, self.key, repeats)
-        return draws, self.plan.controlled(draws)
+        while True:
+            key = jax.random.fold_in(self.key, 2 + look) if look else self.key
+            draws = _drawn(step, subject, key, repeats, "evaluating")
+            controlled = self.plan.controlled(draws)
+            found = evaluation.summarise(controlled, subject.bound).total.monte_carlo
+            if self.wanted is None or found <= self.wanted:
+                return draws, controlled
+            # The pilot promised too much: as many as these say, all of them new.
+            self.pilot_calls += np.size(draws.t)
+            repeats, look = enough(controlled, subject.bound, self.wanted), look + 1

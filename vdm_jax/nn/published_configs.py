@@ -1,6 +1,6 @@
 """The published models' configurations, for `python -m experiments.evaluate --official=PATH`.
 
-Facts of the published code (its configs/*.py): `config.model`, the data set each model was trained
+Facts of the published code (its configs/*.py): `config.model`, the dataset each model was trained
 on, and the bits per dim that its README reports for the released checkpoint, if there is one.
 """
 

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import data
+from vdm_jax import data, files
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.run import distributed
@@ -77,10 +77,12 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.try_writing(workdir)
     except FileExistsError as error:
         raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
     except OSError as error:
-        raise UserError(f"--{flag}={workdir} can't be made or written: {error}") from error
+        why = f"can't be made or written: {error.strerror or error}; name another folder"
+        raise UserError(f"--{flag}={workdir} {why}") from error
     distributed.check_shared(workdir, flag)
     return workdir.absolute()
 

@@ -1,17 +1,14 @@
 """The command line that all experiments share."""
 
-import ast
-import contextlib
-import inspect
 import io
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -19,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.run import compilation_cache, defaults, distributed
+from vdm_jax.run import compilation_cache, distributed, usage
 
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
@@ -34,16 +31,21 @@ class Interrupted(BaseException):
 
 
 class Options(NamedTuple):
-    """Faults of a run's past that a training command puts up with; each is a flag of its name."""
+    """Choices of a training command besides its settings; each is a flag of its name."""
 
     allow_fallback: bool = False
     allow_config_change: bool = False
+    hang_timeout: float | None = None
 
 
 _OPTIONS = {
     "allow_fallback": "move damaged checkpoints to WORKDIR/damaged; one process only",
     "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
 }
+_HANG = (
+    "most seconds that a step and its batch may take, 0: any; default any in one process, in "
+    "several ten times the median, a minute at least"
+)
 
 
 def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
@@ -85,23 +87,14 @@ def guard(command: Callable[[], object]) -> None:
         if lost:
             _fail(lost, distributed.LOST)
         if full or isinstance(error, UserError):
-            _fail(f"{full}; make space there" if full else str(error), 2)
+            again = "make space there, then give the command again"
+            _fail(f"{full}; {again}" if full else str(error), 2)
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", 2)
         if not distributed.joined():
             raise
         traceback.print_exception(error)
         _fail(f"{type(error).__name__}: {error}", 1)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises UserError where the block finds that nothing more can be written to `folder`."""
-    try:
-        yield
-    except OSError as error:
-        reason = files.full(error, folder)
-        if reason is None:
-            raise
-        raise UserError(f"{reason}; make space there, then give the command again") from error
 
 
 def _at_home(argv: list[str]) -> list[str]:
@@ -122,6 +115,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
         for name, about in _OPTIONS.items():
             flags.DEFINE_bool(name, False, about, flag_values=values)
+        flags.DEFINE_float("hang_timeout", None, _HANG, 0.0, flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         distributed.define_flags(values)
         rest = values(argv)[1:]
@@ -129,14 +123,15 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         raise UserError(_one_line(error, argv)) from error
     if values.help:
-        print(_help(config_file, config, values))
+        print(usage.of_training(config_file, config, _OPTIONS))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
     if not values.workdir:
         raise UserError("--workdir=DIR is missing: the folder for checkpoints, metrics, pictures")
     distributed.start(values)
-    return config, Path(values.workdir), Options(*(bool(values[name].value) for name in _OPTIONS))
+    options = Options._make(values[name].value for name in Options._fields)
+    return config, Path(values.workdir), options
 
 
 def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
@@ -161,8 +156,8 @@ def definers(values: flags.FlagValues) -> tuple[Callable, Callable, Callable]:
 
 def parse_flags(
     values: flags.FlagValues, argv: list[str], doc: str | None, most: int = 0
-) -> list[str]:
-    """Parses `argv` into `values`; returns the arguments left, up to `most`.
+) -> tuple[dict[str, Any], list[str]]:
+    """Parses `argv` into `values`; returns them by name, and the arguments left, up to `most`.
 
     With --help, prints `doc` and the flags, and exits. Raises UserError for what isn't a flag.
     """
@@ -179,22 +174,7 @@ def parse_flags(
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
-    return rest
-
-
-def _help(config_file: Path, config: ConfigDict, values: flags.FlagValues) -> str:
-    """Returns what the command does, what each setting means, and its value as given."""
-    doc = ast.get_docstring(ast.parse(config_file.read_text(encoding="utf-8")))
-    meanings = inspect.getsource(defaults).split('    "seed": 1,\n')[1].split("\n}\n")[0]
-    several = "\n".join(f"  --{name}: {values[name].help}" for name in distributed.FLAGS)
-    options = "\n".join(f"  --{name}: {about}" for name, about in _OPTIONS.items())
-    return (
-        f"{doc}\n\nTo go on with a run that was stopped:\n{options}\n\n"
-        f"On several machines (docs/many_devices.md):\n{several}\n\n"
-        "What the settings mean (vdm_jax/run/defaults.py, with its own values; a type stands for "
-        f"None):\n\n{meanings}\n\n"
-        f"Their values for this command, to be changed by --config.NAME=VALUE:\n\n{config}"
-    )
+    return {name: values[name].value for name in values if name != "help"}, rest
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

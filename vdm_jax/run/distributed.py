@@ -5,6 +5,7 @@ Between CPUs a collective fails at once when a process ends, and `lost` recognis
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -41,6 +42,7 @@ GONE = re.compile("(?i)gloo|nccl|connection|unavailable|deadline|coordination|ba
 
 _again: Callable[[], str] = lambda: "start all processes again"  # noqa: E731
 _numbers = itertools.count()
+_held: list[socket.socket] = []
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -191,6 +193,7 @@ def _initialize(address: str | None, count: int | None, me: int | None, timeout:
         jax.distributed.initialize(
             address, count, me, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout,
             cluster_detection_method="deactivate" if address else None,
+            coordinator_bind_address=address if me == 0 else None,  # else any that reaches it
         )  # fmt: skip
     except Exception as error:  # JAX raises several kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -208,27 +211,43 @@ def _reach(address: str, count: int, me: int, timeout: int) -> None:
         raise UserError(f"--coordinator={address} is no HOST:PORT, as node1:12345")
     if me >= count:
         raise UserError(f"--process_id={me} must lie in [0, {count}): --num_processes is {count}")
-    to, dual, until = (host.strip("[]"), int(port)), socket.has_dualstack_ipv6(), time.monotonic()
+    to, until = (host.strip("[]"), int(port)), time.monotonic()
     try:
-        socket.getaddrinfo(*to)
+        family, *_, found = socket.getaddrinfo(*to)[0]
     except OSError as error:
         raise UserError(f"--coordinator={address}: there is no host {host} ({error})") from error
+    _hold(f"vdm_jax {found[:2]} {me}", address, me)
     while True:
         try:
             if me == 0:
-                family = socket.AF_INET6 if dual else socket.AF_INET
-                socket.create_server(("", to[1]), family=family, dualstack_ipv6=dual).close()
+                socket.create_server(found[:2], family=family).close()
             else:
                 socket.create_connection(to, timeout=max(1.0, timeout / 4)).close()
             return
         except OSError as error:
             if me == 0:
-                raise UserError(f"--coordinator={address}: process 0 can't listen at that port "
+                raise UserError(f"--coordinator={address}: process 0 can't listen there "
                                 f"({error.strerror}); choose another") from error  # fmt: skip
             if time.monotonic() > until + timeout:
                 raise UserError(f"--coordinator={address} could not be reached for {timeout} s "
                                 f"({error}): is process 0 running there?") from error  # fmt: skip
         time.sleep(0.2)
+
+
+def _hold(name: str, address: str, me: int) -> None:
+    """Raises UserError if another process on this machine has that number at that coordinator.
+
+    JAX would take it for the one it knows, started again, and end the run that goes on. The name
+    of Linux's that has no file goes with the process, however that ends.
+    """
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0{name}")
+        _held.append(held)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            said = f"--process_id={me} of --coordinator={address} runs already on this machine"
+            raise UserError(f"{said}: choose another port for another run") from error
 
 
 def _barrier(seconds: int) -> None:

@@ -21,6 +21,7 @@ from vdm_jax.evaluation.subject import Subject
 from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
 from vdm_jax.train.interrupts import Stop
 from vdm_jax.train.model import Model
+from vdm_jax.train.progress import Bar
 from vdm_jax.train.step import TrainState
 
 
@@ -114,7 +115,11 @@ def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, b
     def evaluate(state: TrainState, last: bool) -> Evaluation:
         with _lower("evaluation", "eval.batch_size", c.batch_size, state):
             repeats = c.final_repeats if last else c.repeats
-            draws = evaluation.collect(eval_step, state.ema_params, checked, mesh, key, repeats)
+            if last:
+                print(f"final evaluation: {len(images.test)} images, {repeats} draws each")
+            with Bar("evaluating", subject.calls(repeats)) as bar:
+                call = bar.counted(eval_step)
+                draws = evaluation.collect(call, state.ema_params, checked, mesh, key, repeats)
             return evaluation.summarise(draws, model.bind(state.ema_params), subject.groups)
 
     return evaluate
@@ -134,6 +139,7 @@ def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np
     compiled = jax.jit(draw, out_shardings=sharding.replicated(mesh))
 
     def sample(state: TrainState) -> np.ndarray:
+        print(f"drawing {count} samples in {config.sample.num_steps} steps each", flush=True)
         with _lower("sampling", "sample.count", count, state):
             drawn = compiled(state.ema_params)
             stop.wait_for(drawn)

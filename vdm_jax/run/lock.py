@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 
 
@@ -29,5 +30,7 @@ def owned(workdir: Path) -> Iterator[None]:
             ) from None
         except NotImplementedError as error:  # flock isn't there
             print(f"warning: {workdir} can't be locked ({error}): start no second run in it")
-        holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        files.write(holder, f"process {os.getpid()} on {platform.node()}\n")
+        for folder in (workdir, workdir / "samples"):
+            files.remove_partials(folder)
         yield

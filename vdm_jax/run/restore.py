@@ -50,10 +50,11 @@ def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
     """Defines the flags of `from_options`; `what` it leaves, `images` it does to images."""
     define_model_flags(values, f"folder of the run; with --official, where the {what} go")
     text, _, _ = cli.definers(values)
-    text("data", f"{images} other images: the name of a data set")
+    text("out", f"another folder that the {what} go to")
+    text("data", f"{images} other images: the name of a dataset")
     text("path", "the file or folder of --data=arrays or folder")
-    text("manual_dir", "folder with a data set's original archives")
-    text("data_dir", "where data sets are kept; default $VDM_JAX_DATA")
+    text("manual_dir", "folder with a dataset's original archives")
+    text("data_dir", "where datasets are kept; default $VDM_JAX_DATA")
     distributed.define_flags(values)
 
 
@@ -72,6 +73,8 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     `options["batch_size"]` takes the place of the configuration's.
     """
     _check_flags(options)
+    if not options["workdir"] and not (options["official"] and options["out"]):
+        raise UserError("--workdir=DIR is missing: the folder of the run; or --official and --out")
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
@@ -88,7 +91,8 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
     """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
     It computes in float32. A run's checkpoint says of which images it is; a published model is for
-    images of any size, here of `shape`. Raises UserError for a model conditioned on the class.
+    images of any size, here of `shape`, which may be without channels. Raises UserError for a model
+    conditioned on the class.
     """
     if bool(options["workdir"]) == bool(options["official"]):
         raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
@@ -203,9 +207,8 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        print(f"the checkpoint of step {step} has no settings in it: those of {file} are used")
-        sealed, source = copy, file
-    elif sealed != copy:
+        raise UserError(f"{source} has no settings in it, as those of this program have")
+    if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
               "checkpoint are used", flush=True)  # fmt: skip
@@ -283,9 +286,9 @@ def _official(
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
-    if shape[-1] != channels:
+    if shape[2:] not in ((), (channels,)):
         said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
         raise UserError(f"{said} {shape[-1]}")
-    model = Model(lambda key: loaded.params, loaded.bind(shape))
+    model = Model(lambda key: loaded.params, loaded.bind((*shape[:2], channels)))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))
     return Subject(model, params, None, 0, mesh, name, loaded.step, known["model"])

@@ -1,9 +1,8 @@
 """One training run: data, model, optimiser and loop put together from a configuration."""
 
 import contextlib
-import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
 from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.step import TrainState
@@ -75,10 +75,10 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             if checkpoints.latest_step() is not None:  # what is refused is, before compiling
                 checkpoints.check(template)
             _announce(of, template)
-            run = _run(of, checkpoints)
+            run = _run(of, checkpoints, options.hang_timeout)
             state = _first_state(of, checkpoints, template, options)
             if jax.process_index() == 0:
-                files.write_whole(workdir / "config.json", json.dumps(settings, indent=1) + "\n")
+                files.write_json(workdir / "config.json", settings)
             state, result = loop.train(run, state)
         _conclude(of, int(state.step), result)
     return result
@@ -112,15 +112,25 @@ def _settings(config: ConfigDict, images: ImageData) -> dict[str, Any]:
     return settings
 
 
-def _run(of: Experiment, checkpoints: Checkpoints) -> loop.Run:
+def _run(of: Experiment, checkpoints: Checkpoints, hang_timeout: float | None) -> loop.Run:
     """Returns what the loop calls; the step is compiled and has enough memory."""
     config, keys = of.config, experiment.keys_of(of.config)
     compiled = experiment.compiled_step(of)
     _check_room(config, compiled)
     steps = experiment.plan(config), compiled, keys["train"], experiment.chunks(config, of.images)
     seen = experiment.evaluator(of, keys["eval"]), experiment.sampler(of, keys["sample"])
-    name = build.eval_name(config)
-    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name)
+    name, watched = build.eval_name(config), _watched(of.workdir, hang_timeout)
+    return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name, watched)
+
+
+def _watched(
+    workdir: Path, timeout: float | None
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns what watches over a step: nothing in one process, unless a limit was given."""
+    if timeout == 0 or (timeout is None and not distributed.joined()):
+        return contextlib.nullcontext
+    file, folder = workdir / f"hang-{jax.process_index()}.txt", workdir / "checkpoints"
+    return Watchdog(timeout, file, lambda: f"the same command {_again(folder)}").watched
 
 
 def _first_state(
@@ -171,8 +181,20 @@ def _announce(of: Experiment, template: TrainState) -> None:
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
         f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels\n"
         f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
-        f"{devices.size} {devices.flat[0].platform} device(s); compiling",
+        f"{devices.size} {devices.flat[0].platform} device(s); compiling"
+        + _lag(of.config.optimizer.ema_rate, of.config.train.steps),
         flush=True,
+    )
+
+
+def _lag(ema_rate: float, steps: int) -> str:
+    """Returns what a run says that ends before the average of its parameters has settled."""
+    lag = 1 / max(1 - ema_rate, 1e-9)
+    if 3 * lag <= steps:
+        return ""
+    return (
+        "\nevaluation and samples take the average of the parameters (EMA), which lags about "
+        f"{lag:,.0f} steps behind, in a run of {steps:,}; --config.optimizer.ema_rate sets it"
     )
 
 
@@ -183,11 +205,13 @@ def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
     summary |= {f"{result.unit.key}_standard_error": None, **result.scalars()}
     summary |= {"num_images": result.num_images, "repeats": result.repeats}
     if jax.process_index() == 0:
-        files.write_whole(of.workdir / "result.json", json.dumps(summary, indent=1) + "\n")
+        files.write_json(of.workdir / "result.json", summary)
+    left = sorted(path.name for path in of.workdir.glob("[!.]*"))
     print(
         f"reconstruction {result.reconstruction}\nprior          {result.prior}\n"
         f"diffusion      {result.diffusion}\n"
         f"{of.images.name} {name} {result.unit.name} (variational bound): {result.total}   "
         f"[{result.num_images} images, {result.repeats} draws each, step {last_step}]"
         + (f"\n({note})" if note else "")
+        + f"\n{of.workdir} holds {', '.join(left)}"
     )

@@ -1,6 +1,7 @@
 """The model as the codec takes it, and the progress bar and output of both commands."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 
 from vdm_jax import files
+from vdm_jax.compression.file import CHAIN, Header, VdmzError
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, restore
-from vdm_jax.train import sharding
+from vdm_jax.train import memory, sharding
 from vdm_jax.train.model import Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.vdm import VDM
@@ -51,18 +53,29 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
     return source, f"{of.name}, step {of.step}"
 
 
+def check_room(source: Source, header: Header) -> None:
+    """Raises VdmzError if the network alone would need more memory for a file than there is.
+
+    A published model takes images of any size, so that a file of few bytes may ask for much: its
+    attention has a number, of 8 bytes, for each pair of pixels.
+    """
+    if "sm_n_embd" not in source.settings or all(b.mode != CHAIN for b in header.blocks):
+        return
+    shape = (len(header.blocks), *header.event_shape)
+    need = 8 * shape[0] * math.prod(shape[1:3]) ** 2
+    room = memory.room(jax.devices()[0])
+    if room and need > room.free:
+        raise VdmzError(
+            f"its {shape[0]} x {'x'.join(map(str, shape[1:]))} pixels at once take "
+            f"{memory.words(need)} or more in the network; {memory.words(room.free)} are free"
+        )
+
+
 @contextlib.contextmanager
 def progress(words: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """Yields what shows a bar of images; it goes back where the codec begins anew."""
-    shown = 0
-
-    def tell(done: int, of: int) -> None:
-        nonlocal shown
-        bar.advance(total - of + done - shown)  # the others are seeds
-        shown = total - of + done
-
     with Bar(words, total) as bar:
-        yield tell
+        yield lambda done, of: bar.move(total - of + done)  # the others are seeds
 
 
 def free(given: str | None, flag: str) -> Path:

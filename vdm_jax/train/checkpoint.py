@@ -54,7 +54,7 @@ class Checkpoints:
         `allow_fallback` a run of one process goes on from the newest checkpoint that isn't damaged,
         and newer ones are moved into the folder `damaged` beside this one.
         """
-        self._folder, self._may_differ = folder.absolute(), may_differ
+        self._folder, self._may_differ, self._keep = folder.absolute(), may_differ, keep
         self._meta, self._defaults = json.loads(json.dumps([dict(meta), dict(defaults or {})]))
         self._allow_change = allow_change
         self._allow_fallback = allow_fallback and jax.process_count() == 1
@@ -152,6 +152,9 @@ class Checkpoints:
             print(f"{error} Moved to {self._move_aside(each)}; going on from step {step}.")
         for line in self._differences(saved):
             print(f"  {line}")
+        with self._writing():
+            for old in sorted(self._manager.all_steps())[: -self._keep]:
+                self._manager.delete(old)  # a killed run may have removed half of it
         return state
 
     def _newest(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, DamagedError]]:

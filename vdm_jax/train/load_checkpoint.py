@@ -48,12 +48,13 @@ def complete_steps(folder: Path) -> list[int]:
             if not folder.is_dir():
                 return []
             with contextlib.suppress(FileNotFoundError, ValueError):  # removed after it was listed
-                return sorted(ocp.utils.checkpoint_steps(folder))
+                if found := ocp.utils.checkpoint_steps(folder):  # a list may miss what is renamed
+                    return sorted(found)
         return sorted(ocp.utils.checkpoint_steps(folder))
 
 
 class RemovedError(CheckpointError):
-    """A checkpoint that the run removed, as it keeps the newest few, while it was being read."""
+    """A checkpoint that a run has removed, maybe while it was read, as it keeps the newest few."""
 
 
 def load_settings(folder: Path, step: int | None) -> tuple[int, dict[str, Any]]:
@@ -95,7 +96,9 @@ def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
     if not steps or step not in (None, *steps):
         known = ", ".join(map(str, steps)) or "none"
         which = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"no checkpoint{which} in {folder}; there: {known}.")
+        gone = step is not None and step < min(steps, default=0)  # the oldest are removed
+        kind = RemovedError if gone else CheckpointError
+        raise kind(f"no checkpoint{which} in {folder}; there: {known}.")
     where = folder / str(steps[-1] if step is None else step)
     quiet.quieten()
     try:

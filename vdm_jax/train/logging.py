@@ -19,22 +19,23 @@ from vdm_jax import files
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
 
-    A run that goes on at `first_step` drops later lines; of several processes the first one writes.
+    A run that goes on at `first_step` drops later lines, and `damaged` ones, which it counts; of
+    several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, first_step: int = 0) -> None:
-        path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        self._path = workdir / "metrics.jsonl"
+        lines, self.damaged = _read(self._path)
+        kept = [line for line in lines if line["step"] <= first_step]
         self._seen = {(line["step"], line["split"]) for line in kept}
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        folder = workdir / "tensorboard"
-        folder.mkdir(exist_ok=True)
+        files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._folder = workdir / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: its thread ends on a full disk, and write() then waits for ever.
-        self._board = EventsWriter(str(folder / "events"))
+        self._board = EventsWriter(str(self._folder / "events"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._event(step=first_step + 1, session_log=start)  # TensorBoard drops what follows it
 
@@ -44,14 +45,15 @@ class MetricsLog:
         if self._writes:
             for name, value in scalars.items():
                 self._event(step=step, summary=summary.scalar(f"{split}/{name}", float(value)))
-            self._board.flush()
+            with files.naming(self._folder):
+                self._board.flush()
 
     def note(self, step: int, split: str, **values: object) -> None:
         """Writes one line of any JSON values to `metrics.jsonl` alone."""
         self._seen.add((step, split))
         if self._writes:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-            self._file.flush()
+            line = {"step": step, "split": split, **values}
+            files.append(self._path, json.dumps(line) + "\n")
 
     def has(self, step: int, split: str) -> bool:
         """Returns whether there is a line of this step and split."""
@@ -63,24 +65,30 @@ class MetricsLog:
             self._event(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
-        """Writes what is buffered and closes the files."""
+        """Writes what is buffered for TensorBoard and closes its file."""
         if self._writes:
-            self._file.close()
-            self._board.close()
+            with files.naming(self._folder):
+                self._board.close()
 
     def _event(self, **fields: Any) -> None:
-        self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+        with files.naming(self._folder):
+            self._board.write_event(event_pb2.Event(wall_time=time.time(), **fields))
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the lines of a metrics file, oldest first, without those that a kill cut short."""
-    if not path.exists():
-        return []
+    """Returns the lines of a metrics file, oldest first, without those that are damaged."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[dict], int]:
+    """Returns the lines of a metrics file, and how many are damaged: a kill may cut one short."""
     lines = []
-    for text in path.read_bytes().splitlines():
+    texts = path.read_bytes().splitlines() if path.exists() else []
+    for text in texts:
         with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
-    return [line for line in lines if _is_metrics(line)]
+    good = [line for line in lines if _is_metrics(line)]
+    return good, len(texts) - len(good)
 
 
 def _is_metrics(line: Any) -> bool:

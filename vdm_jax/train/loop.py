@@ -1,9 +1,8 @@
 """The training loop: calls the compiled step, and at set steps logs, saves, evaluates, samples."""
 
 import collections
-import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.train import plots, sharding
 from vdm_jax.train.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ would pile up, each with its batch."""
 
 
 class TrainingError(UserError):
-    """Training can't go on."""
+    """A training that can't go on, with the reason."""
 
 
 class Plan(NamedTuple):
@@ -70,6 +70,7 @@ class Run(NamedTuple):
     mesh: Mesh
     stop: Stop
     eval_name: str = "test"
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext  # around what may hang
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
@@ -91,13 +92,15 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                 result = loop.report()
             chunk: Any = None
             while step < plan.steps:
-                if chunk is None or step % plan.steps_per_call == 0:
-                    chunk = sharding.put(next(stream), run.mesh, axis=1)
-                step = loop.advance(chunk)
+                with run.watched():
+                    if chunk is None or step % plan.steps_per_call == 0:
+                        chunk = sharding.put(next(stream), run.mesh, axis=1)
+                    step = loop.advance(chunk)
+                    if any(plan.due(step, every) for every in plan[2:-1]):
+                        loop.finish(0)  # here, as what comes next would wait for it unwatched
                 if plan.due(step, plan.log_every):
                     loop.log_metrics()
                 if plan.due(step, plan.checkpoint_every):  # before what takes a while and may fail
-                    loop.finish(0)
                     run.checkpoints.save(step, loop.state)
                 loop.heed()  # after the log, whose line nobody would write later
                 result = loop.report() or result
@@ -120,6 +123,8 @@ class _Loop:
         self._running: collections.deque[_Call] = collections.deque()
         self._window: list[_Call] = []
         self._votes: list[Vote] = []
+        if self.log.damaged:
+            bar.say(f"metrics.jsonl: {self.log.damaged} damaged line(s), left out from here on")
         if jax.process_index() == 0:
             (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
 
@@ -155,8 +160,7 @@ class _Loop:
             self.run.stop.heed(self._votes.pop())
 
     def log_metrics(self) -> None:
-        """Logs the mean metrics of the steps since the last time."""
-        self.finish(0)
+        """Logs the mean metrics of the steps since the last time, which have ended."""
         scalars = _mean(self._window)
         rate = self.bar.metrics(self.step, scalars)
         self.log.write(self.step, "train", scalars | {"steps_per_second": rate})
@@ -167,13 +171,14 @@ class _Loop:
         """Evaluates and samples if due and not done before; returns the evaluation, or None."""
         run, plan, step, found = self.run, self.run.plan, self.step, None
         evaluated = self.log.has(step, run.eval_name)
-        if plan.due(step, plan.eval_every) and not sharding.of_first(evaluated):
-            found = run.evaluate(self.state, step == plan.steps)
-            self.log.write(step, run.eval_name, found.scalars())
-            self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
-            if jax.process_index() == 0:
+        if plan.due(step, plan.eval_every):
+            if not sharding.of_first(evaluated):
+                found = run.evaluate(self.state, step == plan.steps)
+                self.log.write(step, run.eval_name, found.scalars())
+                self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
+            if jax.process_index() == 0:  # also where a kill came between the line and its plot
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
-                plots.plot_losses(metrics, run.workdir / "loss.png")
+                plots.plot_losses(metrics, run.workdir / "loss.png", plan.steps)
         picture = run.workdir / "samples" / f"{step:08d}.png"
         if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
             pixels = run.sample(self.state)
@@ -226,7 +231,7 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     if jax.process_index() == 0:
         key = _key_data(run.key, first)
         found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}
-        (run.workdir / NONFINITE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+        files.write_json(run.workdir / NONFINITE, found)
     at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "

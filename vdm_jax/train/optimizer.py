@@ -43,14 +43,16 @@ def make(
     clip_norm: float | None = None,
     decay_gamma: bool = True,
 ) -> optax.GradientTransformation:
-    """Returns AdamW with weight decay on every parameter that isn't named "bias".
+    """Returns AdamW with weight decay on every parameter that isn't named "bias", of any pytree.
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
     """
 
     def decays(path: Any, _: Any) -> bool:
-        return path[-1].key != "bias" and (decay_gamma or path[0].key != "gamma")
+        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
+        names = names[:-1] if names[-1:] == ["value"] else names  # of an NNX variable
+        return names[-1:] != ["bias"] and (decay_gamma or names[:1] != ["gamma"])
 
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(decays, params)

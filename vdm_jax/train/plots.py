@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from vdm_jax import files
 from vdm_jax.train.model import unit_of
+
+WIDTH = 512  # of a grid, at least: it is looked at
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -24,34 +27,50 @@ def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def write_image(path: Path, image: np.ndarray, min_size: int = 256) -> None:
-    """Writes uint8 [height, width, 1 or 3] as PNG, enlarged by a whole factor if it is tiny."""
-    factor = max(1, -(-min_size // max(image.shape[:2])))
+def write_image(path: Path, image: np.ndarray, title: str = "") -> None:
+    """Writes uint8 [height, width, 1 or 3] as PNG, `WIDTH` wide or more by a whole factor."""
+    factor = max(1, -(-WIDTH // image.shape[1]))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if title:
+        head = Image.new("L", (enlarged.shape[1], 24), 255)
+        ImageDraw.Draw(head).text((6, 4), title, 0, ImageFont.load_default(14))
+        lines = np.repeat(np.asarray(head)[..., None], enlarged.shape[-1], axis=-1)
+        enlarged = np.concatenate([lines, enlarged])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(path)
+    with files.whole(path) as file:
+        Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(file, "PNG")
 
 
-def plot_losses(metrics: list[dict], path: Path) -> None:
-    """Plots the bound against the step, one curve a split, with standard errors where known."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
+    """Plots the bound against the step, with standard errors where known.
+
+    A curve is of the parameters or of their average; the evaluation at `last_step`, which has other
+    draws than those before it, stands apart.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    values = []
     unit = unit_of(set().union(*metrics))
-    for split in dict.fromkeys(line["split"] for line in metrics if unit.key in line):
-        lines = [line for line in metrics if line["split"] == split and unit.key in line]
+    curves: dict[tuple[str, str], list[dict]] = {}
+    for line in (line for line in metrics if unit.key in line):
+        kind = f"{line['split']} images, average of the parameters (EMA)", "o-"
+        if line["split"] == "train":
+            kind = "training batches, parameters", "-"
+        elif line["step"] == last_step:
+            kind = f"{line['split']} images, EMA, final evaluation", "k*"
+        curves.setdefault(kind, []).append(line)
+    for (label, style), lines in curves.items():
         steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
         errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
-        values += bound
-        style = "-" if split == "train" else "o-"
-        axes.errorbar(steps, bound, errors, fmt=style, markersize=4, linewidth=1, label=split)
-    if values:
+        size = 10 if style == "k*" else 4
+        axes.errorbar(steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label)
+    if curves:
         # The first steps are far above the rest and would flatten everything else.
+        values = [line[unit.key] for lines in curves.values() for line in lines]
         low, high = min(values), float(np.quantile(values, 0.95))
         margin = 0.1 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
-        axes.legend()
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit.name)
+        figure.legend(loc="outside lower center", fontsize="small")
+    axes.set(title="Variational bound during training", xlabel="step", ylabel=unit.name)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=120)
