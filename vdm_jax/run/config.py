@@ -138,8 +138,8 @@ def _words(c: ConfigDict) -> Iterator[str]:
     for names, networks in _OF_NETWORKS.items():
         for name in names if c.network not in networks else ():
             if c[name] != plain[name]:
-                known = " and ".join(networks)
-                yield f"model.{name} is {c[name]!r}, for {known} only; leave it out"
+                for_these = " and ".join(networks)
+                yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
 

@@ -194,7 +194,7 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     shared["learn_variance"] = c.reverse_var == "learned"
     own = {name: c[name] for name in ("channels", "attention", "remat", "dtype", "fused_attention")}
     if c.network == "pyramid":
-        sizes = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
+        sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
         return Pyramid(**own, **sizes, **shared)
     shared["num_blocks"] = c.num_blocks
     if c.network == "mlp":
