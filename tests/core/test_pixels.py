@@ -91,7 +91,7 @@ def test_draws_have_the_frequencies_of_the_decoder():
     assert stats.chisquare(counts, n * p).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("gamma_0", [-20.0, -25.0, -30.0])
+@pytest.mark.parametrize("gamma_0", [-20.0, -25.0, -30.0, -100.0])
 def test_low_noise_is_exact_in_float32(gamma_0):
     """exp(gamma_0) against bins of 1/128: the decoder is certain, but half way between two."""
     levels, rng = 256, np.random.default_rng(3)
