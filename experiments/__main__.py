@@ -1,7 +1,10 @@
 """Lists the commands: `python -m experiments`."""
 
 import ast
+import sys
 from pathlib import Path
+
+from vdm_jax.run import cli
 
 
 def commands() -> dict[str, str]:
@@ -16,7 +19,13 @@ def commands() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the commands."""
     print("Commands, each with --help:\n")
     for name, about in commands().items():
         print(f"  python -m {name:<36} {about}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli.guard(main)

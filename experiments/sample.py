@@ -159,11 +159,11 @@ def _write(
     What was drawn is written before its distances are computed, which go into `found`.
     """
     (images, path), levels = drawn, subject.images.levels
-    plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
     with files.whole(folder / "samples.npz") as file:
         np.savez_compressed(file, step=found["model"]["step"], **kept)
+    plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
     if path is not None:  # a row for each sample, with a line between the pictures
         lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
         n, height, columns, width, channels = lined.shape

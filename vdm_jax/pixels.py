@@ -44,6 +44,11 @@ def _log_ratio(error: Tensor, apart: Tensor, precision: Tensor) -> Tensor:
     return -0.5 * precision * apart * (2.0 * error + apart)
 
 
+def _precision(gamma_0: ArrayLike, like: Tensor) -> Tensor:
+    """Returns exp(-gamma_0), finite in float32: beyond 80 no bit of the probabilities changes."""
+    return jnp.exp(jnp.minimum(-expand(gamma_0, like), 80.0))
+
+
 def _nearest(place: Tensor, levels: int) -> Tensor:
     """Returns the level nearest to a place among the levels, 0 being that of level 0."""
     return jax.lax.stop_gradient(jnp.clip(jnp.round(place), 0, levels - 1))
@@ -63,7 +68,7 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     _check_levels(levels)
     z = jnp.asarray(z_0_rescaled)
     nearest = _nearest((z + 1.0) * (0.5 * levels) - 0.5, levels)
-    precision = jnp.exp(-expand(gamma_0, z))[..., None]
+    precision = _precision(gamma_0, z)[..., None]
     error = (z - _centre(nearest, levels))[..., None]
     return jax.nn.log_softmax(_log_ratio(error, _apart(nearest, levels), precision), axis=-1)
 
@@ -87,7 +92,7 @@ def log_prob_of_error(images: Images, error: Tensor, gamma_0: ArrayLike, levels:
     level = jnp.where(valid, jnp.asarray(images, error.dtype), 0.0)
     nearest = _nearest(level + error * (0.5 * levels), levels)
     apart = (nearest - level) * (2.0 / levels)
-    precision = jnp.broadcast_to(jnp.exp(-expand(gamma_0, error)), error.shape)
+    precision = jnp.broadcast_to(_precision(gamma_0, error), error.shape)
     log_sum = _log_sum(error - apart, precision, nearest, levels)
     picked = _log_ratio(error - apart, apart, precision)
     return jnp.where(valid, picked - log_sum, jnp.nan)

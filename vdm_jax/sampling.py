@@ -255,7 +255,8 @@ def scan(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, steps: Any) -
         after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda each: each[0], steps))
 
         def vary(before: Tensor, after: jax.ShapeDtypeStruct) -> Tensor:
-            now, later = (each.manual_axis_type.varying for each in (jax.typeof(before), after))
+            kinds = (each.manual_axis_type for each in (jax.typeof(before), after))
+            now, later = (kind.varying if kind else frozenset() for kind in kinds)  # check_vma
             return jax.lax.pcast(before, tuple(later - now), to="varying")
 
         carry = jax.tree.map(vary, carry, after)

@@ -1,11 +1,13 @@
 """Signals within a block: Ctrl-C and those that end a job deferred to its end, or handled."""
 
 import contextlib
+import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which a batch system, or a terminal that closes, says that a job is to end."""
 
 
@@ -48,3 +50,15 @@ def handler(number: int, handle: Callable[[int, object], None]) -> Iterator[None
         yield
     finally:
         signal.signal(number, before)
+
+
+def hush() -> None:
+    """Lets what is printed go nowhere if the terminal has closed, as each print would fail."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISCHR(os.fstat(number).st_mode):
+                continue
+        try:
+            os.write(number, b"\r")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

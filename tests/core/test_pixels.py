@@ -113,6 +113,8 @@ def test_low_noise_is_exact_in_float32(gamma_0):
         for found in run(half_way)(gamma_0):
             np.testing.assert_allclose(found, np.log(0.5), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(cost))(gamma_0), 0.0, rtol=0, atol=1e-8)
+    sure = pixels.log_prob(images, pixels.encode(images, levels), -100.0, levels)
+    np.testing.assert_array_equal(sure, 0.0)  # though exp(100) is no float32
     # One level off: -(2 d delta + delta^2)/(2 var), some 1e4 nats and more, and finite.
     z, wrong = pixels.encode(images, levels) + np.exp(0.5 * gamma_0) * eps, images + 1
     exact = definition(np.asarray(z, float), gamma_0, levels)

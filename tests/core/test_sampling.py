@@ -325,6 +325,7 @@ def test_inside_shard_map_the_condition_is_split_and_the_key_is_not(name):
         return sampling.sample(key, vdm, 2, Rule(name, 4))
 
     whole, split = jax.P(), jax.P("data")
-    sharded = jax.shard_map(sample, mesh=mesh, in_specs=(whole, split), out_specs=split)
-    args = jax.random.key(0), condition
-    np.testing.assert_allclose(jax.jit(sharded)(*args), jax.jit(sample)(*args), rtol=1e-5)
+    specs, args = {"in_specs": (whole, split), "out_specs": split}, (jax.random.key(0), condition)
+    for check in (True, False):
+        sharded = jax.jit(jax.shard_map(sample, mesh=mesh, **specs, check_vma=check))
+        np.testing.assert_allclose(sharded(*args), jax.jit(sample)(*args), rtol=1e-5)

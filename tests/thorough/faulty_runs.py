@@ -81,7 +81,7 @@ def without_arithmetic():
     experiment.chunks = lambda *_: lambda first: contextlib.nullcontext(iter([{}] * STEPS))
     experiment.evaluator = lambda *_: evaluate
     experiment.sampler = lambda *_: sample
-    plots.plot_losses = lambda metrics, path: plots.write_image(
+    plots.plot_losses = lambda metrics, path, _: plots.write_image(
         path, np.zeros((len(metrics), 1, 1), np.uint8)
     )
 

@@ -75,6 +75,11 @@ def test_brackets_and_other_patterns_in_a_path_are_letters(tmp_path):
     assert load_settings(folder, None) == (5, META)
 
 
+def test_a_path_with_a_backslash_is_refused_before_anything_is_saved(tmp_path):
+    said = refusal(CheckpointError, Checkpoints, tmp_path / r"lr\2e-3" / "c", META)
+    assert r"lr\2e-3/c can't hold checkpoints" in said and not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_that_goes_while_it_is_read_is_not_damaged(tmp_path, monkeypatch):
     folder, mesh = saved(tmp_path / "c", 3, 5), sharding.make_mesh(jax.devices()[:1])
 

@@ -1,6 +1,7 @@
 """Ctrl-C and the signals that end a job, where they can do no harm; sent here themselves."""
 
 import concurrent.futures
+import os
 import signal
 
 import jax
@@ -120,3 +121,22 @@ def test_where_it_is_ignored_it_stays_ignored(stop):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_what_is_printed_to_a_terminal_that_has_closed_goes_nowhere():
+    terminal, ours = os.openpty()
+    kept = os.dup(1)
+    try:
+        os.dup2(ours, 1)
+        signals.hush()
+        os.write(1, b"read")
+        assert b"".join(os.read(terminal, 1) for _ in b"\rread") == b"\rread"  # it is open
+        os.close(terminal)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(1, b"lost")
+        signals.hush()
+        assert os.write(1, b"lost") == 4
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(ours)

@@ -160,6 +160,23 @@ def test_a_stop_is_heeded_after_the_log_and_leaves_a_checkpoint(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 6
 
 
+def test_a_run_whose_reader_has_gone_leaves_a_checkpoint(tmp_path):
+    """As in `train | head`: a print raises BrokenPipeError, or SystemExit where it is rich's."""
+    for gone in (BrokenPipeError, SystemExit):
+
+        class Gone(Fake):
+            def step(self, state, *chunk, gone=gone):
+                if state.step == 4:
+                    raise gone
+                return super().step(state, *chunk)
+
+        fake, workdir = Gone(), tmp_path / gone.__name__
+        workdir.mkdir()
+        with pytest.raises(gone):
+            fake.train(workdir, loop.Plan(100, 4, 6, 50, 50, 50, 3))
+        assert fake.events == [("step", 0, 4), ("save", 4)]
+
+
 def test_the_loop_is_a_bounded_number_of_calls_ahead_of_the_device(tmp_path):
     fake = Fake()
     fake.train(tmp_path, loop.Plan(12, 1, 6, 12, 12, 12, 3))

@@ -94,8 +94,8 @@ def _loaded(content: bytes) -> Any:
 def _without_metadata(content: bytes) -> bytes:
     """Returns a PNG with nothing but what its pixels, its frames and its orientation need.
 
-    Of a JPEG without the segments that Pillow alone reads; of others all. Raises ValueError for a
-    PNG with a wrong checksum.
+    Of a JPEG without the segments that Pillow alone reads; of others all. Raises ValueError
+    where one of these has a wrong checksum.
     """
     if content.startswith(_JPEG_MARK):
         at = 2
@@ -111,9 +111,10 @@ def _without_metadata(content: bytes) -> bytes:
     while at < len(content) and kept[-1][4:8] != b"IEND":
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         kind, chunk = content[at + 4 : at + 8], content[at:end]
-        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+        needed = kind[:1].isupper() or kind in _PNG_NEEDED
+        if needed and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             raise ValueError(f"the checksum of its part {kind!r} is wrong")
-        kept += [chunk] * (kind[:1].isupper() or kind in _PNG_NEEDED)
+        kept += [chunk] * needed
         at = end
     return b"".join(kept)
 

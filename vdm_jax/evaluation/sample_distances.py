@@ -24,9 +24,8 @@ def median_distance(x: ArrayLike) -> Tensor:
     """
     x, _ = _pair(x, x)
     rows, columns = np.triu_indices(len(x), 1)
-    _, which = np.unique(
-        np.asarray(x), axis=0, return_inverse=True
-    )  # equal ones: 0 but for rounding
+    # By equality: the distance of equal points is 0 but for rounding.
+    _, which = np.unique(np.asarray(x), axis=0, return_inverse=True)
     apart = which[rows] != which[columns]
     chosen = apart if 2 * apart.sum() <= apart.size else slice(None)
     distances = jnp.sqrt(_squares(x, x)[rows[chosen], columns[chosen]])

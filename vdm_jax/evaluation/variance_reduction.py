@@ -2,8 +2,7 @@
 
 On training images: where along t the loss is noisy, and what a linear denoiser says of that noise.
 On the images themselves: how many draws are needed. None of these draws is used for the estimate,
-to which all that is found here is therefore constant; but a set of draws whose error comes out
-above the one asked for is replaced by another.
+to which all that is found here is therefore constant.
 """
 
 import math
@@ -106,7 +105,10 @@ def enough(draws: Draws, bound: Bound, wanted: float) -> int:
     Raises UserError for more than a million draws of each image.
     """
     found = evaluation.summarise(draws, bound).total.monte_carlo
-    repeats = MARGIN * len(draws.terms.total) * (found / wanted) ** 2
+    count, images = draws.terms.total.shape
+    # Of few images the error is rough: its square to sqrt(2 / images) of itself.
+    margin = MARGIN * (1.0 + 2.0 * math.sqrt(2.0 / images))
+    repeats = margin * count * (found / wanted) ** 2
     if not repeats <= MOST_REPEATS:
         least = wanted * math.sqrt(repeats / MOST_REPEATS)
         raise UserError(
@@ -129,18 +131,10 @@ class Evaluator:
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
-        repeats, look = self.repeats, 0
+        repeats = self.repeats
         if self.wanted is not None:
             trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        while True:
-            key = jax.random.fold_in(self.key, 2 + look) if look else self.key
-            draws = _drawn(step, subject, key, repeats, "evaluating")
-            controlled = self.plan.controlled(draws)
-            found = evaluation.summarise(controlled, subject.bound).total.monte_carlo
-            if self.wanted is None or found <= self.wanted:
-                return draws, controlled
-            # The pilot promised too much: as many as these say, all of them new.
-            self.pilot_calls += np.size(draws.t)
-            repeats, look = enough(controlled, subject.bound, self.wanted), look + 1
+        draws = _drawn(step, subject, self.key, repeats, "evaluating")
+        return draws, self.plan.controlled(draws)

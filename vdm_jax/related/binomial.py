@@ -19,6 +19,7 @@ from vdm_jax import checks, loss, timestep
 from vdm_jax.distributions import Bernoulli
 from vdm_jax.loss import ElboTerms
 from vdm_jax.process import expand
+from vdm_jax.sampling import scan
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
 Keep = Callable[[Tensor], Tensor]
@@ -152,8 +153,7 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
         return p.sample(jax.random.fold_in(key_steps, i)), None
 
     z_1 = Bernoulli(jnp.zeros(shape, keeps.dtype)).sample(key_init)
-    z_0, _ = jax.lax.scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
-    return z_0
+    return scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
 
 
 # ---- bits as signs, and the schedule ----

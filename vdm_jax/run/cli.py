@@ -1,5 +1,6 @@
 """The command line that all experiments share."""
 
+import contextlib
 import io
 import os
 import re
@@ -99,11 +100,14 @@ def guard(command: Callable[[], object]) -> None:
 
 def _at_home(argv: list[str]) -> list[str]:
     """Returns the arguments with a ~ that the shell has left, as in --workdir=~/a, expanded."""
-    given = (re.fullmatch(r"(--?[\w.-]+=)?(~.*)", argument, re.DOTALL) for argument in argv)
-    return [
-        (found[1] or "") + os.path.expanduser(found[2]) if found else argument
-        for argument, found in zip(argv, given, strict=True)
-    ]
+    expanded = list(argv)
+    for i, argument in enumerate(argv):
+        if found := re.fullmatch(r"(--?[\w.-]+=)?(~.*)", argument, re.DOTALL):
+            path = os.path.expanduser(found[2])
+            if path.startswith("~"):
+                raise UserError(f"{argument}: there is no such home; name the folder in full")
+            expanded[i] = (found[1] or "") + path
+    return expanded
 
 
 def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Options]:
@@ -202,7 +206,8 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # where nobody can be told, the code still tells
+        print(f"error: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
     _leave(code)

@@ -207,7 +207,10 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        raise UserError(f"{source} has no settings in it, as those of this program have")
+        raise UserError(
+            f"{source} has no settings in it, so that nothing says which model it is of; name "
+            "another --checkpoint, or train anew"
+        )
     if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "

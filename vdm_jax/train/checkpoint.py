@@ -63,6 +63,11 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         items = ("state", "meta")
+        if "\\" in str(self._folder):  # by TensorStore: the numbers would lie elsewhere
+            raise CheckpointError(
+                f"{self._folder} can't hold checkpoints: a backslash in a path is taken for a /; "
+                "name another folder"
+            )
         with self._writing():
             where = Folder(self._folder)
             self._manager = ocp.CheckpointManager(where, options=options, item_names=items)

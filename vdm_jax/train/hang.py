@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vdm_jax import files
+
 EXIT_CODE = 4
 LEAST_S, TIMES = 60.0, 10.0  # least limit if none is given, and the limit over the median
 FIRST_S = 600.0  # of the first block: the other processes may still be compiling
@@ -53,9 +55,11 @@ class Watchdog:
         return limit if seconds else max(limit, FIRST_S)
 
     def _end(self, limit: float) -> None:
-        with self._file.open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file)
         said = f"a step, its batch or another process was waited for longer than {limit:g} s"
         where = f"(--hang_timeout); where each thread was: {self._file}; {self._again()}"
-        print(f"\nerror: {said} {where}", file=sys.stderr, flush=True)
-        _leave(EXIT_CODE)
+        try:
+            with files.whole(self._file) as file:
+                faulthandler.dump_traceback(file)
+            print(f"\nerror: {said} {where}", file=sys.stderr, flush=True)
+        finally:
+            _leave(EXIT_CODE)

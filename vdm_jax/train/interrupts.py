@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.signals import ENDING, handlers
+from vdm_jax.signals import ENDING, handlers, hush
 from vdm_jax.train import sharding
 
 Vote = jax.Array | np.ndarray
@@ -47,6 +47,8 @@ class Stop:
 
         def note(number: int, frame: object) -> None:
             self._asked.append(number)
+            if number == signal.SIGHUP:
+                hush()
             if self._asked.count(signal.SIGINT) > 1:
                 raise KeyboardInterrupt
             again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""

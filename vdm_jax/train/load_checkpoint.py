@@ -142,7 +142,8 @@ def read_item(item: Path, handler: Any, args: Any, check: Callable[[Any], object
         check(restored)
         return restored
     except Exception as error:  # Orbax raises many kinds for a damaged folder
-        said, others = reason(error), sorted({*complete_steps(where.parent)} - {int(where.name)})
+        said = reason(error).partition(" See full TensorStore")[0]  # no detail comes, but a method
+        others = sorted({*complete_steps(where.parent)} - {int(where.name)})
         lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
         lack = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
         if lost or lack or files.number(error) in _NOT_DAMAGE:

@@ -105,8 +105,9 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                 loop.heed()  # after the log, whose line nobody would write later
                 result = loop.report() or result
             run.stop.check()
-        except Stopped:
-            _save(loop.state, run.checkpoints)
+        except (Stopped, BrokenPipeError, SystemExit) as error:  # the latter two: nobody reads on
+            if isinstance(error, Stopped) or jax.process_count() == 1:
+                _save(loop.state, run.checkpoints)
             raise
     loop.log.close()
     if result is None:  # nothing was left to do
