@@ -272,3 +272,50 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(pictures, open_folde
 )
 def test_unfit_options(flat, open_folder, refused, options, match):
     refused(match, flat, **options)
+
+
+def _numbered(height: int, width: int, first: int = 0) -> np.ndarray:
+    """A picture of 4x4 tiles that each tell their number, and of 200 where no tile fits."""
+    picture = np.full((height, width, 3), 200, np.uint8)
+    for n in range((height // 4) * (width // 4)):
+        row, column = divmod(n, width // 4)
+        picture[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = first + n
+    return picture
+
+
+def test_tiles_are_cut_row_by_row_and_belong_to_their_picture(tmp_path, open_folder):
+    root = tmp_path / "sizes"
+    _save(root / "train" / "a.png", _numbered(9, 15))
+    _save(root / "train" / "b.png", _numbered(4, 4, 50))
+    _save(root / "test" / "c.png", _numbered(14, 6, 60))
+    data = open_folder(root, size=4, fit="tiles")
+    assert data.train.shape == (7, 4, 4, 3)
+    assert (data.train == data.train[:, :1, :1, :1]).all()
+    groups = [data.train[data.source["train"] == n, 0, 0, 0].tolist() for n in range(2)]
+    assert sorted(groups) == [[0, 1, 2, 3, 4, 5], [50]]
+    assert data.test[:, 0, 0, 0].tolist() == [60, 61, 62]
+    assert data.source["test"].tolist() == [0, 0, 0]
+
+
+def test_tiles_of_one_picture_have_its_class(tmp_path, open_folder):
+    root = tmp_path / "classes"
+    for part in ("train", "test"):
+        _save(root / part / "cat" / "a.png", _numbered(8, 4))
+        _save(root / part / "dog" / "b.png", _numbered(4, 4))
+    data = open_folder(root, class_labels=True, size=4, fit="tiles")
+    assert sorted(data.label_names[n] for n in data.labels["train"]) == ["cat", "cat", "dog"]
+
+
+def test_a_picture_without_a_tile_and_tiles_without_a_size_are_refused(tmp_path, refused):
+    root = tmp_path / "small"
+    _save(root / "train" / "a.png", _numbered(8, 8))
+    _save(root / "test" / "b.png", _numbered(8, 3))
+    refused("b.png is 8x3 .* no tile of 4x4", root, size=4, fit="tiles")
+    refused("fit='tiles' needs a size", root, fit="tiles")
+
+
+def test_the_photographs_of_the_repository_are_read_by_photograph(open_folder):
+    data = open_folder("experiments/photos32", size=32, fit="tiles")
+    assert data.train.shape == (4096, 32, 32, 3) and data.test.shape == (512, 32, 32, 3)
+    assert sorted(np.bincount(data.source["test"])) == [31, 112, 119, 122, 128]
+    assert len(np.bincount(data.source["train"])) == 13
