@@ -7,8 +7,6 @@ operations of the paper's network for an image. The test images are of other pho
 training images; error bars are over photographs.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from vdm_jax.run import defaults
@@ -17,8 +15,7 @@ from vdm_jax.run import defaults
 def get_config() -> ConfigDict:
     """Returns the configuration for 2 CPU cores."""
     config = defaults.get_config()
-    config.data.update(name="folder", size="32", fit="tiles", augment="flip")
-    config.data.path = str(Path(__file__).parents[1] / "photos32")
+    config.data.update(name="photos32", augment="flip")
     config.model.update(network="pyramid", channels=32, gamma="fixed", dropout=0.0)
     config.optimizer.update(learning_rate=2e-3, decay="cosine", clip_norm=1.0, ema_rate=0.999)
     config.train.update(steps=2_500, batch_size=16, log_every=50, checkpoint_every=250)

@@ -314,8 +314,8 @@ def test_a_picture_without_a_tile_and_tiles_without_a_size_are_refused(tmp_path,
     refused("fit='tiles' needs a size", root, fit="tiles")
 
 
-def test_the_photographs_of_the_repository_are_read_by_photograph(open_folder):
-    data = open_folder("experiments/photos32", size=32, fit="tiles")
+def test_the_photographs_of_the_repository_are_read_by_photograph(tmp_path):
+    data = load("photos32", data_dir=tmp_path)
     assert data.train.shape == (4096, 32, 32, 3) and data.test.shape == (512, 32, 32, 3)
     assert sorted(np.bincount(data.source["test"])) == [31, 112, 119, 122, 128]
     assert len(np.bincount(data.source["train"])) == 13

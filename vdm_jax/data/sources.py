@@ -14,10 +14,11 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.errors import UserError, reason, user_path
 
-SOURCES = ("digits", "digits_binary", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
+SOURCES = ("digits", "digits_binary", "photos32", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
 
 _PathLike = str | os.PathLike[str] | None
 _NO_OPTIONS = FolderOptions()
+_PHOTOS = Path(__file__).parents[2] / "experiments" / "photos32"  # AUTHORS.md says whose they are
 
 
 def load(
@@ -34,7 +35,8 @@ def load(
 
     Args:
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
-        in black and white, 2 levels); "arrays" (an .npz file); "folder" (pictures); "cifar10",
+        in black and white, 2 levels); "photos32" (4,608 crops of 18 photographs, which lie in the
+        repository); "arrays" (an .npz file); "folder" (pictures); "cifar10",
         "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
         "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or 64x64.
       data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
@@ -55,6 +57,8 @@ def load(
     try:
         if name in digits.LEVELS:
             data = digits.load_digits(name)
+        elif name == "photos32":
+            data = _photos(root)
         elif name == "arrays":
             data = load_arrays(path, levels, root)
         elif name == "folder":
@@ -71,6 +75,14 @@ def load(
     if class_labels:
         _check_classes(data)
     return data
+
+
+def _photos(root: Path) -> ImageData:
+    """Returns the crops of the repository's photographs; each photograph is a group."""
+    if not _PHOTOS.is_dir():
+        raise UserError("photos32 lies in the repository: work in a clone of it, or use 'folder'")
+    data = load_folder(_PHOTOS, FolderOptions(size=32, fit="tiles"), False, root)
+    return dataclasses.replace(data, name="photos32")
 
 
 def _root(data_dir: _PathLike) -> Path:

@@ -69,13 +69,21 @@ class Denoiser(nn.Module):
         return size * (self.levels if self.head == "levels" else 1)
 
     def predict(
-        self, last: Tensor, h: Tensor, z_t: Tensor, gamma_t: PerExample
+        self,
+        last: Tensor,
+        h: Tensor,
+        z_t: Tensor,
+        gamma_t: PerExample,
+        start: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns the prediction of the last layer's output; with learned variance, `h`'s share."""
+        """Returns the prediction of the last layer's output; with learned variance, `h`'s share.
+
+        `start` takes the place of z_t as the prediction of eps for a last layer of zeros.
+        """
         if self.head == "levels":
             prediction = posterior_mean(last.reshape(*z_t.shape, self.levels), z_t, gamma_t)
         else:
-            prediction = finish(last.reshape(z_t.shape), z_t, self.head)
+            prediction = finish(last.reshape(z_t.shape), z_t if start is None else start, self.head)
         return (prediction, variance_share(h, z_t)) if self.learn_variance else prediction
 
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 from vdm_jax import checks
 from vdm_jax.nn.blocks import REMATS, AttentionBlock, Compute, GroupNorm, Remat, rematerialised
 from vdm_jax.nn.features import Denoiser
+from vdm_jax.nn.wiener import WienerFilters
 from vdm_jax.types import PerExample, Tensor
 
 
@@ -24,6 +25,9 @@ class Pyramid(Denoiser):
       multipliers: channels of each resolution, as multiples of that; height and width must be
         divisible by 2^(their number - 1).
       blocks: number of blocks of each resolution on the way down, and on the way up.
+      contrasts: of the Wiener filters (`nn.wiener`) whose predictions of eps the network sees,
+        weighs against each other at each pixel, and corrects; with none it begins at eps = z_t.
+        With any the head is "eps".
       attention: "middle" (after the blocks of the lowest resolution) or "all".
       dtype, remat, reverse_only, fused_attention: as for `nn.unet.UNet`.
     """
@@ -32,6 +36,7 @@ class Pyramid(Denoiser):
     channels: int = 32
     multipliers: tuple[int, ...] = (1, 2, 3)
     blocks: tuple[int, ...] = (1, 1, 2)
+    contrasts: tuple[float, ...] = (0.1, 1.0, 10.0)
     attention: Literal["middle", "all"] = "middle"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
@@ -63,7 +68,11 @@ class Pyramid(Denoiser):
             return block(*kind, name=name)(h, cond)
 
         wide = Compute(reverse_only=self.reverse_only)
-        h = compute.cast(wide.conv(widths[0], "conv_in")(self.waves(z_t, z_t)))
+        inputs, filtered = self.waves(z_t, z_t), None
+        if self.contrasts:
+            filtered, white = WienerFilters(self.contrasts, name="filters")(z_t, gamma_t)
+            inputs = jnp.concatenate([inputs, white, *jnp.moveaxis(filtered, -1, 0)], axis=-1)
+        h = compute.cast(wide.conv(widths[0], "conv_in")(inputs))
         skips = []
         for level, count in enumerate(self.blocks):
             if level:
@@ -78,8 +87,13 @@ class Pyramid(Denoiser):
             if level:
                 h = _depth_to_space(compute.dense(4 * widths[level - 1], f"up_{level}")(h))
         h = nn.swish(GroupNorm(widths[0] // 8, name="norm_out")(h))
-        last = wide.conv(self.outputs(z_t.shape[-1]), "conv_out", zero=True)(h)
-        return self.predict(last, h, z_t, gamma_t)
+        outputs = self.outputs(z_t.shape[-1])
+        last = wide.conv(outputs * (1 + len(self.contrasts)), "conv_out", zero=True)(h)
+        if filtered is None:
+            return self.predict(last, h, z_t, gamma_t)
+        last, logits = last[..., :outputs], last[..., outputs:].reshape(filtered.shape)
+        mixed = jnp.sum(nn.softmax(logits) * filtered, axis=-1)
+        return self.predict(last, h, z_t, gamma_t, mixed)
 
     def _check(self, z_t: Tensor) -> None:
         if z_t.ndim != 4:
@@ -97,6 +111,8 @@ class Pyramid(Denoiser):
                 "Pyramid wants a number of blocks for each resolution, got "
                 f"{len(self.blocks)} for {len(self.multipliers)}."
             )
+        if self.contrasts and self.head != "eps":
+            raise ValueError(f"Pyramid contrasts are for the head 'eps', got {self.head!r}.")
         checks.choice(self.attention, "Pyramid attention", ("middle", "all"))
         checks.choice(self.dtype, "Pyramid dtype", ("float32", "bfloat16"))
         checks.choice(self.remat, "Pyramid remat", REMATS)

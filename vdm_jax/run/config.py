@@ -49,7 +49,7 @@ WORDS = {
 
 _OF_NETWORKS = {
     ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
-    ("multipliers", "blocks"): ("pyramid",),
+    ("multipliers", "blocks", "contrasts"): ("pyramid",),
     ("num_blocks",): ("unet", "resnet", "mlp"),
 }
 

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
         "num_blocks": 32,  # but of the pyramid
         "multipliers": "1,2,3",  # pyramid: channels of each resolution, as multiples of `channels`
         "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
+        "contrasts": "0.1,1,10",  # pyramid: of the Wiener filters that it begins with; "": none
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
         # unet, pyramid, what of the forward pass is computed anew for the backward pass: none,
         # matmuls (all but convolutions and matrix products), blocks (all but each block's input).
@@ -65,6 +66,7 @@ DEFAULTS: dict[str, Any] = {
         "ends_at_normal": False,  # a schedule of noise that ends at N(0, I)
     },
     "optimizer": {
+        "name": "adamw",  # adamw, muon (kernels by Muon, all else by AdamW)
         "learning_rate": 2e-4,
         "warmup_steps": 100,
         "decay": "none",  # none, linear, cosine

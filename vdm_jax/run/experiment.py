@@ -38,11 +38,12 @@ class Experiment(NamedTuple):
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns AdamW as `config.optimizer` says."""
+    """Returns the optimiser that `config.optimizer` describes."""
     c = config.optimizer
     rate = optimizer.learning_rate(c.learning_rate, c.warmup_steps, c.decay, decay_steps(config))
     decay_gamma = config.model.gamma_objective != "variance"
-    return optimizer.make(rate, c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm, decay_gamma)
+    numbers = c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm
+    return optimizer.make(rate, *numbers, decay_gamma, c.name)
 
 
 def decay_steps(config: ConfigDict) -> int:

@@ -161,9 +161,8 @@ def _with_conditioning(
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
-    if isinstance(
-        network, UNet | Pyramid
-    ):  # as it is trained, and with forward derivatives on any device
+    if isinstance(network, UNet | Pyramid):
+        # As it is trained, and with forward derivatives on any device.
         trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:
@@ -195,7 +194,8 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     own = {name: c[name] for name in ("channels", "attention", "remat", "dtype", "fused_attention")}
     if c.network == "pyramid":
         sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
-        return Pyramid(**own, **sizes, **shared)
+        contrasts = _numbers(c, "contrasts") if c.contrasts else ()
+        return Pyramid(**own, **sizes, contrasts=contrasts, **shared)
     shared["num_blocks"] = c.num_blocks
     if c.network == "mlp":
         return MLP(width=c.channels, **shared)
@@ -209,12 +209,14 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     return UNet(**own, **shared)
 
 
-def _numbers(c: ConfigDict, name: str) -> tuple[int, ...]:
-    """Returns the numbers of a setting such as "1,2,3"."""
-    words = c[name].split(",")
-    if not all(word.isdecimal() and 0 < int(word) < 1000 for word in words):
-        raise UserError(
-            f"config.model.{name} is {c[name]!r}; wanted a whole number for each resolution, as "
-            f"{defaults.DEFAULTS['model'][name]}"
-        )
-    return tuple(map(int, words))
+def _numbers(c: ConfigDict, name: str) -> tuple[Any, ...]:
+    """Returns the numbers of a setting such as "1,2,3". Raises UserError for anything else."""
+    plain = defaults.DEFAULTS["model"][name]
+    kind = float if "." in plain else int
+    try:
+        numbers = tuple(map(kind, c[name].split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < 1000 for number in numbers):
+        raise UserError(f"config.model.{name} is {c[name]!r}; wanted numbers above 0, as {plain!r}")
+    return numbers

@@ -47,7 +47,7 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
         )
     names = of.settings if options["official"] else _FUNCTION
     if of.settings.get("network") == "pyramid":
-        names = (*names, "multipliers", "blocks")
+        names = (*names, "multipliers", "blocks", "contrasts")
     settings = {name: of.settings[name] for name in names}
     source = Source(of.model.bind, jax.device_get(of.params), settings)
     return source, f"{of.name}, step {of.step}"

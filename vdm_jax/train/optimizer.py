@@ -1,9 +1,10 @@
-"""AdamW as the published code uses it, and its learning-rate schedule."""
+"""AdamW as the published code uses it, Muon, and their learning-rate schedule."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from vdm_jax.errors import UserError
 
@@ -42,8 +43,12 @@ def make(
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
     decay_gamma: bool = True,
+    name: Literal["adamw", "muon"] = "adamw",
 ) -> optax.GradientTransformation:
     """Returns AdamW with weight decay on every parameter that isn't named "bias", of any pytree.
+
+    "muon" is Muon (Jordan 2024) for what has two axes or four: kernels of dense layers and of
+    convolutions, each as one matrix, whose updates are of AdamW's size; AdamW for all else.
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
@@ -57,7 +62,25 @@ def make(
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(decays, params)
 
-    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+    if name == "adamw":
+        chosen = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+    elif name == "muon":
+        chosen = muon(
+            rate, weight_decay=weight_decay, weight_decay_mask=mask, eps=eps, adam_b1=b1,
+            adam_b2=b2, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2,
+        )  # fmt: skip
+    else:
+        raise UserError(f"config.optimizer.name must be one of adamw, muon, got {name!r}")
     # With identity the state's form is the same: a run can go on with clip_norm set or unset.
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, chosen)
+
+
+def _matrices(params: Any) -> Any:
+    """Returns, for each kernel, which of its axes lead in (all but the last) and out."""
+
+    def axes(kernel: jax.Array) -> MuonDimensionNumbers | None:
+        last = kernel.ndim - 1
+        return MuonDimensionNumbers(tuple(range(last)), last) if last in (1, 3) else None
+
+    return jax.tree.map(axes, params)
