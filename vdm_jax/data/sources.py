@@ -92,9 +92,7 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
     if levels not in (own, 256):
         raise UserError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):
-        raise UserError(
-            f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
-        )
+        raise UserError(f"path={str(path)!r} is for arrays and folder, not {name!r}; leave it out")
     for key, value in dataclasses.asdict(folder).items():
         if name != "folder" and value != getattr(_NO_OPTIONS, key):
             raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
@@ -105,7 +103,5 @@ def _check_classes(data: ImageData) -> None:
         raise UserError(f"{data.name} has no class labels; leave class_labels out")
     unseen = np.setdiff1d(data.labels["test"], data.labels["train"])
     if unseen.size:
-        raise UserError(
-            f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images but none "
-            "to train on; remove it or give it some"
-        )
+        said = f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images"
+        raise UserError(f"{said} but none to train on; remove it or give it some")
