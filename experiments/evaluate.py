@@ -121,10 +121,8 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
         small = math.prod(bound.event_shape) <= EXACT_UP_TO
         trace = "exact" if small else "hutchinson"
     if options["ode_images"] and trace == "hutchinson" and options["ode_samples"] > 1:
-        raise UserError(
-            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
-            "the mean of exp(log p)"
-        )
+        said = "--ode_samples above 1 needs --trace=exact: the noise of another trace would bias"
+        raise UserError(f"{said} the mean of exp(log p)")
     given = Settings(**{name: options[name] for name in Settings._fields if name in options})
     return given._replace(
         repeats=options["repeats"] or model.repeats,
@@ -151,7 +149,6 @@ def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
-    """Raises UserError for a tolerance or an error that can't be."""
     error, tolerance = options["monte_carlo_error"], options["tolerance"]
     least = finest(jnp.zeros(()).dtype)
     if not least <= tolerance <= 0.1:

@@ -97,7 +97,6 @@ def _rule(options: Mapping[str, Any]) -> Rule:
 
 
 def _rules() -> list[Rule]:
-    """Returns those that --quality compares."""
     cost = {"heun": 2}  # network calls of a step, else 1
     fast = [
         Rule(sampler, calls // cost.get(sampler, 1), spacing)
@@ -123,9 +122,7 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
         raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
     compared = data.test[: min(*counts, sample_quality.POINTS)]
     if (options["distances"] or options["quality"]) and (compared == compared[0]).all():
-        raise UserError(
-            f"distances need test images that differ; the first {len(compared)} are one"
-        )
+        raise UserError(f"distances need test images that differ; {len(compared)} are the same")
 
 
 def _draw(
@@ -180,7 +177,6 @@ def _write(
 
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
-    """Writes quality.json and quality.md."""
     files.write_json(folder / "quality.json", found)
     text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
     files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")

@@ -109,7 +109,7 @@ def test_what_was_drawn_is_kept_and_blank_images_are_told_before(digits_run, tmp
     assert (folder / "samples.png").is_file()
     np.savez(tmp_path / "a.npz", train=np.zeros((9, 8, 8), int), test=np.ones((9, 8, 8), int))
     monkeypatch.setattr(sample_quality, "Drawer", lambda *_: pytest.fail("it draws"))
-    with pytest.raises(UserError, match="need test images that differ; the first 5 are one"):
+    with pytest.raises(UserError, match="need test images that differ; 5 are the same"):
         sample([*draw, "--data=arrays", f"--path={tmp_path / 'a.npz'}", f"--data_dir={tmp_path}"])
 
 

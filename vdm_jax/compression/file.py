@@ -100,13 +100,11 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
     payload = memoryview(content)[reader.at :]
     _check_plausible(header)
     wanted = reader.at + sum(block.size for block in header.blocks)
-    lacking = wanted - len(content)
-    if lacking > 0:
-        raise VdmzError(
-            f"it is cut short: {lacking:,} of {wanted:,} bytes are missing; get it anew"
-        )
-    if lacking < 0:
-        raise VdmzError(f"{-lacking:,} bytes follow its end; get it anew")
+    short = wanted - len(content)
+    if short > 0:
+        raise VdmzError(f"it is cut short: {short:,} of {wanted:,} bytes are missing; get it anew")
+    if short < 0:
+        raise VdmzError(f"{-short:,} bytes follow its end; get it anew")
     if zlib.crc32(payload) != payload_crc:
         raise VdmzError("its payload is damaged (checksum); get it anew")
     return header, payload
@@ -129,10 +127,8 @@ def _check_plausible(header: Header) -> None:
         }.get(block.mode, False)
         even = 1 <= block.images <= first <= block.images + 1
         if not fits or not even or block.size > pixels:
-            raise VdmzError(
-                f"its header promises {block.images:,} images in {block.size:,} bytes, which can't "
-                "be; get it anew"
-            )
+            said = f"its header promises {block.images:,} images in {block.size:,} bytes"
+            raise VdmzError(f"{said}, which can't be; get it anew")
 
 
 class _Reader:

@@ -45,10 +45,8 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     """
     span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
-        raise UserError(
-            f"a standard deviation is {np.max(stds):.3g} times the grid: take a smaller grid, "
-            "fewer steps, or a gamma that rises evenly"
-        )
+        said = f"a standard deviation is {np.max(stds):.3g} times the grid"
+        raise UserError(f"{said}: take a smaller grid, fewer steps, or a gamma that rises evenly")
     few = 8 * math.ceil(span / 8) if span <= 64 else 1 << (span - 1).bit_length()
     span = min(few, _MOST_SPAN)  # of few sizes, as each is compiled for
     edges = np.arange(2 * span + 2) - span - 0.5

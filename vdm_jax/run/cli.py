@@ -125,7 +125,11 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
-        raise UserError(_one_line(error, argv)) from error
+        said = _one_line(error, argv)
+        if isinstance(error, FileNotFoundError):
+            known = ", ".join(sorted(path.name for path in config_file.parent.glob("[!_]*.py")))
+            said = f"{_config(argv)}: there is no {error.filename}; {config_file.parent} has {known}"
+        raise UserError(said) from error
     if values.help:
         print(usage.of_training(config_file, config, _OPTIONS))
         raise SystemExit(0)
@@ -196,13 +200,16 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
         text = re.sub(r"could not convert string to float.*", "wanted a number", text)
         text = re.sub(r"\('Non-boolean argument.*", "wanted True or False", text)
         return " ".join(text.split())
-    given = next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
     reason = " ".join((text.strip().splitlines() or [type(error).__name__])[-1].split())
     if "positional argument" in reason:
         reason = "that file has no variants"
     elif isinstance(error, AttributeError):
         reason = "that file has no function get_config"
-    return f"{given} can't be loaded: {reason}"
+    return f"{_config(argv)} can't be loaded: {reason}"
+
+
+def _config(argv: list[str]) -> str:
+    return next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
 
 
 def _fail(message: str, code: int) -> None:

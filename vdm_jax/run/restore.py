@@ -103,7 +103,6 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
 
 
 def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
-    """Returns a run's model as `load` does."""
     of = saved(workdir, checkpoint)
     of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(of.config)
@@ -158,19 +157,15 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     check_config(c)
     images = build.load(c)
     if not data and saved.get("fingerprint") not in (None, images.fingerprint):
-        raise UserError(
-            f"{images.name} holds other images than the run in {workdir} was trained with; to "
-            "evaluate it on them nevertheless, name them with --data"
-        )
+        said = f"{images.name} holds other images than the run in {workdir} was trained with"
+        raise UserError(f"{said}; to take them nevertheless, name them with --data")
     for what, has, wanted in (
         ("levels", images.levels, saved.get("levels", images.levels)),
         ("classes", images.num_classes, saved.get("classes", 0)),
     ):
         if has != wanted:
-            raise UserError(
-                f"the run in {workdir} is of images with {wanted} {what}, but {images.name} has "
-                f"{has}: no number found on them would be its bits per dim"
-            )
+            said = f"the run in {workdir} is of images with {wanted} {what}"
+            raise UserError(f"{said}, but {images.name} has {has}: take images of its kind")
     return c, images
 
 
@@ -207,10 +202,8 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        raise UserError(
-            f"{source} has no settings in it, so that nothing says which model it is of; name "
-            "another --checkpoint, or train anew"
-        )
+        said = f"{source} has no settings in it, so that nothing says which model it is of"
+        raise UserError(f"{said}; name another --checkpoint, or train anew")
     if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
@@ -233,6 +226,8 @@ def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
 def _check_flags(options: Mapping[str, Any]) -> None:
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
+    if options["official"] and not Path(options["official"]).exists():
+        raise UserError(f"--official: no checkpoint file or folder at {options['official']}")
     if options["model"] and not options["official"]:
         raise UserError("--model goes with --official; a run has its own configuration")
 
@@ -257,7 +252,6 @@ def _newest(read: Callable[[], T]) -> T:
 
 
 def _run(saved: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
-    """Returns the model of a checkpoint."""
     expected = jax.eval_shape(model.init, jax.random.key(0))
     step, params = load_params(saved.folder, expected, mesh, saved.step)
     return Subject(model, params, None, 0, mesh, str(saved.workdir), step, c.model.to_dict())

@@ -42,9 +42,8 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
         of = restore.load(options, mesh, shape)
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
-        raise UserError(
-            f"the run in {of.name} is no VDM of pixel levels ({facts.words}); only those compress"
-        )
+        said = f"is no VDM of pixel levels ({facts.words}); only those compress"
+        raise UserError(f"the run in {of.name} {said}")
     names = of.settings if options["official"] else _FUNCTION
     settings = {name: of.settings[name] for name in names}
     source = Source(of.model.bind, jax.device_get(of.params), settings)
