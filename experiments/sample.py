@@ -115,13 +115,14 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     if label is not None and not label < data.num_classes:
         known = f"the classes are 0 to {data.num_classes - 1}"
         raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
+    if not (options["distances"] or options["quality"]):
+        return
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
-    if (options["distances"] or options["quality"]) and min(counts) < 3:
-        wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
-        raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
+    if min(counts) < 3:
+        raise UserError(f"distances need 3 samples, 3 test and 3 training images; got {counts}")
     compared = data.test[: min(*counts, sample_quality.POINTS)]
-    if (options["distances"] or options["quality"]) and (compared == compared[0]).all():
+    if (compared == compared[0]).all():
         raise UserError(f"distances need test images that differ; {len(compared)} are the same")
 
 
@@ -131,9 +132,8 @@ def _draw(
     """Returns the samples and their path; `found` gets how, and how long it took."""
     n, *given = options["n"], options["seed"], options["class"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
-    print(
-        f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
-    )
+    name = f"{subject.name}, step {subject.step}"
+    print(f"{name}: {n} samples by {how} of the network each", flush=True)
     began = time.monotonic()
     drawer = sample_quality.Drawer(subject, rule)
     images = drawer.draw(rule, n, *given)

@@ -26,7 +26,9 @@ def check(page: Path, names: Iterable[str]) -> None:
         count = len(_place(name).findall(page.read_text(encoding="utf-8")))
         if count != 1:
             lines = f"<!-- table: {name} --> and <!-- end -->"
-            raise UserError(f"{page} has {count} places for the table {name!r}; wanted one: {lines}")
+            raise UserError(
+                f"{page} has {count} places for the table {name!r}; wanted one: {lines}"
+            )
 
 
 def replace(page: Path, tables: Mapping[str, str]) -> None:

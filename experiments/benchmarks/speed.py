@@ -116,9 +116,6 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     return (count // batch) * batch / (time.perf_counter() - began)
 
 
-# ---- the tables ----
-
-
 def _machine() -> str:
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":

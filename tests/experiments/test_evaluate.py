@@ -147,7 +147,7 @@ EVALUATE = [
     (["--monte_carlo_error=0"], "must be positive and finite, got 0"),
     (["--monte_carlo_error=0.01", "--repeats=4"], "--monte_carlo_error and --repeats exclude"),
     (["--checkpoint=5"], "no checkpoint of step 5 in"),
-    (["--num_steps=10,abc"], "--num_steps=10,abc: 'abc' is no number of steps"),
+    (["--num_steps=10,abc"], "--num_steps=10,abc: wanted numbers from 1 to"),
     (["--ode_samples=4", "--trace=hutchinson", "--ode_images=2"], "needs --trace=exact"),
 ]
 SAMPLE = [

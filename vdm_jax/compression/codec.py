@@ -171,10 +171,8 @@ def _checked(images: np.ndarray, event_shape: tuple[int, ...], levels: int) -> n
     """Returns images as uint8. Raises UserError unless the model can be of them."""
     images = np.asarray(images)
     if images.shape[1:] != tuple(event_shape) or not len(images):
-        raise UserError(
-            f"images must be [n, {', '.join(map(str, event_shape))}], as the model's, got "
-            f"{list(images.shape)}: bring them to that size, or take a model of theirs"
-        )
+        wanted = f"[n, {', '.join(map(str, event_shape))}], as the model's"
+        raise UserError(f"images must be {wanted}, got {list(images.shape)}: bring them to that")
     if images.dtype.kind not in "ui" or images.min() < 0 or images.max() >= levels:
         got = f"{images.dtype} from {images.min()} to {images.max()}"
         raise UserError(f"images must be integers in [0, {levels}), the model's levels, got {got}")
@@ -189,10 +187,8 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
         raise VdmzError("this machine computes other coding tables; take the one that made it")
     network = Network(bind, params, steps, len(header.blocks))
     if network.probe() != header.probe:
-        raise VdmzError(
-            "this machine computes the network otherwise (a probe of its outputs differs); "
-            "decompress it on the one that made it, or with the versions that it had"
-        )
+        said = "this machine computes the network otherwise (a probe of its outputs differs)"
+        raise VdmzError(f"{said}; take the one that made it, or the versions that it had")
     return Coder(steps, network)
 
 

@@ -95,10 +95,8 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
     if -first > _MOST_ROWS:
-        raise UserError(
-            f"z_0 would lie on {-2 * first:,} points, too many for a table: gamma_0 = "
-            f"{gamma_0:.3g} is too small for so fine a grid; take a smaller one or fewer steps"
-        )
+        said = f"z_0 would lie on {-2 * first:,} points, too many: gamma_0 = {gamma_0:.3g} is too"
+        raise UserError(f"{said} small for so fine a grid; take a smaller one or fewer steps")
     width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * gamma_0) * levels) + 2)
     every = np.arange(first, -first + 1)
     centre = np.floor((every * grid + 1.0) * (0.5 * levels)).astype(np.int64)

@@ -78,11 +78,10 @@ def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
 def _check(path: Path, archive: Archive) -> None:
     digest = file_states.sha256(path)
     if digest != archive.sha256:
-        raise UserError(
-            f"{path} has a wrong checksum: it has {path.stat().st_size} bytes and sha256 {digest}; "
-            f"wanted {archive.size} and {archive.sha256}: it is cut short or another file; get it "
-            f"anew{f' from {archive.url}' * archive.offered}, or delete it"
-        )
+        got = f"it has {path.stat().st_size} bytes and sha256 {digest}"
+        hint = f"get it anew{f' from {archive.url}' * archive.offered}, or delete it"
+        wanted = f"wanted {archive.size} and {archive.sha256}"
+        raise UserError(f"{path} has a wrong checksum: {got}; {wanted}; {hint}")
 
 
 def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
@@ -142,9 +141,7 @@ def _download(
         )
         paths = manager.download({archive.filename: archive.url for archive in archives})
     except (NonMatchingChecksumError, OSError, DownloadError) as error:
-        raise UserError(
-            f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}; see "
-            "to the network and the disk and try again, or put the original archives into "
-            f"manual_dir={manual_dir}"
-        ) from error
+        said = f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}"
+        hint = f"try again, or put the original archives into manual_dir={manual_dir}"
+        raise UserError(f"{said}; {hint}") from error
     return {file: Path(path) for file, path in paths.items()}

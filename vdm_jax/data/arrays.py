@@ -39,10 +39,8 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
             for key in ("train", "test")
         )
         if train.shape[1:] != test.shape[1:]:
-            raise UserError(
-                f"images of 'train' in {path} are {train.shape[1:]} but those of 'test' "
-                f"{test.shape[1:]} (height, width, channels); give both parts the same shape"
-            )
+            said = f"are {train.shape[1:]} but those of 'test' {test.shape[1:]}"
+            raise UserError(f"images of 'train' in {path} {said}; give both the same shape")
         classes = _check_extra(extra, {"train": len(train), "test": len(test)}, path)
         decoded_cache.write(folder, train, test, levels, extra, [*map(str, range(classes))])
     return decoded_cache.read(folder, f"arrays:{path.name}")
@@ -70,8 +68,7 @@ def _check_extra(extra: Mapping[str, np.ndarray], counts: Mapping[str, int], pat
             raise UserError(f"'{key}' in {path} has shape {values.shape}; wanted {wanted}")
     labels = {key: values for key, values in extra.items() if key.endswith("_label")}
     if len(labels) == 1:
-        said = "has but one of 'train_label' and 'test_label'; give class labels for both or none"
-        raise UserError(f"{path} {said}")
+        raise UserError(f"{path} has but one of 'train_label' and 'test_label'; give both or none")
     for key, values in labels.items():
         hint = "number the classes from 0 on (np.unique(labels, return_inverse=True))"
         check_range(values, MOST_CLASSES, f"'{key}' in {path}", hint)

@@ -76,7 +76,6 @@ def load_folder(
 
 
 def _checked_size(options: FolderOptions) -> Size | None:
-    """Returns the size as (height, width) or None. Raises UserError for unfit options."""
     size, fit, channels = options.size, options.fit, options.channels
     if fit not in FITS:
         raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(FITS)}")

@@ -84,8 +84,7 @@ def find(root: Path, held_out: float | None) -> Listing:
     inside = [part for part in _PARTS if (root / part).is_dir()]
     if len(inside) == 1:
         lacking = _PARTS[1 - _PARTS.index(inside[0])]
-        said = f"has a subfolder {inside[0]!r} but no {lacking!r}"
-        raise UserError(f"{root} {said}; give both, or rename it to have images held out by chance")
+        raise UserError(f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both")
     names, skipped = walk(root)
     if skipped:
         print(
@@ -100,14 +99,12 @@ def find(root: Path, held_out: float | None) -> Listing:
 
 def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listing:
     if held_out is not None:
-        said = f"held_out={held_out} is for a folder without train and test"
-        raise UserError(f"{said}, but {root} has them; leave it out")
+        raise UserError(f"held_out={held_out} is for folders without train and test; leave it out")
     parts: dict[str, list[str]] = {part: [] for part in _PARTS}
     for name in sorted(names, key=lambda name: _hash(name.partition("/")[2])):
         part, below, _ = name.partition("/")
         if not below or part not in parts:
-            said = f"{root / name} lies beside the subfolders train and test"
-            raise UserError(f"{said} and is in neither; move it into one of them or away")
+            raise UserError(f"{root / name} lies beside train and test; move it into one or away")
         parts[part].append(name)
     for part, found in parts.items():
         if not found:
@@ -122,11 +119,9 @@ def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
     ordered = sorted(names, key=_hash)
     count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
     if count in (0, len(ordered)):
-        lacking = "none" if count == 0 else "all"
-        raise UserError(
-            f"of the {len(ordered)} images in {root} {lacking} would be test images with "
-            f"held_out={fraction}; add images, or put them into subfolders train and test"
-        )
+        said = f"of the {len(ordered)} images in {root} {count} would be test images"
+        hint = "add images, or put them into subfolders train and test"
+        raise UserError(f"{said} with held_out={fraction}; {hint}")
     return Listing(root, {"train": ordered[count:], "test": ordered[:count]}, above=0)
 
 

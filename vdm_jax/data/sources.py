@@ -64,10 +64,9 @@ def load(
         else:
             data = load_published(name, root, manual)
     except (OSError, NotImplementedError) as error:  # the latter: a disk without file locks
-        raise UserError(
-            f"{name} can't be kept in data_dir={root}: {reason(error)}; free some space or mend "
-            "the permissions there, or choose another data_dir (or $VDM_JAX_DATA)"
-        ) from error
+        said = f"{name} can't be kept in data_dir={root}: {reason(error)}"
+        hint = "make space or mend the permissions there, or choose another (or $VDM_JAX_DATA)"
+        raise UserError(f"{said}; {hint}") from error
     if class_labels:
         _check_classes(data)
     return data

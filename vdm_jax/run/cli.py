@@ -126,9 +126,9 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
         said = _one_line(error, argv)
-        if isinstance(error, FileNotFoundError):
+        if "there is no file" in said:
             known = ", ".join(sorted(path.name for path in config_file.parent.glob("[!_]*.py")))
-            said = f"{_config(argv)}: there is no {error.filename}; {config_file.parent} has {known}"
+            said += f"; {config_file.parent} has {known}"
         raise UserError(said) from error
     if values.help:
         print(usage.of_training(config_file, config, _OPTIONS))
@@ -200,16 +200,14 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
         text = re.sub(r"could not convert string to float.*", "wanted a number", text)
         text = re.sub(r"\('Non-boolean argument.*", "wanted True or False", text)
         return " ".join(text.split())
+    given = next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
     reason = " ".join((text.strip().splitlines() or [type(error).__name__])[-1].split())
     if "positional argument" in reason:
         reason = "that file has no variants"
     elif isinstance(error, AttributeError):
         reason = "that file has no function get_config"
-    return f"{_config(argv)} can't be loaded: {reason}"
-
-
-def _config(argv: list[str]) -> str:
-    return next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "the configuration")
+    reason = reason.replace("[Errno 2] No such file or directory:", "there is no file")
+    return f"{given} can't be loaded: {reason}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -108,8 +108,7 @@ def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
     check_config(of.config)
     shape, levels, classes = _images_of(of)
     if classes:
-        said = f"the run in {workdir} is conditioned on the class of an image, which images to be"
-        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
+        raise UserError(f"the run in {workdir} needs each image's class: it can't compress images")
     return _run(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
@@ -202,8 +201,7 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        said = f"{source} has no settings in it, so that nothing says which model it is of"
-        raise UserError(f"{said}; name another --checkpoint, or train anew")
+        raise UserError(f"{source} has no settings in it; name another --checkpoint, or train anew")
     if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
