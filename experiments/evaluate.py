@@ -81,27 +81,22 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     with memory.exhausted(build.lower_batch(subject.batch_size)):
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)
-        found = everything(subject.first(options["images"]), asked)
+        subject = subject.first(options["images"])
+        images, given_class = subject.images, subject.images.num_classes > 0
+        words = f"{len(images.test)} {subject.part} images of {images.name}"
+        words += ", given their class" * given_class
+        print(f"{subject.name}, step {subject.step}: {words}", flush=True)
+        found = {
+            "model": {"name": subject.name, "step": subject.step},
+            "data": build.describe(images) | {"part": subject.part, "given_class": given_class},
+            **measure(subject, asked, lambda row: print(report.line(row), flush=True)),
+        }
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])
     if jax.process_index() == 0:
         report.write(report.new_folder(parent, subject.step), found)
     if found["failed"]:
         raise UserError(found["failed"])
     return found
-
-
-def everything(subject: Subject, asked: Settings) -> dict[str, Any]:
-    """Returns all that is asked for of a restored model, as one JSON object; prints each row."""
-    images = subject.images
-    given_class = images.num_classes > 0
-    words = f"{len(images.test)} {subject.part} images of {images.name}"
-    words += ", given their class" if given_class else ""
-    print(f"{subject.name}, step {subject.step}: {words}", flush=True)
-    return {
-        "model": {"name": subject.name, "step": subject.step},
-        "data": build.describe(images) | {"part": subject.part, "given_class": given_class},
-        **measure(subject, asked, lambda row: print(report.line(row), flush=True)),
-    }
 
 
 def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
@@ -112,19 +107,14 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
         if not is_vdm and options[name] != plain[name].default:
             raise UserError(f"--{name} is for a VDM; this run is another model: {bound.words}")
     if bound.levels is None and (options["chains"] or options["ode_images"]):
-        raise UserError(
-            "--chains and --ode_images are of discrete images, in bits; this run's decoder is a "
-            "Gaussian density (config.model.decoder), in nats: the two can't be compared"
-        )
+        said = "--chains and --ode_images are of discrete images, in bits; this run's decoder is a"
+        raise UserError(f"{said} density (config.model.decoder), in nats: the two don't compare")
     trace, tolerance, asked = options["trace"], options["tolerance"], options["dequantization"]
     if trace == "auto":
         small = math.prod(bound.event_shape) <= EXACT_UP_TO
         trace = "exact" if small else "hutchinson"
     if options["ode_images"] and trace == "hutchinson" and options["ode_samples"] > 1:
-        raise UserError(
-            "--ode_samples above 1 needs --trace=exact: the noise of a stochastic trace would bias "
-            "the mean of exp(log p)"
-        )
+        raise UserError("--ode_samples above 1 needs --trace=exact: noise in log p would bias it")
     given = Settings(**{name: options[name] for name in Settings._fields if name in options})
     return given._replace(
         repeats=options["repeats"] or model.repeats,
@@ -142,16 +132,12 @@ def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
     for word in map(str.strip, text.split(",")):
         number = int(word) if word.isascii() and word.isdigit() else 0
         if word not in ("inf", "None") and not 1 <= number <= cli.MOST:
-            raise UserError(
-                f"--num_steps={text}: {word!r} is no number of steps; wanted whole numbers from 1 "
-                f"to {cli.MOST}, or inf for continuous time, as in 10,100,1000,inf"
-            )
+            raise UserError(f"--num_steps={text}: wanted numbers from 1 to {cli.MOST}, or inf")
         found.append(number or None)
     return tuple(dict.fromkeys(found))
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
-    """Raises UserError for a tolerance or an error that can't be."""
     error, tolerance = options["monte_carlo_error"], options["tolerance"]
     least = finest(jnp.zeros(()).dtype)
     if not least <= tolerance <= 0.1:

@@ -190,7 +190,6 @@ def _objective(at: _Ladder, name: str) -> Row:
 
 
 def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
-    """Returns the densities of a swirl, by a VDM and by a flow trained by maximum likelihood."""
     found, folder = {}, at.workdir / f"points-{at.scale:g}"
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)

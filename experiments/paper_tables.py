@@ -66,7 +66,11 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
         "scale": scale, "minutes": minutes, "sweep": _sweep(models),
         "variance": _variance(models["learned"]),
         "networks": [trainings.bound(models[name])[0] | {"network": name} for name in NETWORKS],
-        "forms": _forms(models["main"]), "likelihoods": _likelihoods(models["main"]),
+        "forms": _forms(models["main"]),
+        "likelihoods": trainings.likelihoods(
+            models["main"], num_steps=(None, 20), chains=32, chain_steps=20,
+            dequantizations=pixels.DEQUANTIZATIONS,
+        ),
     }  # fmt: skip
     files.write_json(workdir / "results.json", found)
     paper_report.write(page, found)
@@ -122,14 +126,6 @@ def _nats(
     """Returns a draw of one form of the bound [batch] in nats, and 0."""
     vdm = model.bind(params, batch["conditioning"])
     return form(vdm, key, batch["images"]).total, jnp.zeros(())
-
-
-def _likelihoods(trained: Subject) -> list[Row]:
-    """Returns bound, importance-weighted bound and ODE on the same images."""
-    return trainings.likelihoods(
-        trained, num_steps=(None, 20), chains=32, chain_steps=20,
-        dequantizations=pixels.DEQUANTIZATIONS,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -97,7 +97,6 @@ def _rule(options: Mapping[str, Any]) -> Rule:
 
 
 def _rules() -> list[Rule]:
-    """Returns those that --quality compares."""
     cost = {"heun": 2}  # network calls of a step, else 1
     fast = [
         Rule(sampler, calls // cost.get(sampler, 1), spacing)
@@ -116,16 +115,15 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     if label is not None and not label < data.num_classes:
         known = f"the classes are 0 to {data.num_classes - 1}"
         raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
+    if not (options["distances"] or options["quality"]):
+        return
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
-    if (options["distances"] or options["quality"]) and min(counts) < 3:
-        wanted = "distances need at least 3 samples (--n), 3 test and 3 training images"
-        raise UserError(f"{wanted}; got {counts[0]}, {counts[1]} and {counts[2]}")
+    if min(counts) < 3:
+        raise UserError(f"distances need 3 samples, 3 test and 3 training images; got {counts}")
     compared = data.test[: min(*counts, sample_quality.POINTS)]
-    if (options["distances"] or options["quality"]) and (compared == compared[0]).all():
-        raise UserError(
-            f"distances need test images that differ; the first {len(compared)} are one"
-        )
+    if (compared == compared[0]).all():
+        raise UserError(f"distances need test images that differ; {len(compared)} are the same")
 
 
 def _draw(
@@ -134,9 +132,8 @@ def _draw(
     """Returns the samples and their path; `found` gets how, and how long it took."""
     n, *given = options["n"], options["seed"], options["class"]
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
-    print(
-        f"{subject.name}, step {subject.step}: {n} samples by {how} of the network each", flush=True
-    )
+    name = f"{subject.name}, step {subject.step}"
+    print(f"{name}: {n} samples by {how} of the network each", flush=True)
     began = time.monotonic()
     drawer = sample_quality.Drawer(subject, rule)
     images = drawer.draw(rule, n, *given)
@@ -180,7 +177,6 @@ def _write(
 
 
 def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
-    """Writes quality.json and quality.md."""
     files.write_json(folder / "quality.json", found)
     text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
     files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")

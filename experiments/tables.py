@@ -25,9 +25,9 @@ def check(page: Path, names: Iterable[str]) -> None:
     for name in names:
         count = len(_place(name).findall(page.read_text(encoding="utf-8")))
         if count != 1:
+            lines = f"<!-- table: {name} --> and <!-- end -->"
             raise UserError(
-                f"{page} has {count} places for the table {name!r}; wanted one, the lines "
-                f"<!-- table: {name} --> and <!-- end -->"
+                f"{page} has {count} places for the table {name!r}; wanted one: {lines}"
             )
 
 

@@ -72,7 +72,6 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], Path]:
 
 
 def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError if the file is there and of other settings."""
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
         differ = [f"{k}={old[k]}" for k, v in settings.items() if old[k] != v]

@@ -155,9 +155,7 @@ def check_free(out: Path) -> None:
     """Raises UserError unless `out` can be made: it isn't there, but a folder to write it to is."""
     with reaching(out):
         if os.path.lexists(out):
-            raise UserError(
-                f"{out} is there already and is left alone; name another, or move it away"
-            )
+            raise UserError(f"{out} is there already; name another, or move it away")
         if not out.parent.is_dir():
             raise UserError(f"{out.parent} is no folder; make it first, or write somewhere else")
     with reaching(out.parent, "written to"):

@@ -6,6 +6,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which a batch system, or a terminal that closes, says that a job is to end."""
@@ -29,27 +30,18 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handlers(numbers: Iterable[int], handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Handles several signals within the block, as `handler` does."""
-    with contextlib.ExitStack() as stack:
-        for number in numbers:
-            stack.enter_context(handler(number, handle))
-        yield
-
-
-@contextlib.contextmanager
-def handler(number: int, handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Handles signal `number` within the block, if this thread hears it and nobody ignores it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no signal reaches it
-        return
-    if signal.getsignal(number) in (signal.SIG_IGN, None):
-        yield  # ignored, as shells have it for what runs in the background; or not Python's
-        return
-    before = signal.signal(number, handle)
+    """Handles those signals within the block that this thread hears and nobody ignores."""
+    before: dict[int, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():  # the one that hears any
+            for number in numbers:
+                # Shells ignore some for what runs in the background; None is a handler in C.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.signal(number, handle)
         yield
     finally:
-        signal.signal(number, before)
+        for number, handler in reversed(before.items()):  # Ctrl-C, if there, comes last
+            signal.signal(number, handler)
 
 
 def hush() -> None:

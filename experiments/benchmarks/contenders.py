@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,50 +61,47 @@ def ours(name: str, config: ConfigDict) -> Contender:
     training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
     batch = config.train.batch_size
     chunk = {"images": _images(batch)[None], "conditioning": jnp.zeros((1, batch))}
-    init, init_seconds = _timed(
-        jax.jit(lambda key: step.init_state(model, adamw, key)).lower(jax.random.key(0)).compile
-    )
-    template = step.abstract_state(model, adamw, mesh)
-    compiled, seconds = _timed(
-        lambda: step.make_step(training, mesh).lower(template, chunk, 0, 1).compile()
-    )
-    state = init(jax.random.key(0))
 
-    def train() -> None:
-        nonlocal state
-        state, metrics = compiled(state, chunk, 0, 1)
-        jax.block_until_ready((state, metrics))
-
-    def one(params: Any, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
-        vdm = model.bind(params)
+    def one(state: step.TrainState, z_t: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
+        vdm = model.bind(state.params)
         gamma_t, gamma_s = vdm.gamma(1.0 - jnp.stack([i, i + 1]) / 1000)
         eps = jax.random.normal(jax.random.fold_in(key, i), z_t.shape)
         return sampler.ancestral_step(z_t, eps, vdm.denoise, gamma_s, gamma_t)
 
-    sample = _sampling(one, lambda: state.params, batch)
-    return Contender(name, init_seconds, seconds, compiled, train, sample)
+    init, update = partial(step.init_state, model, adamw), step.make_step(training, mesh)
+    return _contender(name, init, update, (chunk, 0, 1), one, batch)
 
 
 def published(code: PublishedCode, batch: int) -> Contender:
     """Returns the published code."""
-    init, init_seconds = _timed(jax.jit(code.init).lower(jax.random.key(0)).compile)
-    state, images, key = init(jax.random.key(0)), _images(batch), jax.random.key(1)
-    # Not donated, as there.
-    compiled, seconds = _timed(jax.jit(code.train_step).lower(state, images, key).compile)
+
+    def one(state: Any, *given: jax.Array) -> jax.Array:
+        return code.sample_step(state[0], *given)
+
+    given = _images(batch), jax.random.key(1)
+    # Its state is not donated, as there.
+    return _contender("published", code.init, jax.jit(code.train_step), given, one, batch)
+
+
+def _contender(
+    name: str, init: Callable, update: Any, given: tuple[Any, ...], one: Callable, batch: int
+) -> Contender:
+    """Returns what begins with `init(key)`; `update` takes a step, `one` draws, from its state."""
+    key = jax.random.key(0)
+    start, init_seconds = _timed(jax.jit(init).lower(key).compile)
+    state = start(key)
+    compiled, step_seconds = _timed(lambda: update.lower(state, *given).compile())
+    z_t, drawn = jax.random.normal(jax.random.key(2), (batch, *SHAPE)), jax.jit(one)
 
     def train() -> None:
         nonlocal state
-        state, value = compiled(state, images, key)
+        state, value = compiled(state, *given)
         jax.block_until_ready((state, value))
 
-    sample = _sampling(code.sample_step, lambda: state[0], batch)
-    return Contender("published", init_seconds, seconds, compiled, train, sample)
+    def sample() -> None:
+        jax.block_until_ready(drawn(state, z_t, jnp.float32(500), jax.random.key(3)))
 
-
-def _sampling(one: Callable, params: Callable[[], Any], batch: int) -> Callable[[], None]:
-    z_t, key = jax.random.normal(jax.random.key(2), (batch, *SHAPE)), jax.random.key(3)
-    compiled = jax.jit(one)
-    return lambda: jax.block_until_ready(compiled(params(), z_t, jnp.float32(500), key))
+    return Contender(name, init_seconds, step_seconds, compiled, train, sample)
 
 
 def _images(batch: int) -> jax.Array:

@@ -65,8 +65,7 @@ class PublishedCode:
 def _load(folder: Path) -> ModuleType:
     file = folder / "model_vdm.py"
     if not file.is_file():
-        wanted = "wanted a copy of the published repository, google-research/vdm"
-        raise UserError(f"--official-code={folder}: there is no {file}; {wanted}")
+        raise UserError(f"--official-code: {file} is missing; wanted a copy of google-research/vdm")
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(file.stem)

@@ -77,7 +77,6 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
 
 
 def _contend(options: Mapping[str, Any]) -> list[Row]:
-    """Returns a row for each contender."""
     configs = {name: _config(options, changes) for name, changes in MODES.items()}
     # What a process compiles first takes longer: nothing of that is counted.
     contenders.ours(*next(iter(configs.items())))
@@ -117,11 +116,7 @@ def _loader(count: int = 20_000, batch: int = 128) -> float:
     return (count // batch) * batch / (time.perf_counter() - began)
 
 
-# ---- the tables ----
-
-
 def _machine() -> str:
-    """Returns the device in words."""
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"

@@ -75,7 +75,7 @@ def test_shift():
 def test_unfit_arguments(one_clear_line):
     with one_clear_line("augment='mirror' is unknown; choose one of none, flip, flip_rot90"):
         train_batches(IMAGE[None], batch_size=1, seed=0, augment="mirror")
-    with one_clear_line("augment='flip_rot90' .* square ones, but these are 6x5 "):
+    with one_clear_line("augment='flip_rot90' .* square images, but these are 6x5 "):
         train_batches(IMAGE[None, :, :5], batch_size=1, seed=0, augment="flip_rot90")
     for augment in AUGMENTATIONS:  # batches have memory of their own
         images = IMAGE[None].copy()

@@ -141,7 +141,7 @@ def test_evaluation_meets_every_image_once_and_in_order(n, local, processes, lab
         ({"images": np.zeros((0, 4, 4, 1), np.uint8)}, "images are empty"),
         ({"images": [1, 2]}, r"images are list \(2,\); wanted uint8"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"process_count": 3}, "batch_size=4 can't be split evenly over process_count=3"),
+        ({"process_count": 3}, "batch_size=4 is no multiple of process_count=3"),
         ({"process_count": 0}, "process_count must be"),
         ({"process_index": 2, "process_count": 2}, "process_index must be at most 1, got 2"),
         ({"labels": np.arange(4)}, r"labels are int64 \(4,\); wanted one integer .* the 3 images"),

@@ -149,7 +149,8 @@ def test_the_metadata_of_a_png_is_none_of_its_pixels(chunks):
     "segment",
     [_segment(0xE2, b"ICC_PROFILE\0"), _segment(0xED, b"Photoshop 3.0\x008BIM\4\4"),
      _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\1"), _segment(0xE2, b"MPF\0no"),
-     _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<" * 60_000) * 20],
+     _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<" * 60_000) * 20,
+     _segment(0xE0, b"JFIF\0"), _segment(0xEE, b"Adobe\0")],
 )  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_the_metadata_of_a_jpeg_is_none_of_its_pixels(segment):

@@ -121,7 +121,7 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
 
 def test_files_that_are_not_taken(tmp_path):
     path = tmp_path / "a.npy"
-    refused(saved(path, IMAGES + np.uint16(200)), r"value 327, outside \[0, 256\)")
+    refused(saved(path, IMAGES + np.uint16(200)), r"value 327; wanted integers in \[0, 256\)")
     refused(saved(path, IMAGES / 2), "a.npy holds float64 values; wanted integers")
     path.write_bytes(path.read_bytes()[:-1])
     refused(path, "a.npy can't be read")

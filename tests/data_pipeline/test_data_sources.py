@@ -42,7 +42,7 @@ def test_binary_digits_are_the_digits_in_black_and_white():
     ("name", "arguments", "match"),
     [
         ("imagenet", {}, "'imagenet' is unknown; choose one of digits, digits_binary, arrays, fol"),
-        ("digits", {"path": "x"}, "path='x' is for 'arrays' and 'folder', not for 'digits'"),
+        ("digits", {"path": "x"}, "path='x' is for arrays and folder, not 'digits'"),
         ("cifar10", {"levels": 16}, "levels=16 can't be set for 'cifar10', which has 256"),
         ("digits_binary", {"levels": 17}, "levels=17 can't be set for 'digits_binary', .* has 2"),
         ("arrays", {"path": "x", "levels": 1}, "levels=1 must"),

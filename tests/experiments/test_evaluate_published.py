@@ -69,6 +69,8 @@ def test_mistakes_are_named(arguments, tmp_path):
 
     said = refused(f"--official={source}", "--model=cifar10")
     assert "the parameter score_model/" in said and "but the configuration calls for [" in said
+    said = refused("--official=missing", "--model=cifar10", data=())  # before the images
+    assert "no checkpoint file or folder at missing" in said
     assert "--data=NAME is missing" in refused(f"--official={source}", data=())
     said = refused(f"--official={source}", data=("--data=digits",))
     assert "of 3 channel(s), but digits" in said

@@ -48,7 +48,7 @@ def parsed(*arguments, file="digits"):
         ("--config.model.fourier_features=2", "wanted True or False"),
         ("extra", "unexpected argument 'extra'; settings are given as --config.NAME=..."),
         ("--workdir=", "--workdir=DIR is missing"),
-        ("--config=none.py", "--config=none.py can't be loaded: "),
+        ("--config=none.py", f"can't be loaded: there is no file 'none.py'; {CONFIGS} has "),
         ("--config=SYNTAX", "can't be loaded: invalid syntax"),
         ("--config=BROKEN", "config.train.steps must be int, got 'ten'"),
         ("--config=LACKING", "config.eval is missing; start from defaults.get_config()"),

@@ -51,7 +51,6 @@ def encode(
 
 
 def _simple(images: np.ndarray, levels: int) -> bytes:
-    """Returns a stack that holds nothing but these images by the simple model."""
     stack = Stacks(1)
     simple_model.push(stack, 0, images, levels)
     return stack.dump(0)
@@ -116,9 +115,7 @@ def decode(
     except Underflow as error:
         raise VdmzError("its payload is damaged: it ends too early") from error
     if not stacks.empty().all():
-        raise VdmzError(
-            "bits are left over: this machine computes the network otherwise, or it is damaged"
-        )
+        raise VdmzError("bits are left over: this machine computes otherwise, or it is damaged")
 
 
 def _loaded(header: Header, payload: memoryview, parts: Sequence[np.ndarray]) -> Stacks:

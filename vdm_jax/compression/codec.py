@@ -122,10 +122,8 @@ def read_header(
     vdm, levels = _bound(bind, params)
     found = digest(vdm, params, settings)[:16]
     if header.model != found:
-        raise VdmzError(
-            f"it was made with another model (SHA-256 {header.model.hex()}…, this one is "
-            f"{found.hex()}…); name the run and the checkpoint that it was made with"
-        )
+        said = f"another model (SHA-256 {header.model.hex()}…, this one is {found.hex()}…)"
+        raise VdmzError(f"it was made with {said}; name the run and checkpoint that it is of")
     if header.event_shape != tuple(vdm.event_shape) or header.levels != levels:
         raise VdmzError("its header promises other images than its model's; get it anew")
     return header
@@ -154,10 +152,8 @@ def decompress(
         blocks.decode(header, payload, lambda: _coder(header, bind, params), parts, progress)
     for number, (part, block) in enumerate(zip(parts, header.blocks, strict=True)):
         if zlib.crc32(part.tobytes()) != block.crc:
-            raise VdmzError(
-                f"block {number} decodes to other images than were encoded (checksum): this "
-                "machine computes the network otherwise, or the file is damaged"
-            )
+            said = f"block {number} decodes to other images than were encoded (checksum)"
+            raise VdmzError(f"{said}: this machine computes otherwise, or the file is damaged")
     return images, header.meta
 
 
@@ -166,10 +162,8 @@ def _bound(bind: Bind, params: Any) -> tuple[VDM, int]:
     with jax.enable_x64(True):
         vdm = bind(params)
     if len(vdm.event_shape) != 3 or vdm.levels is None or not 2 <= vdm.levels <= 256:
-        raise UserError(
-            "the model must be of images [height, width, channels] with 2 to 256 levels, got shape "
-            f"{vdm.event_shape} and levels {vdm.levels}"
-        )
+        wanted = "the model must be of images [height, width, channels] with 2 to 256 levels"
+        raise UserError(f"{wanted}, got shape {vdm.event_shape} and levels {vdm.levels}")
     return vdm, vdm.levels
 
 
@@ -177,15 +171,11 @@ def _checked(images: np.ndarray, event_shape: tuple[int, ...], levels: int) -> n
     """Returns images as uint8. Raises UserError unless the model can be of them."""
     images = np.asarray(images)
     if images.shape[1:] != tuple(event_shape) or not len(images):
-        raise UserError(
-            f"images must be [n, {', '.join(map(str, event_shape))}], as the model's, got "
-            f"{list(images.shape)}: bring them to that size, or take a model of theirs"
-        )
+        wanted = f"[n, {', '.join(map(str, event_shape))}], as the model's"
+        raise UserError(f"images must be {wanted}, got {list(images.shape)}: bring them to that")
     if images.dtype.kind not in "ui" or images.min() < 0 or images.max() >= levels:
-        raise UserError(
-            f"images must be integers in [0, {levels}), the model's levels, got {images.dtype} "
-            f"from {images.min()} to {images.max()}"
-        )
+        got = f"{images.dtype} from {images.min()} to {images.max()}"
+        raise UserError(f"images must be integers in [0, {levels}), the model's levels, got {got}")
     return images.astype(np.uint8)
 
 
@@ -194,15 +184,11 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     vdm = bind(params)
     steps = chain.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
     if steps.digest[:4] != header.tables:
-        raise VdmzError(
-            "this machine computes other coding tables; decompress it on the one that made it"
-        )
+        raise VdmzError("this machine computes other coding tables; take the one that made it")
     network = Network(bind, params, steps, len(header.blocks))
     if network.probe() != header.probe:
-        raise VdmzError(
-            "this machine computes the network otherwise (a probe of its outputs differs); "
-            "decompress it on the one that made it, or with the versions that it had"
-        )
+        said = "this machine computes the network otherwise (a probe of its outputs differs)"
+        raise VdmzError(f"{said}; take the one that made it, or the versions that it had")
     return Coder(steps, network)
 
 

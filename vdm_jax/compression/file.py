@@ -3,6 +3,7 @@
 Nothing is allocated for what the header promises before that is plausible for the bytes there.
 """
 
+import io
 import math
 import struct
 import zlib
@@ -92,21 +93,19 @@ def check_start(content: bytes) -> None:
 def unpack(content: bytes) -> tuple[Header, memoryview]:
     """Returns a file's header and payload, whole and undamaged. Raises VdmzError for others."""
     check_start(content)
-    reader = _Reader(content)
+    reader = io.BytesIO(content)
     try:
-        header, payload_crc = reader.header()
+        header, payload_crc = _header(reader)
     except EOFError:
         raise VdmzError("it is cut short or damaged within its header; get it anew") from None
-    payload = memoryview(content)[reader.at :]
+    payload = memoryview(content)[reader.tell() :]
     _check_plausible(header)
-    wanted = reader.at + sum(block.size for block in header.blocks)
-    lacking = wanted - len(content)
-    if lacking > 0:
-        raise VdmzError(
-            f"it is cut short: {lacking:,} of {wanted:,} bytes are missing; get it anew"
-        )
-    if lacking < 0:
-        raise VdmzError(f"{-lacking:,} bytes follow its end; get it anew")
+    wanted = reader.tell() + sum(block.size for block in header.blocks)
+    short = wanted - len(content)
+    if short > 0:
+        raise VdmzError(f"it is cut short: {short:,} of {wanted:,} bytes are missing; get it anew")
+    if short < 0:
+        raise VdmzError(f"{-short:,} bytes follow its end; get it anew")
     if zlib.crc32(payload) != payload_crc:
         raise VdmzError("its payload is damaged (checksum); get it anew")
     return header, payload
@@ -129,53 +128,47 @@ def _check_plausible(header: Header) -> None:
         }.get(block.mode, False)
         even = 1 <= block.images <= first <= block.images + 1
         if not fits or not even or block.size > pixels:
-            raise VdmzError(
-                f"its header promises {block.images:,} images in {block.size:,} bytes, which can't "
-                "be; get it anew"
-            )
+            said = f"its header promises {block.images:,} images in {block.size:,} bytes"
+            raise VdmzError(f"{said}, which can't be; get it anew")
 
 
-class _Reader:
-    """Takes a header from the front of a file. Raises EOFError where that ends."""
-
-    def __init__(self, content: bytes) -> None:
-        self.at, self._content = 0, content
-
-    def header(self) -> tuple[Header, int]:
-        """Returns the header and the payload's CRC. Raises VdmzError if its own doesn't agree."""
-        _, _, model, tables, probe, payload_crc = _FIXED.unpack(self._take(_FIXED.size))
-        num_steps, grid, below, *event_shape, count = (self._varint() for _ in range(7))
-        if not 1 <= count <= MOST_BLOCKS:
-            raise VdmzError(_DAMAGED)
-        rows = [[self._varint() for _ in range(4)] for _ in range(count)]
-        meta_size = self._varint()
-        if meta_size > MOST_META:
-            raise VdmzError(_DAMAGED)
-        crcs = _crcs(self._take(4 * count))
-        blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
-        meta = self._take(meta_size)
-        found = zlib.crc32(self._content[: self.at])
-        if _crcs(self._take(4)) != (found,):
-            raise VdmzError(_DAMAGED)
-        shape = tuple(event_shape)
-        header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
-        return header, payload_crc
-
-    def _take(self, size: int) -> bytes:
-        if size > len(self._content) - self.at:
-            raise EOFError
-        self.at += size
-        return self._content[self.at - size : self.at]
-
-    def _varint(self) -> int:
-        """Takes a LEB128 number of up to 63 bits."""
-        number = 0
-        for shift in range(0, 63, 7):
-            (byte,) = self._take(1)
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
+def _header(reader: io.BytesIO) -> tuple[Header, int]:
+    """Reads the header and the payload's CRC. Raises EOFError, VdmzError if its own is wrong."""
+    _, _, model, tables, probe, payload_crc = _FIXED.unpack(_take(reader, _FIXED.size))
+    num_steps, grid, below, *event_shape, count = (_varint(reader) for _ in range(7))
+    if not 1 <= count <= MOST_BLOCKS:
         raise VdmzError(_DAMAGED)
+    rows = [[_varint(reader) for _ in range(4)] for _ in range(count)]
+    meta_size = _varint(reader)
+    if meta_size > MOST_META:
+        raise VdmzError(_DAMAGED)
+    crcs = _crcs(_take(reader, 4 * count))
+    blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
+    meta = _take(reader, meta_size)
+    found = zlib.crc32(reader.getbuffer()[: reader.tell()])
+    if _crcs(_take(reader, 4)) != (found,):
+        raise VdmzError(_DAMAGED)
+    shape = tuple(event_shape)
+    header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
+    return header, payload_crc
+
+
+def _take(reader: io.BytesIO, size: int) -> bytes:
+    content = reader.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content
+
+
+def _varint(reader: io.BytesIO) -> int:
+    """Reads a LEB128 number of up to 63 bits."""
+    number = 0
+    for shift in range(0, 63, 7):
+        (byte,) = _take(reader, 1)
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number
+    raise VdmzError(_DAMAGED)
 
 
 def _crcs(content: bytes) -> tuple[int, ...]:

@@ -61,9 +61,7 @@ class Network:
         eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t)
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
-            raise UserError(
-                f"the network computes in {found.dtype}; wanted the type of its input, float64"
-            )
+            raise UserError(f"the network computes in {found.dtype}; wanted its input's float64")
         shares = None if np.ndim(share) == 0 else np.asarray(share).reshape(z.shape)
         self.seconds += time.perf_counter() - began
         return found, shares

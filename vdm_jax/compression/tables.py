@@ -45,10 +45,8 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     """
     span = math.ceil((_PUSHED if escape else _POPPED) * float(np.max(stds))) + 1
     if span > _MOST_SPAN and not escape:
-        raise UserError(
-            f"a standard deviation is {np.max(stds):.3g} times the grid: take a smaller grid, "
-            "fewer steps, or a gamma that rises evenly"
-        )
+        said = f"a standard deviation is {np.max(stds):.3g} times the grid"
+        raise UserError(f"{said}: take a smaller grid, fewer steps, or a gamma that rises evenly")
     few = 8 * math.ceil(span / 8) if span <= 64 else 1 << (span - 1).bit_length()
     span = min(few, _MOST_SPAN)  # of few sizes, as each is compiled for
     edges = np.arange(2 * span + 2) - span - 0.5
@@ -97,10 +95,8 @@ def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
     if -first > _MOST_ROWS:
-        raise UserError(
-            f"z_0 would lie on {-2 * first:,} points, too many for a table: gamma_0 = "
-            f"{gamma_0:.3g} is too small for so fine a grid; take a smaller one or fewer steps"
-        )
+        said = f"z_0 would lie on {-2 * first:,} points, too many: gamma_0 = {gamma_0:.3g} is too"
+        raise UserError(f"{said} small for so fine a grid; take a smaller one or fewer steps")
     width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * gamma_0) * levels) + 2)
     every = np.arange(first, -first + 1)
     centre = np.floor((every * grid + 1.0) * (0.5 * levels)).astype(np.int64)

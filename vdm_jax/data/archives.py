@@ -16,7 +16,6 @@ from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, reason
 
-LIMIT_S = 5.0
 INSTEAD = "use the embedded dataset 'digits'"
 
 
@@ -79,18 +78,17 @@ def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
 def _check(path: Path, archive: Archive) -> None:
     digest = file_states.sha256(path)
     if digest != archive.sha256:
-        raise UserError(
-            f"{path} has a wrong checksum: it has {path.stat().st_size} bytes and sha256 {digest}; "
-            f"wanted {archive.size} and {archive.sha256}: it is cut short or another file; get it "
-            f"anew{f' from {archive.url}' * archive.offered}, or delete it"
-        )
+        got = f"it has {path.stat().st_size} bytes and sha256 {digest}"
+        hint = f"get it anew{f' from {archive.url}' * archive.offered}, or delete it"
+        wanted = f"wanted {archive.size} and {archive.sha256}"
+        raise UserError(f"{path} has a wrong checksum: {got}; {wanted}; {hint}")
 
 
 def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
     url = missing[0].url
     if not missing[0].offered:
         problem = f"can't be downloaded, as {urlsplit(url).netloc} doesn't offer it any more"
-    elif found := unreachable(url, LIMIT_S):
+    elif found := unreachable(url):
         problem = f"{url} can't be downloaded ({found})"
     else:
         return
@@ -98,7 +96,7 @@ def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
     raise UserError(f"{name} is not on this machine and {problem}; put {wanted} into {where}")
 
 
-def unreachable(url: str, limit_s: float) -> str | None:
+def unreachable(url: str, limit_s: float = 5.0) -> str | None:
     """Returns None if `url` answers within `limit_s` seconds, else the reason in a few words.
 
     Asks the way tensorflow-datasets downloads (`requests`, so the same proxies and
@@ -115,10 +113,8 @@ def unreachable(url: str, limit_s: float) -> str | None:
             problem[:] = [] if status < 400 else [f"the server answers HTTP {status}"]
         except requests.Timeout:
             pass
-        except requests.ConnectionError as error:
+        except (OSError, ValueError) as error:  # of the first kind are all of requests' own
             problem[:] = [f"no connection ({type(error).__name__}); no network?"]
-        except (requests.RequestException, OSError, ValueError) as error:
-            problem[:] = [reason(error, 120)]
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -145,9 +141,7 @@ def _download(
         )
         paths = manager.download({archive.filename: archive.url for archive in archives})
     except (NonMatchingChecksumError, OSError, DownloadError) as error:
-        raise UserError(
-            f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}; see "
-            "to the network and the disk and try again, or put the original archives into "
-            f"manual_dir={manual_dir}"
-        ) from error
+        said = f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}"
+        hint = f"try again, or put the original archives into manual_dir={manual_dir}"
+        raise UserError(f"{said}; {hint}") from error
     return {file: Path(path) for file, path in paths.items()}

@@ -66,8 +66,6 @@ def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
         raise UserError(f"augment={name!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
     height, width = event_shape[:2]
     if "rot90" in name and height != width:
-        raise UserError(
-            f"augment={name!r} turns images by 90 degrees and needs square ones, but these are "
-            f"{height}x{width} (height x width); use 'none', 'flip' or 'shift', or crop them"
-        )
+        said = f"augment={name!r} needs square images, but these are {height}x{width}"
+        raise UserError(f"{said} (height x width); use 'none', 'flip' or 'shift', or crop them")
     return AUGMENTATIONS[name]

@@ -127,10 +127,8 @@ def _checked(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray,
         return images, None
     labels = np.asarray(labels)
     if labels.dtype.kind not in "ui" or labels.shape != images.shape[:1] or labels.min() < 0:
-        raise ValueError(
-            f"labels are {labels.dtype} {labels.shape}; wanted one integer of at least 0 for each "
-            f"of the {len(images)} images"
-        )
+        wanted = f"one integer of at least 0 for each of the {len(images)} images"
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}; wanted {wanted}")
     return images, labels.astype(np.float32)
 
 
@@ -139,8 +137,5 @@ def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
     checks.count(process_count, "process_count")
     checks.count(process_index, "process_index", least=0, most=process_count - 1)
     if batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} can't be split evenly over process_count={process_count} "
-            f"processes; use a multiple of {process_count}"
-        )
+        raise ValueError(f"batch_size={batch_size} is no multiple of process_count={process_count}")
     return batch_size // process_count

@@ -128,10 +128,8 @@ def read(folder: Path, name: str) -> ImageData:
             tuple(meta["label_names"]),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"the decoded copy of {name} in {folder} is damaged ({reason(error)}); delete that "
-            "folder and run again to rebuild it"
-        ) from error
+        said = f"the decoded copy of {name} in {folder} is damaged ({reason(error)})"
+        raise UserError(f"{said}; delete that folder and run again to rebuild it") from error
     if found != meta["files"]:  # same content, other time (say, copied): don't hash it every time
         with contextlib.suppress(OSError):
             files.write_json(folder / _META, meta | {"files": found})

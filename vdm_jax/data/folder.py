@@ -22,7 +22,7 @@ from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError, user_path
 
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
-_LOOKED_AT = 100  # pictures, to see whether all are grey
+_LOOKED_AT = 100  # pictures, to see whether they are grey
 FITS = ("none", "crop", "resize", "tiles")
 
 Size = tuple[int, int]
@@ -74,13 +74,12 @@ def load_folder(
         labels = {part: labels[part][data.source[part]] for part in labels}
     first = data.train[:_LOOKED_AT]
     if options.channels == 3 and np.array_equal(first[..., :2], first[..., 1:]):
-        said = f"the pictures of {listing.root} are grey: each is taken as three equal channels"
-        print(f"vdm_jax: {said}; channels=1 takes one", file=sys.stderr)
+        said = f"the first {len(first)} pictures of {listing.root} are grey: each is taken as three"
+        print(f"vdm_jax: {said} equal channels; channels=1 takes one", file=sys.stderr)
     return dataclasses.replace(data, labels=labels, label_names=names)
 
 
 def _checked_size(options: FolderOptions) -> Size | None:
-    """Returns the size as (height, width) or None. Raises UserError for unfit options."""
     size, fit, channels = options.size, options.fit, options.channels
     if fit not in FITS:
         raise UserError(f"fit={fit!r} is unknown; choose one of {', '.join(FITS)}")
@@ -94,10 +93,7 @@ def _checked_size(options: FolderOptions) -> Size | None:
     sides = re.fullmatch("([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
     height, width = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
     if not height * width:
-        raise UserError(
-            f"size={size!r} is no size; give one number for a square or (height, width), written "
-            "'64' or '48x64'"
-        )
+        raise UserError(f"size={size!r} is no size; give '64' or '48x64' (height x width)")
     if height * width > MOST_PIXELS:
         raise UserError(f"size={size!r} has more than {MOST_PIXELS:,} pixels; give a smaller one")
     return height, width
@@ -106,7 +102,6 @@ def _checked_size(options: FolderOptions) -> Size | None:
 def _decode(
     folder: Path, listing: Listing, options: FolderOptions, size: Size | None, state: str
 ) -> None:
-    """Writes the decoded copy. Raises UserError where a picture isn't fit, or changes meanwhile."""
     root, channels = listing.root, options.channels
     first = root / listing.parts["train"][0]
     wanted = size or _size(picture_decoding.read(first, channels))
@@ -122,13 +117,9 @@ def _decode(
                 yield _tiles(picture_decoding.pixels(image), wanted), None
                 continue
             if options.fit == "none" and found != wanted:
-                problem = f"{path} is {_by(found)}; wanted size={_by(wanted)}"
-                if size is None:
-                    problem = f"{first} is {_by(wanted)} but {path} is {_by(found)}"
-                raise UserError(
-                    f"{problem} (height x width); images must have one size: set size= and "
-                    "fit='crop' or 'resize' to bring them to it"
-                )
+                said = f"{path} is {_by(found)} but {'size=' if size else first} is {_by(wanted)}"
+                hint = "set size= and fit='crop' or 'resize' to bring them to one size"
+                raise UserError(f"{said} (height x width); {hint}")
             enlarged += found[0] < wanted[0] or found[1] < wanted[1]
             image = picture_decoding.fitted(image, wanted, options.fit)
             yield picture_decoding.pixels(image)[None], None

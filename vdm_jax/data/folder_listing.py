@@ -68,10 +68,8 @@ class Listing(NamedTuple):
     def _class(self, name: str) -> str:
         *folders, _ = name.split("/")
         if len(folders) <= self.above:
-            raise UserError(
-                f"{self.root / name} lies in no class: with class_labels each image must "
-                f"lie in a subfolder of {(self.root / name).parent} named by its class"
-            )
+            path, wanted = self.root / name, "with class_labels each image must lie in a subfolder"
+            raise UserError(f"{path} lies in no class: {wanted} of {path.parent} named by it")
         return folders[self.above]
 
 
@@ -86,15 +84,12 @@ def find(root: Path, held_out: float | None) -> Listing:
     inside = [part for part in _PARTS if (root / part).is_dir()]
     if len(inside) == 1:
         lacking = _PARTS[1 - _PARTS.index(inside[0])]
-        raise UserError(
-            f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both, or rename it to "
-            "have images held out by chance"
-        )
+        raise UserError(f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both")
     names, skipped = walk(root)
     if skipped:
         print(
-            f"vdm_jax: {len(skipped)} files in {root} are left out: no images by their names, or "
-            f"in a folder for thumbnails or removed files (the first is {skipped[0]})",
+            f"vdm_jax: {len(skipped)} entries of {root} are left out: no images by their names, or "
+            f"folders for thumbnails or removed files (the first is {skipped[0]})",
             file=sys.stderr,
         )
     if not names:
@@ -104,18 +99,12 @@ def find(root: Path, held_out: float | None) -> Listing:
 
 def _two_folders(root: Path, names: list[str], held_out: float | None) -> Listing:
     if held_out is not None:
-        raise UserError(
-            f"held_out={held_out} is for a folder without train and test, but {root} has them; "
-            "leave it out"
-        )
+        raise UserError(f"held_out={held_out} is for folders without train and test; leave it out")
     parts: dict[str, list[str]] = {part: [] for part in _PARTS}
     for name in sorted(names, key=lambda name: _hash(name.partition("/")[2])):
         part, below, _ = name.partition("/")
         if not below or part not in parts:
-            raise UserError(
-                f"{root / name} lies beside the subfolders train and test and is in neither; move "
-                "it into one of them or away"
-            )
+            raise UserError(f"{root / name} lies beside train and test; move it into one or away")
         parts[part].append(name)
     for part, found in parts.items():
         if not found:
@@ -130,11 +119,9 @@ def _split(root: Path, names: list[str], held_out: float | None) -> Listing:
     ordered = sorted(names, key=_hash)
     count = sum(_hash(name) < fraction * 2.0**256 for name in ordered)
     if count in (0, len(ordered)):
-        lacking = "none" if count == 0 else "all"
-        raise UserError(
-            f"of the {len(ordered)} images in {root} {lacking} would be test images with "
-            f"held_out={fraction}; add images, or put them into subfolders train and test"
-        )
+        said = f"of the {len(ordered)} images in {root} {count} would be test images"
+        hint = "add images, or put them into subfolders train and test"
+        raise UserError(f"{said} with held_out={fraction}; {hint}")
     return Listing(root, {"train": ordered[count:], "test": ordered[:count]}, above=0)
 
 
@@ -145,28 +132,26 @@ def _hash(name: str) -> int:
 def walk(root: Path) -> tuple[list[str], list[str]]:
     """Returns the paths below `root` of its pictures, and those of its other files, with "/".
 
-    Hidden files and folders (their names begin with a dot) are passed over, and all in _ASIDE is
-    among the others. Raises UserError for pictures of a kind that isn't read, and for what can't be
-    walked over.
+    Hidden files and folders (their names begin with a dot) are passed over; the folders in _ASIDE
+    are among the others. Raises UserError for pictures of a kind that isn't read, and for what
+    can't be walked over.
     """
     names: list[str] = []
     skipped: list[str] = []
     for name in _files(root, root, ()):
         suffix = os.path.splitext(name)[1].lower()
-        if not _ASIDE.isdisjoint(name.lower().split("/")):
-            skipped.append(name)
-            continue
         if suffix in _REFUSED:
-            raise UserError(
-                f"{root / name} is a {suffix} file; wanted only {_WANTED}: convert it or move it "
-                "away"
-            )
+            said = f"is a {suffix} file; wanted only {_WANTED}: convert it or move it away"
+            raise UserError(f"{root / name} {said}")
         (names if suffix in _TAKEN else skipped).append(name)
     return names, skipped
 
 
 def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    """Yields all files that aren't hidden, in the order of their names; links are followed."""
+    """Yields what isn't hidden, in the order of the names: files, and the folders in _ASIDE.
+
+    Links are followed.
+    """
     real = folder.resolve()
     if real in above:
         raise UserError(f"{folder} is a link to a folder that it lies in; remove it")
@@ -175,14 +160,13 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{folder} can't be read: {reason(error)}; see to it") from error
     for entry in entries:
-        if entry.name.lower() in _ASIDE:  # what can't be read there doesn't matter
-            for at, _, inside in os.walk(entry):
-                yield from (Path(at, name).relative_to(root).as_posix() for name in inside)
-        elif entry.name.startswith("."):
+        aside = entry.name.lower() in _ASIDE  # what is in there doesn't matter
+        if entry.name.startswith(".") and not aside:
             continue
+        # A broken link is told when it is looked up.
+        if aside or entry.is_file() or not entry.exists():
+            yield entry.relative_to(root).as_posix()
         elif entry.is_dir():
             yield from _files(root, entry, (*above, real))
-        elif entry.is_file() or not entry.exists():  # a broken link is told when it is looked up
-            yield entry.relative_to(root).as_posix()
         else:
             raise UserError(f"{entry} is neither file nor folder (a pipe?); move it away")

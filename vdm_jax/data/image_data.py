@@ -54,23 +54,22 @@ def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
     Raises UserError, which calls the array `what`, for another type or shape, no image, or values
     outside [0, levels).
     """
-    if array.dtype.kind not in "ui":
-        raise UserError(
-            f"{what} holds {array.dtype} values; wanted integers in [0, {levels}): quantise them "
-            f"first (x in [0, 1]: (x * {levels - 1}).round().astype('uint8'))"
-        )
     if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{what} has shape {array.shape}; wanted at least one image, as [n, height, width] or "
-            "[n, height, width, channels]"
-        )
-    for extreme in (int(array.min()), int(array.max())):
-        if not 0 <= extreme < levels:
-            raise UserError(
-                f"{what} holds the value {extreme}, outside [0, {levels}); rescale the images, or "
-                "set levels= to the number of their pixel values"
-            )
+        wanted = "at least one image, as [n, height, width] or [n, height, width, channels]"
+        raise UserError(f"{what} has shape {array.shape}; wanted {wanted}")
+    quantised = f"(x * {levels - 1}).round().astype('uint8') of x in [0, 1]"
+    check_range(array, levels, what, f"quantise or rescale them ({quantised}), or set levels=")
     return np.array(array, np.uint8, order="C").reshape(*array.shape[:3], -1)
+
+
+def check_range(array: np.ndarray, count: int, what: str, hint: str) -> None:
+    """Raises UserError, which calls the array `what`, unless it holds integers in [0, count)."""
+    wanted = f"wanted integers in [0, {count}): {hint}"
+    if array.dtype.kind not in "ui":
+        raise UserError(f"{what} holds {array.dtype} values; {wanted}")
+    for extreme in (int(array.min()), int(array.max())):
+        if not 0 <= extreme < count:
+            raise UserError(f"{what} holds the value {extreme}; {wanted}")
 
 
 def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
@@ -92,10 +91,8 @@ def validation_split(data: ImageData, count: int) -> ImageData:
     """
     total = len(data.train)
     if not 0 < count < total:
-        raise UserError(
-            f"count={count} of the {total} training images of {data.name} can't be held out for "
-            f"validation; give a count in 1..{total - 1}"
-        )
+        said = f"count={count} of the {total} training images of {data.name} can't be held out"
+        raise UserError(f"{said} for validation; give a count in 1..{total - 1}")
     kept = total - count
 
     def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:

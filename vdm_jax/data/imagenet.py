@@ -5,10 +5,7 @@
 - "imagenet_resized/32x32" and ".../64x64": those of Chrabaszcz et al. (2017), with class labels.
 
 Bits per dim on one don't compare with those on the other (they differ by about 0.25): neither
-ever stands in for the other.
-
-The archives are decoded straight into `vdm_jax.data.decoded_cache`, in one pass. The order is that
-of the archives: of their members in a tar, of the numbers in the members' names in a zip.
+ever stands in for the other. Images are in the order of the archives.
 """
 
 import io

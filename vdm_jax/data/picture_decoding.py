@@ -11,6 +11,7 @@ CMYK, animations.
 """
 
 import io
+import math
 import warnings
 import zlib
 from pathlib import Path
@@ -28,7 +29,8 @@ _PNG_MARK, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where the header has the bit
 
 _PNG_NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # beside what is in capitals
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation: Pillow's Transpose
-_JPEG_METADATA = (*range(0xE2, 0xEE), 0xEF, 0xFE)  # not JFIF, EXIF and Adobe's kind of colours
+_JPEG_METADATA = (*range(0xE0, 0xF0), 0xFE)
+_JPEG_NEEDED = {0xE0: 16, 0xE1: 2, 0xEE: 14}  # JFIF, EXIF and Adobe's kind of colours: least bytes
 
 
 def read(path: Path, channels: int | None) -> Any:
@@ -64,9 +66,7 @@ def decode(content: bytes, channels: int | None) -> Any:
             frames = getattr(file, "n_frames", 1)
             image = _upright(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"is too large ({reason(error)}); make it smaller or move it away"
-        ) from error
+        raise ValueError(f"is too large ({reason(error)}); make it smaller") from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         unknown = isinstance(error, UnidentifiedImageError)
         if unknown and not content.startswith((_PNG_MARK, _JPEG_MARK, _WEBP_MARK)):
@@ -94,16 +94,17 @@ def _loaded(content: bytes) -> Any:
 def _without_metadata(content: bytes) -> bytes:
     """Returns a PNG with nothing but what its pixels, its frames and its orientation need.
 
-    Of a JPEG without the segments that Pillow alone reads; of others all. Raises ValueError
-    where one of these has a wrong checksum.
+    Of a JPEG without the segments that Pillow alone reads, as are those too short to be what they
+    are called; of others all. Raises ValueError where one of these has a wrong checksum.
     """
     if content.startswith(_JPEG_MARK):
         at = 2
         kept = [content[:at]]
         while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
-            end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-            kept += [content[at:end]] * (content[at + 1] not in _JPEG_METADATA)
-            at = end
+            mark, size = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+            needed = size >= _JPEG_NEEDED.get(mark, math.inf) or mark not in _JPEG_METADATA
+            kept += [content[at : at + 2 + size]] * needed
+            at += 2 + size
         return b"".join([*kept, content[at:]])
     if not content.startswith(_PNG_MARK):
         return content
@@ -134,10 +135,8 @@ def _converted(image: Any, channels: int | None) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA") if image.mode not in _GREY else image.convert("LA")
         if seen_through := int((np.asarray(image.getchannel("A")) < 255).sum()):
-            raise ValueError(
-                f"is transparent in {seen_through} of its pixels; lay it on a background and save "
-                "it without transparency"
-            )
+            said = f"is transparent in {seen_through} of its pixels"
+            raise ValueError(f"{said}; lay it on a background and save it without transparency")
     if channels != 3 and image.mode in _GREY:
         return image.convert("L")
     image = image.convert("RGB")  # a palette's entries first, their grey then

@@ -52,10 +52,8 @@ def read(path: Path) -> Pictures:
         with path.open("rb") as file:
             start = file.read(6)
     if start != b"\x93NUMPY":
-        raise UserError(
-            f"{path} is none of what is taken: {_WANTED}; save an array of an .npz with np.save, "
-            "and put a single picture into a folder"
-        )
+        hint = "save an array of an .npz with np.save, and put a single picture into a folder"
+        raise UserError(f"{path} is none of what is taken: {_WANTED}; {hint}")
     return _read_npy(path)
 
 
@@ -152,10 +150,8 @@ def _read_folder(root: Path) -> Pictures:
     pictures = [picture_decoding.pixels(picture_decoding.read(file, None)) for file in files_in]
     for file, pixels in zip(files_in, pictures, strict=True):
         if pixels.shape[:2] != pictures[0].shape[:2]:
-            raise UserError(
-                f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is "
-                f"{pictures[0].shape[:2]}; wanted pictures of one size"
-            )
+            said = f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is"
+            raise UserError(f"{said} {pictures[0].shape[:2]}; wanted pictures of one size")
     grey = np.array([pixels.shape[2] == 1 for pixels in pictures])
     channels = 1 if grey.all() else 3
     images = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])

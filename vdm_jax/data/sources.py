@@ -68,10 +68,9 @@ def load(
         else:
             data = load_published(name, root, manual)
     except (OSError, NotImplementedError) as error:  # the latter: a disk without file locks
-        raise UserError(
-            f"{name} can't be kept in data_dir={root}: {reason(error)}; free some space or mend "
-            "the permissions there, or choose another data_dir (or $VDM_JAX_DATA)"
-        ) from error
+        said = f"{name} can't be kept in data_dir={root}: {reason(error)}"
+        hint = "make space or mend the permissions there, or choose another (or $VDM_JAX_DATA)"
+        raise UserError(f"{said}; {hint}") from error
     if class_labels:
         _check_classes(data)
     return data
@@ -104,9 +103,7 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
     if levels not in (own, 256):
         raise UserError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):
-        raise UserError(
-            f"path={str(path)!r} is for 'arrays' and 'folder', not for {name!r}; leave it out"
-        )
+        raise UserError(f"path={str(path)!r} is for arrays and folder, not {name!r}; leave it out")
     for key, value in dataclasses.asdict(folder).items():
         if name != "folder" and value != getattr(_NO_OPTIONS, key):
             raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
@@ -117,7 +114,5 @@ def _check_classes(data: ImageData) -> None:
         raise UserError(f"{data.name} has no class labels; leave class_labels out")
     unseen = np.setdiff1d(data.labels["test"], data.labels["train"])
     if unseen.size:
-        raise UserError(
-            f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images but none "
-            "to train on; remove it or give it some"
-        )
+        said = f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images"
+        raise UserError(f"{said} but none to train on; remove it or give it some")

@@ -27,10 +27,9 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
         devices = jax.devices()
     except Exception as error:  # JAX raises several kinds
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r}): unset JAX_PLATFORMS for "
-            "the CPU, or install jax for the accelerator, e.g. pip install '.[cuda]'"
-        ) from error
+        said = f"JAX finds no device to run on (JAX_PLATFORMS={platforms!r})"
+        hint = "unset it for the CPU, or install jax for the accelerator, as pip install '.[cuda]'"
+        raise UserError(f"{said}: {hint}") from error
     # Process by process, as the batches are; on a pod JAX may number them otherwise.
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     counts = collections.Counter(device.process_index for device in devices)

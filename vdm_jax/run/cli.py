@@ -125,7 +125,11 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
-        raise UserError(_one_line(error, argv)) from error
+        said = _one_line(error, argv)
+        if "there is no file" in said:
+            known = ", ".join(sorted(path.name for path in config_file.parent.glob("[!_]*.py")))
+            said += f"; {config_file.parent} has {known}"
+        raise UserError(said) from error
     if values.help:
         print(usage.of_training(config_file, config, _OPTIONS))
         raise SystemExit(0)
@@ -202,6 +206,7 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
         reason = "that file has no variants"
     elif isinstance(error, AttributeError):
         reason = "that file has no function get_config"
+    reason = reason.replace("[Errno 2] No such file or directory:", "there is no file")
     return f"{given} can't be loaded: {reason}"
 
 

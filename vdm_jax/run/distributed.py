@@ -267,10 +267,8 @@ def _gather(mine: Any) -> list[Any]:
 
 
 def _code() -> str:
-    """Returns a short name for the code as it is."""
     package = Path(vdm_jax.__file__).parent
-    texts = [
-        f"{file.relative_to(package)}\n{file.read_text(encoding='utf-8')}"
-        for file in package.rglob("*.py")
-    ]
-    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()[:12]
+    running = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        running.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return running.hexdigest()[:12]

@@ -84,7 +84,6 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
 
 
 def _stream(config: ConfigDict, images: ImageData) -> Any:
-    """Returns the batches, that of each step by its number."""
     return data.train_batches(
         images.train,
         batch_size=config.train.batch_size,

@@ -24,10 +24,8 @@ def owned(workdir: Path) -> Iterator[None]:
             held.enter_context(FileLock(workdir / ".lock", timeout=0))
         except Timeout:
             who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "just starting"
-            raise UserError(
-                f"--workdir={workdir} is in use by another run ({who}): wait until it ends, stop "
-                "it, or give another workdir"
-            ) from None
+            said = f"--workdir={workdir} is in use by another run ({who})"
+            raise UserError(f"{said}: wait until it ends, stop it, or give another") from None
         except NotImplementedError as error:  # flock isn't there
             print(f"warning: {workdir} can't be locked ({error}): start no second run in it")
         files.write(holder, f"process {os.getpid()} on {platform.node()}\n")

@@ -202,10 +202,8 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     if c.network == "resnet":
         return ResNet(channels=c.channels, **shared)
     if c.channels % 32 or c.channels < 64:
-        raise UserError(
-            f"config.model.channels is {c.channels}; the unet's normalisation over 32 groups needs "
-            "a multiple of 32, and at least 64 to see gamma (one channel a group hides it)"
-        )
+        said = f"config.model.channels is {c.channels}; the unet normalises over 32 groups"
+        raise UserError(f"{said}: give a multiple of 32, and at least 64 for it to see gamma")
     return UNet(**own, **shared)
 
 

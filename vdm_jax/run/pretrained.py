@@ -24,14 +24,15 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
 _SETTINGS = "settings"
 
 
-class Pretrained(NamedTuple):
-    """What such a file holds: `data` says of which images the model is (`run.build.describe`)."""
+class Saved(NamedTuple):
+    """The settings that a model was made with, what they say of the data, and where it is."""
 
-    path: Path
+    workdir: Path  # of the run, or the model's file
+    folder: Path
     step: int
     config: ConfigDict
     data: Mapping[str, Any]
-    params: Params
+    params: Params = None  # of a file; those of a run lie in `folder`
 
 
 def write(
@@ -49,7 +50,7 @@ def write(
         np.savez(file, **arrays, **{_SETTINGS: np.array(text)})
 
 
-def read(given: str) -> Pretrained:
+def read(given: str) -> Saved:
     """Returns the model of the package of that name, or of that file. Raises UserError."""
     path = FOLDER / f"{given}.npz" if given in NAMES else user_path(given, "--pretrained")
     if not path.is_file():
@@ -62,7 +63,7 @@ def read(given: str) -> Pretrained:
         config = ConfigDict(filled(defaults.get_config().to_dict(), said["config"]))
         leaves = {name: array.astype(np.float32) for name, array in arrays.items()}
         params = traverse_util.unflatten_dict(leaves, sep="/")
-        return Pretrained(path, int(said["step"]), config, dict(said["data"]), params)
+        return Saved(path, path.parent, int(said["step"]), config, dict(said["data"]), params)
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
         raise UserError(
             f"{path} is damaged, or no model's file that experiments.export wrote ({reason(error)})"

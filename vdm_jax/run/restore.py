@@ -16,9 +16,10 @@ from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError, reaching
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.nn import published, published_configs
-from vdm_jax.run import build, cli, defaults, distributed
+from vdm_jax.run import build, cli, defaults, distributed, pretrained
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
+from vdm_jax.run.pretrained import Saved
 from vdm_jax.train import sharding
 from vdm_jax.train.load_checkpoint import (
     TRIES,
@@ -34,16 +35,6 @@ T = TypeVar("T")
 
 MOST_DIMS = 1 << 24  # of an image
 ENOUGH = "folder of the run: its checkpoints are enough"
-
-
-class Saved(NamedTuple):
-    """The settings that a checkpoint was made with, what it says of the data, and where it is."""
-
-    workdir: Path
-    folder: Path
-    step: int
-    config: ConfigDict
-    data: Mapping[str, Any]
 
 
 def define_flags(values: flags.FlagValues, what: str, images: str) -> None:
@@ -63,6 +54,7 @@ def define_model_flags(values: flags.FlagValues, workdir: str = ENOUGH) -> None:
     text, _, _ = cli.definers(values)
     text("workdir", workdir)
     text("checkpoint", "a step of the run, or a checkpoint's folder; the newest if not given")
+    text("pretrained", f"a model in one file: {', '.join(pretrained.NAMES)}, or one of your own")
     text("official", "a published checkpoint: the file ckpt-N.flax, or its folder")
     text("model", "its configuration: cifar10, cifar10_aug, imagenet32, imagenet64, or a JSON file")
 
@@ -73,8 +65,10 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     `options["batch_size"]` takes the place of the configuration's.
     """
     _check_flags(options)
-    if not options["workdir"] and not (options["official"] and options["out"]):
-        raise UserError("--workdir=DIR is missing: the folder of the run; or --official and --out")
+    alone = options["official"] or options["pretrained"]
+    if not options["workdir"] and not (alone and options["out"]):
+        of = "--official or --pretrained"
+        raise UserError(f"--workdir=DIR is missing: the folder of the run; or {of}, and --out")
     names = {"name": "data", "path": "path", "manual_dir": "manual_dir", "dir": "data_dir"}
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
@@ -103,14 +97,12 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
 
 
 def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
-    """Returns a run's model as `load` does."""
     of = saved(workdir, checkpoint)
     of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(of.config)
     shape, levels, classes = _images_of(of)
     if classes:
-        said = f"the run in {workdir} is conditioned on the class of an image, which images to be"
-        raise UserError(f"{said} compressed don't have; --config.data.class_labels made it so")
+        raise UserError(f"the run in {workdir} needs each image's class: it can't compress images")
     return _run(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
@@ -158,19 +150,15 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     check_config(c)
     images = build.load(c)
     if not data and saved.get("fingerprint") not in (None, images.fingerprint):
-        raise UserError(
-            f"{images.name} holds other images than the run in {workdir} was trained with; to "
-            "evaluate it on them nevertheless, name them with --data"
-        )
+        said = f"{images.name} holds other images than the run in {workdir} was trained with"
+        raise UserError(f"{said}; to take them nevertheless, name them with --data")
     for what, has, wanted in (
         ("levels", images.levels, saved.get("levels", images.levels)),
         ("classes", images.num_classes, saved.get("classes", 0)),
     ):
         if has != wanted:
-            raise UserError(
-                f"the run in {workdir} is of images with {wanted} {what}, but {images.name} has "
-                f"{has}: no number found on them would be its bits per dim"
-            )
+            said = f"the run in {workdir} is of images with {wanted} {what}"
+            raise UserError(f"{said}, but {images.name} has {has}: take images of its kind")
     return c, images
 
 
@@ -207,10 +195,7 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
-        raise UserError(
-            f"{source} has no settings in it, so that nothing says which model it is of; name "
-            "another --checkpoint, or train anew"
-        )
+        raise UserError(f"{source} has no settings in it; name another --checkpoint, or train anew")
     if sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
@@ -233,6 +218,8 @@ def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
 def _check_flags(options: Mapping[str, Any]) -> None:
     if options["official"] and options["checkpoint"]:
         raise UserError("--official and --checkpoint exclude each other")
+    if options["official"] and not Path(options["official"]).exists():
+        raise UserError(f"--official: no checkpoint file or folder at {options['official']}")
     if options["model"] and not options["official"]:
         raise UserError("--model goes with --official; a run has its own configuration")
 
@@ -257,7 +244,6 @@ def _newest(read: Callable[[], T]) -> T:
 
 
 def _run(saved: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
-    """Returns the model of a checkpoint."""
     expected = jax.eval_shape(model.init, jax.random.key(0))
     step, params = load_params(saved.folder, expected, mesh, saved.step)
     return Subject(model, params, None, 0, mesh, str(saved.workdir), step, c.model.to_dict())

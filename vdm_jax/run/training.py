@@ -136,7 +136,6 @@ def _watched(
 def _first_state(
     of: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
 ) -> TrainState:
-    """Returns the state of the newest checkpoint, or a new one."""
     if checkpoints.latest_step() is None:
         key = experiment.keys_of(of.config)["init"]
         return step.start(of.model, of.optimizer, key, of.mesh)
@@ -199,7 +198,6 @@ def _lag(ema_rate: float, steps: int) -> str:
 
 
 def _conclude(of: Experiment, last_step: int, result: Evaluation) -> None:
-    """Writes result.json, and prints the bound and its terms."""
     name, note = build.eval_name(of.config), of.model.facts().note
     summary = {"step": last_step, "split": name, "data": build.describe(of.images)}
     summary |= {f"{result.unit.key}_standard_error": None, **result.scalars()}

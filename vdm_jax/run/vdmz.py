@@ -42,9 +42,7 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
         of = restore.load(options, mesh, shape)
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
-        raise UserError(
-            f"the run in {of.name} is no VDM of pixel levels ({facts.words}); only those compress"
-        )
+        raise UserError(f"{of.name} is no VDM of pixel levels ({facts.words}): it can't compress")
     names = of.settings if options["official"] else _FUNCTION
     if of.settings.get("network") == "pyramid":
         names = (*names, "multipliers", "blocks", "contrasts")
@@ -65,10 +63,9 @@ def check_room(source: Source, header: Header) -> None:
     need = 8 * shape[0] * math.prod(shape[1:3]) ** 2
     room = memory.room(jax.devices()[0])
     if room and need > room.free:
-        raise VdmzError(
-            f"its {shape[0]} x {'x'.join(map(str, shape[1:]))} pixels at once take "
-            f"{memory.words(need)} or more in the network; {memory.words(room.free)} are free"
-        )
+        said = f"its {shape[0]} x {'x'.join(map(str, shape[1:]))} pixels at once take"
+        free = f"{memory.words(room.free)} are free"
+        raise VdmzError(f"{said} {memory.words(need)} or more in the network; {free}")
 
 
 @contextlib.contextmanager
