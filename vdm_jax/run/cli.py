@@ -37,6 +37,7 @@ class Options(NamedTuple):
     allow_fallback: bool = False
     allow_config_change: bool = False
     hang_timeout: float | None = None
+    init_from: str | None = None
 
 
 _OPTIONS = {
@@ -47,6 +48,7 @@ _HANG = (
     "most seconds that a step and its batch may take, 0: any; default any in one process, in "
     "several ten times the median, a minute at least"
 )
+_INIT = "start from the averaged parameters of another run's folder, or of a model in one file"
 
 
 def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
@@ -120,6 +122,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         for name, about in _OPTIONS.items():
             flags.DEFINE_bool(name, False, about, flag_values=values)
         flags.DEFINE_float("hang_timeout", None, _HANG, 0.0, flag_values=values)
+        flags.DEFINE_string("init_from", None, _INIT, flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         distributed.define_flags(values)
         rest = values(argv)[1:]
@@ -131,7 +134,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
             said += f"; {config_file.parent} has {known}"
         raise UserError(said) from error
     if values.help:
-        print(usage.of_training(config_file, config, _OPTIONS))
+        print(usage.of_training(config_file, config, _OPTIONS | {"init_from": _INIT}))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")

@@ -1,9 +1,10 @@
-"""A trained model in one file: its parameters as float16, and the settings that it was made with.
+"""What a trained model was saved as: by a run, or in one file, of float16 parameters and settings.
 
 `vdm_jax/pretrained` holds those that come with the package; `experiments.export` writes others.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files
 from vdm_jax.errors import UserError, reason, user_path
 from vdm_jax.run import defaults
+from vdm_jax.train import sharding
+from vdm_jax.train.load_checkpoint import load_params
 from vdm_jax.train.model import Params
 from vdm_jax.train.settings import filled
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
 _SETTINGS = "settings"
+MOST_DIMS = 1 << 24  # of an image
 
 
 class Saved(NamedTuple):
@@ -43,11 +48,11 @@ def write(
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
     text = json.dumps({"step": step, "config": settings, "data": dict(data)})
     leaves = traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in leaves.items()}
+    arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise UserError(f"{path} can't be written: a parameter is beyond float16's 65,504")
     with files.whole(path) as file:
-        np.savez(file, **arrays, **{_SETTINGS: np.array(text)})
+        np.savez(file, **arrays | {_SETTINGS: np.array(text)})
 
 
 def read(given: str) -> Saved:
@@ -55,7 +60,7 @@ def read(given: str) -> Saved:
     path = FOLDER / f"{given}.npz" if given in NAMES else user_path(given, "--pretrained")
     if not path.is_file():
         known = ", ".join(NAMES)
-        raise UserError(f"--pretrained={given} is neither a file nor a model here; known: {known}")
+        raise UserError(f"{given} is neither a model's file nor one of the package: {known}")
     try:
         with np.load(path) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
@@ -70,17 +75,37 @@ def read(given: str) -> Saved:
         ) from error
 
 
-def fit(params: Params, expected: Params, whose: str) -> Params:
-    """Returns `params` if they have the shapes of `expected`. Raises UserError for the first."""
+def images_told(of: Saved) -> tuple[tuple[int, ...], int, int]:
+    """Returns what a checkpoint says of its images: their shape, levels, and classes or 0."""
+    match {"classes": 0, **of.data}:
+        case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
+              "classes": int(classes)}:  # fmt: skip
+            fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
+            if fits and classes >= 0:
+                return tuple(shape), levels, classes
+    raise UserError(f"the checkpoint {of.folder / str(of.step)} doesn't say of which images it is")
+
+
+def parameters(of: Saved, expected: Params, mesh: Mesh) -> Params:
+    """Returns a model's parameters, of the shapes of `expected`, over the mesh.
+
+    Raises UserError where they have other shapes.
+    """
+    if of.params is None:
+        return load_params(of.folder, expected, mesh, of.step)[1]
+    _check_fits(of, expected)
+    return jax.device_put(of.params, sharding.of_parameters(mesh, of.params))
+
+
+def _check_fits(of: Saved, expected: Params) -> None:
+    """Raises UserError, which names the first that differs, unless `expected` has these shapes."""
     found, wanted = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, expected)
+        for tree in (of.params, expected)
     )  # fmt: skip
     for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise UserError(
-                f"{whose} parameters are another model's: {name} is {found.get(name, 'missing')}, "
-                f"here {wanted.get(name, 'missing')}; --config.model must be as theirs"
-            )
-    return params
+        has, needs = found.get(name, "absent"), wanted.get(name, "absent")
+        if has != needs:
+            said = f"the parameter {name} of {of.workdir} is {has}, but the configuration calls for"
+            raise UserError(f"{said} {needs}: they belong to different models")

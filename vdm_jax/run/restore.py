@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from absl import flags
@@ -25,7 +24,6 @@ from vdm_jax.train.load_checkpoint import (
     TRIES,
     RemovedError,
     complete_steps,
-    load_params,
     load_settings,
 )
 from vdm_jax.train.model import Model
@@ -33,7 +31,6 @@ from vdm_jax.train.settings import differences, filled
 
 T = TypeVar("T")
 
-MOST_DIMS = 1 << 24  # of an image
 ENOUGH = "folder of the run: its checkpoints are enough"
 
 
@@ -76,7 +73,7 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     if path := options["official"]:
         found = from_official(Path(path), options["model"], data, mesh)
     else:
-        found = from_workdir(Path(options["workdir"]), options["checkpoint"], data, mesh)
+        found = _newest(lambda: _with_images(_saved(options), data, mesh))
     distributed.agree({"data": build.describe(found.images)})
     return found._replace(batch_size=options["batch_size"] or found.batch_size)
 
@@ -88,22 +85,26 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
     images of any size, here of `shape`, which may be without channels. Raises UserError for a model
     conditioned on the class.
     """
-    if bool(options["workdir"]) == bool(options["official"]):
-        raise UserError("name the model by one of --workdir=DIR, a run's folder, and --official")
+    if sum(bool(options[name]) for name in ("workdir", "official", "pretrained")) != 1:
+        raise UserError("name the model by one of --workdir=RUN, --official and --pretrained")
     _check_flags(options)
     if options["official"]:
         return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
-    return _newest(lambda: _to_compress(Path(options["workdir"]), options["checkpoint"], mesh))
+    return _newest(lambda: _to_compress(_saved(options), mesh, shape))
 
 
-def _to_compress(workdir: Path, checkpoint: str | None, mesh: Mesh) -> Subject:
-    of = saved(workdir, checkpoint)
+def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(of.config)
-    shape, levels, classes = _images_of(of)
+    shape, levels, classes = pretrained.images_told(of)
     if classes:
-        raise UserError(f"the run in {workdir} needs each image's class: it can't compress images")
-    return _run(of, mesh, of.config, make_model(of.config, shape, levels))
+        raise UserError(f"the model {of.workdir} needs each image's class: it can't compress")
+    if of.params is not None:  # of a file: its network takes images of other sizes, too
+        if given[2:] not in ((), shape[2:]):
+            said = f"{of.workdir} is for images of {shape[2]} channel(s), but what is given has"
+            raise UserError(f"{said} {given[2]}")
+        shape = (*given[:2], shape[2])
+    return _restored(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
 def from_workdir(
@@ -113,14 +114,13 @@ def from_workdir(
 
     `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
     """
+    return _newest(lambda: _with_images(saved(workdir, checkpoint), data, mesh))
 
-    def read() -> Subject:
-        of = saved(workdir, checkpoint)
-        c, images = images_of(of, data)
-        model = make_model(c, images.event_shape, images.levels, images.num_classes)
-        return _with(_run(of, mesh, c, model), images, c)
 
-    return _newest(read)
+def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
+    c, images = images_of(of, data)
+    model = make_model(c, images.event_shape, images.levels, images.num_classes)
+    return _with(_restored(of, mesh, c, model), images, c)
 
 
 def from_official(
@@ -216,23 +216,14 @@ def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
 
 
 def _check_flags(options: Mapping[str, Any]) -> None:
-    if options["official"] and options["checkpoint"]:
-        raise UserError("--official and --checkpoint exclude each other")
+    for one, other in (("official", "checkpoint"), ("pretrained", "checkpoint"),
+                       ("pretrained", "official")):  # fmt: skip
+        if options[one] and options[other]:
+            raise UserError(f"--{one} and --{other} exclude each other")
     if options["official"] and not Path(options["official"]).exists():
         raise UserError(f"--official: no checkpoint file or folder at {options['official']}")
     if options["model"] and not options["official"]:
         raise UserError("--model goes with --official; a run has its own configuration")
-
-
-def _images_of(of: Saved) -> tuple[tuple[int, ...], int, int]:
-    """Returns what a checkpoint says of its images: their shape, levels, and classes or 0."""
-    match {"classes": 0, **of.data}:
-        case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
-              "classes": int(classes)}:  # fmt: skip
-            fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
-            if fits and classes >= 0:
-                return tuple(shape), levels, classes
-    raise UserError(f"the checkpoint {of.folder / str(of.step)} doesn't say of which images it is")
 
 
 def _newest(read: Callable[[], T]) -> T:
@@ -243,10 +234,20 @@ def _newest(read: Callable[[], T]) -> T:
     return read()
 
 
-def _run(saved: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    step, params = load_params(saved.folder, expected, mesh, saved.step)
-    return Subject(model, params, None, 0, mesh, str(saved.workdir), step, c.model.to_dict())
+def _saved(options: Mapping[str, Any]) -> Saved:
+    if given := options["pretrained"]:
+        return pretrained.read(given)
+    return saved(Path(options["workdir"]), options["checkpoint"])
+
+
+def named(given: str) -> Saved:
+    """Returns the newest checkpoint of a run's folder, or the model in one file."""
+    return saved(Path(given), None) if Path(given).is_dir() else pretrained.read(given)
+
+
+def _restored(of: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
+    params = pretrained.parameters(of, jax.eval_shape(model.init, jax.random.key(0)), mesh)
+    return Subject(model, params, None, 0, mesh, str(of.workdir), of.step, c.model.to_dict())
 
 
 def _chosen(workdir: Path, checkpoint: str | None) -> tuple[Path, int | None]:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, cli, defaults, distributed, experiment, lock
+from vdm_jax.run import build, cli, defaults, distributed, experiment, lock, pretrained, restore
 from vdm_jax.run.cli import Options
 from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
@@ -138,13 +140,22 @@ def _first_state(
 ) -> TrainState:
     if checkpoints.latest_step() is None:
         key = experiment.keys_of(of.config)["init"]
-        return step.start(of.model, of.optimizer, key, of.mesh)
+        state = step.start(of.model, of.optimizer, key, of.mesh)
+        return _begun(state, options.init_from, of.mesh) if options.init_from else state
     state = checkpoints.restore(template)
     print(f"going on from step {int(state.step)}")
     if options.allow_config_change or int(state.skipped) >= of.config.train.max_skipped:
         # Steps that other settings could not do don't count against these.
         state = state._replace(skipped=0 * state.skipped)
     return state
+
+
+def _begun(state: TrainState, init_from: str, mesh: Mesh) -> TrainState:
+    """Returns a new state with the parameters of another model of the same shapes."""
+    saved = restore.named(init_from)
+    params = pretrained.parameters(saved, jax.eval_shape(lambda: state.params), mesh)
+    print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
+    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:

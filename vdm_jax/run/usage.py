@@ -15,7 +15,7 @@ from vdm_jax.run import defaults, distributed
 def of_training(config_file: Path, config: ConfigDict, options: Mapping[str, str]) -> str:
     """Returns what the command does, its flags, and its settings with their values as given."""
     doc = ast.get_docstring(ast.parse(config_file.read_text(encoding="utf-8")))
-    lines = [f"{doc}\n", "To go on with a run that was stopped:"]
+    lines = [f"{doc}\n", "To go on with a run that was stopped, or from another's parameters:"]
     lines += [f"  --{name}: {about}" for name, about in options.items()]
     lines += ["On several machines (docs/many_devices.md):"]
     lines += ["  " + ", ".join(f"--{name}" for name in (*distributed.FLAGS, "hang_timeout"))]
