@@ -50,7 +50,6 @@ WORDS = {
 _OF_NETWORKS = {
     ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
     ("multipliers", "blocks", "contrasts"): ("pyramid",),
-    ("num_blocks",): ("unet", "resnet", "mlp"),
 }
 
 

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files
 from vdm_jax.errors import UserError, reason, user_path
 from vdm_jax.run import defaults
-from vdm_jax.train import sharding
+from vdm_jax.train import checksum, sharding
 from vdm_jax.train.load_checkpoint import load_params
 from vdm_jax.train.model import Params
 from vdm_jax.train.settings import filled
@@ -37,7 +36,7 @@ class Saved(NamedTuple):
     step: int
     config: ConfigDict
     data: Mapping[str, Any]
-    params: Params = None  # of a file; those of a run lie in `folder`
+    params: Mapping[str, np.ndarray] | None = None  # of a file, by name; a run's are in `folder`
 
 
 def write(
@@ -47,7 +46,7 @@ def write(
     settings = config.to_dict()
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
     text = json.dumps({"step": step, "config": settings, "data": dict(data)})
-    leaves = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    leaves = checksum.named_leaves(jax.device_get(params))
     arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise UserError(f"{path} can't be written: a parameter is beyond float16's 65,504")
@@ -66,8 +65,7 @@ def read(given: str) -> Saved:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
         said = json.loads(str(arrays.pop(_SETTINGS)))
         config = ConfigDict(filled(defaults.get_config().to_dict(), said["config"]))
-        leaves = {name: array.astype(np.float32) for name, array in arrays.items()}
-        params = traverse_util.unflatten_dict(leaves, sep="/")
+        params = {name: array.astype(np.float32) for name, array in arrays.items()}
         return Saved(path, path.parent, int(said["step"]), config, dict(said["data"]), params)
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
         raise UserError(
@@ -93,19 +91,12 @@ def parameters(of: Saved, expected: Params, mesh: Mesh) -> Params:
     """
     if of.params is None:
         return load_params(of.folder, expected, mesh, of.step)[1]
-    _check_fits(of, expected)
-    return jax.device_put(of.params, sharding.of_parameters(mesh, of.params))
-
-
-def _check_fits(of: Saved, expected: Params) -> None:
-    """Raises UserError, which names the first that differs, unless `expected` has these shapes."""
-    found, wanted = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (of.params, expected)
-    )  # fmt: skip
-    for name in sorted(found.keys() | wanted.keys()):
-        has, needs = found.get(name, "absent"), wanted.get(name, "absent")
+    wanted = checksum.named_leaves(expected)
+    for name in sorted(of.params.keys() | wanted.keys()):
+        has, needs = (leaves[name].shape if name in leaves else "absent"
+                      for leaves in (of.params, wanted))  # fmt: skip
         if has != needs:
             said = f"the parameter {name} of {of.workdir} is {has}, but the configuration calls for"
             raise UserError(f"{said} {needs}: they belong to different models")
+    params = jax.tree.unflatten(jax.tree.structure(expected), [of.params[name] for name in wanted])
+    return jax.device_put(params, sharding.of_parameters(mesh, params))
