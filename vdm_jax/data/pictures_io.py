@@ -172,13 +172,9 @@ def _check_names(names: list[str]) -> None:
     """Raises ValueError unless these are names of PNG files below a folder, each there once."""
     taken: set[str] = set()
     for name in names:
-        parts = name.split("/")
+        plain = all(part[:1] not in ("", ".") for part in name.split("/"))
         name.encode()  # raises UnicodeEncodeError for what isn't Unicode
-        if (
-            len(name) > _LONGEST
-            or not name.lower().endswith(".png")
-            or any(p[:1] in ("", ".") for p in parts)
-        ):
+        if not (plain and len(name) <= _LONGEST and name.lower().endswith(".png")):
             raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
         if name in taken:
             raise ValueError(f"{name!r} is there twice")
