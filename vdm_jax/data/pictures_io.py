@@ -49,11 +49,6 @@ def read(path: Path) -> Pictures:
             return _read_folder(path)
         if not path.is_file():
             raise UserError(f"{path} is not there; wanted {_WANTED}")
-        with path.open("rb") as file:
-            start = file.read(6)
-    if start != b"\x93NUMPY":
-        hint = "save an array of an .npz with np.save, and put a single picture into a folder"
-        raise UserError(f"{path} is none of what is taken: {_WANTED}; {hint}")
     return _read_npy(path)
 
 
@@ -118,7 +113,7 @@ def _read_npy(path: Path) -> Pictures:
     try:
         array = npy.mapped(path)
     except ValueError as error:
-        raise UserError(f"{path} can't be read ({error}); write it anew") from error
+        raise UserError(f"{path} can't be read ({error}); wanted {_WANTED}") from error
     images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
