@@ -12,16 +12,14 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.related import mixture
 from vdm_jax.types import Gamma
 
-# Song et al.'s integral of beta over [0, 1], of beta_min = 0.1 and beta_max = 20.
-_VP_INTEGRAL = 10.05
-
 SCHEDULES: dict[str, Gamma] = {
     "VDM, linear from -13.3 to 5": schedule.linear(-13.3, 5.0),
     "cosine from -13.3 to 5": schedule.cosine(-13.3, 5.0),
     "Nichol & Dhariwal, cosine, T = 1000": schedule.from_betas(schedule.cosine_betas(1000)),
     "Nichol & Dhariwal, cosine, T = 4000": schedule.from_betas(schedule.cosine_betas(4000)),
     "DDPM, T = 1000": schedule.from_betas(schedule.ddpm_betas()),
-    "VP-SDE": schedule.beta_linear(-13.3, math.log(math.expm1(_VP_INTEGRAL))),
+    # Song et al.'s integral of beta over [0, 1], of beta_min = 0.1 and beta_max = 20, is 10.05.
+    "VP-SDE": schedule.beta_linear(-13.3, math.log(math.expm1(10.05))),
 }
 
 

@@ -35,14 +35,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the model and of the chain but for T."""
     _, number, _ = cli.definers(values)
     restore.define_model_flags(values)
-    number(
-        "grid", "parts into which the narrowest standard deviation of a step is divided",
-        chain.DEFAULT_GRID, 1, file.MOST_GRID,
-    )  # fmt: skip
-    number(
-        "blocks", "stacks that are coded at once, each with a few images at a worse rate; default "
-        "one for each 256 images, up to 64", None, 1, file.MOST_BLOCKS,
-    )  # fmt: skip
+    about = "parts into which the narrowest standard deviation of a step is divided"
+    number("grid", about, chain.DEFAULT_GRID, 1, file.MOST_GRID)
+    about = "stacks coded at once, each with a few images at a worse rate; default one for each "
+    number("blocks", f"{about}256 images, up to 64", None, 1, file.MOST_BLOCKS)
 
 
 def compress(argv: list[str]) -> Summary:
@@ -56,10 +52,8 @@ def compress(argv: list[str]) -> Summary:
     flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
     options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     out = vdmz.free(options["output"], "-o FILE.vdmz")
-    if rest and options["split"]:
-        raise UserError(f"INPUT ({rest[0]}) and --split exclude each other")
-    if not rest and not options["split"]:
-        raise UserError("wanted INPUT, a folder of pictures or an .npy; or --split=test")
+    if bool(rest) == bool(options["split"]):
+        raise UserError("wanted either INPUT, a folder of pictures or an .npy, or --split=test")
     model, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     chosen = Options(options["num_steps"], options["grid"], options["blocks"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments import tables
-from experiments.tables import estimate
+from experiments.tables import estimate, terms
 from vdm_jax import loss
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
@@ -40,8 +40,8 @@ def _rungs(found: Found) -> str:
 def _restrictions(found: Found) -> str:
     rows = []
     for row in found["restrictions"]:
-        terms = "---" if "VDM" in row["name"] else _terms(row)  # it groups them otherwise
-        rows.append((row["name"], estimate(row), *terms, *_costs(row)[::2]))
+        means = "---" if "VDM" in row["name"] else terms(row)  # it groups them otherwise
+        rows.append((row["name"], estimate(row), *means, *_costs(row)[::2]))
     head = ("restriction", "test bits per dim", "reconstruction", "last level", "between")
     return table((*head, "parameters", "minutes"), rows)
 
@@ -121,12 +121,8 @@ def _gain(row: Row) -> str:
 
 
 def _with_terms(rows: list[Row], unit: str) -> str:
-    cells = [(row["name"], estimate(row), *_terms(row)) for row in rows]
+    cells = [(row["name"], estimate(row), *terms(row)) for row in rows]
     return table(("model", unit, *TERMS), cells)
-
-
-def _terms(row: Row) -> list[str]:
-    return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
 
 
 def _costs(row: Row) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import tables
-from experiments.tables import estimate
+from experiments.tables import estimate, terms
 from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import table
 
@@ -53,10 +53,7 @@ def _sweep(found: Found) -> str:
 
 
 def _networks(found: Found) -> str:
-    rows = [
-        (row["network"], estimate(row), *(f"{row['terms'][t]['mean']:.4f}" for t in TERMS))
-        for row in found["networks"]
-    ]
+    rows = [(row["network"], estimate(row), *terms(row)) for row in found["networks"]]
     return table(("the network predicts", "bpd here", *TERMS), rows)
 
 

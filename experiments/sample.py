@@ -78,7 +78,10 @@ def sample(argv: list[str]) -> dict[str, Any]:
     if jax.process_index() == 0:
         folder = report.new_folder(parent, subject.step)
         if options["quality"]:
-            _write_quality(folder, found)
+            files.write_json(folder / "quality.json", found)
+            text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
+            files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")
+            print(f"\n{text}written to {folder}")
         else:
             _write(folder, found, (images, path), subject, options)
     return found
@@ -174,13 +177,6 @@ def _write(
     if found["distances"]:
         print(report.of_distances(found["distances"]))
     print(f"{len(images)} samples in {found['seconds']:.1f} s, written to {folder}")
-
-
-def _write_quality(folder: Path, found: Mapping[str, Any]) -> None:
-    files.write_json(folder / "quality.json", found)
-    text = report.table(report.QUALITY, map(report.of_quality, found["quality"])) + "\n"
-    files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")
-    print(f"\n{text}written to {folder}")
 
 
 if __name__ == "__main__":

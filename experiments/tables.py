@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.bound import TERMS
 from vdm_jax.evaluation.report import value
 
 
@@ -25,10 +26,8 @@ def check(page: Path, names: Iterable[str]) -> None:
     for name in names:
         count = len(_place(name).findall(page.read_text(encoding="utf-8")))
         if count != 1:
-            lines = f"<!-- table: {name} --> and <!-- end -->"
-            raise UserError(
-                f"{page} has {count} places for the table {name!r}; wanted one: {lines}"
-            )
+            ends = f"<!-- table: {name} --> and <!-- end -->"
+            raise UserError(f"{page} has {count} places for the table {name!r}; wanted one: {ends}")
 
 
 def replace(page: Path, tables: Mapping[str, str]) -> None:
@@ -54,6 +53,11 @@ def _place(name: str) -> re.Pattern[str]:
 def estimate(row: Mapping[str, Any]) -> str:
     """Returns the number of a row and its standard error, as in 1.2345 ± 0.0067."""
     return f"{value(row):.4f} ± {row['standard_error']:.4f}"
+
+
+def terms(row: Mapping[str, Any]) -> list[str]:
+    """Returns the means of the three terms of a row's bound."""
+    return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
 
 
 @contextlib.contextmanager

@@ -49,10 +49,8 @@ def _flags() -> flags.FlagValues:
     number("channels", "of the network", 128)
     number("num_blocks", "of the network", 32)
     number("rounds", "in which contenders take turns", 5)
-    flags.DEFINE_float(
-        "peak_tflops", None, "of the device in bfloat16, for the share of it", lower_bound=1e-6,
-        flag_values=values,
-    )  # fmt: skip
+    about = "of the device in bfloat16, for the share of it"
+    flags.DEFINE_float("peak_tflops", None, about, lower_bound=1e-6, flag_values=values)
     return values
 
 
@@ -120,10 +118,9 @@ def _machine() -> str:
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform != "cpu":
         return f"{device.device_kind}, jax {jax.__version__}"
-    named = re.findall(
-        r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.M
-    )
-    name = named[0] if named else platform.machine()
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    named = re.search(r"^model name\s*: (.*)", text, re.M)
+    name = named[1] if named else platform.machine()
     return f"{os.cpu_count()} cores of {name}, no accelerator, jax {jax.__version__}"
 
 

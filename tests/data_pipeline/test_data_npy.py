@@ -52,7 +52,7 @@ def zipped(path, content: bytes):
 def test_damaged_headers_are_one_line_for_every_reader(tmp_path, one_clear_line, name):
     path = tmp_path / "a.npy"
     path.write_bytes(DAMAGED[name])
-    with one_clear_line("a.npy can't be read .*; write it anew"):
+    with one_clear_line("a.npy can't be read .*; wanted an .npy"):
         pictures_io.read(path)
     with one_clear_line("a.npz: array 'train' can't be read .*; wanted an .npz"):
         load("arrays", path=zipped(tmp_path / "a.npz", path.read_bytes()), data_dir=tmp_path / "d")

@@ -194,6 +194,8 @@ def test_a_crop_is_about_the_centre_and_keeps_the_shape_of_things(across):
     # Each new pixel stands for two old ones; the filter overshoots a little at the step.
     np.testing.assert_allclose(lines[0], [60, 60, 200, 200], atol=15)
     np.testing.assert_array_equal(lines, np.broadcast_to(lines[0], (4, 4)))
+    # Of a shape where rounding would put the part's edge outside.
+    assert fitted(Image.new("L", (38, 243)), (57, 1), "crop").size == (1, 57)
 
 
 def test_a_resize_takes_all_of_the_image_and_averages():

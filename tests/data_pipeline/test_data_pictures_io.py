@@ -131,7 +131,7 @@ def test_files_that_are_not_taken(tmp_path):
     put(tmp_path, "one.png", IMAGES[0])
     path.write_text("hello")
     for name in ("a.npz", "one.png", "a.npy"):
-        refused(tmp_path / name, f"{name} is none of what is taken: an .npy of integers .* folder")
+        refused(tmp_path / name, f"{name} can't be read .*; wanted an .npy of integers .* folder")
     refused(tmp_path / "no.npy", "no.npy is not there")
 
 

@@ -63,8 +63,8 @@ def test_what_compress_refuses(digits_run, images, refused):
     for arguments, words in (
         ([run, images / "small.npy"], "must be [n, 8, 8, 1], as the model's, got [3, 7, 8, 1]"),
         ([run, images / "bright.npy"], "in [0, 17), the model's levels, got uint8 from 1 to 17"),
-        ([run], "wanted INPUT, a folder of pictures or an .npy; or --split=test"),
-        ([run, good, "--split=test"], f"INPUT ({good}) and --split exclude each other"),
+        ([run], "wanted either INPUT, a folder of pictures or an .npy, or --split=test"),
+        ([run, good, "--split=test"], "wanted either INPUT, a folder of pictures or an .npy, or"),
         ([run, good, "--blocks=4"], "blocks must be at most 3, one for each image, got 4"),
         ([run, good, "--grid=65"], "--grid=65"),
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),

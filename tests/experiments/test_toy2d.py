@@ -74,7 +74,7 @@ def test_densities_are_measured_against_the_data_s_own(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--workdir=/dev/null", "--workdir=/dev/null is a file; name a folder"),
+        ("--workdir=/dev/null", "--workdir=/dev/null can't be made or written: File exists"),
         ("--data=moons", r"moons-vdm\.json is no result of this command"),
     ],
 )

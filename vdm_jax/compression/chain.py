@@ -76,7 +76,7 @@ def make(
     hardly in some steps, and for num_steps times grid above MOST_PARTS.
     """
     if num_steps * grid > MOST_PARTS:
-        raise UserError(f"num_steps = {num_steps} times grid = {grid} may be {MOST_PARTS} at most")
+        raise UserError(f"num_steps times grid is {num_steps * grid}, may be {MOST_PARTS} at most")
     gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
         raise UserError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")

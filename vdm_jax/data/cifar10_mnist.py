@@ -61,8 +61,8 @@ def _read_cifar10(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str
         for member in archive:
             if member.isfile():
                 files[Path(member.name).name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    train = b"".join(files[f"data_batch_{i}.bin"] for i in range(1, 6))
-    contents = {"train": train, "test": files["test_batch.bin"]}
+    contents = {"train": b"".join(files[f"data_batch_{i}.bin"] for i in range(1, 6))}
+    contents["test"] = files["test_batch.bin"]
     rows = {part: np.frombuffer(contents[part], np.uint8).reshape(-1, 3073) for part in contents}
     images = {p: rows[p][:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for p in rows}
     labels = {part: rows[part][:, 0] for part in rows}

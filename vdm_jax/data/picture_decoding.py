@@ -154,16 +154,11 @@ def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
     "crop" takes the largest part of that shape about the centre, "resize" stretches the image.
     Neither touches an image that has the size.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     height, width = size
     if (image.height, image.width) == size:
         return image
-    box = None
     if fit == "crop":
-        scale = min(image.width / width, image.height / height)
-        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-        right = min(left + scale * width, image.width)  # rounding must not pass the edge
-        bottom = min(top + scale * height, image.height)
-        box = (left, top, right, bottom)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

@@ -49,11 +49,6 @@ def read(path: Path) -> Pictures:
             return _read_folder(path)
         if not path.is_file():
             raise UserError(f"{path} is not there; wanted {_WANTED}")
-        with path.open("rb") as file:
-            start = file.read(6)
-    if start != b"\x93NUMPY":
-        hint = "save an array of an .npz with np.save, and put a single picture into a folder"
-        raise UserError(f"{path} is none of what is taken: {_WANTED}; {hint}")
     return _read_npy(path)
 
 
@@ -118,7 +113,7 @@ def _read_npy(path: Path) -> Pictures:
     try:
         array = npy.mapped(path)
     except ValueError as error:
-        raise UserError(f"{path} can't be read ({error}); write it anew") from error
+        raise UserError(f"{path} can't be read ({error}); wanted {_WANTED}") from error
     images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"
@@ -172,13 +167,9 @@ def _check_names(names: list[str]) -> None:
     """Raises ValueError unless these are names of PNG files below a folder, each there once."""
     taken: set[str] = set()
     for name in names:
-        parts = name.split("/")
+        plain = all(part[:1] not in ("", ".") for part in name.split("/"))
         name.encode()  # raises UnicodeEncodeError for what isn't Unicode
-        if (
-            len(name) > _LONGEST
-            or not name.lower().endswith(".png")
-            or any(p[:1] in ("", ".") for p in parts)
-        ):
+        if not (plain and len(name) <= _LONGEST and name.lower().endswith(".png")):
             raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
         if name in taken:
             raise ValueError(f"{name!r} is there twice")

@@ -50,14 +50,12 @@ def load(
         the names of its subfolders, are only there if wanted.
     """
     _check_unused(name, path, levels, folder)
-    root = manual = Path()  # the digits need none, so they do without a home, too
-    if name not in digits.LEVELS:
-        root = _root(data_dir)
-        manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
+    if name in digits.LEVELS:  # which need no data_dir, so they do without a home, too
+        return digits.load_digits(name)
+    root = _root(data_dir)
+    manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
-        if name in digits.LEVELS:
-            data = digits.load_digits(name)
-        elif name == "photos32":
+        if name == "photos32":
             data = _photos(root)
         elif name == "arrays":
             data = load_arrays(path, levels, root)
@@ -69,7 +67,7 @@ def load(
             data = load_published(name, root, manual)
     except (OSError, NotImplementedError) as error:  # the latter: a disk without file locks
         said = f"{name} can't be kept in data_dir={root}: {reason(error)}"
-        hint = "make space or mend the permissions there, or choose another (or $VDM_JAX_DATA)"
+        hint = "make space or mend the permissions, or choose another data_dir (or $VDM_JAX_DATA)"
         raise UserError(f"{said}; {hint}") from error
     if class_labels:
         _check_classes(data)

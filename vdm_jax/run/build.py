@@ -77,9 +77,7 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.try_writing(workdir)
-    except FileExistsError as error:
-        raise UserError(f"--{flag}={workdir} is a file; name a folder") from error
-    except OSError as error:
+    except OSError as error:  # as where it is a file
         why = f"can't be made or written: {error.strerror or error}; name another folder"
         raise UserError(f"--{flag}={workdir} {why}") from error
     distributed.check_shared(workdir, flag)
