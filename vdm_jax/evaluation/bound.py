@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class Reduction(NamedTuple):
 
 PLAIN = Reduction()
 
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Draws, jax.Array]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Any, jax.Array]]
 Times = Callable[[Key, jax.Array, jax.Array, jax.Array], PerExample]
 
 
@@ -143,14 +143,14 @@ def make_eval_step(
 
 def collect(
     eval_step: EvalStep, params: Params, batches: Batches, mesh: Mesh, key: Key, repeats: int = 1
-) -> Draws:
-    """Returns `repeats` draws of every image of `batches()`, each exactly once per repeat.
+) -> Any:
+    """Returns what the step does, mostly `Draws`, `repeats` times for every image of `batches()`.
 
     Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
     and `mask` (0 where the last batch is padded).
     """
     checks.count(repeats, "repeats")
-    found: list[Draws] = []
+    found = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
         drawn: list = []

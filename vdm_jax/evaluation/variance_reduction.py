@@ -6,7 +6,7 @@ to which all that is found here is therefore constant.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)
     key, few = jax.random.key(7), subject.first(IMAGES, "train")
-    draws = _drawn(step, few, key, 2 * TIMES, "pilot", "train")
+    draws = drawn(step, few, key, 2 * TIMES, "pilot", "train")
 
     def between(draws: np.ndarray) -> np.ndarray:
         """Returns differences of two draws at one time, with the variance of one draw."""
@@ -89,9 +89,10 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     return t[::2].ravel(), losses, between(np.asarray(controls)).reshape(losses.size, -1)
 
 
-def _drawn(
+def drawn(
     step: EvalStep, of: Subject, key: Key, repeats: int, words: str, part: str = "test"
-) -> Draws:
+) -> Any:
+    """Returns `bound.collect` of a part of the subject's images, with a progress bar."""
     with Bar(words, of.calls(repeats, part)) as bar:
         call = bar.counted(step)
         return evaluation.collect(call, of.params, of.batches(part), of.mesh, key, repeats)
@@ -133,8 +134,8 @@ class Evaluator:
         step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
         repeats = self.repeats
         if self.wanted is not None:
-            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
+            trial = drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
             repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        draws = _drawn(step, subject, self.key, repeats, "evaluating")
+        draws = drawn(step, subject, self.key, repeats, "evaluating")
         return draws, self.plan.controlled(draws)
