@@ -109,27 +109,13 @@ def diffusion(
 
 
 def elbo(
-    key: Key,
-    images: Images,
-    denoise: Denoise,
-    keep: Keep,
-    num_steps: int,
-    timesteps: timestep.Method = "antithetic",
+    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
 ) -> ElboTerms:
     """Returns one unbiased sample of the bound on -log p(x), the paper's -K, for each image.
 
-    `reconstruction` is zero: z_0 is the data, and the first step stands for the decoder.
+    It is for t ~ U[0, 1] and uniform noise `u`, as in `diffusion`. `reconstruction` is zero: z_0 is
+    the data, and the first step stands for the decoder.
     """
-    key_t, key_u = jax.random.split(key)
-    u = jax.random.uniform(key_u, jnp.shape(images))
-    t = timestep.draw(key_t, len(images), timesteps)
-    return elbo_given(images, u, t, denoise, keep, num_steps)
-
-
-def elbo_given(
-    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
-) -> ElboTerms:
-    """Returns `elbo` at given uniform noise `u` [batch, *event] and times `t` [batch]."""
     at_t = diffusion(images, u, t, denoise, keep, num_steps)
     keep_1 = _values(keep, jnp.ones(1, jnp.result_type(t, float)))
     return ElboTerms(jnp.zeros_like(at_t), prior(images, keep_1), at_t)

@@ -64,9 +64,7 @@ class HierarchicalVAE(NamedTuple):
                 return loss.sum_event(p.log_prob(x))
             return loss.sum_event(pixels.log_prob(images, p.mean, jnp.log(p.var), self.levels))
 
-        found = hierarchy.elbo_given(
-            x, latents, self.encoders, self.decoders, log_likelihood, closed_form=True
-        )
+        found = hierarchy.elbo(x, latents, self.encoders, self.decoders, log_likelihood)
         return ElboTerms(found.reconstruction, found.levels[-1], found.levels[:-1].sum(0))
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
@@ -101,14 +99,15 @@ class BinomialDiffusion(NamedTuple):
 
     def elbo(self, key: Key, images: Images) -> ElboTerms:
         """Returns one sample of the bound, whose reconstruction is one of the steps."""
-        return binomial.elbo(
-            key, images, self.denoise, constant_erasure, self.num_steps, self.timesteps
-        )
+        key_t, key_u = jax.random.split(key)
+        u = jax.random.uniform(key_u, jnp.shape(images))
+        t = timestep.draw(key_t, len(images), self.timesteps)
+        return binomial.elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
 
     def elbo_by_keys(self, images: Images, t: PerExample, keys: Key) -> ElboTerms:
         """Returns the same at given times, with the noise of one key per example, [batch]."""
         u = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
-        return binomial.elbo_given(images, u, t, self.denoise, constant_erasure, self.num_steps)
+        return binomial.elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
         """Returns `n` ancestral samples, integers in {0, 1}."""
