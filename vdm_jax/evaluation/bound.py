@@ -58,8 +58,10 @@ class Draws(NamedTuple):
     u: PerExample | None = None
     """Evenly spread numbers that a proposal made the times of; None: the times themselves."""
 
-    def controlled(self, coefficients: np.ndarray) -> "Draws":
-        """Returns them less the control variates, by `control_variates.fit` of other draws."""
+    def controlled(self, coefficients: np.ndarray | None) -> "Draws":
+        """Returns them less any control variates, by `control_variates.fit` of other draws."""
+        if coefficients is None:
+            return self
         plain, controls = self.terms.diffusion / self.weight, cast(Tensor, self.controls)
         rest = control_variates.subtracted(self.t, plain, controls, coefficients)
         terms = self.terms._replace(diffusion=self.weight * cast(PerExample, rest))

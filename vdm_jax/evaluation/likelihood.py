@@ -131,11 +131,6 @@ def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
     return {"unit": of_unit.name, **{name: values.tolist() for name, values in columns.items()}}
 
 
-def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
-    """Returns the variance of one image, one uniform t and one noise, in bits per dim."""
-    return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
-
-
 def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
     """Returns a row of the importance-weighted bound."""
 

@@ -40,10 +40,6 @@ class Plan(NamedTuple):
     coefficients: np.ndarray | None = None  # [bins, k], of the control variates
     calls: int = 0  # of the network, that this took
 
-    def controlled(self, draws: Draws) -> Draws:
-        """Returns `draws` less their control variates, if the plan has any."""
-        return draws if self.coefficients is None else draws.controlled(self.coefficients)
-
 
 def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     """Returns times by importance and control variates, if asked for, from training images alone.
@@ -136,6 +132,6 @@ class Evaluator:
         if self.wanted is not None:
             trial = drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
-            repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
+            repeats = enough(trial.controlled(self.plan.coefficients), subject.bound, self.wanted)
         draws = drawn(step, subject, self.key, repeats, "evaluating")
-        return draws, self.plan.controlled(draws)
+        return draws, draws.controlled(self.plan.coefficients)
