@@ -88,12 +88,9 @@ def finest(dtype: DTypeLike) -> float:
 class Steps(NamedTuple):
     """Cost of a solution for the whole batch."""
 
-    evaluations: Array
-    """Evaluations of the field, but those of "backsolve" after a rejected first step."""
-    accepted: Array
-    """Number of steps made."""
-    rejected: Array
-    """Number of steps tried and found too coarse."""
+    evaluations: Array  # of the field, but those of "backsolve" after a rejected first step
+    accepted: Array  # steps made
+    rejected: Array  # steps tried and found too coarse
 
 
 def solve(

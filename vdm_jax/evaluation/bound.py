@@ -47,16 +47,11 @@ class Evaluation:
 class Draws(NamedTuple):
     """Draws of the bound: one of each example of a batch, [batch], or all, [repeats, images]."""
 
-    terms: loss.ElboTerms
-    """Terms of the bound, in nats."""
-    t: PerExample
-    """Times; those given, where nothing depends on them."""
-    weight: PerExample
-    """Factor by which the diffusion term was multiplied, as t came from a proposal; 1 without."""
-    controls: Tensor | None = None
-    """Control variates [*shape, k] of the diffusion term without that factor, if any."""
-    u: PerExample | None = None
-    """Evenly spread numbers that a proposal made the times of; None: the times themselves."""
+    terms: loss.ElboTerms  # of the bound, in nats
+    t: PerExample  # times; those given, where nothing depends on them
+    weight: PerExample  # that multiplied the diffusion term, as t came from a proposal; else 1
+    controls: Tensor | None = None  # variates [*shape, k] of that term without the weight, if any
+    u: PerExample | None = None  # evenly spread numbers that became t; None: t itself
 
     def controlled(self, coefficients: np.ndarray | None) -> "Draws":
         """Returns them less any control variates, by `control_variates.fit` of other draws."""

@@ -81,7 +81,8 @@ def _cells(row: Row) -> list[str]:
     numbers = [value(row), *(row[name] for name in errors)]
     numbers += [terms[name]["mean"] if terms else math.nan for name in TERMS]
     counts = (str(row[name]) for name in ("num_images", "draws", "network_calls"))
-    return [row["quantity"], row["kind"], *map(_number, numbers), *counts]
+    shown = ("-" if math.isnan(number) else f"{number:.4f}" for number in numbers)
+    return [row["quantity"], row["kind"], *shown, *counts]
 
 
 def value(row: Row) -> float:
@@ -105,10 +106,6 @@ def _ode_note(row: Row) -> str:
         f"{row['quantity']}: tolerance {row['tolerance']:g}, {row['function_evaluations']:.0f} "
         f"evaluations of the network, {row['trace']} trace{probes}; of images it gives a bound."
     )
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _plot_profile(profile: Row, path: Path) -> None:

@@ -14,8 +14,7 @@ from flax import linen as nn
 from vdm_jax import checks, schedule
 from vdm_jax.types import Tensor
 
-END_POINTS = "l1"
-"""The part of a pinned `MonotoneGamma`'s parameters that sets its end points."""
+END_POINTS = "l1"  # the parameters of a pinned `MonotoneGamma` that set its end points
 
 
 class FixedGamma(nn.Module):

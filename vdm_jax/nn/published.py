@@ -46,11 +46,8 @@ class OfficialModel(NamedTuple):
     levels: int
     num_steps: int | None
     timesteps: timestep.Method
-    sample_softmax: bool
-    """Whether it drew pixels from p(x|z_0), which `sampler.to_images` does with a key, or took the
-    most likely."""
-    step: int
-    """Number of steps that it was trained."""
+    sample_softmax: bool  # pixels were drawn, as `sampler.to_images` does by a key; else the likely
+    step: int  # number of steps that it was trained
 
     def gamma(self, t: Tensor) -> Tensor:
         """Returns gamma(t) for times of any shape."""

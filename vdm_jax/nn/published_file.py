@@ -10,8 +10,7 @@ import msgpack
 import numpy as np
 from flax import serialization
 
-_MOST = 10_000
-"""Entries of one list or dict: a list's place is taken before its entries are read."""
+_MOST = 10_000  # entries of a list or dict: its place is taken before they are read
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -19,18 +19,13 @@ from vdm_jax.types import Images, Key, PerExample, Tensor
 class HierarchicalVAE(NamedTuple):
     """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I)."""
 
-    encoders: Sequence[Conditional]
-    """Conditionals q(z_1|x), ..., q(z_L|z_{L-1})."""
-    decoders: Sequence[Conditional]
-    """Conditionals p(z_1|z_2), ..., p(z_{L-1}|z_L)."""
-    likelihood: Conditional
-    """Map from z_1 to the Gaussian that p(x|z_1) is the density of, or discretises."""
+    encoders: Sequence[Conditional]  # q(z_1|x), ..., q(z_L|z_{L-1})
+    decoders: Sequence[Conditional]  # p(z_1|z_2), ..., p(z_{L-1}|z_L)
+    likelihood: Conditional  # z_1 -> the Gaussian that p(x|z_1) is the density of, or discretises
     event_shape: tuple[int, ...]
-    latent_shape: tuple[int, ...]
-    """Shape of the last latent."""
+    latent_shape: tuple[int, ...]  # of the last latent
     levels: int | None
-    words: str
-    """Name in reports."""
+    words: str  # its name in reports
 
     @property
     def note(self) -> str:
@@ -80,8 +75,7 @@ class HierarchicalVAE(NamedTuple):
 class BinomialDiffusion(NamedTuple):
     """Diffusion of black-and-white images (`related.binomial`) with keep(t) = 1 - t."""
 
-    denoise: binomial.Denoise
-    """Network: (z_t in {-1, 1}, keep_t) -> logits of x = 1."""
+    denoise: binomial.Denoise  # (z_t in {-1, 1}, keep_t) -> logits of x = 1
     event_shape: tuple[int, ...]
     num_steps: int
     timesteps: timestep.Method = "antithetic"

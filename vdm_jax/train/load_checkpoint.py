@@ -93,8 +93,6 @@ def load_params(
 def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
     """Yields the folder of a checkpoint, which a run that goes on may remove meanwhile."""
     folder = folder.absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
     steps = complete_steps(folder)
     if not steps or step not in (None, *steps):
         known = ", ".join(map(str, steps)) or "none"

@@ -30,10 +30,8 @@ class Unit(NamedTuple):
     of: Callable[[Any, tuple[int, ...]], jax.Array]
 
 
-BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)
-"""Unit of discrete data, a probability."""
+BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)  # of a probability
 NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
-"""Unit of continuous data."""
 
 
 def unit(bound: Bound) -> Unit:
