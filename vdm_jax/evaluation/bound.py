@@ -64,10 +64,12 @@ class Draws(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """The means by which an evaluation of a VDM needs fewer draws; neither changes the mean."""
+    """The means by which an evaluation of a VDM needs fewer draws; none changes the mean."""
 
     proposal: Proposal | None = None  # density of times; None for the uniform one
     linear: Linear | None = None  # denoiser that makes the control variates, if any
+    coefficients: np.ndarray | None = None  # [bins, k], of the control variates
+    calls: int = 0  # of the network, that it took to measure these
 
 
 PLAIN = Reduction()
@@ -102,16 +104,20 @@ def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array
     return timestep.spread(u, index, repeat // 2, (repeats + 1 - group) // 2)
 
 
-def over_devices(step: Callable, mesh: Mesh, params: Params, others: int) -> Callable:
-    """Returns step(parameters, batch, *others), compiled, of parameters like `params`.
+def over_devices(step: Callable, mesh: Mesh, params: Params) -> EvalStep:
+    """Returns step(params, batch, key, repeat, repeats), compiled, and the batch's mask beside it.
 
-    The batch is split over the devices; all else is whole on all of them, also the results.
+    Parameters are like `params`. The batch is split over the devices; all else is whole on all of
+    them, also the results.
     """
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, params)
     return jax.jit(
-        lambda params, *rest: step(sharding.gathered(mesh, params), *rest),
-        in_shardings=(shares, split, *[whole] * others),
+        lambda params, batch, *rest: (
+            step(sharding.gathered(mesh, params), batch, *rest),
+            batch["mask"],
+        ),
+        in_shardings=(shares, split, whole, whole, whole),
         out_shardings=whole,
     )
 
@@ -126,16 +132,15 @@ def make_eval_step(
 
     def step(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[Draws, jax.Array]:
+    ) -> Draws:
         key_t, key_noise = jax.random.split(key)
         t = times(key_t, batch["index"], repeat, repeats)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         bound = model.bind(params, batch["conditioning"])
-        # The mask of all hosts, as the draws.
-        return draw(bound, model.data(batch["images"]), t, keys, by), batch["mask"]
+        return draw(bound, model.data(batch["images"]), t, keys, by)
 
-    return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)), 3)
+    return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def collect(

@@ -182,12 +182,11 @@ def per_image(
 
     def step(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[tuple[PerExample, PerExample], jax.Array]:
+    ) -> tuple[PerExample, PerExample]:
         keys = jax.random.split(jax.random.fold_in(key, batch["index"][0] // size), draws)
         found, second = nats(params, batch, keys[repeat])
-        return (found, jnp.broadcast_to(second, found.shape)), batch["mask"]
+        return found, jnp.broadcast_to(second, found.shape)
 
-    compiled = over_devices(step, mesh, subject.params, 3)
-    of = subject._replace(batch_size=size)
+    compiled, of = over_devices(step, mesh, subject.params), subject._replace(batch_size=size)
     found, second = drawn(compiled, of, key, draws, "evaluating")
     return np.asarray(loss.bits_per_dim(found, subject.bound.event_shape), np.float64), second

@@ -6,7 +6,7 @@ to which all that is found here is therefore constant.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +33,7 @@ MARGIN = 1.1  # of the number of draws, as the error they are computed from is a
 MOST_REPEATS = 1_000_000
 
 
-class Plan(NamedTuple):
-    """The density that an evaluation draws times from, and the control variates to subtract."""
-
-    by: Reduction = PLAIN
-    coefficients: np.ndarray | None = None  # [bins, k], of the control variates
-    calls: int = 0  # of the network, that this took
-
-
-def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
+def plan(subject: Subject, importance: bool, controls: bool) -> Reduction:
     """Returns times by importance and control variates, if asked for, from training images alone.
 
     With times spread evenly the noise alone causes an error, which is least with a density in
@@ -49,8 +41,8 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     what the control variates leave. Raises UserError for images too large for these.
     """
     if not importance and not controls:
-        return Plan()
-    by, coefficients = PLAIN, None
+        return PLAIN
+    by = PLAIN
     if controls:
         images = jnp.asarray(subject.images.train[:LINEAR_IMAGES])
         by = Reduction(linear=Linear.of(loss.to_data(images, subject.images.levels)))
@@ -58,10 +50,11 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     if controls:
         coefficients = control_variates.fit(t, losses, variates, COEFFICIENT_BINS)
         losses = control_variates.subtracted(t, losses, variates, coefficients)
+        by = by._replace(coefficients=coefficients)
     if importance:
         spread = timestep.profile(t, losses, DENSITY_BINS).rms
         by = by._replace(proposal=timestep.proposal(spread))
-    return Plan(by, coefficients, 2 * t.size)
+    return by._replace(calls=2 * t.size)
 
 
 def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,17 +114,17 @@ class Evaluator:
     `pilot_calls` counts calls of the network for draws that are no part of an estimate.
     """
 
-    def __init__(self, plan: Plan, key: Key, repeats: int, wanted: float | None = None):
-        self.plan, self.key, self.repeats, self.wanted = plan, key, repeats, wanted
-        self.pilot_calls = plan.calls
+    def __init__(self, by: Reduction, key: Key, repeats: int, wanted: float | None = None):
+        self.by, self.key, self.repeats, self.wanted = by, key, repeats, wanted
+        self.pilot_calls = by.calls
 
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
-        step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
+        step = evaluation.make_eval_step(subject.model, subject.mesh, self.by)
         repeats = self.repeats
         if self.wanted is not None:
             trial = drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
-            repeats = enough(trial.controlled(self.plan.coefficients), subject.bound, self.wanted)
+            repeats = enough(trial.controlled(self.by.coefficients), subject.bound, self.wanted)
         draws = drawn(step, subject, self.key, repeats, "evaluating")
-        return draws, draws.controlled(self.plan.coefficients)
+        return draws, draws.controlled(self.by.coefficients)
