@@ -52,7 +52,6 @@ def write(folder: Path, found: Row) -> None:
 
 
 def _markdown(found: Row) -> str:
-    """Returns the results as Markdown: model, data and command, and one row a quantity."""
     data, model = found["data"], found["model"]
     sources, rows = found["groups"], found["rows"]
     units = "sources" if sources else "images"
@@ -109,7 +108,6 @@ def _ode_note(row: Row) -> str:
 
 
 def _plot_profile(profile: Row, path: Path) -> None:
-    """Draws the schedule gamma(t), and below it what each noise level costs."""
     title = "Learned or given schedule, and what each noise level costs"
     t = profile["t"]
     with figure(path, title, (7, 6), (2, 1)) as (above, below):

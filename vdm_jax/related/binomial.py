@@ -34,9 +34,6 @@ def constant_erasure(t: Tensor) -> Tensor:
     return 1.0 - t
 
 
-# ---- the distributions ----
-
-
 def marginal(x: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
     """Returns q(z_t|x) = B(x keep_t + (1 - keep_t) / 2)."""
     return transition(x, 1.0, keep_t)
@@ -73,9 +70,6 @@ def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike)
         return jnp.logaddexp(p_1 + if_1.log_prob(z_s), p_0 + if_0.log_prob(z_s))
 
     return Bernoulli(log_mixture(1) - log_mixture(0))
-
-
-# ---- the bound ----
 
 
 def prior(x: ArrayLike, keep_1: ArrayLike) -> PerExample:
@@ -121,9 +115,6 @@ def elbo(
     return ElboTerms(jnp.zeros_like(at_t), prior(images, keep_1), at_t)
 
 
-# ---- sampling ----
-
-
 def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_steps: int) -> Images:
     """Returns samples in {0, 1} of `shape`: z_1 ~ B(1/2), then `num_steps` equal steps."""
     timestep.check_num_steps(num_steps)
@@ -140,9 +131,6 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
 
     z_1 = Bernoulli(jnp.zeros(shape, keeps.dtype)).sample(key_init)
     return scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
-
-
-# ---- bits as signs, and the schedule ----
 
 
 def _signs(bits: ArrayLike, dtype: jnp.dtype | None = None) -> Tensor:

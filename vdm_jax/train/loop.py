@@ -189,8 +189,6 @@ class _Loop:
 
 
 class _Call(NamedTuple):
-    """A call of the compiled step that may still be running."""
-
     first: int
     steps: int
     metrics: Mapping[str, jax.Array]

@@ -77,9 +77,6 @@ def _form(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-# ---- settings, those of a run then and now ----
-
-
 def differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
