@@ -2,6 +2,7 @@
 
     python -m experiments.compress --workdir=RUN INPUT -o FILE.vdmz [--num_steps=100]
     python -m experiments.compress --workdir=RUN --split=test -o FILE.vdmz
+    python -m experiments.compress --pretrained=photos --tile=64 FOLDER -o FILE.vdmz
     python -m experiments.compress --official=PATH --model=cifar10 INPUT -o FILE.vdmz
 
 INPUT is a folder of pictures or an .npy, of the size and levels that the model was trained on;
@@ -12,7 +13,7 @@ longer. What was written is decoded and compared before it gets its name.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def compress(argv: list[str]) -> Summary:
     define_flags(values)
     flags.DEFINE_string("output", None, "the file to write", short_name="o", flag_values=values)
     choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
+    number(
+        "tile",
+        "cut a folder's pictures, of any sizes, into squares of so many pixels",
+        None,
+        1,
+        512,
+    )
     number("num_steps", "T, the steps of the chain", 100, 1, chain.MOST_STEPS)
     flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
     options, rest = cli.parse_flags(values, argv, __doc__, most=1)
@@ -62,14 +70,14 @@ def compress(argv: list[str]) -> Summary:
         files.write(partial, content)
     print("\n".join(_lines(summary, content, pictures, decoding, out)), flush=True)
     if options["compare"]:
-        print(f"\n{compared(pictures.images, len(content), 'this file')}")
+        print(f"\n{compared(pictures.whole or pictures.images, len(content), 'this file')}")
     return summary
 
 
 def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Source, str, Pictures]:
     """Returns the model that the flags name, its name, and the images of `path` or of --split."""
     if path is not None:
-        pictures = pictures_io.read(path)
+        pictures = pictures_io.read(path, options.get("tile"))
     elif options["official"] or not options["workdir"]:
         raise UserError("--split is of a run's images: name its --workdir, or INPUT")
     else:
@@ -143,17 +151,18 @@ def _counted(images: int) -> str:
     return f"{images} image{'s' * (images != 1)}"
 
 
-def compared(images: np.ndarray, size: int, name: str) -> str:
+def compared(images: np.ndarray | Sequence[np.ndarray], size: int, name: str) -> str:
     """Returns what lossless codecs need for the same images, as a table that begins with ours."""
-    chosen = some(images, COMPARED)
+    chosen = some(images, COMPARED) if isinstance(images, np.ndarray) else images
+    elements, compared = (sum(image.size for image in of) for of in (images, chosen))
     note = "" if len(chosen) == len(images) else f" (on {len(chosen):,} of them)"
     others, left_out = dict[str, int](), ""
     try:
         others = other_codecs.sizes(chosen)
     except (ValueError, RuntimeError, OSError) as error:  # theirs; ours is written, and stays
         left_out = f"\n\nOther codecs were not compared: {error}"
-    rows = [(name, size / images.size)]
-    rows += [(f"{codec}{note}", count / chosen.size) for codec, count in others.items()]
+    rows = [(name, size / elements)]
+    rows += [(f"{codec}{note}", count / compared) for codec, count in others.items()]
     cells = [[codec, f"{8.0 * per_dim:.4f}"] for codec, per_dim in rows]
     return report.table(("codec", "bits per dim"), cells) + left_out
 

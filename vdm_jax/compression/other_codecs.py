@@ -8,7 +8,7 @@ import importlib
 import io
 import lzma
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,36 +22,41 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def sizes(images: np.ndarray) -> dict[str, int]:
+def sizes(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, int]:
     """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
-    Image codecs see one image at a time, then all side by side in mosaics. Three channels are RGB,
+    Image codecs see one image at a time, then all side by side in mosaics, unless `images` are a
+    sequence of images of any sizes. Three channels are RGB,
     others lie side by side as grey. Codecs that Pillow hasn't are left out (JPEG-XL comes with the
     package pillow-jxl-plugin). Raises ValueError for images larger than 8192 a side.
     """
-    planes = _planes(images)
-    if max(planes.shape[1:3]) > SIDE:
-        raise ValueError(f"images must have at most {SIDE} pixels a side, not {planes.shape[1:3]}")
-    mosaics = list(_mosaics(planes))
-    whole = "one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"
+    planes = [_plane(image) for image in images]
+    kinds = {"each image": planes}
+    for plane in planes:
+        if max(plane.shape[:2]) > SIDE:
+            raise ValueError(f"images must have at most {SIDE} pixels a side, not {plane.shape}")
+    if isinstance(images, np.ndarray):
+        mosaics = list(_mosaics(np.stack(planes)))
+        kinds["one mosaic" if len(mosaics) == 1 else f"{len(mosaics)} mosaics"] = mosaics
     Image.init()
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_jxl")  # which makes JPEG-XL known to Pillow
     codecs = [name for name, options in _OPTIONS.items() if options["format"] in Image.SAVE]
     found = {
         f"{name}, {kind}": sum(_size(name, picture) for picture in pictures)
-        for kind, pictures in (("each image", planes), (whole, mosaics))
+        for kind, pictures in kinds.items()
         for name in codecs
     }
-    xz = len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))
-    return found | {"xz": xz, "raw": images.nbytes}
+    raw = b"".join(image.tobytes() for image in images)
+    xz = len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
+    return found | {"xz": xz, "raw": len(raw)}
 
 
-def _planes(images: np.ndarray) -> np.ndarray:
-    """Returns [n, height, width, 3] or [n, height, width']."""
-    if images.shape[-1] == 3:
-        return images
-    return np.concatenate(np.moveaxis(images, -1, 0), axis=2)
+def _plane(image: np.ndarray) -> np.ndarray:
+    """Returns [height, width, 3] or [height, width']."""
+    if image.shape[-1] == 3:
+        return image
+    return np.concatenate(np.moveaxis(image, -1, 0), axis=1)
 
 
 def _mosaics(planes: np.ndarray) -> Iterator[np.ndarray]:

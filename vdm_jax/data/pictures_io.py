@@ -1,13 +1,14 @@
 """Images of a file or folder as one array, and the file or folder again from that array.
 
-An .npy comes back with the same values, integer type and shape; a folder of pictures of one size
-as a folder of PNG files with the same pixels, upright as EXIF says, each called NAME.png. What that
-needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may come from
+An .npy comes back with the same values, integer type and shape; a folder of pictures of one size,
+or of any sizes if they are cut into tiles, as a folder of PNG files with the same pixels, upright
+as EXIF says, each called NAME.png. What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may come from
 anybody, so no name in them leads out of a folder.
 """
 
 import dataclasses
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from vdm_jax.data import folder_listing, npy, picture_decoding
 from vdm_jax.data.image_data import as_images
 from vdm_jax.errors import UserError, reaching, user_path
 
-_NPY, _FOLDER = b"\1", b"\3\1"  # what meta begins with
+_NPY, _FOLDER, _TILED = b"\1", b"\3\1", b"\3\2"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
 _LONGEST = 4096  # characters of a path
@@ -34,21 +35,28 @@ class Pictures:
     images: np.ndarray  # uint8 [n, height, width, channels], in C order
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
+    whole: Sequence[np.ndarray] | None = None  # the pictures that `images` are tiles of
 
     @property
     def grey_folder(self) -> bool:
         """Returns whether these are the pictures of a folder, all grey: `tripled` takes them."""
-        return self.meta.startswith(_FOLDER) and self.images.shape[-1] == 1
+        return self.meta.startswith((_FOLDER, _TILED)) and self.images.shape[-1] == 1
 
 
-def read(path: Path) -> Pictures:
-    """Returns an .npy's or a folder's images, with values in [0, 256), or raises UserError."""
+def read(path: Path, tile: int | None = None) -> Pictures:
+    """Returns an .npy's or a folder's images, with values in [0, 256), or raises UserError.
+
+    With `tile` the pictures of a folder are cut into squares of that many pixels a side; where a
+    square goes beyond the right or lower edge, the last column or row is repeated.
+    """
     path = user_path(path, "the input")
     with reaching(path):
         if path.is_dir():
-            return _read_folder(path)
+            return _read_folder(path, tile)
         if not path.is_file():
             raise UserError(f"{path} is not there; wanted {_WANTED}")
+    if tile:
+        raise UserError(f"--tile cuts the pictures of a folder; {path} is a file")
     return _read_npy(path)
 
 
@@ -59,10 +67,11 @@ def of_array(images: np.ndarray, words: str) -> Pictures:
 
 def tripled(pictures: Pictures) -> Pictures:
     """Returns the grey pictures of a folder as three equal channels, which `write` makes grey."""
-    marks = np.packbits(np.ones(len(pictures.images), bool)).tobytes()
-    meta = _folder_meta(marks, zlib.decompress(pictures.meta[len(_FOLDER) :]))
+    layout = _unpack(pictures.meta, pictures.images.shape)
+    assert isinstance(layout, _Folder)
     words = f"{pictures.words}, grey, for the model three equal channels"
-    return Pictures(np.repeat(pictures.images, 3, axis=3), meta, words)
+    images = np.repeat(pictures.images, 3, axis=3)
+    return Pictures(images, _folder_meta(layout, 3), words, pictures.whole)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
@@ -72,9 +81,10 @@ def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> 
     UserError where `out`, the file or folder to be written, has the suffix of something else.
     """
     layout = _unpack(meta, shape)
-    what, words, own = "a folder", f"folder of {shape[0]} pictures", ""
     if isinstance(layout, _Npy):
         what, words, own = "an .npy", f".npy of {layout.dtype.name}", ".npy"
+    else:
+        what, words, own = "a folder", f"folder of {len(layout.names)} pictures", ""
     known = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".webp")
     if out and out.suffix.lower() in known and out.suffix.lower() != own:
         raise UserError(f"{out} would be {what}, as what was compressed; name it so")
@@ -95,7 +105,8 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
             with files.whole(partial) as file:
                 np.save(file, images.reshape(layout.shape).astype(layout.dtype))
             return
-        for name, pixels, grey in zip(layout.names, images, layout.grey, strict=True):
+        whole = images if layout.sizes is None else _put_together(images, layout.sizes)
+        for name, pixels, grey in zip(layout.names, whole, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.whole(path) as file:
@@ -129,9 +140,10 @@ def _npy_meta(array: np.ndarray) -> bytes:
 class _Folder(NamedTuple):
     grey: np.ndarray  # bool [n]: whether each picture is written as grey
     names: list[str]
+    sizes: np.ndarray | None = None  # [n, 2], height and width, if they are cut into tiles
 
 
-def _read_folder(root: Path) -> Pictures:
+def _read_folder(root: Path, tile: int | None) -> Pictures:
     there, skipped = folder_listing.walk(root)
     if not there:
         raise UserError(f"{root} holds no pictures; wanted PNG, JPEG or WebP files in it")
@@ -144,23 +156,57 @@ def _read_folder(root: Path) -> Pictures:
     files_in = [root / name for _, name in names]
     pictures = [picture_decoding.pixels(picture_decoding.read(file, None)) for file in files_in]
     for file, pixels in zip(files_in, pictures, strict=True):
-        if pixels.shape[:2] != pictures[0].shape[:2]:
+        if not tile and pixels.shape[:2] != pictures[0].shape[:2]:
             said = f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is"
-            raise UserError(f"{said} {pictures[0].shape[:2]}; wanted pictures of one size")
+            hint = "wanted pictures of one size, or --tile to cut them"
+            raise UserError(f"{said} {pictures[0].shape[:2]}; {hint}")
     grey = np.array([pixels.shape[2] == 1 for pixels in pictures])
     channels = 1 if grey.all() else 3
-    images = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures])
-    marks = b"" if grey.all() else np.packbits(grey).tobytes()
-    listed = b"".join(out.encode() + b"\0" for out, _ in names)
+    pictures = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
     left_out = f"; files left out: {len(skipped)}" * bool(skipped)
-    by = "x".join(map(str, images.shape[1:]))
-    words = f"{len(images)} pictures {by} of the folder {root.name} (their pixels{left_out})"
-    return Pictures(images, _folder_meta(marks, listed), words)
+    layout = _Folder(grey, [out for out, _ in names])
+    of = f"of the folder {root.name} (their pixels{left_out})"
+    if tile:
+        images = np.concatenate([_cut(picture, tile) for picture in pictures])
+        layout = layout._replace(sizes=np.array([p.shape[:2] for p in pictures], "<u4"))
+        words = f"{len(pictures)} pictures in {len(images)} tiles {tile}x{tile} {of}"
+        return Pictures(images, _folder_meta(layout, channels), words, pictures)
+    by = "x".join(map(str, pictures[0].shape))
+    words = f"{len(pictures)} pictures {by} {of}"
+    return Pictures(np.stack(pictures), _folder_meta(layout, channels), words)
 
 
-def _folder_meta(marks: bytes, listed: bytes) -> bytes:
-    """Returns the meta of a folder: a bit for each picture, unless all are grey, and the names."""
-    return _FOLDER + zlib.compress(marks + listed, 9)
+def _cut(picture: np.ndarray, tile: int) -> np.ndarray:
+    """Returns the tiles [n, tile, tile, channels] of a picture, row by row."""
+    rows, columns = (-(-side // tile) for side in picture.shape[:2])
+    beyond = (rows * tile - picture.shape[0], columns * tile - picture.shape[1])
+    padded = np.pad(picture, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
+    split = padded.reshape(rows, tile, columns, tile, -1).swapaxes(1, 2)
+    return split.reshape(rows * columns, tile, tile, -1)
+
+
+def _put_together(tiles: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the pictures that `_cut` made these tiles of."""
+    start, (high, wide) = 0, tiles.shape[1:3]
+    for height, width in sizes.tolist():
+        rows, columns = -(-height // high), -(-width // wide)
+        part = tiles[start : start + rows * columns]
+        start += rows * columns
+        split = part.reshape(rows, columns, high, wide, -1).swapaxes(1, 2)
+        yield split.reshape(rows * high, columns * wide, -1)[:height, :width]
+
+
+def _folder_meta(layout: _Folder, channels: int) -> bytes:
+    """Returns the meta of a folder: a bit for each picture, unless all are grey, and the names.
+
+    Before them, of pictures that are cut into tiles, their number and sizes.
+    """
+    marks = b"" if channels == 1 else np.packbits(layout.grey).tobytes()
+    content = marks + b"".join(name.encode() + b"\0" for name in layout.names)
+    if layout.sizes is None:
+        return _FOLDER + zlib.compress(content, 9)
+    sizes = layout.sizes.astype("<u4").tobytes()
+    return _TILED + zlib.compress(len(layout.names).to_bytes(4, "little") + sizes + content, 9)
 
 
 def _check_names(names: list[str]) -> None:
@@ -189,7 +235,7 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
         return _Npy(
             np.dtype(f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"), shape[:axes]
         )
-    if not meta.startswith(_FOLDER) or channels not in (1, 3):
+    if not meta.startswith((_FOLDER, _TILED)) or channels not in (1, 3):
         raise ValueError("of no known kind; known are an .npy and a folder of pictures")
     unpacker = zlib.decompressobj()
     try:
@@ -198,10 +244,26 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
         raise ValueError(f"the names can't be unpacked ({error})") from error
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("the names are cut short, go on after their end, or are too many")
+    sizes = None
+    if meta.startswith(_TILED):
+        count, content, sizes = _unpack_sizes(content, shape)
     marks = -(-count // 8) if channels == 3 else 0
     names = content[marks:].decode().split("\0", count + 1)  # not more than are wanted
     if len(names) != count + 1 or names.pop():
         raise ValueError(f"there aren't names for {count} pictures")
     _check_names(names)
     bits = np.unpackbits(np.frombuffer(content[:marks], np.uint8), count=count if marks else None)
-    return _Folder(bits.astype(bool) if marks else np.ones(count, bool), names)
+    return _Folder(bits.astype(bool) if marks else np.ones(count, bool), names, sizes)
+
+
+def _unpack_sizes(content: bytes, shape: tuple[int, ...]) -> tuple[int, bytes, np.ndarray]:
+    """Returns the number of pictures, what follows their sizes, and these. Raises ValueError."""
+    count, tiles = int.from_bytes(content[:4], "little"), 0
+    if not 0 < count <= shape[0] or len(content) < 4 + 8 * count:
+        raise ValueError(f"there aren't sizes for {count} pictures of {shape[0]} tiles")
+    sizes = np.frombuffer(content, "<u4", 2 * count, 4).reshape(count, 2)
+    for height, width in sizes.tolist():
+        tiles += -(-height // shape[1]) * -(-width // shape[2])
+    if tiles != shape[0] or not sizes.all():
+        raise ValueError(f"the sizes of the pictures are those of {tiles} tiles, not {shape[0]}")
+    return count, content[4 + 8 * count :], sizes
