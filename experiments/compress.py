@@ -51,7 +51,7 @@ def compress(argv: list[str]) -> Summary:
     choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
     number(
         "tile",
-        "cut a folder's pictures, of any sizes, into squares of so many pixels",
+        "pixels a side of the squares that pictures of any sizes are cut into",
         None,
         1,
         512,

@@ -42,9 +42,18 @@ def test_mosaics_keep_within_their_side(monkeypatch, event):
 
 
 def test_two_channels_lie_side_by_side():
-    planes = other_codecs._planes(images := RNG.integers(0, 256, (3, 4, 5, 2), np.uint8))
-    np.testing.assert_array_equal(planes[..., :5], images[..., 0])
-    np.testing.assert_array_equal(planes[..., 5:], images[..., 1])
+    plane = other_codecs._plane(image := RNG.integers(0, 256, (4, 5, 2), np.uint8))
+    np.testing.assert_array_equal(plane[:, :5], image[..., 0])
+    np.testing.assert_array_equal(plane[:, 5:], image[..., 1])
+
+
+def test_pictures_of_several_sizes_are_taken_one_by_one():
+    """Each as if it were alone."""
+    pictures = [RNG.integers(0, 256, (size, 7, 3), np.uint8) for size in (5, 9)]
+    found = other_codecs.sizes(pictures)
+    for name in ("PNG, each image", "WebP, each image", "raw"):
+        assert found[name] == sum(other_codecs.sizes(one[None])[name] for one in pictures)
+    assert not any("mosaic" in name for name in found)
 
 
 def test_what_is_lossy_missing_or_too_large_is_told(monkeypatch):

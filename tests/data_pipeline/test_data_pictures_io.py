@@ -119,6 +119,41 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), IMAGES[0, ..., 0])
 
 
+def test_pictures_of_any_sizes_come_back_from_tiles(tmp_path):
+    sizes, given = {"a.png": (7, 4), "b/wide.png": (3, 9), "c.png": (1, 1)}, {}
+    for name, size in sizes.items():
+        given[name] = RNG.integers(0, 256, (*size, 3), np.uint8)
+        put(tmp_path / "in", name, given[name])
+    put(tmp_path / "in", "grey.png", given["a.png"][..., 0])
+    came = pictures_io.read(tmp_path / "in", 4)
+    assert came.images.shape == (2 + 3 + 1 + 2, 4, 4, 3) and len(came.whole) == 4
+    np.testing.assert_array_equal(came.images[0], given["a.png"][:4])
+    np.testing.assert_array_equal(came.images[1, 3], given["a.png"][6])  # repeated below the edge
+    np.testing.assert_array_equal(came.images[3, :3], given["b/wide.png"][:, 4:8])
+    heights_and_widths = np.array([7, 4, 3, 9, 1, 1, 7, 4], "<u4").tobytes()
+    expected = b"\4\0\0\0" + heights_and_widths + b"\x10a.png\0b/wide.png\0c.png\0grey.png\0"
+    assert came.meta[:2] == b"\3\2" and zlib.decompress(came.meta[2:]) == expected
+    assert pictures_io.check_meta(came.meta, came.images.shape) == "folder of 4 pictures"
+    pictures_io.write(came.meta, came.images, tmp_path / "out")
+    for name, pixels in given.items():
+        np.testing.assert_array_equal(Image.open(tmp_path / "out" / name), pixels)
+    with Image.open(tmp_path / "out" / "grey.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), given["a.png"][..., 0])
+
+
+def test_grey_tiles_are_three_channels_for_a_model_of_colour(tmp_path):
+    picture = RNG.integers(0, 256, (5, 6), np.uint8)
+    put(tmp_path / "in", "a.png", picture)
+    came = pictures_io.read(tmp_path / "in", 4)
+    assert came.grey_folder and came.images.shape == (4, 4, 4, 1)
+    three = pictures_io.tripled(came)
+    pictures_io.write(three.meta, three.images, tmp_path / "out")
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), picture)
+
+
 def test_files_that_are_not_taken(tmp_path):
     path = tmp_path / "a.npy"
     refused(saved(path, IMAGES + np.uint16(200)), r"value 327; wanted integers in \[0, 256\)")
@@ -172,16 +207,25 @@ def test_names_that_are_refused(names):
         pictures_io.check_meta(listed(*names), (len(names), 4, 6, 3))
 
 
+def tiled(count: int, *sizes: tuple[int, int]) -> bytes:
+    content = count.to_bytes(4, "little") + np.array(sizes, "<u4").tobytes() + b"\0a.png\0"
+    return b"\3\2" + zlib.compress(content)
+
+
 @pytest.mark.parametrize(
     ("meta", "shape"),
     [(b"", SHAPE), (b"\1\x20\0", SHAPE), (b"\1\x00", SHAPE), (b"\1\x28", SHAPE),
      (b"\1\x40", SHAPE), (b"\2\x20", SHAPE), (b"\3\1xyz", SHAPE),
      (listed(b"a.png")[:-1], (1, 4, 6, 3)), (listed(b"a.png") + b"x", (1, 4, 6, 3)),
      (listed(b"a.png"), (2, 4, 6, 3)), (listed(b"a.png", b"b.png"), (1, 4, 6, 3)),
+     (tiled(1, (4, 4)), (1, 4, 4, 2)), (tiled(1, (4, 0)), (1, 4, 4, 3)),
+     (tiled(1, (4, 5)), (1, 4, 4, 3)), (tiled(1, (4, 4)), (2, 4, 4, 3)),
+     (tiled(2, (4, 4)), (1, 4, 4, 3)), (tiled(0), (1, 4, 4, 3)),
+     (tiled(1, (2**32 - 1, 2**32 - 1)), (1, 4, 4, 3)),
      (listed(b"a.png"), (1, 4, 6, 2)), (b"\3\1" + zlib.compress(bytes(65 << 20)), SHAPE)],
 )  # fmt: skip
 def test_meta_that_is_refused(meta, shape):
-    with pytest.raises(ValueError, match=r"known|layout|names|path"):
+    with pytest.raises(ValueError, match=r"known|layout|names|path|sizes"):
         pictures_io.check_meta(meta, shape)
 
 

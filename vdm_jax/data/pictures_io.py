@@ -2,8 +2,8 @@
 
 An .npy comes back with the same values, integer type and shape; a folder of pictures of one size,
 or of any sizes if they are cut into tiles, as a folder of PNG files with the same pixels, upright
-as EXIF says, each called NAME.png. What that needs besides the pixels is a few bytes, `meta`: docs/vdmz.md has their format. They may come from
-anybody, so no name in them leads out of a folder.
+as EXIF says, each called NAME.png. What that needs besides the pixels is a few bytes, `meta`:
+docs/vdmz.md has their format. They may come from anybody, so no name in them leads out of a folder.
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ from vdm_jax.run import defaults
 from vdm_jax.train import checksum, sharding
 from vdm_jax.train.load_checkpoint import load_params
 from vdm_jax.train.model import Params
-from vdm_jax.train.settings import filled
+from vdm_jax.train.record import filled
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
