@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = defaults.get_config()
     config.data.update(name="photos32", augment="flip")
     config.model.update(network="pyramid", channels=32, dropout=0.0, fourier_features=False)
-    config.model.update(gamma="fixed", gamma_min=-11.5, remat="none")
+    config.model.update(gamma="scalar", gamma_min=-11.5, remat="none")
     config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=50, decay="cosine")
     config.optimizer.update(clip_norm=1.0, ema_rate=0.99)
     config.train.update(steps=steps, batch_size=16, log_every=50, checkpoint_every=250)

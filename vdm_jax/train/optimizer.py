@@ -66,8 +66,8 @@ def make(
         chosen = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
     elif name == "muon":
         chosen = muon(
-            rate, ns_steps=3, weight_decay=weight_decay, weight_decay_mask=mask, eps=eps, adam_b1=b1,
-            adam_b2=b2, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2,
+            rate, ns_steps=3, weight_decay=weight_decay, weight_decay_mask=mask, eps=eps,
+            adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2,
         )  # fmt: skip
     else:
         raise UserError(f"config.optimizer.name must be one of adamw, muon, got {name!r}")
