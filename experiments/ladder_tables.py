@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments import tables
-from experiments.tables import estimate, terms
+from experiments.tables import terms
 from vdm_jax import loss
 from vdm_jax.evaluation.bound import TERMS
-from vdm_jax.evaluation.report import table
+from vdm_jax.evaluation.report import estimate, table
+from vdm_jax.train.plots import figure
 
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -134,7 +135,7 @@ def _costs(row: Row) -> tuple[str, ...]:
 def _plot_rungs(path: Path, found: Found) -> None:
     rows = found["rungs"]
     at, bpd = range(len(rows)), [row["bpd"] for row in rows]
-    with tables.figure(path, "Rungs of the ladder, on test digits", (8, 4.3)) as (axes,):
+    with figure(path, "Rungs of the ladder, on test digits", (8, 4.3)) as (axes,):
         axes.errorbar(at, bpd, [row["standard_error"] for row in rows], fmt="o", capsize=4)
         axes.axhline(found["histogram"]["bpd"], color="black", linestyle=":", label="no latents")
         axes.set_xticks(at, [row["name"] for row in rows], rotation=25, ha="right")
@@ -143,7 +144,7 @@ def _plot_rungs(path: Path, found: Found) -> None:
 
 def _plot_objectives(path: Path, rows: list[Row]) -> None:
     title = "Test bound during training, by what the network predicts"
-    with tables.figure(path, title, (7, 4)) as (axes,):
+    with figure(path, title, (7, 4)) as (axes,):
         for row in rows:
             steps, bpd = zip(*row["curve"], strict=True)
             axes.plot(steps, bpd, "o-", markersize=3, label=PREDICTIONS[row["name"]])
@@ -155,7 +156,7 @@ def _plot_objectives(path: Path, rows: list[Row]) -> None:
 
 def _plot_reverse(path: Path, rows: list[Row]) -> None:
     steps, kl = np.array([(row["step"], row["kl"]) for row in rows]).T
-    with tables.figure(path, "How far a reverse step is from a Gaussian", (6, 4)) as (axes,):
+    with figure(path, "How far a reverse step is from a Gaussian", (6, 4)) as (axes,):
         axes.loglog(steps, kl, "o-", label="mean over z_t")
         axes.loglog(steps, kl[-1] * (steps / steps[-1]) ** 3, ":", label="the cube of the step")
         axes.set(xlabel="step in gamma", ylabel="KL to the best Gaussian, nats")

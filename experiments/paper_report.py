@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import tables
-from experiments.tables import estimate, terms
+from experiments.tables import terms
 from vdm_jax.evaluation.bound import TERMS
-from vdm_jax.evaluation.report import table
+from vdm_jax.evaluation.report import estimate, table
+from vdm_jax.train.plots import figure
 
 Found = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -84,7 +85,7 @@ def _plot_sweep(path: Path, rows: list[Row]) -> None:
         for (trained, steps), bpd in PAPER_SWEEP.items()
     ]
     both = {"digits, here": rows, "CIFAR-10, paper": paper}
-    with tables.figure(path, "Bound by the number of steps T", (9, 4.3), (1, 2)) as both_axes:
+    with figure(path, "Bound by the number of steps T", (9, 4.3), (1, 2)) as both_axes:
         for axes, (title, some) in zip(both_axes, both.items(), strict=True):
             _plot_bounds(axes, some)
             axes.set(title=title, xscale="log", ylabel="bits per dim")
@@ -106,7 +107,7 @@ def _plot_bounds(axes: Axes, rows: list[Row]) -> None:
 
 
 def _plot_forms(path: Path, rows: list[Row]) -> None:
-    with tables.figure(path, "Two forms of one bound: variance of a draw") as (axes,):
+    with figure(path, "Two forms of one bound: variance of a draw") as (axes,):
         for form, label in FORMS.items():
             variances = [row[form]["variance"] for row in rows]
             axes.loglog([row["num_steps"] for row in rows], variances, "o-", label=label)
@@ -115,7 +116,7 @@ def _plot_forms(path: Path, rows: list[Row]) -> None:
 
 def _plot_schedules(path: Path, rows: list[Row]) -> None:
     title = "Four schedules with the same end points, and what each t costs"
-    with tables.figure(path, title, (7, 6), (2, 1)) as (above, below):
+    with figure(path, title, (7, 6), (2, 1)) as (above, below):
         for row in rows:
             profile = row["profile"]
             above.plot(profile["t"], profile["gamma"], label=row["schedule"])

@@ -4,19 +4,14 @@ A page in docs/ has each table of measured numbers between two lines, `<!-- tabl
 `<!-- end -->`. The command that measures replaces what lies between them, and nothing else.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import TERMS
-from vdm_jax.evaluation.report import value
 
 
 def check(page: Path, names: Iterable[str]) -> None:
@@ -50,27 +45,6 @@ def _place(name: str) -> re.Pattern[str]:
     return re.compile(f"^({start})(?:(?!<!--).)*^({end})$", re.DOTALL | re.MULTILINE)
 
 
-def estimate(row: Mapping[str, Any]) -> str:
-    """Returns the number of a row and its standard error, as in 1.2345 ± 0.0067."""
-    return f"{value(row):.4f} ± {row['standard_error']:.4f}"
-
-
 def terms(row: Mapping[str, Any]) -> list[str]:
     """Returns the means of the three terms of a row's bound."""
     return [f"{row['terms'][name]['mean']:.4f}" for name in TERMS]
-
-
-@contextlib.contextmanager
-def figure(
-    path: Path, title: str, size: tuple[float, float] = (6.5, 4.0), shape: tuple[int, int] = (1, 1)
-) -> Iterator[list[Axes]]:
-    """Gives the axes of a figure of rows and columns; saves it with title, grids and a legend."""
-    drawn = Figure(figsize=size, layout="constrained")
-    axes = list(drawn.subplots(*shape, sharex="col", squeeze=False).flat)
-    yield axes
-    drawn.suptitle(title)
-    axes[0].legend()
-    for one in axes:
-        one.grid(alpha=0.3)
-    with files.whole(path) as file:
-        drawn.savefig(file, dpi=110)

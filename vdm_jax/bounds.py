@@ -94,9 +94,6 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
     return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1))
 
 
-# ---- the consistency form ----
-
-
 def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms:
     """Returns one sample of the bound of T steps in Luo's consistency form (eq. 44 and 45).
 

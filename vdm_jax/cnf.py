@@ -108,9 +108,6 @@ def sample(
     return Sample(x, steps)
 
 
-# ---- the trace of a Jacobian, by forward derivatives alone ----
-
-
 def exact_trace(tangent: Callable[[Tensor], Tensor], like: Tensor) -> PerExample:
     """Returns tr J of each example, [batch], from every column of J.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -87,12 +88,9 @@ def finest(dtype: DTypeLike) -> float:
 class Steps(NamedTuple):
     """Cost of a solution for the whole batch."""
 
-    evaluations: Array
-    """Evaluations of the field, but those of "backsolve" after a rejected first step."""
-    accepted: Array
-    """Number of steps made."""
-    rejected: Array
-    """Number of steps tried and found too coarse."""
+    evaluations: Array  # of the field, but those of "backsolve" after a rejected first step
+    accepted: Array  # steps made
+    rejected: Array  # steps tried and found too coarse
 
 
 def solve(
@@ -104,9 +102,13 @@ def solve(
     is arrays [batch, ...], and the caller has checked the solver. The state is NaN for the whole
     batch after max_steps steps, or where the field isn't finite however short the step; where the
     first array isn't finite at the start it is NaN for that example alone. Where "backsolve" gives
-    up on its way back, the gradient raises diffrax's error.
+    up on its way back, the gradient raises diffrax's error. Raises ValueError inside a
+    `jax.shard_map` that checks what varies: equinox's errors, which diffrax uses, can't go there.
     """
     z = state[0]
+    kind = jax.typeof(z).manual_axis_type
+    if kind and kind.varying:
+        raise ValueError("a differential equation in jax.shard_map needs its check_vma=False.")
     start, end = jnp.asarray(start, z.dtype), jnp.asarray(end, z.dtype)
     finite = jnp.all(jnp.isfinite(z.reshape(z.shape[0], -1)), axis=1)
     state = (jnp.where(expand(finite, z), z, 0.0), *state[1:])

@@ -26,13 +26,13 @@ def encode(images: ArrayLike, levels: int) -> Tensor:
     `images` are integers in [0, levels); the result has the default float dtype. Raises ValueError
     for an array of any other type.
     """
-    _check_levels(levels)
+    checks.count(levels, "levels", most=MOST_LEVELS)
     return _centre(_integers(images), levels)
 
 
 def level_values(levels: int) -> Tensor:
     """Returns `encode` of 0, 1, ..., levels - 1."""
-    _check_levels(levels)
+    checks.count(levels, "levels", most=MOST_LEVELS)
     return encode(jnp.arange(levels), levels)
 
 
@@ -65,7 +65,7 @@ def decode_log_probs(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int) -> T
     `z_0_rescaled` is z_0 / alpha_0 = x + exp(gamma_0 / 2) eps_0. The decoder is the posterior of x
     under q(z_0|x) and equally likely levels, independent between elements.
     """
-    _check_levels(levels)
+    checks.count(levels, "levels", most=MOST_LEVELS)
     z = jnp.asarray(z_0_rescaled)
     nearest = _nearest((z + 1.0) * (0.5 * levels) - 0.5, levels)
     precision = _precision(gamma_0, z)[..., None]
@@ -249,7 +249,3 @@ def _integers(images: ArrayLike) -> Tensor:
 def _centre(level: Tensor, levels: int) -> Tensor:
     """Returns the value of a level, given as a float."""
     return 2.0 * (level + 0.5) / levels - 1.0
-
-
-def _check_levels(levels: int) -> None:
-    checks.count(levels, "levels", most=MOST_LEVELS)

@@ -31,7 +31,6 @@ class Rule:
     """Noise of "ddim", in [0, 1]: 0 for none, 1 for the posterior's variance."""
 
     def __post_init__(self) -> None:
-        """Checks the fields, and gives `spacing` its default."""
         checks.choice(self.sampler, "sampler", SAMPLERS)
         checks.count(self.num_steps, "num_steps")
         if self.spacing is None:

@@ -89,9 +89,6 @@ def check_num_steps(num_steps: int) -> None:
     checks.count(num_steps, "num_steps", hint="; continuous time is num_steps=None")
 
 
-# ---- the noise level at a time ----
-
-
 class NoiseLevel(NamedTuple):
     """Gamma at s (in continuous time t) and at t, and the weight of half the squared error."""
 
@@ -130,9 +127,6 @@ def gammas(gamma: Gamma, t: Tensor) -> Tensor:
     if jnp.shape(found) != t.shape:
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(found)}.")
     return found
-
-
-# ---- importance sampling ----
 
 
 class Proposal(NamedTuple):

@@ -1,6 +1,7 @@
-"""Array aliases and the two protocols by which the core knows a model."""
+"""Array aliases, and the two functions by which the core knows a model."""
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -23,24 +24,11 @@ Kind = Literal["eps", "x", "v", "score"]
 ReverseVar = Literal["posterior", "transition", "learned"]
 """The variance of p(z_s|z_t); see `vdm_jax.process.reverse`."""
 
+Gamma = Callable[[Tensor], Tensor]
+"""A noise schedule gamma(t) = -log SNR(t), increasing on [0, 1]: a one-dimensional array of times
+to one of the same shape. It is differentiated by `jax.jvp`."""
 
-class Gamma(Protocol):
-    """A noise schedule gamma(t) = -log SNR(t), increasing on [0, 1].
-
-    It is called with a one-dimensional array of times and differentiated by `jax.jvp`.
-    """
-
-    def __call__(self, t: Tensor, /) -> Tensor:
-        """Returns gamma(t) of times in [0, 1], of the same shape."""
-        ...
-
-
-class Denoise(Protocol):
-    """A network with its parameters (and conditioning, dropout key, ...) closed over."""
-
-    def __call__(self, z_t: Tensor, gamma_t: PerExample, /) -> Any:
-        """Returns the prediction [batch, *event] of latents of that shape and their gamma [batch].
-
-        With a learned reverse variance: a pair of that and its share, of the same shape.
-        """
-        ...
+Denoise = Callable[[Tensor, PerExample], Any]
+"""A network with its parameters (and conditioning, dropout key, ...) closed over: latents z_t
+[batch, *event] and their gamma [batch] to a prediction of z_t's shape. With a learned reverse
+variance: to a pair of that and its share, of the same shape."""

@@ -83,7 +83,8 @@ class VDM(NamedTuple):
         """Returns log p(x) [batch] in nats, by the probability-flow ODE (`vdm_jax.flow`).
 
         It is the density of x in [-1, 1] itself, taken for z_0 / alpha_0. `solver` are the fields
-        of `vdm_jax.ode.Solver`; its trace "hutchinson" needs a key. Needs diffrax.
+        of `vdm_jax.ode.Solver`; its trace "hutchinson" needs a key. Needs diffrax, and inside
+        `jax.shard_map` check_vma=False.
         """
         from vdm_jax import flow, ode
 

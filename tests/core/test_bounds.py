@@ -220,6 +220,29 @@ def rounded_gamma(num_steps):
     return gamma
 
 
+def test_eq_45_read_literally_exceeds_eq_44_by_a_nat_per_dimension_and_step(x64):
+    """Of Gaussian data and its optimal denoiser, along each axis of the covariance."""
+    steps, axes = 100, np.linalg.eigvalsh(DATA.cov)[:, None]
+    g = jnp.append(-jnp.inf, LINEAR(jnp.arange(steps + 1) / steps))  # before z_0 stands x
+    var = axes * schedule.alpha_bar(g) + schedule.variance(g)
+    s, t, u = slice(None, -2), slice(1, -1), slice(2, None)  # of z_(i-1), z_i, z_(i+1)
+    a, noise = np.sqrt(schedule.step_alpha(g[s], g[t])), schedule.step_beta(g[s], g[t])
+    r = np.sqrt(schedule.step_alpha(g[t], g[u]))
+    gain = r * var[:, t] / var[:, u]  # E[z_i|z_(i+1)] = gain z_(i+1), but for the mean
+    of_p = -schedule.variance(g[t]) * jnp.expm1(g[t] - g[u])
+    kl = Gaussian(0.0, noise).kl(Gaussian(0.0, of_p))
+    square = (a - gain * r * a) ** 2 * var[:, s] + gain**2 * (var[:, u] - (r * a) ** 2 * var[:, s])
+    eq_45 = np.sum(kl + square / (2 * of_p))
+    log_ratio = kl - noise / (2 * of_p) + (var[:, t] - gain**2 * var[:, u]) / (2 * of_p)
+    weight, share = jnp.expm1(g[2:] - g[1:-1]), schedule.alpha_bar(g[2:]) * axes / var[:, 2:]
+    diffusion = 0.5 * np.sum(weight * share)
+    # The two forms' prior terms differ by log(sigma_T^2 / sigma_(T|T-1)^2) / 2 per dimension.
+    last = jnp.log(schedule.step_beta(g[-2], g[-1]) / schedule.variance(g[-1]))
+    eq_44 = np.sum(log_ratio)
+    np.testing.assert_allclose(eq_44, diffusion + last, rtol=1e-9)
+    np.testing.assert_allclose([eq_45 - eq_44, diffusion], [209.0, 5.1], rtol=2e-3)
+
+
 def test_float32_of_a_thousand_steps_agrees_with_float64():
     num_steps = 1000
     vdm = model(lambda z, g: 0.5 * z, rounded_gamma(num_steps), num_steps, "eps")

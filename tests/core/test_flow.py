@@ -227,3 +227,13 @@ def test_models_without_a_flow_and_what_is_no_latent_are_refused():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
+
+
+def test_inside_shard_map_the_density_is_the_same_and_what_it_needs_is_said():
+    mesh, x = jax.sharding.Mesh(jax.devices()[:1], "data"), jnp.array([[0.3, -0.4], [0.1, 0.9]])
+    vdm = VDM(lambda z, gamma: 0.5 * z, schedule.linear(-4.0, 3.0), (2,), None, "x")
+    specs = {"in_specs": jax.P("data"), "out_specs": jax.P("data")}
+    sharded = jax.jit(jax.shard_map(vdm.log_prob, mesh=mesh, **specs, check_vma=False))
+    np.testing.assert_allclose(sharded(x), jax.jit(vdm.log_prob)(x), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"in jax\.shard_map needs its check_vma=False"):
+        jax.shard_map(vdm.log_prob, mesh=mesh, **specs)(x)

@@ -151,6 +151,21 @@ def test_map_is_the_inverse_of_the_distribution_function(values):
     np.testing.assert_allclose(weight, 1 / q.density[jnp.array([0, -1, -1])], rtol=1e-5)
 
 
+def test_times_in_proportion_to_the_root_mean_square_have_the_least_variance(x64):
+    """E (f / p)^2 is mean(f^2 / p), by Cauchy and Schwarz least for p in proportion to f."""
+    f, u = np.array([0.5, 2.0, 1.0, 4.0]), (jnp.arange(400_000) + 0.5) / 400_000
+
+    def second_moment(power):
+        t, weight = at(timestep.proposal(f**power, 1e-9), u)
+        return np.mean(np.square(weight * f[np.minimum(np.asarray(4 * t, int), 3)]))
+
+    powers = [0.0, 0.5, 0.9, 1.0, 1.1, 2.0]
+    found = [second_moment(power) for power in powers]
+    expected = [np.mean(f**power) * np.mean(f ** (2 - power)) for power in powers]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.argmin(found) == 3 and found[3] == pytest.approx(f.mean() ** 2, rel=1e-4)
+
+
 # ---- importance sampling: the profile ----
 
 

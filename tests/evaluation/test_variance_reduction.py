@@ -10,7 +10,7 @@ from toy_vdm import EXACT
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import variance_reduction as reduction
-from vdm_jax.evaluation.bound import Draws, summarise
+from vdm_jax.evaluation.bound import PLAIN, Draws, summarise
 from vdm_jax.loss import ElboTerms
 
 
@@ -19,11 +19,11 @@ def test_importance_is_in_proportion_to_the_noise_at_each_time():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 4, (3000, *toy_vdm.SHAPE), np.uint8)
     plan = reduction.plan(toy_vdm.subject(toy_vdm.steep, 1024, train=images), True, False)
-    assert plan.calls == 4 * 1024 and plan.coefficients is None and plan.by.linear is None
+    assert plan.calls == 4 * 1024 and plan.coefficients is None and plan.linear is None
     gamma = -6.0 + 10.0 * (np.arange(50) + 0.5) / 50
     spread = np.sqrt(2 + 4 * np.exp(gamma))
     expected = 0.9 * spread / spread.mean() + 0.1
-    of_five = [np.mean(np.reshape(of, (10, 5)), 1) for of in (plan.by.proposal.density, expected)]
+    of_five = [np.mean(np.reshape(of, (10, 5)), 1) for of in (plan.proposal.density, expected)]
     np.testing.assert_allclose(*of_five, rtol=0.15)
 
 
@@ -31,13 +31,13 @@ def test_control_variates_take_out_the_noise_of_a_loss_that_is_one():
     """eps_hat = 0: fitted on training images, they leave the test images' mean alone, and exact."""
     subject = toy_vdm.subject(toy_vdm.nothing)
     plan = reduction.plan(subject, False, True)
-    assert plan.calls == 4 * 200 and plan.by.proposal is None
+    assert plan.calls == 4 * 200 and plan.proposal is None
     np.testing.assert_allclose(plan.coefficients[:10, 0], 1.0, atol=0.02)
     draws, controlled = reduction.Evaluator(plan, jax.random.key(1), 4).draw(subject)
     assert draws.terms.diffusion.std() > 5.0
     assert controlled.terms.diffusion.std() < 0.25 * draws.terms.diffusion.std()
     np.testing.assert_allclose(controlled.terms.diffusion.mean(), EXACT, rtol=0.02)
-    assert reduction.plan(subject, False, False) == reduction.Plan()
+    assert reduction.plan(subject, False, False) == PLAIN
 
 
 def test_the_error_asked_for_is_reached_with_the_draws_it_takes():
@@ -48,7 +48,7 @@ def test_the_error_asked_for_is_reached_with_the_draws_it_takes():
     found = summarise(controlled, subject.bound)
     assert 0.1 * 0.025 < found.total.monte_carlo <= 0.025 and found.repeats > 4
     assert evaluator.pilot_calls == plan.calls + 60 * reduction.PILOT_REPEATS
-    _, plain = reduction.Evaluator(reduction.Plan(), jax.random.key(0), found.repeats).draw(subject)
+    _, plain = reduction.Evaluator(PLAIN, jax.random.key(0), found.repeats).draw(subject)
     plain = summarise(plain, subject.bound)
     error = math.hypot(found.total.monte_carlo, plain.total.monte_carlo)
     assert abs(found.total.mean - plain.total.mean) < 4 * error

@@ -185,11 +185,13 @@ def test_damaged_files_are_refused_in_one_line(tmp_path):
 def test_a_configuration_that_does_not_fit_names_the_first_leaf(tmp_path):
     golden = load("no_fourier_odd_batch")
     folder = golden.folder / "checkpoints-0"
-    with pytest.raises(ValueError, match=r"score_model/GroupNorm_0/bias .*\[32\].*\[64\]"):
+    with pytest.raises(ValueError, match=r"\[32\] for .*score_model/GroupNorm_0/bias.*\[64\]"):
         official.load(folder, golden.config | {"sm_n_embd": 64})
-    with pytest.raises(ValueError, match=r"lacks the parameter score_model/down\.block_1"):
+    with pytest.raises(
+        ValueError, match=r"has nothing for the parameter score_model/down\.block_1"
+    ):
         official.load(folder, golden.config | {"sm_n_layer": 2})
-    with pytest.raises(ValueError, match=r"parameter gamma/b that the configuration has not"):
+    with pytest.raises(ValueError, match=r"parameter gamma/b, .* calls for nothing"):
         official.load(folder, {**golden.config, "gamma_type": "fixed"})
 
 

@@ -122,13 +122,13 @@ def bound(denoise, keeps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected(denoise, keep, num_steps: int) -> dict:
-    """The expectation of `binomial.elbo_given` over noise and times, for each state x.
+    """The expectation of `binomial.elbo` over noise and times, for each state x.
 
     Exact: in each step, all latents are made of noise near 0 or 1, and weighted with q.
     """
     x, step, z = (v.ravel() for v in np.indices((4, num_steps, 4)))
     u = jnp.where(STATES[z] == 1, 0.0, 1.0 - 1e-6)
-    run = jax.jit(lambda *args: binomial.elbo_given(*args, denoise, keep, num_steps))
+    run = jax.jit(lambda *args: binomial.elbo(*args, denoise, keep, num_steps))
     terms = run(STATES[x], u, jnp.asarray((step + 0.5) / num_steps))
     q = np.array([kernels(k) for k in keep(np.arange(1, num_steps + 1) / num_steps)])
     weight = q[step, x, z] / num_steps
@@ -136,6 +136,13 @@ def expected(denoise, keep, num_steps: int) -> dict:
         name: np.bincount(x, weight * np.asarray(v, np.float64), 4)
         for name, v in (terms._asdict() | {"total": terms.total}).items()
     }
+
+
+def elbo(key, images, denoise, keep, num_steps):
+    """`binomial.elbo` at noise and times of a key."""
+    key_t, key_u = jax.random.split(key)
+    u, t = jax.random.uniform(key_u, images.shape), jax.random.uniform(key_t, images.shape[:1])
+    return binomial.elbo(images, u, t, denoise, keep, num_steps)
 
 
 def arbitrary(z, keep):
@@ -162,7 +169,7 @@ def test_elbo_is_unbiased():
     num_steps, n = 4, 10_000
     prior, diffusion = bound(arbitrary, power(np.arange(5) / 4))
     images = jnp.asarray(np.tile(STATES, (n, 1)))
-    run = jax.jit(lambda key: binomial.elbo(key, images, arbitrary, power, num_steps, "uniform"))
+    run = jax.jit(lambda key: elbo(key, images, arbitrary, power, num_steps))
     terms = run(jax.random.key(1))
     sampled = np.asarray(terms.diffusion, np.float64).reshape(n, 4)
     error = sampled.std(0) / np.sqrt(n)
@@ -172,7 +179,7 @@ def test_elbo_is_unbiased():
 
 
 def test_what_is_no_bit_makes_its_own_example_nan_and_the_event_shape_does_not_matter():
-    total = jax.jit(lambda v: binomial.elbo(jax.random.key(0), v, arbitrary, power, 3).total)
+    total = jax.jit(lambda v: elbo(jax.random.key(0), v, arbitrary, power, 3).total)
     flat = total(np.array([[0, 1], [2, 1], [1, 1]], np.uint8))
     np.testing.assert_array_equal(np.isnan(flat), [0, 1, 0])
 
@@ -180,7 +187,7 @@ def test_what_is_no_bit_makes_its_own_example_nan_and_the_event_shape_does_not_m
         return arbitrary(z.reshape(3, 2), keep).reshape(z.shape)
 
     images = jnp.array([[0, 1], [1, 1], [1, 1]], bool).reshape(3, 1, 2, 1)
-    other = binomial.elbo(jax.random.key(0), images, shaped, power, 3).total
+    other = elbo(jax.random.key(0), images, shaped, power, 3).total
     np.testing.assert_allclose(other[::2], flat[::2], rtol=1e-5)
 
 
@@ -192,7 +199,7 @@ def test_the_network_gets_a_gradient_and_the_schedule_none():
 
     def total(size, end):
         keep = lambda t: (1.0 - end * t) ** 2  # noqa: E731
-        terms = binomial.elbo_given(images, u, t, lambda z, k: size * z, keep, 10)
+        terms = binomial.elbo(images, u, t, lambda z, k: size * z, keep, 10)
         return jnp.sum(terms.total)
 
     run = jax.jit(jax.value_and_grad(total, (0, 1)))
@@ -229,11 +236,11 @@ def test_what_makes_no_bound_is_refused_by_name():
         return binomial.diffusion(images, u, t, denoise, keep, 3)
 
     for call, message in (
-        (lambda: binomial.elbo(key, images, arbitrary, power, 0), count),
+        (lambda: elbo(key, images, arbitrary, power, 0), count),
         (lambda: binomial.sample(key, arbitrary, power, (2, 3), 2.0), count),
         (lambda: binomial.sample(key, arbitrary, late, (2, 3), 3), start),
         # Also when it is compiled.
-        (lambda: jax.jit(lambda k: binomial.elbo(k, images, arbitrary, late, 3).total)(key), start),
+        (lambda: jax.jit(lambda k: elbo(k, images, arbitrary, late, 3).total)(key), start),
         (lambda: diffusion(u=u[0]), "images (2, 3) and u (3,) differ in shape"),
         (lambda: diffusion(t=np.zeros(3)), "t must be [2], one time per example, got shape (3,)"),
         (lambda: diffusion(t=t + 2.0), "t must lie in [0, 1], got 2.0."),

@@ -56,14 +56,15 @@ def test_with_the_exact_posteriors_every_draw_gives_the_exact_likelihood(x64):
             encoders.append(conditional(w / s / precision, 1 / precision[0]))
         x = jnp.array([[-1.3], [0.2], [2.0]])
         log_likelihood = lambda z, p=likelihood, x=x: loss.sum_event(p(z).log_prob(x))  # noqa: E731
-        args = (jax.random.key(depth), x, encoders, decoders, log_likelihood)
+        latents = hierarchy.sample_latents(jax.random.key(depth), x, encoders)
+        args = (x, latents, encoders, decoders, log_likelihood)
         prior = None if depth == 1 else Gaussian(jnp.zeros((3, 1)), jnp.ones((3, 1)))
         terms = hierarchy.elbo(*args, prior, closed_form=False)
         exact = -stats.norm(0.0, cov[0][0, 0] ** 0.5).logpdf(np.asarray(x)[:, 0])
         np.testing.assert_allclose(terms.total, exact, rtol=1e-12)
         assert terms.levels.shape == (depth, 3)
         # The closed form takes the place of the last difference, whatever the prior.
-        before = hierarchy.sample_latents(args[0], x, encoders[:-1])[-1] if depth > 1 else x
+        before = latents[-2] if depth > 1 else x
         prior = Gaussian(jnp.full((3, 1), 0.3), jnp.full((3, 1), 1.4))
         closed = hierarchy.elbo(*args, prior).levels[-1]
         np.testing.assert_allclose(closed, encoders[-1](before).kl(prior)[:, 0], rtol=1e-12)
@@ -124,20 +125,20 @@ def test_latent_for_latent_it_is_the_weight_of_a_chain(x64, monkeypatch, reverse
             e = jnp.sqrt(r2) * e + jnp.sqrt(1.0 - r2) * eps
         latents.append(schedule.alpha(gammas[i]) * x + schedule.sigma(gammas[i]) * e)
     of = log_likelihood(vdm, images)
-    terms = hierarchy.elbo_given(x, latents[::-1], *vdm_lists(vdm), of)
+    terms = hierarchy.elbo(x, latents[::-1], *vdm_lists(vdm), of, closed_form=False)
     np.testing.assert_allclose(-terms.total, weight, rtol=1e-10)
 
 
 def test_mistakes_are_named():
     encode = lambda z: Gaussian(z, jnp.ones_like(z))  # noqa: E731
-    zero = lambda z: jnp.zeros(len(z))  # noqa: E731
+    x, zero = jnp.zeros((1, 2)), lambda z: jnp.zeros(len(z))
     for encoders, decoders, of, message in (
         ([encode], [encode], zero, "L - 1 decoders and L latents, got 1, 1 and 1."),
         ([encode, encode], [], zero, "L - 1 decoders and L latents, got 2, 0 and 2."),
         ([encode], [], lambda z: z, "one number per example, [1], got shape (1, 2): sum over"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            hierarchy.elbo(jax.random.key(0), jnp.zeros((1, 2)), encoders, decoders, of)
+            hierarchy.elbo(x, [x] * len(encoders), encoders, decoders, of)
     for num_steps in (0, None):
         with pytest.raises(ValueError, match="num_steps must be an integer of at least 1, got 0"):
             hierarchy.of_diffusion(VDM_OF_3._replace(num_steps=num_steps))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import pixels
+from vdm_jax import pixels, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.related import binomial, hierarchy
 from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
@@ -72,7 +72,8 @@ def test_the_discretised_bound_is_that_of_its_hierarchy():
         return jnp.take_along_axis(log_probs, images[..., None], -1).sum((1, 2, 3))
 
     key, x = jax.random.key(3), pixels.encode(images, LEVELS)
-    expected = hierarchy.elbo(key, x, VAE.encoders, VAE.decoders, log_likelihood)
+    latents = hierarchy.sample_latents(key, x, VAE.encoders)
+    expected = hierarchy.elbo(x, latents, VAE.encoders, VAE.decoders, log_likelihood)
     terms = VAE.elbo(key, images)
     np.testing.assert_allclose(terms.reconstruction, expected.reconstruction, rtol=1e-5)
     np.testing.assert_allclose(terms.diffusion, expected.levels[0], rtol=1e-5)
@@ -126,7 +127,9 @@ def test_the_bound_of_bits_is_that_of_binomial_diffusion():
 
     @jax.jit
     def all_three(key):
-        expected = binomial.elbo(key, image, logits, binomial.constant_erasure, 3, "antithetic")
+        key_t, key_u = jax.random.split(key)
+        u, times = jax.random.uniform(key_u, image.shape), timestep.antithetic(key_t, COUNT)
+        expected = binomial.elbo(image, u, times, logits, binomial.constant_erasure, 3)
         by_keys = BITS.elbo_by_keys(image, t, keys).total
         shuffled = BITS.elbo_by_keys(image, t[::-1], keys[::-1]).total
         return expected, BITS.elbo(key, image), by_keys, shuffled[::-1]

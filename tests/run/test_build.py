@@ -10,7 +10,7 @@ import pytest
 from experiments.configs import digits
 from vdm_jax.errors import UserError
 from vdm_jax.run import build, experiment, training
-from vdm_jax.train.settings import differences
+from vdm_jax.train.record import differences
 
 
 def of_digits(**settings):

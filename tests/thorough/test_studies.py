@@ -14,9 +14,10 @@ from test_collectives import (  # on four devices too
     test_parameters_are_gathered_once_and_gradients_summed_once_a_step,  # noqa: F401
 )
 
-from experiments import ladder, paper_tables, tables, toy2d, toy_figure, trainings
+from experiments import ladder, paper_tables, toy2d, toy_figure, trainings
 from experiments.benchmarks import speed
 from vdm_jax.data import points
+from vdm_jax.evaluation import report
 from vdm_jax.run import build, training
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -141,7 +142,7 @@ def test_a_study_of_a_few_steps_fills_its_page(
     page = (tmp_path / f"{name}.md").read_text()
     rows = [row for rows in found.values() if isinstance(rows, list) for row in rows]
     for row in rows:
-        assert "bpd" not in row or tables.estimate(row) in page
+        assert "bpd" not in row or report.estimate(row) in page
     old = (DOCS / f"{name}.md").read_text()
     place = r"<!-- table: \w+ -->\n(.*?)<!-- end -->"
     theirs, ours = (re.findall(place, text, re.DOTALL) for text in (old, page))

@@ -177,7 +177,7 @@ def test_parameters_are_the_average_of_the_step_asked_for_or_the_newest(tmp_path
     for where, asked, said in (
         (folder, 3, "no checkpoint of step 3 in {}; there: 1, 2, 10."),
         (tmp_path / "empty", None, "no checkpoint in {}; there: none."),
-        (tmp_path / "nowhere", None, "there is no folder {} with checkpoints."),
+        (tmp_path / "nowhere", None, "no checkpoint in {}; there: none."),
     ):
         found = refusal(CheckpointError, load_params, where, shapes(), mesh, asked)
         assert found == said.format(where)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.train import record
-from vdm_jax.train.settings import differences, filled
+from vdm_jax.train.record import differences, filled
 
 
 def test_the_form_that_checkpoints_on_disks_have():

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +47,16 @@ class Evaluation:
 class Draws(NamedTuple):
     """Draws of the bound: one of each example of a batch, [batch], or all, [repeats, images]."""
 
-    terms: loss.ElboTerms
-    """Terms of the bound, in nats."""
-    t: PerExample
-    """Times; those given, where nothing depends on them."""
-    weight: PerExample
-    """Factor by which the diffusion term was multiplied, as t came from a proposal; 1 without."""
-    controls: Tensor | None = None
-    """Control variates [*shape, k] of the diffusion term without that factor, if any."""
-    u: PerExample | None = None
-    """Evenly spread numbers that a proposal made the times of; None: the times themselves."""
+    terms: loss.ElboTerms  # of the bound, in nats
+    t: PerExample  # times; those given, where nothing depends on them
+    weight: PerExample  # that multiplied the diffusion term, as t came from a proposal; else 1
+    controls: Tensor | None = None  # variates [*shape, k] of that term without the weight, if any
+    u: PerExample | None = None  # evenly spread numbers that became t; None: t itself
 
-    def controlled(self, coefficients: np.ndarray) -> "Draws":
-        """Returns them less the control variates, by `control_variates.fit` of other draws."""
+    def controlled(self, coefficients: np.ndarray | None) -> "Draws":
+        """Returns them less any control variates, by `control_variates.fit` of other draws."""
+        if coefficients is None:
+            return self
         plain, controls = self.terms.diffusion / self.weight, cast(Tensor, self.controls)
         rest = control_variates.subtracted(self.t, plain, controls, coefficients)
         terms = self.terms._replace(diffusion=self.weight * cast(PerExample, rest))
@@ -67,15 +64,17 @@ class Draws(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """The means by which an evaluation of a VDM needs fewer draws; neither changes the mean."""
+    """The means by which an evaluation of a VDM needs fewer draws; none changes the mean."""
 
     proposal: Proposal | None = None  # density of times; None for the uniform one
     linear: Linear | None = None  # denoiser that makes the control variates, if any
+    coefficients: np.ndarray | None = None  # [bins, k], of the control variates
+    calls: int = 0  # of the network, that it took to measure these
 
 
 PLAIN = Reduction()
 
-EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Draws, jax.Array]]
+EvalStep = Callable[[Params, Batch, Key, int, int], tuple[Any, jax.Array]]
 Times = Callable[[Key, jax.Array, jax.Array, jax.Array], PerExample]
 
 
@@ -105,16 +104,20 @@ def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array
     return timestep.spread(u, index, repeat // 2, (repeats + 1 - group) // 2)
 
 
-def over_devices(step: Callable, mesh: Mesh, params: Params, others: int) -> Callable:
-    """Returns step(parameters, batch, *others), compiled, of parameters like `params`.
+def over_devices(step: Callable, mesh: Mesh, params: Params) -> EvalStep:
+    """Returns step(params, batch, key, repeat, repeats), compiled, and the batch's mask beside it.
 
-    The batch is split over the devices; all else is whole on all of them, also the results.
+    Parameters are like `params`. The batch is split over the devices; all else is whole on all of
+    them, also the results.
     """
     whole, split = sharding.replicated(mesh), sharding.split_over(mesh)
     shares = sharding.of_parameters(mesh, params)
     return jax.jit(
-        lambda params, *rest: step(sharding.gathered(mesh, params), *rest),
-        in_shardings=(shares, split, *[whole] * others),
+        lambda params, batch, *rest: (
+            step(sharding.gathered(mesh, params), batch, *rest),
+            batch["mask"],
+        ),
+        in_shardings=(shares, split, whole, whole, whole),
         out_shardings=whole,
     )
 
@@ -129,28 +132,27 @@ def make_eval_step(
 
     def step(
         params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
-    ) -> tuple[Draws, jax.Array]:
+    ) -> Draws:
         key_t, key_noise = jax.random.split(key)
         t = times(key_t, batch["index"], repeat, repeats)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
         bound = model.bind(params, batch["conditioning"])
-        # The mask of all hosts, as the draws.
-        return draw(bound, model.data(batch["images"]), t, keys, by), batch["mask"]
+        return draw(bound, model.data(batch["images"]), t, keys, by)
 
-    return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)), 3)
+    return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def collect(
     eval_step: EvalStep, params: Params, batches: Batches, mesh: Mesh, key: Key, repeats: int = 1
-) -> Draws:
-    """Returns `repeats` draws of every image of `batches()`, each exactly once per repeat.
+) -> Any:
+    """Returns what the step does, mostly `Draws`, `repeats` times for every image of `batches()`.
 
     Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
     and `mask` (0 where the last batch is padded).
     """
     checks.count(repeats, "repeats")
-    found: list[Draws] = []
+    found = []
     for batch in batches():
         on_devices = sharding.put(batch, mesh)
         drawn: list = []

@@ -29,12 +29,9 @@ RIDGE = 1e-4  # added to the diagonal of the correlations of control variates
 class Linear(NamedTuple):
     """The denoiser that is optimal for N(mean, basis diag(var) basis^T)."""
 
-    mean: np.ndarray
-    """Mean [d]."""
-    basis: np.ndarray
-    """Orthonormal basis [d, d], one eigenvector a column."""
-    var: np.ndarray
-    """Variances [d] along them, positive."""
+    mean: np.ndarray  # [d]
+    basis: np.ndarray  # orthonormal, [d, d], one eigenvector a column
+    var: np.ndarray  # variances [d] along them, positive
 
     @classmethod
     def of(cls, x: ArrayLike) -> "Linear":

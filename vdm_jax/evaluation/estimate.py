@@ -12,10 +12,8 @@ class Estimate:
     """A mean over images, each the mean of its draws, and its standard error by cause."""
 
     mean: float
-    standard_error: float
-    """Standard deviation between images (or groups of them) over the root of their number."""
-    monte_carlo: float = np.nan
-    """Part of it due to the draws of time and noise; NaN where each image has one draw only."""
+    standard_error: float  # deviation between images, or groups of them, over the root of them
+    monte_carlo: float = np.nan  # its part due to the draws; NaN of one draw of each image
 
     @property
     def between(self) -> float:

@@ -15,12 +15,10 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import TERMS, Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
 from vdm_jax.evaluation.subject import Subject
-from vdm_jax.evaluation.variance_reduction import Evaluator, plan
+from vdm_jax.evaluation.variance_reduction import Evaluator, drawn, plan
 from vdm_jax.ode import Solver
 from vdm_jax.pixels import Dequantization
-from vdm_jax.train import sharding
 from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
-from vdm_jax.train.progress import Bar
 from vdm_jax.types import Key, PerExample
 from vdm_jax.vdm import VDM
 
@@ -133,11 +131,6 @@ def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
     return {"unit": of_unit.name, **{name: values.tolist() for name, values in columns.items()}}
 
 
-def variance(draws: Draws, event_shape: tuple[int, ...]) -> float:
-    """Returns the variance of one image, one uniform t and one noise, in bits per dim."""
-    return float(np.var(loss.bits_per_dim(draws.terms.total, event_shape)))
-
-
 def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
     """Returns a row of the importance-weighted bound."""
 
@@ -182,24 +175,18 @@ def per_image(
     subject: Subject,
     key: Key,
     draws: int = 2,
-) -> tuple[np.ndarray, list[float]]:
-    """Returns bits per dim, [draws, images], of `nats`, and its second results."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns bits per dim of `nats`, and its second results, both [draws, images]."""
     mesh = subject.mesh
-
-    def masked(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, ...]:
-        return *nats(params, batch, key), batch["mask"]
-
-    compiled = over_devices(masked, mesh, subject.params, 1)
-    found: list[np.ndarray] = []
-    extra: list[float] = []
     size = min(subject.batch_size, mesh.size * math.ceil(len(subject.images.test) / mesh.size))
-    subject = subject._replace(batch_size=size)
-    with Bar("evaluating", subject.calls(draws)) as bar:
-        for number, batch in enumerate(subject.batches()()):
-            on_devices, call = sharding.put(batch, mesh), bar.counted(compiled)
-            keys = jax.random.split(jax.random.fold_in(key, number), draws)
-            drawn = [jax.device_get(call(subject.params, on_devices, k)) for k in keys]
-            found.append(np.stack([values[mask > 0] for values, _, mask in drawn]))
-            extra += [float(second) for _, second, _ in drawn]
-    bits = loss.bits_per_dim(np.concatenate(found, axis=1), subject.bound.event_shape)
-    return np.asarray(bits, np.float64), extra
+
+    def step(
+        params: Params, batch: Batch, key: Key, repeat: jax.Array, repeats: jax.Array
+    ) -> tuple[PerExample, PerExample]:
+        keys = jax.random.split(jax.random.fold_in(key, batch["index"][0] // size), draws)
+        found, second = nats(params, batch, keys[repeat])
+        return found, jnp.broadcast_to(second, found.shape)
+
+    compiled, of = over_devices(step, mesh, subject.params), subject._replace(batch_size=size)
+    found, second = drawn(compiled, of, key, draws, "evaluating")
+    return np.asarray(loss.bits_per_dim(found, subject.bound.event_shape), np.float64), second

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from vdm_jax import files
 from vdm_jax.evaluation.bound import TERMS
-from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
+from vdm_jax.train.plots import figure
 
 HEADS = ("MMD² x1000", "sliced W2² x1000")
 QUALITY = ("sampler", "spacing", "network calls", *HEADS, "seconds")  # heads of `of_quality`
@@ -55,7 +52,6 @@ def write(folder: Path, found: Row) -> None:
 
 
 def _markdown(found: Row) -> str:
-    """Returns the results as Markdown: model, data and command, and one row a quantity."""
     data, model = found["data"], found["model"]
     sources, rows = found["groups"], found["rows"]
     units = "sources" if sources else "images"
@@ -84,7 +80,8 @@ def _cells(row: Row) -> list[str]:
     numbers = [value(row), *(row[name] for name in errors)]
     numbers += [terms[name]["mean"] if terms else math.nan for name in TERMS]
     counts = (str(row[name]) for name in ("num_images", "draws", "network_calls"))
-    return [row["quantity"], row["kind"], *map(_number, numbers), *counts]
+    shown = ("-" if math.isnan(number) else f"{number:.4f}" for number in numbers)
+    return [row["quantity"], row["kind"], *shown, *counts]
 
 
 def value(row: Row) -> float:
@@ -92,10 +89,14 @@ def value(row: Row) -> float:
     return float(row[unit_of(row).key])
 
 
+def estimate(row: Row) -> str:
+    """Returns the number of a row and its standard error, as in 1.2345 ± 0.0067."""
+    return f"{value(row):.4f} ± {row['standard_error']:.4f}"
+
+
 def line(row: Row) -> str:
     """Returns a row in one line, as it is found."""
-    estimate = Estimate(value(row), row["standard_error"], row["monte_carlo_error"])
-    return f"{row['quantity']}: {estimate} {row['unit']}"
+    return f"{row['quantity']}: {estimate(row)} {row['unit']}"
 
 
 def _ode_note(row: Row) -> str:
@@ -106,27 +107,18 @@ def _ode_note(row: Row) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
 def _plot_profile(profile: Row, path: Path) -> None:
-    """Draws the schedule gamma(t), and below it what each noise level costs."""
-    t = np.asarray(profile["t"])
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    above.plot(t, profile["gamma"], color="tab:green")
-    figure.suptitle("Learned or given schedule, and what each noise level costs")
-    above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
-    below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
-    below.step(t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw")
-    below.set(xlabel="t", ylabel=f"diffusion loss at t, {profile['unit']}")
-    below.set_ylim(bottom=0.0)
-    below.legend()
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-    with files.whole(path) as file:
-        figure.savefig(file, dpi=120)
+    title = "Learned or given schedule, and what each noise level costs"
+    t = profile["t"]
+    with figure(path, title, (7, 6), (2, 1)) as (above, below):
+        above.plot(t, profile["gamma"], color="tab:green")
+        above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
+        below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
+        below.step(
+            t, profile["rms"], where="mid", linestyle=":", label="root mean square of a draw"
+        )
+        below.set(xlabel="t", ylabel=f"diffusion loss at t, {profile['unit']}")
+        below.set_ylim(bottom=0.0)
 
 
 def of_distances(rows: Iterable[Row]) -> str:

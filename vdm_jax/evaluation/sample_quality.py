@@ -72,6 +72,7 @@ class Drawer:
         seed: int,
         label: int | None = None,
         each: Callable[[int, State, tuple], None] = lambda *_: None,
+        words: str = "sampling steps",
     ) -> np.ndarray:
         """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
@@ -84,7 +85,7 @@ class Drawer:
         key = jax.random.key(seed)
         gammas = np.asarray(rule.gammas(subject.vdm.gamma))
         found = []
-        with Bar("sampling steps", rule.num_steps * math.ceil(n / size)) as bar:
+        with Bar(words, rule.num_steps * math.ceil(n / size)) as bar:
             move = bar.counted(self._move)
             for first in range(0, n, size):
                 index = np.arange(first, first + size, dtype=np.int32)
@@ -120,7 +121,7 @@ class Drawer:
             if i in steps:
                 seen[i] = np.asarray(guess(state.z, given[1], subject.params, gammas[i]))
 
-        samples = self.draw(rule, n, seed, label, look)
+        samples = self.draw(rule, n, seed, label, look, "steps of the trajectory")
         return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 

@@ -6,7 +6,7 @@ to which all that is found here is therefore constant.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,19 +33,7 @@ MARGIN = 1.1  # of the number of draws, as the error they are computed from is a
 MOST_REPEATS = 1_000_000
 
 
-class Plan(NamedTuple):
-    """The density that an evaluation draws times from, and the control variates to subtract."""
-
-    by: Reduction = PLAIN
-    coefficients: np.ndarray | None = None  # [bins, k], of the control variates
-    calls: int = 0  # of the network, that this took
-
-    def controlled(self, draws: Draws) -> Draws:
-        """Returns `draws` less their control variates, if the plan has any."""
-        return draws if self.coefficients is None else draws.controlled(self.coefficients)
-
-
-def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
+def plan(subject: Subject, importance: bool, controls: bool) -> Reduction:
     """Returns times by importance and control variates, if asked for, from training images alone.
 
     With times spread evenly the noise alone causes an error, which is least with a density in
@@ -53,8 +41,8 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     what the control variates leave. Raises UserError for images too large for these.
     """
     if not importance and not controls:
-        return Plan()
-    by, coefficients = PLAIN, None
+        return PLAIN
+    by = PLAIN
     if controls:
         images = jnp.asarray(subject.images.train[:LINEAR_IMAGES])
         by = Reduction(linear=Linear.of(loss.to_data(images, subject.images.levels)))
@@ -62,10 +50,11 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Plan:
     if controls:
         coefficients = control_variates.fit(t, losses, variates, COEFFICIENT_BINS)
         losses = control_variates.subtracted(t, losses, variates, coefficients)
+        by = by._replace(coefficients=coefficients)
     if importance:
         spread = timestep.profile(t, losses, DENSITY_BINS).rms
         by = by._replace(proposal=timestep.proposal(spread))
-    return Plan(by, coefficients, 2 * t.size)
+    return by._replace(calls=2 * t.size)
 
 
 def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,7 +66,7 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
 
     step = evaluation.make_eval_step(subject.model, subject.mesh, by, times)
     key, few = jax.random.key(7), subject.first(IMAGES, "train")
-    draws = _drawn(step, few, key, 2 * TIMES, "pilot", "train")
+    draws = drawn(step, few, key, 2 * TIMES, "pilot", "train")
 
     def between(draws: np.ndarray) -> np.ndarray:
         """Returns differences of two draws at one time, with the variance of one draw."""
@@ -89,9 +78,10 @@ def _pairs(subject: Subject, by: Reduction) -> tuple[np.ndarray, np.ndarray, np.
     return t[::2].ravel(), losses, between(np.asarray(controls)).reshape(losses.size, -1)
 
 
-def _drawn(
+def drawn(
     step: EvalStep, of: Subject, key: Key, repeats: int, words: str, part: str = "test"
-) -> Draws:
+) -> Any:
+    """Returns `bound.collect` of a part of the subject's images, with a progress bar."""
     with Bar(words, of.calls(repeats, part)) as bar:
         call = bar.counted(step)
         return evaluation.collect(call, of.params, of.batches(part), of.mesh, key, repeats)
@@ -124,17 +114,17 @@ class Evaluator:
     `pilot_calls` counts calls of the network for draws that are no part of an estimate.
     """
 
-    def __init__(self, plan: Plan, key: Key, repeats: int, wanted: float | None = None):
-        self.plan, self.key, self.repeats, self.wanted = plan, key, repeats, wanted
-        self.pilot_calls = plan.calls
+    def __init__(self, by: Reduction, key: Key, repeats: int, wanted: float | None = None):
+        self.by, self.key, self.repeats, self.wanted = by, key, repeats, wanted
+        self.pilot_calls = by.calls
 
     def draw(self, subject: Subject) -> tuple[Draws, Draws]:
         """Returns draws of every test image: as they came, and less their control variates."""
-        step = evaluation.make_eval_step(subject.model, subject.mesh, self.plan.by)
+        step = evaluation.make_eval_step(subject.model, subject.mesh, self.by)
         repeats = self.repeats
         if self.wanted is not None:
-            trial = _drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
+            trial = drawn(step, subject, jax.random.fold_in(self.key, 2), PILOT_REPEATS, "pilot")
             self.pilot_calls += np.size(trial.t)
-            repeats = enough(self.plan.controlled(trial), subject.bound, self.wanted)
-        draws = _drawn(step, subject, self.key, repeats, "evaluating")
-        return draws, self.plan.controlled(draws)
+            repeats = enough(trial.controlled(self.by.coefficients), subject.bound, self.wanted)
+        draws = drawn(step, subject, self.key, repeats, "evaluating")
+        return draws, draws.controlled(self.by.coefficients)

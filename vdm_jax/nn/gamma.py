@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax import schedule
+from vdm_jax import checks, schedule
 from vdm_jax.types import Tensor
 
-END_POINTS = "l1"
-"""The part of a pinned `MonotoneGamma`'s parameters that sets its end points."""
+END_POINTS = "l1"  # the parameters of a pinned `MonotoneGamma` that set its end points
 
 
 class FixedGamma(nn.Module):
@@ -131,14 +130,8 @@ def make(
     learn_end_points: bool = True,
 ) -> nn.Module:
     """Returns the schedule module of the given kind: "fixed", "scalar" or "monotone"."""
-    if not -math.inf < gamma_min < gamma_max < math.inf:
-        ends = f"gamma_min ({gamma_min}) must be below gamma_max ({gamma_max})"
-        raise ValueError(f"{ends}, and both finite.")
-    match kind:
-        case "fixed":
-            return FixedGamma(gamma_min, gamma_max)
-        case "scalar":
-            return ScalarGamma(gamma_min, gamma_max)
-        case "monotone":
-            return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
-    raise ValueError(f"the schedule must be one of fixed, scalar, monotone, got {kind!r}.")
+    schedule.linear(gamma_min, gamma_max)  # checks the end points
+    checks.choice(kind, "the schedule", ("fixed", "scalar", "monotone"))
+    if kind == "monotone":
+        return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
+    return (FixedGamma if kind == "fixed" else ScalarGamma)(gamma_min, gamma_max)

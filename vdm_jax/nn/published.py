@@ -46,41 +46,35 @@ class OfficialModel(NamedTuple):
     levels: int
     num_steps: int | None
     timesteps: timestep.Method
-    sample_softmax: bool
-    """Whether it drew pixels from p(x|z_0), which `sampler.to_images` does with a key, or took the
-    most likely."""
-    step: int
-    """Number of steps that it was trained."""
+    sample_softmax: bool  # pixels were drawn, as `sampler.to_images` does by a key; else the likely
+    step: int  # number of steps that it was trained
 
     def gamma(self, t: Tensor) -> Tensor:
         """Returns gamma(t) for times of any shape."""
-        return self._gamma(self.params, t)
+        return self.bind(())(self.params).gamma(t)
 
     def denoise(
         self, z_t: Tensor, gamma_t: PerExample, conditioning: PerExample | None = None
     ) -> Tensor:
         """Returns eps_hat of latents [batch, height, width, channels], gammas [batch] or scalar."""
-        return self._denoise(self.params, z_t, gamma_t, conditioning)
+        per_example = jnp.broadcast_to(gamma_t, z_t.shape[:1])
+        return self.bind(z_t.shape[1:])(self.params, conditioning).denoise(z_t, per_example)
 
     def bind(self, event_shape: tuple[int, ...]) -> Callable[..., VDM]:
         """Returns bind(params, conditioning=None, dropout=None) -> VDM of images of that shape."""
 
         def bind(params: Any, conditioning: Any = None, dropout: Key | None = None) -> VDM:
-            return VDM(
-                lambda z_t, gamma_t: self._denoise(params, z_t, gamma_t, conditioning),
-                lambda t: self._gamma(params, t), event_shape, self.levels,
-                num_steps=self.num_steps, timesteps=self.timesteps,
-            )  # fmt: skip
+            def gamma(t: Tensor) -> Tensor:
+                return cast(Tensor, self.gamma_module.apply({"params": params.get("gamma", {})}, t))
+
+            def denoise(z_t: Tensor, gamma_t: PerExample) -> Any:
+                variables = {"params": params["score_model"]}
+                return self.score_module.apply(variables, z_t, gamma_t, conditioning)
+
+            vdm = VDM(denoise, gamma, event_shape, self.levels, num_steps=self.num_steps)
+            return vdm._replace(timesteps=self.timesteps)
 
         return bind
-
-    def _gamma(self, params: Any, t: Tensor) -> Tensor:
-        return cast(Tensor, self.gamma_module.apply({"params": params.get("gamma", {})}, t))
-
-    def _denoise(self, params: Any, z_t: Tensor, gamma_t: PerExample, given: Any) -> Tensor:
-        gamma_t = jnp.broadcast_to(gamma_t, z_t.shape[:1])
-        variables = {"params": params["score_model"]}
-        return cast(Tensor, self.score_module.apply(variables, z_t, gamma_t, given))
 
 
 def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:

@@ -18,23 +18,18 @@ _PLAIN: dict[str, Any] = {
     "sm_n_layer": 32, "sm_pdrop": 0.1,
 }  # fmt: skip
 
+
+def _model(data: str, bpd: float | None, **model: Any) -> dict[str, Any]:
+    return {"data": data, "bpd": bpd, "model": _PLAIN | model}
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "cifar10": {"data": "cifar10", "bpd": 2.637, "model": _PLAIN},
-    "cifar10_aug": {
-        "data": "cifar10",
-        "bpd": 2.522,
-        "model": _PLAIN | {"gamma_type": "learnable_nnet", "sm_n_embd": 256, "sm_pdrop": 0.05},
-    },
-    "imagenet32": {
-        "data": "downsampled_imagenet/32x32",
-        "bpd": None,
-        "model": _PLAIN | {"sm_n_embd": 256},
-    },
-    "imagenet64": {
-        "data": "downsampled_imagenet/64x64",
-        "bpd": None,
-        "model": _PLAIN | {"sm_n_embd": 256, "sm_n_layer": 64},
-    },
+    "cifar10": _model("cifar10", 2.637),
+    "cifar10_aug": _model(
+        "cifar10", 2.522, gamma_type="learnable_nnet", sm_n_embd=256, sm_pdrop=0.05
+    ),
+    "imagenet32": _model("downsampled_imagenet/32x32", None, sm_n_embd=256),
+    "imagenet64": _model("downsampled_imagenet/64x64", None, sm_n_embd=256, sm_n_layer=64),
 }
 
 

@@ -5,12 +5,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import jax
 import msgpack
 import numpy as np
 from flax import serialization
 
-_MOST = 10_000
-"""Entries of one list or dict: a list's place is taken before its entries are read."""
+_MOST = 10_000  # entries of a list or dict: its place is taken before they are read
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -57,22 +57,19 @@ def check_params(params: Mapping[Any, Any], expected: Mapping[str, Any], file: P
             del found[path]
     for path in sorted(found.keys() | wanted.keys(), key=lambda path: list(map(ascii, path))):
         name = "/".join(key if isinstance(key, str) else ascii(key) for key in path)
-        name = name if name.isprintable() else ascii(name)
-        have, want = found.get(path), wanted.get(path)
-        if want is None:
-            raise ValueError(f"{file} has a parameter {name[:200]} that the configuration has not.")
-        if have is None:
-            raise ValueError(f"{file} lacks the parameter {name}, wanted {list(want.shape)}.")
-        if not isinstance(have, np.ndarray) or have.shape != want.shape:
-            shape = list(have.shape) if isinstance(have, np.ndarray) else type(have).__name__
-            raise ValueError(
-                f"the parameter {name} of {file} is {shape}, but the configuration calls for "
-                f"{list(want.shape)}."
-            )
-        if have.dtype != want.dtype:
-            raise ValueError(f"the parameter {name} of {file} is {have.dtype}, not {want.dtype}.")
-        if not np.isfinite(have).all():
+        name = name[:200] if name.isprintable() else ascii(name)[:200]
+        have, want = (_form(tree.get(path)) for tree in (found, wanted))
+        if have != want:
+            there = f"{file} has {have} for the parameter {name}"
+            raise ValueError(f"{there}, but the configuration calls for {want}.")
+        if not np.isfinite(found[path]).all():
             raise ValueError(f"the parameter {name} of {file} is not finite.")
+
+
+def _form(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray | jax.ShapeDtypeStruct):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return "nothing" if leaf is None else type(leaf).__name__
 
 
 def leaves(tree: Mapping[Any, Any]) -> dict[tuple[Any, ...], Any]:

@@ -34,9 +34,6 @@ def constant_erasure(t: Tensor) -> Tensor:
     return 1.0 - t
 
 
-# ---- the distributions ----
-
-
 def marginal(x: ArrayLike, keep_t: ArrayLike) -> Bernoulli:
     """Returns q(z_t|x) = B(x keep_t + (1 - keep_t) / 2)."""
     return transition(x, 1.0, keep_t)
@@ -75,9 +72,6 @@ def reverse(z_t: ArrayLike, x_hat: Tensor, keep_s: ArrayLike, keep_t: ArrayLike)
     return Bernoulli(log_mixture(1) - log_mixture(0))
 
 
-# ---- the bound ----
-
-
 def prior(x: ArrayLike, keep_1: ArrayLike) -> PerExample:
     """Returns KL(q(z_1|x) || B(1/2)), [batch] nats, for x [batch, *event]; zero at keep_1 = 0."""
     q = marginal(x, keep_1)
@@ -109,33 +103,16 @@ def diffusion(
 
 
 def elbo(
-    key: Key,
-    images: Images,
-    denoise: Denoise,
-    keep: Keep,
-    num_steps: int,
-    timesteps: timestep.Method = "antithetic",
+    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
 ) -> ElboTerms:
     """Returns one unbiased sample of the bound on -log p(x), the paper's -K, for each image.
 
-    `reconstruction` is zero: z_0 is the data, and the first step stands for the decoder.
+    It is for t ~ U[0, 1] and uniform noise `u`, as in `diffusion`. `reconstruction` is zero: z_0 is
+    the data, and the first step stands for the decoder.
     """
-    key_t, key_u = jax.random.split(key)
-    u = jax.random.uniform(key_u, jnp.shape(images))
-    t = timestep.draw(key_t, len(images), timesteps)
-    return elbo_given(images, u, t, denoise, keep, num_steps)
-
-
-def elbo_given(
-    images: Images, u: Tensor, t: PerExample, denoise: Denoise, keep: Keep, num_steps: int
-) -> ElboTerms:
-    """Returns `elbo` at given uniform noise `u` [batch, *event] and times `t` [batch]."""
     at_t = diffusion(images, u, t, denoise, keep, num_steps)
     keep_1 = _values(keep, jnp.ones(1, jnp.result_type(t, float)))
     return ElboTerms(jnp.zeros_like(at_t), prior(images, keep_1), at_t)
-
-
-# ---- sampling ----
 
 
 def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_steps: int) -> Images:
@@ -154,9 +131,6 @@ def sample(key: Key, denoise: Denoise, keep: Keep, shape: Sequence[int], num_ste
 
     z_1 = Bernoulli(jnp.zeros(shape, keeps.dtype)).sample(key_init)
     return scan(body, z_1, (jnp.arange(num_steps), keeps[:-1], keeps[1:]))
-
-
-# ---- bits as signs, and the schedule ----
 
 
 def _signs(bits: ArrayLike, dtype: jnp.dtype | None = None) -> Tensor:

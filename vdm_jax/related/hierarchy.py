@@ -58,8 +58,8 @@ def sample_latents(key: Key, x: Tensor, encoders: Sequence[Conditional]) -> list
 
 
 def elbo(
-    key: Key,
     x: Tensor,
+    latents: Sequence[Tensor],
     encoders: Sequence[Conditional],
     decoders: Sequence[Conditional],
     log_likelihood: Callable[[Tensor], PerExample],
@@ -71,24 +71,8 @@ def elbo(
     The encoders are q(z_1|x), ..., q(z_L|z_{L-1}), the decoders p(z_1|z_2), ..., p(z_{L-1}|z_L);
     shapes may change from level to level. `log_likelihood` is z_1 -> log p(x|z_1), [batch] nats,
     `prior` p(z_L), by default N(0, I). `closed_form` takes KL(q(z_L|z_{L-1}) || p(z_L)) for the
-    last term: it varies less, except near the true posterior.
-    """
-    latents = sample_latents(key, x, encoders)
-    return elbo_given(x, latents, encoders, decoders, log_likelihood, prior, closed_form)
-
-
-def elbo_given(
-    x: Tensor,
-    latents: Sequence[Tensor],
-    encoders: Sequence[Conditional],
-    decoders: Sequence[Conditional],
-    log_likelihood: Callable[[Tensor], PerExample],
-    prior: Any = None,
-    closed_form: bool = False,
-) -> HierarchyTerms:
-    """Returns `elbo` at given latents z_1, ..., z_L; by default no term is averaged over.
-
-    Then minus `total` is the log weight of these latents, for `bounds.importance_weighted`.
+    last term: it varies less, except near the true posterior. Without it minus `total` is the log
+    weight of these latents, for `bounds.importance_weighted`.
     """
     depth = len(encoders)
     if depth < 1 or len(decoders) != depth - 1 or len(latents) != depth:

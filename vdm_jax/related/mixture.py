@@ -23,13 +23,9 @@ from vdm_jax.types import Key, Tensor
 class Mixture(NamedTuple):
     """The sum over k of softmax(logits)_k N(means_k, var_k I), or one such mixture per example."""
 
-    logits: Tensor
-    """Logarithms of the weights, [*batch, k], where `batch` is empty or one axis."""
-    means: Tensor
-    """Means of the components, [*batch, k, *event]."""
-    var: Tensor
-    """Variances, which broadcast against means. Where they are zero there is no `log_prob`, `score`
-    or `negentropy` until the mixture is `noised`."""
+    logits: Tensor  # logarithms of the weights, [*batch, k], where `batch` is empty or one axis
+    means: Tensor  # [*batch, k, *event]
+    var: Tensor  # broadcasts against means; zeros give no `log_prob` until `noised`
 
     @classmethod
     def of(cls, weights: ArrayLike, means: ArrayLike, var: ArrayLike) -> "Mixture":
@@ -139,9 +135,6 @@ class Mixture(NamedTuple):
     def _beside(self, values: Tensor) -> Tensor:
         """Returns values [..., k] or [..., 1] with axes for the event, [..., k, 1, ...]."""
         return values.reshape(values.shape + (1,) * len(self.event_shape))
-
-
-# ---- how far from Gaussian, in one dimension ----
 
 
 def negentropy(mixture: Mixture) -> Tensor:

@@ -19,18 +19,13 @@ from vdm_jax.types import Images, Key, PerExample, Tensor
 class HierarchicalVAE(NamedTuple):
     """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I)."""
 
-    encoders: Sequence[Conditional]
-    """Conditionals q(z_1|x), ..., q(z_L|z_{L-1})."""
-    decoders: Sequence[Conditional]
-    """Conditionals p(z_1|z_2), ..., p(z_{L-1}|z_L)."""
-    likelihood: Conditional
-    """Map from z_1 to the Gaussian that p(x|z_1) is the density of, or discretises."""
+    encoders: Sequence[Conditional]  # q(z_1|x), ..., q(z_L|z_{L-1})
+    decoders: Sequence[Conditional]  # p(z_1|z_2), ..., p(z_{L-1}|z_L)
+    likelihood: Conditional  # z_1 -> the Gaussian that p(x|z_1) is the density of, or discretises
     event_shape: tuple[int, ...]
-    latent_shape: tuple[int, ...]
-    """Shape of the last latent."""
+    latent_shape: tuple[int, ...]  # of the last latent
     levels: int | None
-    words: str
-    """Name in reports."""
+    words: str  # its name in reports
 
     @property
     def note(self) -> str:
@@ -64,9 +59,7 @@ class HierarchicalVAE(NamedTuple):
                 return loss.sum_event(p.log_prob(x))
             return loss.sum_event(pixels.log_prob(images, p.mean, jnp.log(p.var), self.levels))
 
-        found = hierarchy.elbo_given(
-            x, latents, self.encoders, self.decoders, log_likelihood, closed_form=True
-        )
+        found = hierarchy.elbo(x, latents, self.encoders, self.decoders, log_likelihood)
         return ElboTerms(found.reconstruction, found.levels[-1], found.levels[:-1].sum(0))
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
@@ -82,8 +75,7 @@ class HierarchicalVAE(NamedTuple):
 class BinomialDiffusion(NamedTuple):
     """Diffusion of black-and-white images (`related.binomial`) with keep(t) = 1 - t."""
 
-    denoise: binomial.Denoise
-    """Network: (z_t in {-1, 1}, keep_t) -> logits of x = 1."""
+    denoise: binomial.Denoise  # (z_t in {-1, 1}, keep_t) -> logits of x = 1
     event_shape: tuple[int, ...]
     num_steps: int
     timesteps: timestep.Method = "antithetic"
@@ -101,14 +93,15 @@ class BinomialDiffusion(NamedTuple):
 
     def elbo(self, key: Key, images: Images) -> ElboTerms:
         """Returns one sample of the bound, whose reconstruction is one of the steps."""
-        return binomial.elbo(
-            key, images, self.denoise, constant_erasure, self.num_steps, self.timesteps
-        )
+        key_t, key_u = jax.random.split(key)
+        u = jax.random.uniform(key_u, jnp.shape(images))
+        t = timestep.draw(key_t, len(images), self.timesteps)
+        return binomial.elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
 
     def elbo_by_keys(self, images: Images, t: PerExample, keys: Key) -> ElboTerms:
         """Returns the same at given times, with the noise of one key per example, [batch]."""
         u = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
-        return binomial.elbo_given(images, u, t, self.denoise, constant_erasure, self.num_steps)
+        return binomial.elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
         """Returns `n` ancestral samples, integers in {0, 1}."""

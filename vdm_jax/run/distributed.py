@@ -27,8 +27,7 @@ from jax.experimental import multihost_utils
 
 import vdm_jax
 from vdm_jax.errors import UserError
-from vdm_jax.train.record import CheckpointError
-from vdm_jax.train.settings import differences
+from vdm_jax.train.record import CheckpointError, differences
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from vdm_jax.train.load_checkpoint import (
     load_settings,
 )
 from vdm_jax.train.model import Model
-from vdm_jax.train.settings import differences, filled
+from vdm_jax.train.record import differences, filled
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 
 from vdm_jax import files, signals
 from vdm_jax.errors import reason
-from vdm_jax.train import quiet, record, settings
-from vdm_jax.train.load_checkpoint import Folder, complete_steps, read_item, read_record
+from vdm_jax.train import record
+from vdm_jax.train.load_checkpoint import Folder, complete_steps, quieten, read_item, read_record
 from vdm_jax.train.record import CheckpointError, DamagedError
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Checkpoints:
         self._meta, self._defaults = json.loads(json.dumps([dict(meta), dict(defaults or {})]))
         self._allow_change = allow_change
         self._allow_fallback = allow_fallback and jax.process_count() == 1
-        quiet.quieten()
+        quieten()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -202,8 +202,8 @@ class Checkpoints:
         return saved, read_item(self._folder / str(step) / "state", handler, args, same)
 
     def _differences(self, saved: Mapping[str, Any]) -> list[str]:
-        then = settings.filled(self._defaults, saved["settings"])
-        found = settings.differences(then, self._meta)
+        then = record.filled(self._defaults, saved["settings"])
+        found = record.differences(then, self._meta)
         return [line for name, line in found if name not in self._may_differ]
 
     def _move_aside(self, step: int) -> Path:

@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import functools
+import logging
 import re
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +19,7 @@ from jax.sharding import Mesh
 
 from vdm_jax import files
 from vdm_jax.errors import reaching, reason
-from vdm_jax.train import quiet, record, sharding
+from vdm_jax.train import record, sharding
 from vdm_jax.train.record import CheckpointError, DamagedError
 
 # What Orbax says when another process of the run is gone or late.
@@ -90,8 +93,6 @@ def load_params(
 def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
     """Yields the folder of a checkpoint, which a run that goes on may remove meanwhile."""
     folder = folder.absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder} with checkpoints.")
     steps = complete_steps(folder)
     if not steps or step not in (None, *steps):
         known = ", ".join(map(str, steps)) or "none"
@@ -100,7 +101,7 @@ def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
         kind = RemovedError if gone else CheckpointError
         raise kind(f"no checkpoint{which} in {folder}; there: {known}.")
     where = folder / str(steps[-1] if step is None else step)
-    quiet.quieten()
+    quieten()
     try:
         yield where
     except Exception as error:  # of many kinds, where files go meanwhile
@@ -152,3 +153,25 @@ def read_item(item: Path, handler: Any, args: Any, check: Callable[[Any], object
             f"the checkpoint {where} is damaged ({said}); "
             f"others there: {', '.join(map(str, others)) or 'none'}."
         ) from error
+
+
+def quieten() -> None:
+    """Keeps what Orbax and TensorStore raise from being printed as well, at any later time."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(unraisable: Any, /) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and "orbax" not in getattr(code, "co_filename", ""):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_news(line: logging.LogRecord) -> bool:
+    return not (line.exc_info and ("orbax" in line.pathname or "orbax" in line.getMessage()))

@@ -20,8 +20,7 @@ from vdm_jax.train.progress import TrainingBar
 from vdm_jax.train.step import TrainState, step_key
 from vdm_jax.types import Key
 
-NONFINITE = "nonfinite.json"
-"""Name of the file, in a run's folder, with the step that the run could not get past."""
+NONFINITE = "nonfinite.json"  # with the step that the run could not get past
 AHEAD = 2
 """Number of calls that wait on the device: with two it is never idle; without a bound some thirty
 would pile up, each with its batch."""
@@ -190,8 +189,6 @@ class _Loop:
 
 
 class _Call(NamedTuple):
-    """A call of the compiled step that may still be running."""
-
     first: int
     steps: int
     metrics: Mapping[str, jax.Array]

@@ -1,13 +1,14 @@
 """A model that is trained: two functions of its parameters, and the unit of its bound."""
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from vdm_jax import loss
-from vdm_jax.loss import ElboTerms
-from vdm_jax.types import Images, Key, PerExample, Tensor
+from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.types import Images, Key, Tensor
+from vdm_jax.vdm import VDM
 
 Params = Any
 """A pytree of arrays."""
@@ -15,6 +16,10 @@ Params = Any
 Batch = Mapping[str, jax.Array]
 """`images` [batch, *event], integers (or floats, of continuous data), and `conditioning`, [batch]
 or [batch, n]."""
+
+
+Bound = VDM | HierarchicalVAE | BinomialDiffusion
+"""A model with its parameters: what training and evaluation call are the methods that all have."""
 
 
 class Unit(NamedTuple):
@@ -25,13 +30,11 @@ class Unit(NamedTuple):
     of: Callable[[Any, tuple[int, ...]], jax.Array]
 
 
-BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)
-"""Unit of discrete data, a probability."""
+BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)  # of a probability
 NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
-"""Unit of continuous data."""
 
 
-def unit(bound: "Bound") -> Unit:
+def unit(bound: Bound) -> Unit:
     """Returns the unit of a model's bound: bits of a probability, or nats of a density."""
     return NATS if bound.levels is None else BITS
 
@@ -39,35 +42,6 @@ def unit(bound: "Bound") -> Unit:
 def unit_of(names: Container[str]) -> Unit:
     """Returns the unit of some metrics, by their names: that of a density if it is there."""
     return NATS if NATS.key in names else BITS
-
-
-class Bound(Protocol):
-    """The methods of `vdm_jax.VDM`, and of `related.models`, that training and evaluation call."""
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-
-    @property
-    def levels(self) -> int | None:
-        """The number of values of a pixel; None for continuous data, whose bound is a density's."""
-
-    @property
-    def words(self) -> str:
-        """Its kind, for reports, besides its network."""
-
-    @property
-    def note(self) -> str:
-        """The meaning of its terms, for reports, where they aren't those of a VDM."""
-
-    def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
-        """Returns one sample of the bound for each example: three terms, [batch] each, in nats."""
-
-    def elbo_by_keys(self, images: Images | Tensor, t: PerExample, keys: Key) -> ElboTerms:
-        """Returns the same from a uniform time and a key for each example, [batch]."""
-
-    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
-        """Returns `n` samples, of data as in a batch."""
 
 
 class Model(NamedTuple):

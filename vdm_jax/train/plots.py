@@ -1,8 +1,11 @@
 """The pictures of a run: grids of samples, and the loss curve."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,14 +44,29 @@ def write_image(path: Path, image: np.ndarray, title: str = "") -> None:
         Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(file, "PNG")
 
 
+@contextlib.contextmanager
+def figure(
+    path: Path, title: str, size: tuple[float, float] = (6.5, 4.0), shape: tuple[int, int] = (1, 1)
+) -> Iterator[list[Axes]]:
+    """Gives the axes of a figure of rows and columns; saves it with title, grids and a legend."""
+    drawn = Figure(figsize=size, layout="constrained")
+    axes = list(drawn.subplots(*shape, sharex="col", squeeze=False).flat)
+    yield axes
+    drawn.suptitle(title)
+    for one in [one for one in axes if one.get_legend_handles_labels()[1]][:1]:
+        one.legend()
+    for one in axes:
+        one.grid(alpha=0.3)
+    with files.whole(path) as file:
+        drawn.savefig(file, dpi=110)
+
+
 def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
     """Plots the bound against the step, with standard errors where known.
 
     A curve is of the parameters or of their average; the evaluation at `last_step`, which has other
     draws than those before it, stands apart.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
     unit = unit_of(set().union(*metrics))
     curves: dict[tuple[str, str], list[dict]] = {}
     for line in (line for line in metrics if unit.key in line):
@@ -58,19 +76,18 @@ def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
         elif line["step"] == last_step:
             kind = f"{line['split']} images, EMA, final evaluation", "k*"
         curves.setdefault(kind, []).append(line)
-    for (label, style), lines in curves.items():
-        steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
-        errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
-        size = 10 if style == "k*" else 4
-        axes.errorbar(steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label)
-    if curves:
-        # The first steps are far above the rest and would flatten everything else.
-        values = [line[unit.key] for lines in curves.values() for line in lines]
-        low, high = min(values), float(np.quantile(values, 0.95))
-        margin = 0.1 * (high - low) + 0.01
-        axes.set_ylim(low - margin, high + margin)
-        figure.legend(loc="outside lower center", fontsize="small")
-    axes.set(title="Variational bound during training", xlabel="step", ylabel=unit.name)
-    axes.grid(alpha=0.3)
-    with files.whole(path) as file:
-        figure.savefig(file, dpi=120)
+    with figure(path, "Variational bound during training", (7, 5)) as (axes,):
+        for (label, style), lines in curves.items():
+            steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
+            errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
+            size = 10 if style == "k*" else 4
+            axes.errorbar(
+                steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label
+            )
+        axes.set(xlabel="step", ylabel=unit.name)
+        if curves:
+            # The first steps are far above the rest and would flatten everything else.
+            values = [line[unit.key] for lines in curves.values() for line in lines]
+            low, high = min(values), float(np.quantile(values, 0.95))
+            margin = 0.1 * (high - low) + 0.01
+            axes.set_ylim(low - margin, high + margin)

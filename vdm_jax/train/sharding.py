@@ -14,8 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
-SMALL = 2**14
-"""Number of elements below which a leaf is copied: 64 KiB saved are not worth a gather."""
+SMALL = 2**14  # elements, below which a leaf is copied: 64 KiB saved are not worth a gather
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1) -> Mesh:
