@@ -123,7 +123,7 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
     if min(counts) < 3:
-        raise UserError(f"distances need 3 samples, 3 test and 3 training images; got {counts}")
+        raise UserError(f"distances need 3 samples (--n), 3 test, 3 training images, not {counts}")
     compared = data.test[: min(*counts, sample_quality.POINTS)]
     if (compared == compared[0]).all():
         raise UserError(f"distances need test images that differ; {len(compared)} are the same")

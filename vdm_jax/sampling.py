@@ -79,9 +79,6 @@ def to_images(z_0: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = No
     return pixels.decode(z_0 / alpha(expand(gamma_0, z_0)), gamma_0, levels, key)
 
 
-# ---- the ancestral chain ----
-
-
 def ancestral(
     key: Key,
     denoise: Denoise,
@@ -132,9 +129,6 @@ def _predict(
     """Returns `split` of the prediction for z_t [batch, *event] at a scalar gamma_t."""
     per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
     return split(denoise(z_t, per_example), reverse_var)
-
-
-# ---- one step of any sampler ----
 
 
 def bridge(
@@ -204,9 +198,6 @@ def _ahead(gamma_r: Tensor, gamma_t: Tensor, gamma_s: ArrayLike) -> Tensor:
     before = gamma_r - gamma_t
     some = before > 0.0
     return jnp.where(some, 0.5 * (gamma_t - gamma_s) / jnp.where(some, before, 1.0), 0.0)
-
-
-# ---- all of the steps ----
 
 
 def start(z_1: Tensor, gamma_1: ArrayLike) -> State:

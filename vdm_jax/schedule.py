@@ -23,8 +23,6 @@ from jax.typing import ArrayLike
 from vdm_jax import checks
 from vdm_jax.types import Gamma, Tensor
 
-# ---- a value of gamma, as the other quantities of the field ----
-
 
 def alpha_bar(gamma: Tensor) -> Tensor:
     """Returns alpha_t^2 = sigmoid(-gamma), the signal's share of the variance (VDM eq. 4)."""
@@ -57,9 +55,6 @@ def gamma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     return jnp.log1p(-alpha_bar) - jnp.log(alpha_bar)
 
 
-# ---- single steps: from z_s to z_t, s < t ----
-
-
 def step_alpha(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     """Returns Luo's (and DDPM's) alpha of the step s -> t: alpha_bar_t / alpha_bar_s."""
     return jnp.exp(jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s))
@@ -69,9 +64,6 @@ def step_beta(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     """Returns DDPM's beta, 1 - step_alpha: the variance of q(z_t|z_s) (VDM eq. 22)."""
     # 1 - alpha_bar_t/alpha_bar_s = sigmoid(gamma_t) (1 - exp(gamma_s - gamma_t)), no cancellation.
     return -variance(gamma_t) * jnp.expm1(gamma_s - gamma_t)
-
-
-# ---- fixed schedules ----
 
 
 def linear(gamma_min: ArrayLike, gamma_max: ArrayLike) -> Gamma:

@@ -155,7 +155,7 @@ SAMPLE = [
     (["--eta=0.5"], "--eta=0.5: wanted a number from 0 to 1, of --sampler=ddim alone"),
     (["--sampler=ddim", "--eta=2"], "--eta=2.0: wanted a number from 0 to 1"),
     (["--class=0"], "--class=0: the model has none"),
-    (["--n=2", "--distances"], "3 samples (--n), 3 test and 3 training images; got 2, 360"),
+    (["--n=2", "--distances"], "3 samples (--n), 3 test, 3 training images, not (2, 360"),
     (["--quality", "--n=5"], "--n goes not with --quality, which compares many; leave it out"),
 ]
 

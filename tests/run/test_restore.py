@@ -76,8 +76,8 @@ def test_a_published_model(mesh):
         ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
         ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),
         ({"workdir": "none"}, "--workdir=none holds no run: it has no config.json"),
-        ({"official": "none", "model": "x"}, "--model=x is no file and none of cifar10, cifar10_"),
-        ({"official": "none"}, "--model=NAME is missing, one of cifar10"),
+        ({"official": "RUN", "model": "x"}, "--model=x is no file and none of cifar10, cifar10_"),
+        ({"official": "RUN"}, "--model=NAME is missing, one of cifar10"),
         ({"official": "none", "model": "cifar10"}, "--official: no checkpoint file or folder at"),
         ({"workdir": "RUN", "checkpoint": "x"}, "--checkpoint=x is neither a step nor the folder"),
         ({"workdir": "RUN", "checkpoint": "30"}, "no checkpoint of step 30"),
@@ -108,7 +108,7 @@ def test_images_that_say_nothing_of_the_run_are_refused(digits_run):
         images({"fingerprint": "0"})
     assert len(images({"fingerprint": "0"}, name="digits")[1].test) == 360
     with pytest.raises(
-        UserError, match=r"images with 17 levels, but digits_binary has 2: no number"
+        UserError, match=r"images with 17 levels, but digits_binary has 2: take images"
     ):
         images({}, name="digits_binary")
     with pytest.raises(UserError, match=r"images with 10 classes, but digits has 0"):
