@@ -29,7 +29,7 @@ def digits_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def digits_vdm(digits_run):
     """Its newest checkpoint, as the codec takes it: bind, params and settings."""
-    options = dict.fromkeys(("checkpoint", "official", "model"))
+    options = dict.fromkeys(("checkpoint", "official", "model", "pretrained"))
     with tiny.one_device():
         return commands.load({"workdir": str(digits_run), **options}, (8, 8, 1))[0]
 

@@ -18,7 +18,7 @@ from vdm_jax.vdm import VDM
 GOLDEN = Path(__file__).parents[1] / "data" / "scalar_gamma"
 NONE = dict.fromkeys(
     ("workdir", "checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir",
-     "batch_size", "out")
+     "batch_size", "out", "pretrained")
 )  # fmt: skip
 SHAPE = (8, 8, 3)
 
@@ -71,7 +71,9 @@ def test_a_published_model(mesh):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "name the model by one of --workdir=DIR, a run's folder, and --official"),
+        ({}, "name the model by one of --workdir=RUN, --official and --pretrained"),
+        ({"pretrained": "a", "checkpoint": "1"}, "--pretrained and --checkpoint exclude"),
+        ({"pretrained": "none"}, "none is neither a model's file nor one of the package"),
         ({"workdir": "a", "official": "b"}, "name the model by one of"),
         ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
         ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),

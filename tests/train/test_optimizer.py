@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vdm_jax.errors import UserError
 from vdm_jax.train import optimizer
 
 
@@ -33,6 +34,39 @@ def test_weight_decay_spares_biases_and_a_schedule_learned_for_its_shape():
         np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_allclose(updates["gamma"]["w"], expected, rtol=1e-6)
         np.testing.assert_array_equal(updates["a"]["bias"], 0.0)
+
+
+def test_muon_steps_as_far_in_every_direction_of_a_kernel():
+    """The singular values of an update are nearly equal, whatever those of the gradient.
+
+    Its root mean square is AdamW's, 0.2 of the rate; what is no kernel goes by Adam.
+    """
+    rng = np.random.default_rng(0)
+    params = {"conv": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32),
+              "dense": jnp.asarray(rng.normal(size=(16, 40)), jnp.float32),
+              "bias": jnp.ones(5)}  # fmt: skip
+    falling = np.linspace(1.0, 0.05, 16)
+    grads = {
+        "conv": jnp.asarray(rng.normal(size=(3, 3, 8, 16)) * falling, jnp.float32),
+        "dense": jnp.asarray(rng.normal(size=(16, 40)) * falling[:, None], jnp.float32),
+        "bias": jnp.asarray([1.0, -2.0, 3e-3, 4.0, -5.0]),
+    }
+    muon = optimizer.make(0.1, weight_decay=0.0, name="muon")
+    updates, _ = muon.update(grads, muon.init(params), params)
+    first = 1.0 + 0.9 * 0.1 / (1.0 - 0.9**2)  # of Nesterov's momentum, and one gradient
+    np.testing.assert_allclose(updates["bias"], -0.1 * first * np.sign(grads["bias"]), rtol=1e-4)
+    for name in ("conv", "dense"):
+        update = np.asarray(updates[name]).reshape(-1, params[name].shape[-1])
+        values = np.linalg.svd(update, compute_uv=False)
+        gradient = np.linalg.svd(np.asarray(grads[name]).reshape(update.shape), compute_uv=False)
+        assert values[0] / values[-1] < 0.3 * gradient[0] / gradient[-1]
+        assert 0.7 * 0.02 < np.sqrt(np.mean(update**2)) < 1.3 * 0.02
+        assert np.vdot(update, grads[name].reshape(update.shape)) < 0.0
+
+
+def test_an_unknown_optimiser_is_refused():
+    with pytest.raises(UserError, match=r"optimizer\.name must be one of adamw, muon, got 'sgd'"):
+        optimizer.make(0.1, name="sgd")
 
 
 @jax.tree_util.register_dataclass

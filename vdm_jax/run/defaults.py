@@ -66,7 +66,7 @@ DEFAULTS: dict[str, Any] = {
         "ends_at_normal": False,  # a schedule of noise that ends at N(0, I)
     },
     "optimizer": {
-        "name": "adamw",  # adamw, muon (kernels by Muon, all else by AdamW)
+        "name": "adamw",  # adamw, muon (kernels by Muon, all else by Adam)
         "learning_rate": 2e-4,
         "warmup_steps": 100,
         "decay": "none",  # none, linear, cosine

@@ -51,7 +51,7 @@ def write(
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise UserError(f"{path} can't be written: a parameter is beyond float16's 65,504")
     with files.whole(path) as file:
-        np.savez(file, **arrays | {_SETTINGS: np.array(text)})
+        np.savez(file, **arrays | {_SETTINGS: np.frombuffer(text.encode(), np.uint8)})
 
 
 def read(given: str) -> Saved:
@@ -63,7 +63,7 @@ def read(given: str) -> Saved:
     try:
         with np.load(path) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
-        said = json.loads(str(arrays.pop(_SETTINGS)))
+        said = json.loads(arrays.pop(_SETTINGS).tobytes())
         config = ConfigDict(filled(defaults.get_config().to_dict(), said["config"]))
         params = {name: array.astype(np.float32) for name, array in arrays.items()}
         return Saved(path, path.parent, int(said["step"]), config, dict(said["data"]), params)

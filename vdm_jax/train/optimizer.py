@@ -48,7 +48,8 @@ def make(
     """Returns AdamW with weight decay on every parameter that isn't named "bias", of any pytree.
 
     "muon" is Muon (Jordan 2024) for what has two axes or four: kernels of dense layers and of
-    convolutions, each as one matrix, whose updates are of AdamW's size; AdamW for all else.
+    convolutions, each as one matrix, whose updates are of AdamW's size; for all else Adam with
+    Nesterov's momentum.
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
