@@ -11,6 +11,9 @@ the test set. None of them has been reproduced with this code yet.
   2.522 for the released checkpoint (same README), trained on a TPU v3-64.
 * aug_paper: as in the paper, with attention after every block (139 M parameters), 1024 images a
   step, and a schedule that minimises the variance of the loss. 2.49 (paper, table 1).
+* fast: a U-Net of three resolutions with Wiener filters (docs/photos.md), 40.2 M parameters,
+  bfloat16, 200,000 steps of Muon: for one GPU. An image costs 7.7 GFLOP forward and some 23 with the
+  backward pass, where the plain network's takes 156. No bits per dim is known for it.
 * tiny: 2 blocks of 64 channels, 2,000 steps: shows on a laptop that everything works. No published
   figure.
 
@@ -22,9 +25,10 @@ cores for the plain network (docs/benchmarks.md), so use a GPU or TPU.
 
 from ml_collections import ConfigDict
 
+from experiments.configs import photos
 from vdm_jax.run import defaults
 
-VARIANTS = ("", "aug", "aug_paper", "tiny")
+VARIANTS = ("", "aug", "aug_paper", "fast", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -43,6 +47,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.update(attention="all", gamma_objective="variance")
         config.optimizer.learning_rate = 2e-4
         config.train.batch_size = 1024
+    if variant == "fast":
+        photos.as_photos(config, channels=96, multipliers="1,2,3", blocks="2,3,6")
+        config.data.augment = "flip"
     if variant == "tiny":
         config.model.update(channels=64, num_blocks=2)
         config.optimizer.ema_rate = 0.999

@@ -35,3 +35,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.update(every=steps // 4, batch_size=64, final_repeats=4)
     config.sample.update(every=steps, count=36, num_steps=250)
     return config
+
+
+def as_photos(config: ConfigDict, **size: int | str) -> None:
+    """Gives `config` this network in bfloat16, of another size, and its optimiser: for a GPU."""
+    config.model.update(network="pyramid", dtype="bfloat16", fourier_features=False, **size)
+    config.model.update(gamma_min=-11.5, dropout=0.0)
+    config.optimizer.update(name="muon", learning_rate=2e-3, decay="cosine", clip_norm=1.0)
+    config.train.steps = 200_000

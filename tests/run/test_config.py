@@ -15,6 +15,7 @@ from experiments.configs import (
     imagenet64,
     mhvae,
     mnist,
+    photos,
     vae,
 )
 from vdm_jax.errors import UserError
@@ -98,7 +99,17 @@ def test_a_setting_that_is_missing_and_the_saved_zero_of_a_run_without_decay():
 
 
 SHAPE_OF_GAMMA = {"model.gamma_objective": "variance", "model.gamma": "monotone"}
+PYRAMID = {"model.network": "pyramid", "model.channels": 8, "model.head": "eps"}
 DIGITS = [
+    ({"model.contrasts": "1"}, "config.model.contrasts is '1', for pyramid only; leave it out"),
+    (PYRAMID | {"model.multipliers": "1,x"},
+     "config.model.multipliers is '1,x'; wanted numbers above 0, as '1,2,3'"),
+    (PYRAMID | {"model.contrasts": "0,1"},
+     "config.model.contrasts is '0,1'; wanted numbers above 0, as '0.1,1,10'"),
+    (PYRAMID | {"model.multipliers": "1,1,1,1,1", "model.blocks": "1,1,1,1,1"},
+     "config.model: height and width must be multiples of 16 for a Pyramid of 5 resolutions, "
+     "got 8x8"),
+    (PYRAMID | {"model.head": "levels"}, "Pyramid contrasts are for the head 'eps', got 'levels'"),
     ({"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
     ({"model.gamma": "cosine"}, "config.model: "),
     ({"model.dtype": "bfloat16"}, "for the unet only; leave it out with resnet"),
@@ -236,7 +247,11 @@ def test_the_published_hyperparameters():
         ("cifar10", 256, 32, 0.05, "monotone", "middle", 768, 1e-4, *aug),
         ("cifar10", 256, 32, 0.05, "monotone", "all", 1024, 2e-4, *aug),
     ]
-    check_config(cifar10.get_config("tiny"))
+    for variant in ("tiny", "fast"):
+        check_config(cifar10.get_config(variant))
+    check_config(imagenet64.get_config("fast"))
+    for variant in photos.STEPS:
+        check_config(photos.get_config(variant))
     for module, size, blocks in ((imagenet32, "32x32", 32), (imagenet64, "64x64", 64)):
         for variant, kind in (("", old), ("resized", new), ("labels", new)):
             config = module.get_config(variant)

@@ -18,7 +18,9 @@ SOURCES = ("digits", "digits_binary", "photos32", "arrays", "folder", "cifar10",
 
 _PathLike = str | os.PathLike[str] | None
 _NO_OPTIONS = FolderOptions()
-_PHOTOS = Path(__file__).parents[2] / "experiments" / "photos32"  # AUTHORS.md says whose they are
+_PHOTOS = (
+    Path(__file__).parents[2] / "experiments" / "photos32"
+)  # photos32.md beside it: whose they are
 
 
 def load(

@@ -47,7 +47,8 @@ def write(
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
     text = json.dumps({"step": step, "config": settings, "data": dict(data)})
     leaves = checksum.named_leaves(jax.device_get(params))
-    arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
+    with np.errstate(over="ignore"):
+        arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise UserError(f"{path} can't be written: a parameter is beyond float16's 65,504")
     with files.whole(path) as file:
