@@ -61,10 +61,11 @@ def _contenders() -> dict[str, ConfigDict]:
 def race(argv: list[str]) -> Rows:
     """Parses `argv`, trains each contender, and puts table and figure into the page."""
     values = flags.FlagValues()
-    text, number, _ = cli.definers(values)
+    text, _, _ = cli.definers(values)
     text("workdir", "folder for the numbers")
     text("out", "folder that holds photos.md", "docs")
-    number("minutes", "processor minutes of training of each", 30)
+    about = "processor minutes of training of each"
+    flags.DEFINE_float("minutes", 30.0, about, 1e-3, 1e5, flag_values=values)
     options, _ = cli.parse_flags(values, argv, __doc__)
     if not options["workdir"]:
         raise UserError("--workdir=DIR is missing: the folder for the numbers")

@@ -64,6 +64,21 @@ def test_a_folder_comes_back_as_png_pictures(digits_run, tmp_path):
             np.testing.assert_array_equal(np.asarray(picture), image)
 
 
+def test_pictures_of_any_sizes_come_back_from_tiles(digits_run, tmp_path):
+    digits = np.concatenate(np.split(vdmz.digits(6), 3), axis=1).reshape(2, 24, 8)
+    pictures = {"a.png": digits[0], "of/b.png": digits[1, :13, :7]}
+    for name, pixels in pictures.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / name)
+    made = vdmz.compress(digits_run, tmp_path / "in", "--tile=8", "-o", tmp_path / "a.vdmz")
+    assert "2 pictures in 5 tiles 8x8 of the folder in" in made.said
+    assert "PNG, each image" in made.said and "mosaic" not in made.said
+    out = vdmz.decompress(digits_run, made.path, tmp_path / "out")
+    for name, pixels in pictures.items():
+        with Image.open(out / name) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
 def test_the_run_s_own_images_in_blocks(digits_run, digits_vdm, tmp_path):
     out = tmp_path / "test.vdmz"
     made = vdmz.compress(digits_run, "--split=test", "--blocks=36", "--nocompare", "-o", out)
