@@ -112,7 +112,7 @@ DIGITS = [
     (PYRAMID | {"model.head": "levels"}, "Pyramid contrasts are for the head 'eps', got 'levels'"),
     ({"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
     ({"model.gamma": "cosine"}, "config.model: "),
-    ({"model.dtype": "bfloat16"}, "for the unet only; leave it out with resnet"),
+    ({"model.dtype": "bfloat16"}, "config.model.dtype is 'bfloat16', for unet and pyramid only"),
     ({"model.network": "unet", "model.fused_attention": True}, "bfloat16; this is float32"),
     ({"model.network": "unet"}, "config.model.channels is 32; the unet normalises"),
     ({"model.network": "unet", "model.channels": 80}, "config.model.channels is 80; the unet"),

@@ -11,7 +11,7 @@ import pytest
 
 from vdm_jax.errors import UserError
 from vdm_jax.nn import published_configs
-from vdm_jax.run import defaults, restore
+from vdm_jax.run import defaults, pretrained, restore
 from vdm_jax.train import sharding
 from vdm_jax.vdm import VDM
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_does_not_say_of_which_images(digits_run):
         {"classes": -1}, {"classes": "ten"},
     ):  # fmt: skip
         with pytest.raises(UserError, match="checkpoints/60 doesn't say of which images it is"):
-            restore._images_of(sealed(digits_run, **data))
+            pretrained.images_told(sealed(digits_run, **data))
 
 
 def test_images_that_say_nothing_of_the_run_are_refused(digits_run):
@@ -152,14 +152,14 @@ def test_a_run_from_before_some_settings_has_their_defaults(digits_run, monkeypa
 def test_a_checkpoint_removed_by_a_run_that_goes_on_is_the_next_newest(
     digits_run, mesh, monkeypatch
 ):
-    load, removed = restore.load_params, iter([True, False])
+    load, removed = pretrained.load_params, iter([True, False])
 
     def once(*args):
         if next(removed):
             raise restore.RemovedError("gone")
         return load(*args)
 
-    monkeypatch.setattr(restore, "load_params", once)
+    monkeypatch.setattr(pretrained, "load_params", once)
     assert restore.from_options(NONE | {"workdir": str(digits_run)}, mesh).step == 60
     assert next(removed, None) is None
 
