@@ -41,7 +41,7 @@ def test_binary_digits_are_the_digits_in_black_and_white():
 @pytest.mark.parametrize(
     ("name", "arguments", "match"),
     [
-        ("imagenet", {}, "'imagenet' is unknown; choose one of digits, digits_binary, photos32, ar"),
+        ("imagenet", {}, "'imagenet' is unknown; choose one of digits, digits_binary, photos32"),
         ("digits", {"path": "x"}, "path='x' is for arrays and folder, not 'digits'"),
         ("cifar10", {"levels": 16}, "levels=16 can't be set for 'cifar10', which has 256"),
         ("digits_binary", {"levels": 17}, "levels=17 can't be set for 'digits_binary', .* has 2"),
