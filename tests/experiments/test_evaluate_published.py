@@ -68,7 +68,7 @@ def test_mistakes_are_named(arguments, tmp_path):
         return str(error.value)
 
     said = refused(f"--official={source}", "--model=cifar10")
-    assert "the parameter score_model/" in said and "but the configuration calls for [" in said
+    assert "the parameter score_model/" in said and "but the configuration calls for" in said
     said = refused("--official=missing", "--model=cifar10", data=())  # before the images
     assert "no checkpoint file or folder at missing" in said
     assert "--data=NAME is missing" in refused(f"--official={source}", data=())

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,8 +16,11 @@ def left(monkeypatch):
     """The exit codes with which the process would have ended."""
     codes = []
     monkeypatch.setattr(hang, "_leave", codes.append)
-    monkeypatch.setattr(hang, "FIRST_S", 0.1)
-    return codes
+    monkeypatch.setattr(hang, "FIRST_S", 3.0)
+    yield codes
+    for thread in threading.enumerate():  # none may fire after it, when processes really end
+        if isinstance(thread, threading.Timer):
+            thread.join()
 
 
 def sleeping_step(seconds):
@@ -25,19 +29,19 @@ def sleeping_step(seconds):
 
 def test_a_step_that_hangs_leaves_its_stack_and_one_line(tmp_path, capsys, left):
     file = tmp_path / "hang-0.txt"
-    watchdog = hang.Watchdog(0.05, file, lambda: "the same command goes on at 20")
-    for seconds in (0.07, 0.0):  # the first may take longer: others may be compiling
+    watchdog = hang.Watchdog(0.5, file, lambda: "the same command goes on at 20")
+    for seconds in (0.6, 0.0):  # the first may take longer: others may be compiling
         with watchdog.watched():
             sleeping_step(seconds)
     with contextlib.suppress(KeyError), watchdog.watched():
         raise KeyError
-    time.sleep(0.1)
+    time.sleep(0.6)
     assert left == [] and not file.exists()
     with watchdog.watched():
-        sleeping_step(0.2)
+        sleeping_step(1.5)
     assert left == [hang.EXIT_CODE]
     assert "in sleeping_step" in file.read_text() and "in _end" in file.read_text()
-    said = "error: a step, its batch or another process was waited for longer than 0.05 s"
+    said = "error: a step, its batch or another process was waited for longer than 0.5 s"
     where = f"(--hang_timeout); where each thread was: {file}; the same command goes on at 20"
     assert capsys.readouterr().err == f"\n{said} {where}\n"
 
