@@ -105,10 +105,10 @@ def test_clipping_bounds_what_adam_sees():
     # With b1 = b2 = 0 Adam's step is grad / (|grad| + eps): eps = 1 shows the size of grad.
     params = {"w": jnp.zeros(4)}
     big = {"w": jnp.full(4, 100.0)}
-    clipped = optimizer.make(1.0, 0.0, 0.0, eps=1.0, weight_decay=0.0, clip_norm=2.0)
+    clipped = optimizer.make(1.0, (0.0, 0.0), eps=1.0, weight_decay=0.0, clip_norm=2.0)
     updates, _ = clipped.update(big, clipped.init(params), params)
     np.testing.assert_allclose(updates["w"], -0.5, rtol=1e-5)
-    plain = optimizer.make(1.0, 0.0, 0.0, eps=1.0, weight_decay=0.0)
+    plain = optimizer.make(1.0, (0.0, 0.0), eps=1.0, weight_decay=0.0)
     updates, _ = plain.update(big, plain.init(params), params)
     np.testing.assert_allclose(updates["w"], -100 / 101, rtol=1e-5)
 

@@ -53,9 +53,7 @@ class Pyramid(Denoiser):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the prediction for z_t [batch, height, width, channels]; see `Denoiser`."""
         self._check(z_t)
-        cond = self.embed(gamma_t, conditioning, 64)
-        for name in ("dense0", "dense1"):
-            cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
+        cond = self._conditioned(gamma_t, conditioning)
         narrow = None if self.dtype == "float32" else self.dtype
         compute = Compute(narrow, self.reverse_only, self.fused_attention)
         block = rematerialised(_Block, self.remat, scanned=False)
@@ -68,18 +66,14 @@ class Pyramid(Denoiser):
             return block(*kind, name=name)(h, cond)
 
         wide = Compute(reverse_only=self.reverse_only)
-        inputs, filtered = self.waves(z_t, z_t), None
-        if self.contrasts:
-            filtered, white = WienerFilters(self.contrasts, name="filters")(z_t, gamma_t)
-            inputs = jnp.concatenate([inputs, white, *jnp.moveaxis(filtered, -1, 0)], axis=-1)
+        inputs, filtered = self._inputs(z_t, gamma_t)
         h = compute.cast(wide.conv(widths[0], "conv_in")(inputs))
         skips = []
         for level, count in enumerate(self.blocks):
             if level:
                 h = compute.dense(widths[level], f"down_{level}")(_space_to_depth(h))
             for i in range(count):
-                h = run(h, level, f"down_{level}_{i}")
-                skips.append(h)
+                skips.append(h := run(h, level, f"down_{level}_{i}"))
         h = run(h, lowest, "middle")
         for level, count in reversed(list(enumerate(self.blocks))):
             for i in range(count):
@@ -89,11 +83,23 @@ class Pyramid(Denoiser):
         h = nn.swish(GroupNorm(widths[0] // 8, name="norm_out")(h))
         outputs = self.outputs(z_t.shape[-1])
         last = wide.conv(outputs * (1 + len(self.contrasts)), "conv_out", zero=True)(h)
-        if filtered is None:
-            return self.predict(last, h, z_t, gamma_t)
-        last, logits = last[..., :outputs], last[..., outputs:].reshape(filtered.shape)
-        mixed = jnp.sum(nn.softmax(logits) * filtered, axis=-1)
-        return self.predict(last, h, z_t, gamma_t, mixed)
+        last, logits = last[..., :outputs], last[..., outputs:]
+        start = None if filtered is None else _mixed(filtered, logits)
+        return self.predict(last, h, z_t, gamma_t, start)
+
+    def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
+        cond = self.embed(gamma_t, conditioning, 64)
+        for name in ("dense0", "dense1"):
+            cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
+        return cond
+
+    def _inputs(self, z_t: Tensor, gamma_t: PerExample) -> tuple[Tensor, Tensor | None]:
+        """Returns what the network sees, and the predictions of its filters if it has any."""
+        inputs = self.waves(z_t, z_t)
+        if not self.contrasts:
+            return inputs, None
+        filtered, white = WienerFilters(self.contrasts, name="filters")(z_t, gamma_t)
+        return jnp.concatenate([inputs, white, *jnp.moveaxis(filtered, -1, 0)], axis=-1), filtered
 
     def _check(self, z_t: Tensor) -> None:
         if z_t.ndim != 4:
@@ -144,6 +150,11 @@ class _Block(nn.Module):
             x = c.dense(self.features, "shortcut")(x)
         h = x + h
         return AttentionBlock(c, self.features // 8, name="attention")(h) if self.attend else h
+
+
+def _mixed(filtered: Tensor, logits: Tensor) -> Tensor:
+    """Returns the mean of the last axis by the softmax of as many logits."""
+    return jnp.sum(nn.softmax(logits.reshape(filtered.shape)) * filtered, axis=-1)
 
 
 def _space_to_depth(h: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     c = config.optimizer
     rate = optimizer.learning_rate(c.learning_rate, c.warmup_steps, c.decay, decay_steps(config))
     decay_gamma = config.model.gamma_objective != "variance"
-    numbers = c.b1, c.b2, c.eps, c.weight_decay, c.clip_norm
+    numbers = (c.b1, c.b2), c.eps, c.weight_decay, c.clip_norm
     return optimizer.make(rate, *numbers, decay_gamma, c.name)
 
 

@@ -1,4 +1,4 @@
-"""What a trained model was saved as: by a run, or in one file, of float16 parameters and settings.
+"""A trained model as a run saved it, or in one file of float16 parameters and settings.
 
 `vdm_jax/pretrained` holds those that come with the package; `experiments.export` writes others.
 """

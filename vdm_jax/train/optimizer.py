@@ -37,8 +37,7 @@ def learning_rate(
 
 def make(
     rate: optax.ScalarOrSchedule,
-    b1: float = 0.9,
-    b2: float = 0.99,
+    betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
@@ -64,11 +63,12 @@ def make(
         return jax.tree_util.tree_map_with_path(decays, params)
 
     if name == "adamw":
-        chosen = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+        chosen = optax.adamw(rate, *betas, eps, weight_decay=weight_decay, mask=mask)
     elif name == "muon":
         chosen = muon(
             rate, ns_steps=3, weight_decay=weight_decay, weight_decay_mask=mask, eps=eps,
-            adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2,
+            adam_b1=betas[0], adam_b2=betas[1], muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
         )  # fmt: skip
     else:
         raise UserError(f"config.optimizer.name must be one of adamw, muon, got {name!r}")
