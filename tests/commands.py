@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    name: str, *arguments: object, timeout: float = 240, **variables: str
+    name: str, *arguments: object, timeout: float = 600, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(name, *arguments),

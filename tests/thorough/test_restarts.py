@@ -112,7 +112,7 @@ def without_room(kib, *arguments):
     )
     words = [sys.executable, "-c", code, f"experiments.{arguments[0]}", *arguments[1:]]
     done = subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.splitlines()[-1]

@@ -30,7 +30,7 @@ def life(workdir, number, after, *arguments, meanwhile=lambda: None):
         # Where the tests run in the background, a shell has switched the signal off.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list((workdir / "checkpoints").glob(f"{after}*")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -114,7 +114,7 @@ def _decode(
             image = picture_decoding.read(path, channels)
             found = _size(image)
             if tiles:
-                yield _tiles(picture_decoding.pixels(image), wanted), None
+                yield picture_decoding.tiles(picture_decoding.pixels(image), wanted), None
                 continue
             if options.fit == "none" and found != wanted:
                 said = f"{path} is {_by(found)} but {'size=' if size else first} is {_by(wanted)}"
@@ -152,14 +152,6 @@ def _counts(root: Path, names: list[str], size: Size, tiles: bool) -> list[int]:
                 "away, or give a smaller size="
             )
     return counts
-
-
-def _tiles(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """Returns the tiles [n, *size, channels] of a picture [height, width, channels]."""
-    rows, columns = pixels.shape[0] // size[0], pixels.shape[1] // size[1]
-    whole = pixels[: rows * size[0], : columns * size[1]]
-    cut = whole.reshape(rows, size[0], columns, size[1], -1).swapaxes(1, 2)
-    return cut.reshape(-1, *size, pixels.shape[2])
 
 
 def _size(image: Any) -> Size:

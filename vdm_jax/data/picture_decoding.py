@@ -162,3 +162,11 @@ def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
     if fit == "crop":
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def tiles(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the tiles [n, *size, channels] that lie side by side in a picture, row by row."""
+    rows, columns = pixels.shape[0] // size[0], pixels.shape[1] // size[1]
+    whole = pixels[: rows * size[0], : columns * size[1]]
+    split = whole.reshape(rows, size[0], columns, size[1], -1).swapaxes(1, 2)
+    return split.reshape(-1, *size, pixels.shape[2])

@@ -177,12 +177,10 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
 
 
 def _cut(picture: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the tiles [n, tile, tile, channels] of a picture, row by row."""
-    rows, columns = (-(-side // tile) for side in picture.shape[:2])
-    beyond = (rows * tile - picture.shape[0], columns * tile - picture.shape[1])
-    padded = np.pad(picture, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
-    split = padded.reshape(rows, tile, columns, tile, -1).swapaxes(1, 2)
-    return split.reshape(rows * columns, tile, tile, -1)
+    """Returns the tiles [n, tile, tile, channels] of a picture, row by row, and beyond its edges."""
+    beyond = [(0, -side % tile) for side in picture.shape[:2]]
+    padded = np.pad(picture, [*beyond, (0, 0)], mode="edge")
+    return picture_decoding.tiles(padded, (tile, tile))
 
 
 def _put_together(tiles: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
