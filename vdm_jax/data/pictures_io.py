@@ -177,7 +177,7 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
 
 
 def _cut(picture: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the tiles [n, tile, tile, channels] of a picture, row by row, and beyond its edges."""
+    """Returns the tiles [n, tile, tile, channels] of a picture, also those beyond its edges."""
     beyond = [(0, -side % tile) for side in picture.shape[:2]]
     padded = np.pad(picture, [*beyond, (0, 0)], mode="edge")
     return picture_decoding.tiles(padded, (tile, tile))
