@@ -17,11 +17,13 @@ def left(folder):
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c():
-    """It ends a program, as it does not where a shell has put the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def as_in_the_foreground():
+    """Each signal ends a program, as those do not that `nohup` or a shell have switched off."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGINT])
