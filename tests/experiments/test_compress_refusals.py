@@ -68,8 +68,8 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([run, good, "--blocks=4"], "blocks must be at most 3, one for each image, got 4"),
         ([run, good, "--grid=65"], "--grid=65"),
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),
-        ([run, good, GOLDEN], "one of --workdir=DIR"),
-        ([good], "name the model by one of --workdir=DIR"),
+        ([run, good, GOLDEN], "one of --workdir=RUN"),
+        ([good], "name the model by one of --workdir=RUN"),
         ([GOLDEN, good], "is for images of 3 channel(s), but"),
         ([GOLDEN, "--split=test"], "--split is of a run's images"),
     ):
@@ -155,7 +155,7 @@ def test_damaged_files_other_models_and_lies(of_file, digits_file, monkeypatch):
 def test_a_small_file_of_huge_images_for_a_published_model(tmp_path, refused, monkeypatch):
     """All its digests are right, and it is refused before anything is decoded or compiled."""
     options = {"workdir": None, "official": GOLDEN.partition("=")[2]}
-    options |= dict.fromkeys(("checkpoint", "model"))
+    options |= dict.fromkeys(("checkpoint", "model", "pretrained"))
     shape, path = (1024, 1024, 3), tmp_path / "huge.vdmz"
     model, _ = commands.load(options, shape)
     digest = compression.digest(model.bind(model.params), *model[1:])[:16]

@@ -67,7 +67,9 @@ def read(given: str) -> Saved:
         said = json.loads(arrays.pop(_SETTINGS).tobytes())
         config = ConfigDict(filled(defaults.get_config().to_dict(), said["config"]))
         params = {name: array.astype(np.float32) for name, array in arrays.items()}
-        return Saved(path, path.parent, int(said["step"]), config, dict(said["data"]), params)
+        return Saved(
+            Path(given), path.parent, int(said["step"]), config, dict(said["data"]), params
+        )
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
         raise UserError(
             f"{path} is damaged, or no model's file that experiments.export wrote ({reason(error)})"

@@ -54,13 +54,16 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
 def check_room(source: Source, header: Header) -> None:
     """Raises VdmzError if the network alone would need more memory for a file than there is.
 
-    A published model takes images of any size, so that a file of few bytes may ask for much: its
-    attention has a number, of 8 bytes, for each pair of pixels.
+    A published model, and one in a file, takes images of any size, so that few bytes may ask for
+    much: its attention has a number, of 8 bytes, for each pair of pixels.
     """
-    if "sm_n_embd" not in source.settings or all(b.mode != CHAIN for b in header.blocks):
+    settings = source.settings
+    halved = len(settings["multipliers"].split(",")) - 1 if "multipliers" in settings else 0
+    any_size = halved or "sm_n_embd" in settings
+    if not any_size or all(b.mode != CHAIN for b in header.blocks):
         return
     shape = (len(header.blocks), *header.event_shape)
-    need = 8 * shape[0] * math.prod(shape[1:3]) ** 2
+    need = 8 * shape[0] * (math.prod(shape[1:3]) // 4**halved) ** 2
     room = memory.room(jax.devices()[0])
     if room and need > room.free:
         said = f"its {shape[0]} x {'x'.join(map(str, shape[1:]))} pixels at once take"
