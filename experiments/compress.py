@@ -123,10 +123,12 @@ def _too_large(said: str) -> UserError:
 def _lines(
     s: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path
 ) -> Iterator[str]:
-    raw, size = pictures.images.nbytes, len(content)
+    whole = pictures.images if pictures.whole is None else pictures.whole
+    raw, size = sum(image.nbytes for image in whole), len(content)
     less = f"{raw / size:.2f} times less" if raw > size else "no less than raw"
     yield f"raw      {raw:,} bytes"
-    yield f"written  {size:,} bytes, {s.gross:.4f} bits per dim with all in it, {less}: {out}"
+    rate = f"{8 * size / raw:.4f} bits per dim with all in it"
+    yield f"written  {size:,} bytes, {rate}, {less}: {out}"
     if s.coded:
         error = f" ± {100 * s.excess_error / s.bound:.2f} %" * (s.coded > 1)
         yield f"net      {s.net:.4f} bits per dim, of {_counted(s.coded)} by the VDM"

@@ -72,6 +72,7 @@ def test_pictures_of_any_sizes_come_back_from_tiles(digits_run, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "in" / name)
     made = vdmz.compress(digits_run, tmp_path / "in", "--tile=8", "-o", tmp_path / "a.vdmz")
     assert "2 pictures in 5 tiles 8x8 of the folder in" in made.said
+    assert "raw      283 bytes\n" in made.said  # 24 x 8 and 13 x 7: of the pictures, not the tiles
     assert "PNG, each image" in made.said and "mosaic" not in made.said
     out = vdmz.decompress(digits_run, made.path, tmp_path / "out")
     for name, pixels in pictures.items():
