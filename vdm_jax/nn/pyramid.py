@@ -84,8 +84,7 @@ class Pyramid(Denoiser):
         outputs = self.outputs(z_t.shape[-1])
         last = wide.conv(outputs * (1 + len(self.contrasts)), "conv_out", zero=True)(h)
         last, logits = last[..., :outputs], last[..., outputs:]
-        start = None if filtered is None else _mixed(filtered, logits)
-        return self.predict(last, h, z_t, gamma_t, start)
+        return self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
 
     def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
         cond = self.embed(gamma_t, conditioning, 64)
@@ -152,8 +151,10 @@ class _Block(nn.Module):
         return AttentionBlock(c, self.features // 8, name="attention")(h) if self.attend else h
 
 
-def _mixed(filtered: Tensor, logits: Tensor) -> Tensor:
-    """Returns the mean of the last axis by the softmax of as many logits."""
+def _mixed(filtered: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Returns the mean of the last axis, if there is any, by the softmax of as many logits."""
+    if filtered is None:
+        return None
     return jnp.sum(nn.softmax(logits.reshape(filtered.shape)) * filtered, axis=-1)
 
 
