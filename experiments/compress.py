@@ -49,19 +49,16 @@ def compress(argv: list[str]) -> Summary:
     define_flags(values)
     flags.DEFINE_string("output", None, "the file to write", short_name="o", flag_values=values)
     choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
-    number(
-        "tile",
-        "pixels a side of the squares that pictures of any sizes are cut into",
-        None,
-        1,
-        512,
-    )
+    about = "pixels a side of the squares that pictures of any sizes are cut into"
+    number("tile", about, None, 1, 512)
     number("num_steps", "T, the steps of the chain", 100, 1, chain.MOST_STEPS)
     flags.DEFINE_bool("compare", True, "tell what other codecs need", flag_values=values)
     options, rest = cli.parse_flags(values, argv, __doc__, most=1)
     out = vdmz.free(options["output"], "-o FILE.vdmz")
     if bool(rest) == bool(options["split"]):
         raise UserError("wanted either INPUT, a folder of pictures or an .npy, or --split=test")
+    if options["tile"] and not rest:
+        raise UserError("--tile cuts the pictures of INPUT, a folder; --split has none to cut")
     model, name, pictures = images_for(Path(rest[0]) if rest else None, options)
     print(f"{pictures.words}; {name}, T = {options['num_steps']}", flush=True)
     chosen = Options(options["num_steps"], options["grid"], options["blocks"])
@@ -70,7 +67,7 @@ def compress(argv: list[str]) -> Summary:
         files.write(partial, content)
     print("\n".join(_lines(summary, content, pictures, decoding, out)), flush=True)
     if options["compare"]:
-        print(f"\n{compared(pictures.whole or pictures.images, len(content), 'this file')}")
+        print(f"\n{compared(pictures.whole, len(content), 'this file')}")
     return summary
 
 
@@ -123,8 +120,7 @@ def _too_large(said: str) -> UserError:
 def _lines(
     s: Summary, content: bytes, pictures: Pictures, decoding: float, out: Path
 ) -> Iterator[str]:
-    whole = pictures.images if pictures.whole is None else pictures.whole
-    raw, size = sum(image.nbytes for image in whole), len(content)
+    raw, size = sum(image.nbytes for image in pictures.whole), len(content)
     less = f"{raw / size:.2f} times less" if raw > size else "no less than raw"
     yield f"raw      {raw:,} bytes"
     rate = f"{8 * size / raw:.4f} bits per dim with all in it"

@@ -65,6 +65,8 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([run, images / "bright.npy"], "in [0, 17), the model's levels, got uint8 from 1 to 17"),
         ([run], "wanted either INPUT, a folder of pictures or an .npy, or --split=test"),
         ([run, good, "--split=test"], "wanted either INPUT, a folder of pictures or an .npy, or"),
+        ([run, "--split=test", "--tile=8"], "--tile cuts the pictures of INPUT, a folder"),
+        ([run, good, "--tile=8"], "--tile cuts the pictures of a folder; "),
         ([run, good, "--blocks=4"], "blocks must be at most 3, one for each image, got 4"),
         ([run, good, "--grid=65"], "--grid=65"),
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),

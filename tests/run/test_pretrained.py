@@ -82,11 +82,12 @@ def test_a_training_starts_from_a_file_or_a_run(digits_run, model_file, tmp_path
             np.testing.assert_allclose(found, same, rtol=0, atol=1e-9)
 
 
-def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path):
+def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys):
     config = tiny.config()
     config.model.update(network="mlp", head="levels", channels=24)
     with pytest.raises(UserError, match=r"the parameter .* is \(.*\), but the config"):
         training.train(config, tmp_path / "other", Options(init_from=str(model_file)))
+    assert "compiling" not in capsys.readouterr().out
     content = model_file.read_bytes()
     for damaged in (content[:-100], b"no file", content.replace(b'"step"', b'"stop"')):
         (tmp_path / "bad.npz").write_bytes(damaged)

@@ -35,7 +35,12 @@ class Pictures:
     images: np.ndarray  # uint8 [n, height, width, channels], in C order
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
-    whole: Sequence[np.ndarray] | None = None  # the pictures that `images` are tiles of
+    cut: Sequence[np.ndarray] | None = None  # the pictures that `images` are tiles of, if they are
+
+    @property
+    def whole(self) -> np.ndarray | Sequence[np.ndarray]:
+        """The images as they came, [height, width, channels] each, before any were cut."""
+        return self.images if self.cut is None else self.cut
 
     @property
     def grey_folder(self) -> bool:
@@ -71,7 +76,7 @@ def tripled(pictures: Pictures) -> Pictures:
     assert isinstance(layout, _Folder)
     words = f"{pictures.words}, grey, for the model three equal channels"
     images = np.repeat(pictures.images, 3, axis=3)
-    return Pictures(images, _folder_meta(layout, 3), words, pictures.whole)
+    return Pictures(images, _folder_meta(layout, 3), words, pictures.cut)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:

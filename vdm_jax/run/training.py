@@ -25,6 +25,7 @@ from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
+from vdm_jax.train.model import Params
 from vdm_jax.train.step import TrainState
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
@@ -74,11 +75,14 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     fitting = memory.exhausted(lambda said: UserError(f"out of memory ({said}). {less}"))
     with checkpoints.full_disk():
         with checkpoints, fitting:
-            if checkpoints.latest_step() is not None:  # what is refused is, before compiling
+            learned = None  # what is refused is, before compiling
+            if checkpoints.latest_step() is not None:
                 checkpoints.check(template)
+            elif options.init_from:
+                learned = _learned(options.init_from, template.params, of.mesh)
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
-            state = _first_state(of, checkpoints, template, options)
+            state = _first_state(of, checkpoints, template, options, learned)
             if jax.process_index() == 0:
                 files.write_json(workdir / "config.json", settings)
             state, result = loop.train(run, state)
@@ -136,12 +140,19 @@ def _watched(
 
 
 def _first_state(
-    of: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
+    of: Experiment,
+    checkpoints: Checkpoints,
+    template: TrainState,
+    options: Options,
+    learned: Params,
 ) -> TrainState:
+    """Returns the state of the newest checkpoint, or a new one, with `learned` if there is any."""
     if checkpoints.latest_step() is None:
         key = experiment.keys_of(of.config)["init"]
         state = step.start(of.model, of.optimizer, key, of.mesh)
-        return _begun(state, options.init_from, of.mesh) if options.init_from else state
+        if learned is None:
+            return state
+        return state._replace(params=learned, ema_params=jax.tree.map(jnp.copy, learned))
     state = checkpoints.restore(template)
     print(f"going on from step {int(state.step)}")
     if options.allow_config_change or int(state.skipped) >= of.config.train.max_skipped:
@@ -150,12 +161,12 @@ def _first_state(
     return state
 
 
-def _begun(state: TrainState, init_from: str, mesh: Mesh) -> TrainState:
-    """Returns a new state with the parameters of another model of the same shapes."""
+def _learned(init_from: str, expected: Params, mesh: Mesh) -> Params:
+    """Returns the averaged parameters of another model, of the shapes that are expected."""
     saved = restore.named(init_from)
-    params = pretrained.parameters(saved, jax.eval_shape(lambda: state.params), mesh)
+    params = pretrained.parameters(saved, expected, mesh)
     print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
-    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+    return params
 
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
@@ -177,8 +188,8 @@ def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
 
 def _less_memory(config: ConfigDict) -> str:
     """Returns the sentence that names the settings which lower a step's memory."""
-    of_unet = config.model.network == "unet"
-    first = "--config.model.remat=blocks, --config.model.dtype=bfloat16, " if of_unet else ""
+    narrower = config.model.network in ("unet", "pyramid")
+    first = "--config.model.remat=blocks, --config.model.dtype=bfloat16, " if narrower else ""
     return (f"Less is needed with {first}a larger --config.train.accumulate or "
             "--config.train.shard_params, or a smaller --config.train.batch_size.")  # fmt: skip
 
