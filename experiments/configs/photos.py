@@ -3,9 +3,9 @@
     python -m experiments.photos --workdir=DIR
 
 A U-Net of three resolutions that begins with Wiener filters (`vdm_jax.nn.pyramid`, 1.7 M
-parameters), trained by Muon: some 0.6 processor seconds a step. The test images are of other photographs
-than the training images; error bars are over photographs. What was tried, and what it gave, is in
-docs/photos.md.
+parameters), trained by Muon: some 0.6 processor seconds a step. The test images are of other
+photographs than the training images; error bars are over photographs. What was tried, and what it
+gave, is in docs/photos.md.
 
 Variants, as `--config=experiments/configs/photos.py:VARIANT`:
 
