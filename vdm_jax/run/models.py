@@ -48,6 +48,8 @@ def make_model(config: ConfigDict, event_shape: Shape, levels: int, num_classes:
         else:
             model = _vdm(config.model, event_shape, levels, num_classes)
         model.facts()
+    except UserError:  # which names the setting
+        raise
     except ValueError as error:
         parts = "config.model" + (", config.hierarchy" if hierarchical else "")
         raise UserError(f"{parts}: {error}") from error
