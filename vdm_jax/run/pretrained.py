@@ -84,7 +84,8 @@ def images_told(of: Saved) -> tuple[tuple[int, ...], int, int]:
             fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
             if fits and classes >= 0:
                 return tuple(shape), levels, classes
-    raise UserError(f"the checkpoint {of.folder / str(of.step)} doesn't say of which images it is")
+    where = of.workdir if of.params is not None else f"the checkpoint {of.folder / str(of.step)}"
+    raise UserError(f"{where} doesn't say of which images it is")
 
 
 def parameters(of: Saved, expected: Params, mesh: Mesh) -> Params:
