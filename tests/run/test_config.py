@@ -133,8 +133,8 @@ DIGITS = [
 BINOMIAL = [
     ({"model.head": "levels"}, "head is 'levels' and process 'binomial'"),
     ({"model.num_steps": None}, "'binomial', which needs config.model.num_steps"),
-    ({"model.gamma": "monotone"}, "no config.model.gamma but fixed, got monotone"),
-    ({"model.fourier_features": True}, "no config.model.fourier_features but False, got True"),
+    ({"model.gamma": "monotone"}, "needs config.model.gamma to be fixed, got monotone"),
+    ({"model.fourier_features": True}, "config.model.fourier_features to be False, got True"),
     ({"hierarchy.depth": 2}, "'binomial', which goes with no hierarchy"),
     ({"levels": 17}, "of 2 levels; these have 17 (--config.data.name=digits_binary has 2)"),
 ]
@@ -142,9 +142,9 @@ VAE = [
     ({"hierarchy.depth": 0}, "hierarchy.depth must be at least 1, got 0"),
     (VDM, "depth must be at least 2"),
     ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has its depth; leave"),
-    ({"model.network": "resnet"}, "network is 'resnet'; a hierarchical VAE wants 'mlp'"),
-    ({"model.fourier_features": True}, "fourier_features is True; a hierarchical VAE"),
-    ({"model.reverse_var": "learned"}, "a hierarchical VAE wants 'posterior' there: its"),
+    ({"model.network": "resnet"}, "a hierarchical VAE, which needs config.model.network to be mlp, got resnet"),
+    ({"model.fourier_features": True}, "config.model.fourier_features to be False, got True"),
+    ({"model.reverse_var": "learned"}, "reverse_var to be posterior, got learned: its own networks"),
     ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
     ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
     ({"model.attention": "all"}, "attention is all, which nothing reads here"),
