@@ -46,7 +46,7 @@ def load_imagenet(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
 
     def build(paths: Mapping[str, Path], folder: Path) -> None:
         train, test = (
-            Stream(f"{name}, {part}", (spec.counts[part], side, side, 3), blocks(part, paths))
+            Stream(f"{name}, {part}", spec.counts[part], (side, side, 3), blocks(part, paths))
             for part in ("train", "test")
         )
         names: list[str] = []
@@ -67,7 +67,7 @@ def png_blocks(path: Path) -> Iterator[Block]:
             archive.members.clear()  # type: ignore[attr-defined]  # of a million files it is much
             if member.isfile() and member.name.lower().endswith(".png"):
                 content = archive.extractfile(member).read()  # type: ignore[union-attr]
-                yield picture_decoding.pixels(picture_decoding.decode(content, 3))[None], None
+                yield picture_decoding.pixels(picture_decoding.decode(content, 3))[None], {}
 
 
 def npz_blocks(path: Path, size: int) -> Iterator[Block]:
@@ -81,7 +81,7 @@ def npz_blocks(path: Path, size: int) -> Iterator[Block]:
         for name in sorted(names, key=lambda name: int(re.findall(r"\d+", f"0{name}")[-1])):
             inner, _ = npy.members(io.BytesIO(outer.read(name)), ("data", "labels"))
             rows = inner["data"].reshape(-1, 3, size, size)
-            yield rows.transpose(0, 2, 3, 1), inner["labels"] - 1
+            yield rows.transpose(0, 2, 3, 1), {"label": inner["labels"] - 1}
 
 
 _OLD = "http://image-net.org/small/"  # closed

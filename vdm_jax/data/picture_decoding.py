@@ -167,6 +167,6 @@ def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
 def tiles(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns the tiles [n, *size, channels] that lie side by side in a picture, row by row."""
     rows, columns = pixels.shape[0] // size[0], pixels.shape[1] // size[1]
-    whole = pixels[: rows * size[0], : columns * size[1]]
-    split = whole.reshape(rows, size[0], columns, size[1], -1).swapaxes(1, 2)
-    return split.reshape(-1, *size, pixels.shape[2])
+    whole, channels = pixels[: rows * size[0], : columns * size[1]], pixels.shape[2]
+    split = whole.reshape(rows, size[0], columns, size[1], channels).swapaxes(1, 2)
+    return split.reshape(rows * columns, *size, channels)
