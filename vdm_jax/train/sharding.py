@@ -89,13 +89,3 @@ def of_first(found: bool) -> bool:
     if jax.process_count() == 1:
         return found
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
-
-
-def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError unless each device gets a whole, equal share of every micro-batch."""
-    parts = mesh.size * accumulate
-    if batch_size < 1 or accumulate < 1 or batch_size % parts:
-        raise ValueError(
-            f"batch size {batch_size} can't be split evenly into {accumulate} micro-batch(es) on "
-            f"{mesh.size} device(s): wanted a multiple of {parts}."
-        )
