@@ -36,7 +36,7 @@ class Stream(NamedTuple):
     """Images that come one block after another: decoded while written, and never held whole."""
 
     what: str  # its name in errors and the progress line, e.g. "imagenet_resized/32x32, train"
-    count: int | None  # of all blocks together, for the progress; None if it isn't known
+    total: int | None  # of images, for the progress; None if it isn't known
     shape: tuple[int, int, int]  # height, width, channels
     blocks: Iterable[Block]
 
@@ -47,6 +47,11 @@ Part = np.ndarray | Stream
 def folder(data_dir: Path, key: str) -> Path:
     """Returns the folder for the decoded copy of the content that `key` stands for."""
     return data_dir / "decoded" / f"{key}-v{_FORMAT}"
+
+
+def progress() -> Progress:
+    """Returns a progress bar on stderr, which shows on a terminal only."""
+    return Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def write(
@@ -102,8 +107,8 @@ def _save(path: Path, part: Part) -> dict[str, np.ndarray]:
             return {}
         header, done = {"descr": "|u1", "fortran_order": False}, 0
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, *part.shape)})
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(part.what, total=part.count)
+        with progress() as bar:
+            task = bar.add_task(part.what, total=part.total)
             for images, extra in part.blocks:
                 file.write(np.ascontiguousarray(images).data)
                 for kind, values in extra.items():
