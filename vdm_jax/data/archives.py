@@ -1,29 +1,27 @@
 """The original archives of published datasets: found on this machine and checked, or downloaded."""
 
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from vdm_jax import files
 from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError
+from vdm_jax.files import whole
 
 TIMEOUT_S = (5, 60)  # most seconds to wait for a connection, and then for more bytes
-INSTEAD = "use the embedded dataset 'digits'"
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """A file as its publisher offers it."""
 
     url: str
     size: int  # in bytes
     sha256: str  # hex
-    offered: bool = True  # else the address only tells the file's name and origin
+    offered: bool  # else the address only tells the file's name and origin
 
     @property
     def filename(self) -> str:
@@ -31,21 +29,32 @@ class Archive:
         return self.url.rpartition("/")[2]
 
 
+def known(dataset: str, files: Sequence[str], offered: bool) -> list[Archive]:
+    """Returns what tensorflow-datasets knows of some archives of a dataset, in their order."""
+    import tensorflow_datasets as tfds
+
+    infos = tfds.builder_cls(dataset).url_infos.items()
+    every = (Archive(url, int(info.size), info.checksum, offered) for url, info in infos)
+    by_name = {archive.filename: archive for archive in every}
+    return [by_name[file] for file in files]
+
+
 def load(
     name: str,
-    archives: Sequence[Archive],
+    files: Sequence[str],
     data_dir: Path,
     manual_dir: Path,
     build: Callable[[Mapping[str, Path], Path], None],
-    instead: str = INSTEAD,
+    instead: str | None = None,
 ) -> ImageData:
     """Returns a published dataset, uint8 with 256 levels, memory-mapped.
 
     The first of these that exists is used: the decoded copy in `data_dir/decoded`, which
-    `build(paths, folder)` writes from the archives' paths by file name; the archives in
-    `manual_dir`; those downloaded before; a download, where there is one. Raises UserError where an
-    archive is not the published one, or is nowhere; `instead` says what else could be done.
+    `build(paths, folder)` writes from the archives' paths by file name; the archives, called
+    `files`, in `manual_dir`; those downloaded before; a download, unless `instead` says what else
+    can be done. Raises UserError where an archive is not the published one, or is nowhere.
     """
+    archives = known(name.partition("/")[0], files, offered=instead is None)
     digest = hashlib.sha256("".join(archive.sha256 for archive in archives).encode()).hexdigest()
     folder = decoded_cache.folder(data_dir, f"{name.replace('/', '-')}-{digest[:16]}")
     if not folder.exists():
@@ -60,7 +69,8 @@ def load(
         for archive in missing:
             if problem := _download(archive, paths[archive.filename]):
                 wanted = (f"{a.filename} ({a.size:,} bytes, sha256 {a.sha256})" for a in missing)
-                hint = f"put {', '.join(wanted)} into manual_dir={manual_dir}, or {instead}"
+                hint = f"put {', '.join(wanted)} into manual_dir={manual_dir}, or "
+                hint += instead or "use the embedded dataset 'digits'"
                 raise UserError(f"{name} is not on this machine and {problem}; {hint}")
             _check(paths[archive.filename], archive)
         print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
@@ -88,7 +98,7 @@ def _download(archive: Archive, path: Path) -> str | None:
         with requests.get(archive.url, stream=True, timeout=TIMEOUT_S) as response:
             response.raise_for_status()
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.whole(path) as file, decoded_cache.progress() as bar:
+            with whole(path) as file, decoded_cache.progress() as bar:
                 task = bar.add_task(archive.filename, total=archive.size)
                 for part in response.iter_content(1 << 20):
                     file.write(part)
