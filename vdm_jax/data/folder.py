@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def _decode(
 ) -> None:
     root, channels = listing.root, options.channels
     first = root / listing.parts["train"][0]
-    wanted = size or _size(picture_decoding.read(first, channels))
+    wanted = size or picture_decoding.read(first, channels).shape[:2]
     tiles = options.fit == "tiles"
     enlarged = 0
 
@@ -112,10 +111,10 @@ def _decode(
         nonlocal enlarged
         for number, name in enumerate(names):
             path = root / name
-            image = picture_decoding.read(path, channels)
-            found = _size(image)
+            pixels = picture_decoding.read(path, channels)
+            found = pixels.shape[:2]
             if tiles:
-                cut = picture_decoding.tiles(picture_decoding.pixels(image), wanted)
+                cut = picture_decoding.tiles(pixels, wanted)
                 if not len(cut):
                     said = f"{path} is {_by(found)} (height x width) and has no tile of"
                     raise UserError(f"{said} {_by(wanted)}; move it away, or give a smaller size=")
@@ -126,8 +125,7 @@ def _decode(
                 hint = "set size= and fit='crop' or 'resize' to bring them to one size"
                 raise UserError(f"{said} (height x width); {hint}")
             enlarged += found[0] < wanted[0] or found[1] < wanted[1]
-            image = picture_decoding.fitted(image, wanted, options.fit)
-            yield picture_decoding.pixels(image)[None], {}
+            yield picture_decoding.fitted(pixels, wanted, options.fit)[None], {}
         if listing.state() != state:
             raise UserError(f"{root} was changed while it was read; run again when it is at rest")
 
@@ -140,10 +138,6 @@ def _decode(
     if enlarged:
         said = f"{enlarged} images of {root} are smaller than {_by(wanted)} and were enlarged"
         print(f"vdm_jax: {said}", file=sys.stderr)
-
-
-def _size(image: Any) -> Size:
-    return image.height, image.width
 
 
 def _by(size: Size) -> str:

@@ -65,7 +65,7 @@ def png_blocks(path: Path) -> Iterator[Block]:
             archive.members.clear()  # type: ignore[attr-defined]  # of a million files it is much
             if member.isfile() and member.name.lower().endswith(".png"):
                 content = archive.extractfile(member).read()  # type: ignore[union-attr]
-                yield picture_decoding.pixels(picture_decoding.decode(content, 3))[None], {}
+                yield picture_decoding.decode(content, 3)[None], {}
 
 
 def npz_blocks(path: Path, size: int) -> Iterator[Block]:
