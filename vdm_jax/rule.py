@@ -82,7 +82,6 @@ def _falling(gammas: Tensor) -> Tensor:
     known = checks.known(gammas)
     if known is not None and not np.all(falls):
         at = int(np.argmin(falls))
-        raise ValueError(
-            f"gamma must rise with t, got {known[at + 1]} and, a step later, {known[at]}."
-        )
+        got = f"{known[at + 1]} and, a step later, {known[at]}"
+        raise ValueError(f"gamma must rise with t, got {got}.")
     return gammas * jnp.where(jnp.all(falls), 1.0, jnp.nan).astype(gammas.dtype)

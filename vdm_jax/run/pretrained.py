@@ -69,9 +69,8 @@ def read(given: str) -> Saved:
         step, about = int(said["step"]), dict(said["data"])
         return Saved(Path(given), path.parent, step, config, about, params)
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        raise UserError(
-            f"{path} is damaged, or no model's file that experiments.export wrote ({reason(error)})"
-        ) from error
+        said = f"{path} is damaged, or no model's file that experiments.export wrote"
+        raise UserError(f"{said} ({reason(error)})") from error
 
 
 def images_told(of: Saved) -> tuple[tuple[int, ...], int, int]:

@@ -54,10 +54,8 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
     for name in sorted(have.keys() | want.keys()):
         a, b = have.get(name, "absent"), want.get(name, "absent")
         if a != b:
-            raise CheckpointError(
-                f"the parameter {name} of {where} is {a}, but the configuration calls for "
-                f"{b}: they belong to different models."
-            )
+            said = f"the parameter {name} of {where} is {a}, but the configuration calls for {b}"
+            raise CheckpointError(f"{said}: they belong to different models.")
 
 
 def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:

@@ -25,10 +25,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     found = np.asarray(jax.devices() if devices is None else devices)
     if shard_params < 1 or found.size % shard_params:
         known = ", ".join(str(n) for n in range(1, found.size + 1) if found.size % n == 0)
-        raise ValueError(
-            f"shard_params is {shard_params}, but parameters are split over a number of devices "
-            f"that divides all {found.size}: choose one of {known}."
-        )
+        said = f"shard_params is {shard_params}, but parameters are split over a number of devices"
+        raise ValueError(f"{said} that divides all {found.size}: choose one of {known}.")
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
