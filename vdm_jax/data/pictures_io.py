@@ -159,7 +159,7 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
     except ValueError as error:
         raise UserError(f"{root}: as PNG files, {error}; rename it") from error
     files_in = [root / name for _, name in names]
-    pictures = [picture_decoding.pixels(picture_decoding.read(file, None)) for file in files_in]
+    pictures = [picture_decoding.read(file, None) for file in files_in]
     for file, pixels in zip(files_in, pictures, strict=True):
         if not tile and pixels.shape[:2] != pictures[0].shape[:2]:
             said = f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is"

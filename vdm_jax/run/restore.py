@@ -1,6 +1,7 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +21,7 @@ from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.run.pretrained import Saved
 from vdm_jax.train import sharding
-from vdm_jax.train.load_checkpoint import (
-    TRIES,
-    RemovedError,
-    complete_steps,
-    load_settings,
-)
+from vdm_jax.train.load_checkpoint import TRIES, RemovedError, complete_steps, load_settings
 from vdm_jax.train.model import Model
 from vdm_jax.train.record import differences, filled
 
@@ -71,7 +67,7 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
     distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
     if path := options["official"]:
-        found = from_official(Path(path), options["model"], data, mesh)
+        found = _from_official(Path(path), options["model"], data, mesh)
     else:
         found = _newest(lambda: _with_images(_saved(options), data, mesh))
     distributed.agree({"data": build.describe(found.images)})
@@ -107,14 +103,9 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     return _restored(of, mesh, of.config, make_model(of.config, shape, levels))
 
 
-def from_workdir(
-    workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Subject:
-    """Returns the model of a run's folder, with the data it was trained on, or that `data` names.
-
-    `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
-    """
-    return _newest(lambda: _with_images(saved(workdir, checkpoint), data, mesh))
+def from_workdir(workdir: Path, mesh: Mesh) -> Subject:
+    """Returns the newest model of a run's folder, with the data that it was trained on."""
+    return _newest(lambda: _with_images(saved(workdir), {}, mesh))
 
 
 def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
@@ -123,14 +114,10 @@ def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
     return _with(_restored(of, mesh, c, model), images, c)
 
 
-def from_official(
+def _from_official(
     path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
 ) -> Subject:
-    """Returns a published checkpoint, with the data it was trained on, or that `data` names.
-
-    `model_name` is one of `published_configs`, or a JSON file with that code's `config.model`; None
-    looks for `model_config.json` beside the checkpoint.
-    """
+    """Returns a published checkpoint, with the data it was trained on, or that `data` names."""
     known = published_configs.find(path, model_name)[0].get("data")
     if not data and known is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
@@ -180,10 +167,11 @@ def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None)
     return c
 
 
-def saved(workdir: Path, checkpoint: str | None) -> Saved:
-    """Returns the settings sealed in the checkpoint that `from_workdir` describes.
+def saved(workdir: Path, checkpoint: str | None = None) -> Saved:
+    """Returns the settings sealed in a run's checkpoint, by default the newest.
 
-    config.json is a copy of them for people; where it says something else, that is printed.
+    `checkpoint` is a step of that run, or the folder of one checkpoint. config.json is a copy for
+    people; where it says something else, that is printed.
     """
     file = workdir / "config.json"
     with reaching(file):
@@ -209,15 +197,12 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
 
 def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
     """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
-    part, numbers = build.eval_name(c), c.eval
-    return found._replace(
-        images=images, part=part, batch_size=numbers.batch_size, repeats=numbers.final_repeats
-    )
+    numbers = {"batch_size": c.eval.batch_size, "repeats": c.eval.final_repeats}
+    return found._replace(images=images, part=build.eval_name(c), **numbers)
 
 
 def _check_flags(options: Mapping[str, Any]) -> None:
-    for one, other in (("official", "checkpoint"), ("pretrained", "checkpoint"),
-                       ("pretrained", "official")):  # fmt: skip
+    for one, other in itertools.combinations(("official", "pretrained", "checkpoint"), 2):
         if options[one] and options[other]:
             raise UserError(f"--{one} and --{other} exclude each other")
     if options["official"] and not Path(options["official"]).exists():
@@ -242,7 +227,7 @@ def _saved(options: Mapping[str, Any]) -> Saved:
 
 def named(given: str) -> Saved:
     """Returns the newest checkpoint of a run's folder, or the model in one file."""
-    return saved(Path(given), None) if Path(given).is_dir() else pretrained.read(given)
+    return saved(Path(given)) if Path(given).is_dir() else pretrained.read(given)
 
 
 def _restored(of: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
