@@ -183,7 +183,7 @@ def _draw(
     images = drawer.draw(rule, n, *given)
     found["settings"] = {**vars(rule), "network_calls": calls, "n": n}
     found["settings"] |= {name: options[name] for name in ("seed", "class", "condition")}
-    found["settings"]["guidance"] = guidance
+    found["settings"]["guidance"] = guidance or None
     found["seconds"] = round(time.monotonic() - began, 2)
     first = min(n, 8, subject.batch_size)
     return images, drawer.path(rule, first, *given) if options["trajectory"] else None
