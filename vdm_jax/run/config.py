@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
+from vdm_jax.data import Condition
 from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
@@ -24,7 +25,8 @@ POSITIVE = {
 }  # fmt: skip
 OR_NONE = ("optimizer.clip_norm", "model.num_steps")
 NOT_NEGATIVE = ("optimizer.warmup_steps", "optimizer.weight_decay", "data.validation")
-BELOW_ONE = ("optimizer.b1", "optimizer.b2", "optimizer.ema_rate", "model.dropout")
+BELOW_ONE = ("optimizer.b1", "optimizer.b2", "optimizer.ema_rate", "model.dropout",
+             "model.condition_dropout")  # fmt: skip
 # What would only run out of memory, or of patience; what isn't here is a 32-bit integer.
 LARGEST = {
     "train.batch_size": 10**6, "train.steps_per_call": 10**5, "eval.batch_size": 10**6,
@@ -122,12 +124,19 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
         build.check_batch_size(config[part].batch_size, mesh, accumulate, name)
 
 
-def check_model(config: ConfigDict, levels: int, num_classes: int) -> None:
+def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
-    rules = _words(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h, num_classes)
+    told = _condition(c, condition), _hierarchy(c, h, condition)
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
+
+
+def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
+    if c.condition_dropout and not condition.size:
+        yield (f"model.condition_dropout is {c.condition_dropout}, but the data have no condition: "
+               "leave it out, or give config.data.class_labels, or arrays with one")  # fmt: skip
 
 
 def _needed(c: ConfigDict, said: str, wanted: Mapping[str, Any], why: str = "") -> Iterator[str]:
@@ -182,7 +191,7 @@ def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
         yield f"{said} goes with no hierarchy"
 
 
-def _hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> Iterator[str]:
+def _hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[str]:
     plain = defaults.DEFAULTS["hierarchy"]
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
@@ -210,8 +219,8 @@ def _hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> Iterator[str]:
         why = ": its own networks are of model.channels and num_blocks"
         wanted = {"network": "mlp", "head": "eps", **_SIMPLEST}
         yield from _needed(c, "hierarchy makes a hierarchical VAE, which", wanted, why)
-        if num_classes:
-            yield "data.class_labels: a hierarchical VAE is not conditioned on them"
+        if condition.size:
+            yield "data: a hierarchical VAE is not conditioned on classes or numbers"
     elif not h.ends_at_normal and c.gamma != "fixed":
         yield (f"model.gamma is {c.gamma!r}, whose end would be learned, but without "
                "config.hierarchy.ends_at_normal it is to be 0: give fixed")  # fmt: skip
