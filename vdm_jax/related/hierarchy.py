@@ -81,8 +81,8 @@ def elbo(
     reconstruction = -log_likelihood(latents[0])
     if jnp.shape(reconstruction) != latents[0].shape[:1]:
         wanted = f"log_likelihood must return one number per example, [{len(latents[0])}]"
-        got = jnp.shape(reconstruction)
-        raise ValueError(f"{wanted}, got shape {got}: sum over the elements of x.")
+        got = f"got shape {jnp.shape(reconstruction)}"
+        raise ValueError(f"{wanted}, {got}: sum over the elements of x.")
     last = latents[-1]
     if prior is None:
         prior = Gaussian(jnp.zeros_like(last), jnp.ones_like(last))
