@@ -87,11 +87,9 @@ def find(root: Path, held_out: float | None) -> Listing:
         raise UserError(f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both")
     names, skipped = walk(root)
     if skipped:
-        print(
-            f"vdm_jax: {len(skipped)} entries of {root} are left out: no images by their names, or "
-            f"folders for thumbnails or removed files (the first is {skipped[0]})",
-            file=sys.stderr,
-        )
+        said = f"vdm_jax: {len(skipped)} entries of {root} are left out: no images by their names,"
+        first = f"(the first is {skipped[0]})"
+        print(f"{said} or folders for thumbnails or removed files {first}", file=sys.stderr)
     if not names:
         raise UserError(f"{root} holds no images; wanted {_WANTED} in it")
     return _two_folders(root, names, held_out) if inside else _split(root, names, held_out)

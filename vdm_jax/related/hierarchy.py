@@ -80,9 +80,8 @@ def elbo(
         raise ValueError(f"wanted L >= 1 encoders, L - 1 decoders and L latents, got {got}.")
     reconstruction = -log_likelihood(latents[0])
     if jnp.shape(reconstruction) != latents[0].shape[:1]:
-        wanted = f"log_likelihood must return one number per example, [{len(latents[0])}]"
-        got = jnp.shape(reconstruction)
-        raise ValueError(f"{wanted}, got shape {got}: sum over the elements of x.")
+        said = f"log_likelihood must return one number per example, [{len(latents[0])}], got shape"
+        raise ValueError(f"{said} {jnp.shape(reconstruction)}: sum over the elements of x.")
     last = latents[-1]
     if prior is None:
         prior = Gaussian(jnp.zeros_like(last), jnp.ones_like(last))

@@ -196,11 +196,9 @@ def _initialize(address: str | None, count: int | None, me: int | None, timeout:
         )  # fmt: skip
     except Exception as error:  # JAX raises several kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--coordinator={address}: {said}" if address else
-            f"--distributed finds no cluster, or not all of it ({said}): start the processes by "
-            "SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
-        ) from error  # fmt: skip
+        hint = "start them by SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
+        alone = f"--distributed finds no cluster, or not all of it ({said}): {hint}"
+        raise UserError(f"--coordinator={address}: {said}" if address else alone) from error
 
 
 def _reach(address: str, count: int, me: int, timeout: int) -> None:

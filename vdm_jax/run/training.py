@@ -15,7 +15,7 @@ from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, cli, defaults, distributed, experiment, lock, pretrained, restore
+from vdm_jax.run import build, defaults, distributed, experiment, lock, pretrained, restore
 from vdm_jax.run.cli import Options
 from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
@@ -102,7 +102,7 @@ def _stopping(folder: Path) -> Iterator[None]:
             yield
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        raise cli.Interrupted(number, _again(folder)) from None
+        raise Stopped(number, f"the same command {_again(folder)}") from None
 
 
 def _again(folder: Path) -> str:

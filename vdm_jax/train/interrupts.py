@@ -22,10 +22,13 @@ Vote = jax.Array | np.ndarray
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, by the signal `number`; no `except Exception` swallows it."""
+    """The run was asked to stop, by the signal `number`; no `except Exception` swallows it.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+    Its text says how the run goes on, once that is known.
+    """
+
+    def __init__(self, number: int, again: str = "") -> None:
+        super().__init__(again)
         self.number = number
 
 
