@@ -64,9 +64,9 @@ def write(
 ) -> None:
     """Writes a decoded dataset as `folder`, all or nothing.
 
-    `extra` may have groups, "train_source" and "test_source", and class labels, "train_label"
-    and "test_label"; a `Stream` brings its own. Where another process writes the
-    same folder, its copy is waited for. Raises OSError where `folder` can't be written.
+    `extra` may have groups, "train_source" and "test_source", and class labels, "train_label" and
+    "test_label"; a `Stream` brings its own. Where another process writes the same folder, its copy
+    is waited for. Raises OSError where `folder` can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

@@ -73,9 +73,9 @@ def start(values: flags.FlagValues) -> None:
         raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
     timeout = values.peer_timeout or TIMEOUT_S
     if given:
-        for name in (name for name in FLAGS[1:4] if name not in given):
+        if missing := [name for name in FLAGS[1:4] if name not in given]:
             wanted = "--coordinator=HOST:PORT, --num_processes and --process_id go together"
-            raise UserError(f"--{name} is missing: {wanted}")
+            raise UserError(f"--{missing[0]} is missing: {wanted}")
         _reach(address, count, me, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from the run, which has its own agreement on when to stop.
