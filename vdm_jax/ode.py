@@ -148,9 +148,8 @@ def _adjoint(solver: Solver, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
         return jnp.maximum(_worst(error[0]), _worst(error[1]))
 
     # A gradient that isn't one would look like any other, so here giving up is an error.
-    return diffrax.BacksolveAdjoint(
-        stepsize_controller=_controller(solver, dtype, norm), throw=True
-    )
+    controller = _controller(solver, dtype, norm)
+    return diffrax.BacksolveAdjoint(stepsize_controller=controller, throw=True)
 
 
 def _controller(solver: Solver, dtype: DTypeLike, norm: Any) -> diffrax.PIDController:

@@ -82,10 +82,9 @@ def _read_mnist(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]
     return images, labels, [str(digit) for digit in range(10)]
 
 
-PUBLISHED: dict[str, Published] = {
+_KINDS = ("images-idx3", "labels-idx1")
+_MNIST = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in _KINDS)
+PUBLISHED = {
     "cifar10": Published(("cifar-10-binary.tar.gz",), _read_cifar10),
-    "mnist": Published(
-        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
-         "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"), _read_mnist,
-    ),
-}  # fmt: skip
+    "mnist": Published(_MNIST, _read_mnist),
+}

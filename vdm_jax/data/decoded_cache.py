@@ -84,14 +84,10 @@ def write(
             for name, array in arrays.items():
                 kind = np.int32 if name.endswith("_label") else array.dtype
                 _save(partial / f"{name}.npy", array.astype(kind))
-            meta = {
-                "format": _FORMAT,
-                "levels": levels,
-                "fingerprint": fingerprint(*_parts(partial), levels),
-                "label_names": list(label_names),
-                "files": {f"{name}.npy": _state(partial / f"{name}.npy")
-                          for name in (*_PARTS, *arrays)},
-            }  # fmt: skip
+            written = [f"{name}.npy" for name in (*_PARTS, *arrays)]
+            meta = {"levels": levels, "label_names": list(label_names)}
+            meta["fingerprint"] = fingerprint(*_parts(partial), levels)
+            meta["files"] = {name: _state(partial / name) for name in written}
             files.write_json(partial / _META, meta)
             partial.rename(folder)
             files.sync(folder.parent)
@@ -167,6 +163,5 @@ def _parts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {
-        part: npy.mapped(folder / name) for part, name in names.items() if name in there
-    } or None
+    found = {part: npy.mapped(folder / name) for part, name in names.items() if name in there}
+    return found or None

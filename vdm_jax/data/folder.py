@@ -31,22 +31,15 @@ Size = tuple[int, int]
 class FolderOptions:
     """The settings of how pictures are brought to one shape, and of how many are held out.
 
-    Attributes:
-      size: the height and width of all images, as 64 for a square, (48, 64) or "48x64"; None takes
-        that of the first image, and all must have it.
-      fit: "none" takes images of the one size only; "crop" takes the largest part of that shape
-        about the centre and brings it to the size; "resize" stretches; "tiles" cuts each image
-        into as many of that size as lie side by side in it, from its top left corner. Tiles of one
-        image are alike: the image is their group (`ImageData.source`).
-      channels: 3 (RGB) or 1 (grey).
-      held_out: without subfolders `train` and `test`: the fraction of the images to test on, chosen
-        by a hash of their paths; None is 0.1.
+    `fit` "none" takes images of the one size only; "crop" takes the largest part of that shape
+    about the centre and brings it to the size; "resize" stretches; "tiles" cuts each image into as
+    many of that size as lie side by side in it, from its top left corner: it is their group.
     """
 
-    size: int | str | Size | None = None
+    size: int | str | Size | None = None  # 64, "48x64" (height x width); None: the first's
     fit: str = "none"
-    channels: int = 3
-    held_out: float | None = None
+    channels: int = 3  # RGB; 1: grey
+    held_out: float | None = None  # fraction to test on, without `train` and `test`; None: 0.1
 
 
 def load_folder(

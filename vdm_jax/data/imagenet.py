@@ -71,8 +71,7 @@ def png_blocks(path: Path) -> Iterator[Block]:
 def npz_blocks(path: Path, size: int) -> Iterator[Block]:
     """Yields the .npz files in a zip, in the order of the last numbers in their names.
 
-    Each holds "data" [n, 3 * size * size], channels first, and "labels" [n] from 1 on: at most 1.6
-    GB, and twice that of memory.
+    Each holds "data" [n, 3 * size * size], channels first, and "labels" [n] from 1 on.
     """
     with zipfile.ZipFile(path) as outer:
         names = [name for name in outer.namelist() if name.endswith(".npz")]

@@ -10,6 +10,7 @@ Refused, as there is no one right way to take them: transparency (what lies behi
 CMYK, animations.
 """
 
+import contextlib
 import io
 import math
 import warnings
@@ -122,10 +123,9 @@ def _without_metadata(content: bytes) -> bytes:
 
 def _upright(image: Any) -> Any:
     """Returns an image turned as its orientation says, if that can be read."""
-    try:
+    turn = None
+    with contextlib.suppress(Exception):  # Pillow raises many kinds for what is no EXIF
         turn = _TURNS.get(image.getexif().get(0x0112))
-    except Exception:  # Pillow raises many kinds for what is no EXIF
-        turn = None
     return image if turn is None else image.transpose(turn)
 
 

@@ -39,13 +39,11 @@ class Saved(NamedTuple):
     params: Mapping[str, np.ndarray] | None = None  # of a file, by name; a run's are in `folder`
 
 
-def write(
-    path: Path, step: int, config: ConfigDict, data: Mapping[str, Any], params: Params
-) -> None:
+def write(path: Path, of: Saved, params: Params) -> None:
     """Writes a model's file. Paths of the machine stay out of it."""
-    settings = config.to_dict()
+    settings = of.config.to_dict()
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
-    text = json.dumps({"step": step, "config": settings, "data": dict(data)})
+    text = json.dumps({"step": of.step, "config": settings, "data": dict(of.data)})
     leaves = checksum.named_leaves(jax.device_get(params))
     with np.errstate(over="ignore"):
         arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}

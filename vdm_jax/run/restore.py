@@ -66,8 +66,8 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
     distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
-    if path := options["official"]:
-        found = _from_official(Path(path), options["model"], data, mesh)
+    if options["official"]:
+        found = _from_official(options, data, mesh)
     else:
         found = _newest(lambda: _with_images(_saved(options), data, mesh))
     distributed.agree({"data": build.describe(found.images)})
@@ -84,7 +84,7 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
         raise UserError("name the model by one of --workdir=RUN, --official and --pretrained")
     _check_flags(options)
     if options["official"]:
-        return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
+        return _official(options, mesh, shape, "what is given")
     return _newest(lambda: _to_compress(_saved(options), mesh, shape))
 
 
@@ -112,16 +112,14 @@ def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
     return _with(_restored(of, mesh, c, model), images, c)
 
 
-def _from_official(
-    path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Subject:
+def _from_official(options: Mapping[str, Any], data: Mapping[str, Any], mesh: Mesh) -> Subject:
     """Returns a published checkpoint, with the data it was trained on, or that `data` names."""
-    known = published_configs.find(path, model_name)[0].get("data")
+    known = published_configs.find(Path(options["official"]), options["model"])[0].get("data")
     if not data and known is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
     c = with_data(defaults.get_config(), {"name": known, **data})
     images = build.load(c)
-    found = _official(path, model_name, mesh, images.event_shape, images.name)
+    found = _official(options, mesh, images.event_shape, images.name)
     levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
         raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
@@ -252,18 +250,17 @@ def _chosen(workdir: Path, checkpoint: str | None) -> tuple[Path, int | None]:
     return path.parent, int(path.name)
 
 
-def _official(
-    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...], named: str
-) -> Subject:
-    """Returns a published checkpoint for images of `shape`, `named` so in errors."""
-    known, name = published_configs.find(path, name)
+def _official(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...], of: str) -> Subject:
+    """Returns a published checkpoint for images of `shape`, which errors call `of`."""
+    path = Path(options["official"])
+    known, name = published_configs.find(path, options["model"])
     try:
         loaded = published.load(path, known["model"])
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
     if shape[2:] not in ((), (channels,)):
-        said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
+        said = f"the checkpoint is for images of {channels} channel(s), but {of} has"
         raise UserError(f"{said} {shape[-1]}")
     model = Model(lambda key: loaded.params, loaded.bind((*shape[:2], channels)))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))

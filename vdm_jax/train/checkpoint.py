@@ -20,8 +20,7 @@ from vdm_jax.train.record import CheckpointError, DamagedError
 T = TypeVar("T")
 
 _WAY_ON = (
-    "With --allow_fallback a run goes on from the newest good one, and keeps what is damaged in a "
-    "folder of its own.",
+    "With --allow_fallback a run goes on from the newest good one, and keeps the damaged ones.",
     "Move that folder away, and start all processes again to go on from the one before it.",
 )
 
