@@ -105,7 +105,7 @@ def test_other_conditions_than_those_of_the_run_are_refused_in_one_line(run, dig
         (sample, run, ["--guidance=nan"], "--guidance=nan: wanted a finite number"),
         (sample, run, ["--class=1"], "--class=1: the model has none"),
         (sample, run, ["--quality", "--guidance=1"], "--guidance goes not with --quality"),
-        (sample, digits_run, [f"--condition={other}"], "the model is not conditioned on numbers"),
+        (sample, digits_run, [f"--condition={tmp_path}/narrow.npy"], "model is conditioned on 0"),
         (sample, run, [f"--condition={tmp_path}/a.npy"], "a.npy: "),
         (sample, run, [f"--condition={tmp_path}/no.npy"], "no.npy: "),
         (sample, run, [f"--condition={tmp_path}/narrow.npy"], "has 3 numbers a row; the model is"),

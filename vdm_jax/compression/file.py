@@ -14,8 +14,7 @@ from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
 from vdm_jax.errors import UserError
 
 MAGIC = b"VDMZ"
-VERSIONS = 1, 2
-"""Without and with a conditioning of each image."""
+VERSIONS = 1, 2  # without and with a conditioning of each image
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
 """Modes of a block: its bytes as they are, by the simple model alone, by the VDM."""

@@ -59,19 +59,14 @@ class Subject(NamedTuple):
 
     def batches(self, part: str = "test") -> Batches:
         """Returns one exact pass over a part, as often as the result is called."""
-
-        def batch(of: data.Batch) -> data.Batch:
-            flags = np.zeros(len(of["images"]))
-            return of | {"conditioning": data.flagged(flags, of["conditioning"])}
-
-        return lambda: map(
-            batch,
-            data.eval_batches(
-                self.images.examples(part),
-                batch_size=self.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
+        examples = self.images.examples(part)
+        flags = np.zeros(len(examples["images"]))
+        examples |= {"conditioning": data.flagged(flags, examples["conditioning"])}
+        return lambda: data.eval_batches(
+            examples,
+            batch_size=self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def calls(self, repeats: int, part: str = "test") -> int:
