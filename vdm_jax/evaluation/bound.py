@@ -137,7 +137,7 @@ def make_eval_step(
         t = times(key_t, batch["index"], repeat, repeats)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
-        bound = model.bind(params, batch["conditioning"])
+        bound = model.bind_batch(params, batch)
         return draw(bound, model.data(batch["images"]), t, keys, by)
 
     return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)))
