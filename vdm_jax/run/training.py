@@ -21,11 +21,13 @@ from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
-from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.checkpoint import Checkpoints, SettingsError
 from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
+from vdm_jax.train.loop import TrainingError
 from vdm_jax.train.model import Params
+from vdm_jax.train.record import DamagedError
 from vdm_jax.train.step import TrainState
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
@@ -48,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
 
     Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/, result.json.
     """
-    with _stopping(workdir / "checkpoints"):
+    with _stopping(workdir / "checkpoints"), _naming_flags():
         check_config(config)
         images = build.load(config)
         mesh = build.make_mesh(config.train.shard_params)
@@ -103,6 +105,22 @@ def _stopping(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         raise cli.Interrupted(number, _again(folder)) from None
+
+
+@contextlib.contextmanager
+def _naming_flags() -> Iterator[None]:
+    """Adds to what the training refuses the flags of its command that mend it."""
+    hints: dict[type[UserError], str] = {
+        SettingsError: "With --allow_config_change the run goes on with the new ones.",
+        DamagedError: "With --allow_fallback a run of one process goes on from the newest good one,"
+        " and keeps what is damaged in a folder of its own.",
+        TrainingError: "They are --config.optimizer.learning_rate and --config.optimizer.clip_norm,"
+        " to be given with --allow_config_change.",
+    }
+    try:
+        yield
+    except tuple(hints) as error:
+        raise type(error)(f"{error} {hints[type(error)]}") from error
 
 
 def _again(folder: Path) -> str:

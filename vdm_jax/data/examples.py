@@ -1,0 +1,106 @@
+"""Examples from own arrays: x, maybe with a condition and a mask; their checks and fingerprints."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+NAMES = {"x": "images", "condition": "conditioning", "mask": "mask"}
+"""What may be given, and what it is called in a batch."""
+
+Examples = dict[str, Any]
+
+_CHUNK = 1 << 12  # rows that are looked at together: arrays may be larger than the memory
+
+
+def examples(given: Any, what: str) -> Examples:
+    """Returns arrays x [n, *event], or a mapping of "x" and others of `NAMES`, as a batch has them.
+
+    Numbers of 64 bits become those of 32 unless JAX computes with 64. Raises ValueError, which
+    calls the examples `what`, for other names or lengths, numbers that aren't finite where
+    something is there, and for a mask that doesn't fit x or has other values than 0 and 1.
+    """
+    named = dict(given) if isinstance(given, Mapping) else {"x": given}
+    named = {name: value for name, value in named.items() if value is not None}
+    if not {"x"} <= named.keys() <= NAMES.keys():
+        got = ", ".join(map(str, named)) or "nothing"
+        raise ValueError(f"{what} has {got}; wanted x and, if there are any, condition and mask.")
+    found = {NAMES[name]: jax.tree.map(_array, value) for name, value in named.items()}
+    x, mask = found["images"], found.get("mask")
+    for name, leaf in leaves(found).items():
+        if leaf.dtype.kind not in "biuf" or leaf.shape[:1] != x.shape[:1] or not leaf.size:
+            raise ValueError(
+                f"{what}: {name} is {form(leaf)}; wanted numbers, one row for each of the "
+                f"{len(x) if x.ndim else 0} examples of x."
+            )
+    if mask is not None:
+        _check_mask(mask, x, what)
+    for name, leaf in leaves(found).items():
+        there = mask if name == "x" else None
+        if leaf.dtype.kind == "f" and not _finite(leaf, there):
+            raise ValueError(f"{what}: {name} holds NaN or infinity; wanted finite numbers.")
+    return found
+
+
+def _array(leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)  # np.memmap -> a plain view: much cheaper to index
+    known = array.dtype.kind in "biuf"
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False) if known else array
+
+
+def _check_mask(mask: np.ndarray, x: np.ndarray, what: str) -> None:
+    sizes = zip(mask.shape, x.shape, strict=False)
+    if mask.ndim != x.ndim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"{what}: mask is {form(mask)}, x {form(x)}; wanted a mask with as many axes as x, each "
+            "of the same size or of size 1."
+        )
+    if (odd := mask[(mask != 0) & (mask != 1)]).size:
+        raise ValueError(f"{what}: mask holds {odd[0]}; wanted 1 where x is there, else 0.")
+
+
+def _finite(leaf: np.ndarray, mask: np.ndarray | None) -> bool:
+    for at in range(0, len(leaf), _CHUNK):
+        good = np.isfinite(leaf[at : at + _CHUNK])
+        if mask is not None:
+            good |= mask[at : at + _CHUNK] == 0
+        if not good.all():
+            return False
+    return True
+
+
+def leaves(of: Examples) -> dict[str, np.ndarray]:
+    """Returns each array by the name that it was given, as "x" or "condition/theta"."""
+    named = {name: of[key] for name, key in NAMES.items() if key in of}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(named)
+    }
+
+
+def form(leaf: np.ndarray) -> str:
+    """Returns the type and shape of an array in words, as "float32 [1000, 2]"."""
+    return f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
+
+
+def fingerprints(of: Examples) -> dict[str, str]:
+    """Returns type, shape and a digest of each array, by its name."""
+    found = {}
+    for name, leaf in leaves(of).items():
+        digest = hashlib.sha256()
+        for at in range(0, len(leaf), _CHUNK):
+            digest.update(np.ascontiguousarray(leaf[at : at + _CHUNK]).data)
+        found[name] = f"{form(leaf)} {digest.hexdigest()[:16]}"
+    return found
+
+
+def check_same_form(one: Examples, other: Examples) -> None:
+    """Raises ValueError unless examples to train and to test on have the same names and shapes."""
+    has, wants = ({n: x[:0].shape[1:] for n, x in leaves(of).items()} for of in (other, one))
+    for name in sorted(has.keys() | wants.keys()):
+        a, b = (f"[n, {', '.join(map(str, of[name]))}]" if name in of else "absent"
+                for of in (has, wants))  # fmt: skip
+        if a != b:
+            raise ValueError(f"test: {name} is {a}; wanted {b}, as in data.")
