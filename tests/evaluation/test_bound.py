@@ -69,7 +69,7 @@ def test_each_image_is_given_its_class_and_groups_follow_the_images():
     np.testing.assert_array_equal(few.groups, [0, 0, 1, 1, 2, 2, 3])
     assert len(few.images.test) == len(few.images.labels["test"]) == 7
     assert len(few.images.train) == 200 and few.first(None).images.test is not None
-    assert len(next(iter(few.first(3, "train").batches("train")()))["mask"]) == 60
+    assert len(next(iter(few.first(3, "train").batches("train")()))["present"]) == 60
 
 
 def test_means_of_the_terms_and_their_unit_against_numpy():

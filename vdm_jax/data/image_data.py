@@ -47,6 +47,14 @@ class ImageData:
         """The number of classes; 0 where there are no labels."""
         return len(self.label_names)
 
+    def given(self, part: str) -> np.ndarray | None:
+        """Returns the condition of each image of a part, [n, k]: its class; or None."""
+        return None if self.labels is None else self.labels[part][:, None]
+
+    def examples(self, part: str) -> dict[str, np.ndarray | None]:
+        """Returns what `batches` are made of: a part's images with their conditions."""
+        return {"images": getattr(self, part), "conditioning": self.given(part)}
+
 
 def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
     """Returns integers [n, height, width(, channels)] as uint8 [n, height, width, channels].

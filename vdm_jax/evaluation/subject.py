@@ -57,13 +57,19 @@ class Subject(NamedTuple):
 
     def batches(self, part: str = "test") -> Batches:
         """Returns one exact pass over a part, as often as the result is called."""
-        labels = self.images.labels
-        return lambda: data.eval_batches(
-            getattr(self.images, part),
-            batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            labels=None if labels is None else labels[part],
+
+        def batch(of: data.Batch) -> data.Batch:
+            flags = np.zeros(len(of["images"]))
+            return of | {"conditioning": data.flagged(flags, of["conditioning"])}
+
+        return lambda: map(
+            batch,
+            data.eval_batches(
+                self.images.examples(part),
+                batch_size=self.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
         )
 
     def calls(self, repeats: int, part: str = "test") -> int:
