@@ -38,8 +38,7 @@ def examples(given: Any, what: str) -> Examples:
     if mask is not None:
         _check_mask(mask, x, what)
     for name, leaf in leaves(found).items():
-        there = mask if name == "x" else None
-        if leaf.dtype.kind == "f" and not _finite(leaf, there):
+        if not _where(np.isfinite(leaf), mask if name == "x" else None).all():
             raise ValueError(f"{what}: {name} holds NaN or infinity; wanted finite numbers.")
     return found
 
@@ -61,14 +60,25 @@ def _check_mask(mask: np.ndarray, x: np.ndarray, what: str) -> None:
         raise ValueError(f"{what}: mask holds {odd[0]}; wanted 1 where x is there, else 0.")
 
 
-def _finite(leaf: np.ndarray, mask: np.ndarray | None) -> bool:
-    for at in range(0, len(leaf), _CHUNK):
-        good = np.isfinite(leaf[at : at + _CHUNK])
-        if mask is not None:
-            good |= mask[at : at + _CHUNK] == 0
-        if not good.all():
-            return False
-    return True
+def check_values(
+    of: Examples, event_shape: tuple[int, ...], levels: int | None, what: str
+) -> None:
+    """Raises ValueError unless x is a model's data: floats, or integers in [0, levels)."""
+    x, mask = of["images"], of.get("mask")
+    if x.shape[1:] != tuple(event_shape):
+        raise ValueError(
+            f"{what}: x is {form(x)}, but an example of the model has shape {tuple(event_shape)}."
+        )
+    if (levels is None) != (x.dtype.kind == "f"):
+        kinds = "levels=None is for floats", f"levels={levels} for integers"
+        raise ValueError(f"{what}: x is {form(x)}; {' and '.join(kinds)}.")
+    if levels is not None and not _where((x >= 0) & (x < levels), mask).all():
+        raise ValueError(f"{what}: x holds {x.min()} to {x.max()}; wanted integers in [0, {levels}).")
+
+
+def _where(good: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Returns whether each number is good or padding."""
+    return good if mask is None else good | (mask == 0)
 
 
 def leaves(of: Examples) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -13,9 +13,7 @@ from jax.sharding import Mesh
 
 from vdm_jax import checks, errors
 from vdm_jax.data import eval_batches, stacked, train_batches
-from vdm_jax.data.examples import (
-    Examples, check_same_form, check_values, examples, fingerprints,
-)
+from vdm_jax.data.examples import Examples, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.run import lock
@@ -26,7 +24,7 @@ from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.train.step import TrainState
 
-DRAWS = 8  # of time and noise for each example of an evaluation
+DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
 LOGS = 20  # of the training's metrics in a run
 
 
@@ -40,9 +38,9 @@ class Settings(NamedTuple):
     checkpoint_every: int | None = None  # steps between checkpoints; None: at the end alone
     condition_dropout: float = 0.0  # probability that an example's whole condition becomes zeros
 
-    def check(self, has_condition: bool) -> None:
+    def check(self, mesh: Mesh, has_condition: bool) -> None:
         """Raises ValueError for a number out of its range."""
-        checks.count(self.batch_size, "batch_size")
+        sharding.check_batch_size(self.batch_size, mesh)
         checks.count(self.seed, "seed", least=0, most=2**32 - 1)
         for name in ("eval_every", "checkpoint_every"):
             if (every := getattr(self, name)) is not None:
@@ -90,25 +88,22 @@ def fit(
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
     checks.count(steps, "steps")
-    given, train = Settings(**settings), examples(data, "data")
-    given.check("conditioning" in train)
-    mesh, facts = sharding.make_mesh(), _facts(model, train)
-    sharding.check_batch_size(given.batch_size, mesh)
-    _check_values(train, model, facts, "data")
-    held_out = None if test is None else examples(test, "test")
-    if held_out is not None:
-        check_same_form(train, held_out)
-        _check_values(held_out, model, facts, "test")
+    given, mesh, parts = Settings(**settings), sharding.make_mesh(), {"data": data, "test": test}
+    found = {name: examples(part, name) for name, part in parts.items() if part is not None}
+    given.check(mesh, "conditioning" in found["data"])
+    facts = model.facts({name: leaf[:1] for name, leaf in found["data"].items()})
+    for name, part in found.items():
+        check_values(part, facts.event_shape, model.pixel_levels or facts.levels, name)
     of = _Fit(model, optimizer, given, mesh, Stop(mesh))
     try:
-        with _opened(workdir, given, train) as (folder, checkpoints):
-            run = of.run(steps, train, held_out, facts)
+        with _opened(workdir, given, found["data"]) as (folder, checkpoints):
+            run = of.run(steps, found, facts)
             run = run._replace(workdir=folder, checkpoints=checkpoints)
-            state, found = loop.train(run, of.first_state(steps, checkpoints))
+            state, result = loop.train(run, of.first_state(steps, checkpoints))
     except Stopped as stopped:  # its state is saved: the signal does what it does without us
         signal.raise_signal(stopped.number)
         raise
-    return Fitted(state.ema_params, found)
+    return Fitted(state.ema_params, result)
 
 
 @contextlib.contextmanager
@@ -123,24 +118,10 @@ def _opened(
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"data": fingerprints(train), **settings._asdict()}
     may_differ = ("eval_every", "checkpoint_every")
-    with lock.owned(folder), Checkpoints(folder / "checkpoints", meta, 3, may_differ) as opened:
-        yield folder, opened
-
-
-def _facts(model: Model, train: Examples) -> Bound:
-    """Returns the bound with abstract parameters of one example: its static fields can be read."""
-    found: list[Bound] = []
-    one = jax.tree.map(lambda leaf: leaf[:1], train)
-    jax.eval_shape(lambda: found.append(model.bind_batch(model.init(jax.random.key(0)), one)))
-    return found[0]
-
-
-def _check_values(of: Examples, model: Model, facts: Bound, what: str) -> None:
-    """Raises ValueError unless x is of the model's event and, with levels, of its integers."""
-    x, levels = of["images"], model.pixel_levels or facts.levels
-    if x.shape[1:] != tuple(facts.event_shape):
-        raise ValueError(f"{what}: x has examples of shape {x.shape[1:]}, the model {facts.event_shape}.")
-    check_values(of, levels)
+    with lock.owned(folder):
+        checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
+        with checkpoints.full_disk(), checkpoints:
+            yield folder, checkpoints
 
 
 class _Fit(NamedTuple):
@@ -160,17 +141,17 @@ class _Fit(NamedTuple):
         newest = checkpoints.latest_step() if checkpoints else None
         if checkpoints is None or newest is None:
             return step.start(self.model, self.optimizer, self.key("init"), self.mesh)
-        template = step.abstract_state(self.model, self.optimizer, self.mesh)
-        state = checkpoints.restore(template)
         if newest > steps:
             raise ValueError(
                 f"steps is {steps}, but the run in workdir is at step {newest} already: give more "
                 "steps, or another workdir."
             )
+        template = step.abstract_state(self.model, self.optimizer, self.mesh)
+        state = checkpoints.restore(template)
         print(f"going on from step {newest}")
         return state
 
-    def run(self, steps: int, train: Any, test: Any, facts: Bound) -> loop.Run:
+    def run(self, steps: int, parts: Mapping[str, Examples], facts: Bound) -> loop.Run:
         """Returns what the loop calls, without a folder."""
         s = self.settings
         every = s.eval_every or steps, steps, s.checkpoint_every or steps
@@ -180,7 +161,7 @@ class _Fit(NamedTuple):
         )  # fmt: skip
         plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
         stream = train_batches(
-            train,
+            parts["data"],
             batch_size=s.batch_size,
             seed=s.seed,
             process_index=jax.process_index(),
@@ -189,12 +170,12 @@ class _Fit(NamedTuple):
         return loop.Run(
             plan, step.make_step(training, self.mesh), training.key,
             lambda start: stacked(stream, start),
-            None if test is None else self.evaluator(test, facts),
+            self.evaluator(parts["test"], facts) if "test" in parts else None,
             None, None, None, self.mesh, self.stop,
         )  # fmt: skip
 
-    def evaluator(self, test: Any, facts: Bound) -> Callable[[TrainState, bool], Evaluation]:
-        """Returns the function (state, _) -> the bound on the test examples."""
+    def evaluator(self, test: Examples, facts: Bound) -> Callable[[TrainState, bool], Evaluation]:
+        """Returns the function (state, whether it is the last time) -> the bound on `test`."""
         eval_step = evaluation.make_eval_step(self.model, self.mesh)
         size, key = self.settings.batch_size, self.key("eval")
 
@@ -205,11 +186,10 @@ class _Fit(NamedTuple):
                 yield batch
 
         def evaluate(state: TrainState, last: bool) -> Evaluation:
-            with Bar("evaluating", DRAWS * -(-len(test["images"]) // size)) as bar:
-                call = bar.counted(eval_step)
-                draws = evaluation.collect(
-                    call, state.ema_params, batches, self.mesh, key, DRAWS
-                )
-            return evaluation.summarise(draws, facts, mask=test.get("mask"))
+            number = LAST_DRAWS if last else DRAWS
+            with Bar("evaluating", number * -(-len(test["images"]) // size)) as bar:
+                call, average = bar.counted(eval_step), state.ema_params
+                draws = evaluation.collect(call, average, batches, self.mesh, key, number)
+            return evaluation.summarise(draws, facts)
 
         return evaluate

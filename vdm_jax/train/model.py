@@ -74,10 +74,14 @@ class Model(NamedTuple):
             )
         return cast(Bound, bound)
 
-    def facts(self) -> Bound:
+    def facts(self, batch: Batch | None = None) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
-        jax.eval_shape(lambda: found.append(self.bind(self.init(jax.random.key(0)))))
+
+        def bind(key: Key) -> None:
+            found.append(self.bind_batch(self.init(key), batch or {}))
+
+        jax.eval_shape(bind, jax.random.key(0))
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:
