@@ -53,16 +53,14 @@ def _check_mask(mask: np.ndarray, x: np.ndarray, what: str) -> None:
     sizes = zip(mask.shape, x.shape, strict=False)
     if mask.ndim != x.ndim or any(size not in (1, whole) for size, whole in sizes):
         raise ValueError(
-            f"{what}: mask is {form(mask)}, x {form(x)}; wanted a mask with as many axes as x, each "
-            "of the same size or of size 1."
+            f"{what}: mask is {form(mask)}, x {form(x)}; wanted as many axes as x, each of its "
+            "size or of size 1."
         )
     if (odd := mask[(mask != 0) & (mask != 1)]).size:
         raise ValueError(f"{what}: mask holds {odd[0]}; wanted 1 where x is there, else 0.")
 
 
-def check_values(
-    of: Examples, event_shape: tuple[int, ...], levels: int | None, what: str
-) -> None:
+def check_values(of: Examples, event_shape: tuple[int, ...], levels: int | None, what: str) -> None:
     """Raises ValueError unless x is a model's data: floats, or integers in [0, levels)."""
     x, mask = of["images"], of.get("mask")
     if x.shape[1:] != tuple(event_shape):
@@ -73,7 +71,9 @@ def check_values(
         kinds = "levels=None is for floats", f"levels={levels} for integers"
         raise ValueError(f"{what}: x is {form(x)}; {' and '.join(kinds)}.")
     if levels is not None and not _where((x >= 0) & (x < levels), mask).all():
-        raise ValueError(f"{what}: x holds {x.min()} to {x.max()}; wanted integers in [0, {levels}).")
+        raise ValueError(
+            f"{what}: x holds {x.min()} to {x.max()}; wanted integers in [0, {levels})."
+        )
 
 
 def _where(good: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -106,11 +106,10 @@ def fingerprints(of: Examples) -> dict[str, str]:
     return found
 
 
-def check_same_form(one: Examples, other: Examples) -> None:
-    """Raises ValueError unless examples to train and to test on have the same names and shapes."""
-    has, wants = ({n: x[:0].shape[1:] for n, x in leaves(of).items()} for of in (other, one))
-    for name in sorted(has.keys() | wants.keys()):
-        a, b = (f"[n, {', '.join(map(str, of[name]))}]" if name in of else "absent"
-                for of in (has, wants))  # fmt: skip
+def check_alike(data: Examples, test: Examples) -> None:
+    """Raises ValueError unless both have the same names, with arrays of the same type and shape."""
+    ours, theirs = leaves(data), leaves(test)
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = (form(of[name][:1]) if name in of else "absent" for of in (ours, theirs))
         if a != b:
-            raise ValueError(f"test: {name} is {a}; wanted {b}, as in data.")
+            raise ValueError(f"test: {name} of one example is {b}, but {a} in data.")

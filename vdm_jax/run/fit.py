@@ -1,6 +1,7 @@
 """Training of an own network on own arrays, without a configuration or a command: `fit`."""
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from vdm_jax import checks, errors
 from vdm_jax.data import eval_batches, stacked, train_batches
-from vdm_jax.data.examples import Examples, check_values, examples, fingerprints
+from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.run import lock
@@ -23,6 +24,7 @@ from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.train.step import TrainState
+from vdm_jax.types import Key
 
 DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
 LOGS = 20  # of the training's metrics in a run
@@ -88,18 +90,23 @@ def fit(
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
     checks.count(steps, "steps")
-    given, mesh, parts = Settings(**settings), sharding.make_mesh(), {"data": data, "test": test}
-    found = {name: examples(part, name) for name, part in parts.items() if part is not None}
+    given, mesh = Settings(**settings), sharding.make_mesh()
+    found = {"data": examples(data, "data")} | (
+        {} if test is None else {"test": examples(test, "test")}
+    )
     given.check(mesh, "conditioning" in found["data"])
-    facts = model.facts({name: leaf[:1] for name, leaf in found["data"].items()})
+    facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], found["data"]))
     for name, part in found.items():
+        check_alike(found["data"], part)
         check_values(part, facts.event_shape, model.pixel_levels or facts.levels, name)
-    of = _Fit(model, optimizer, given, mesh, Stop(mesh))
+    keys = jax.random.split(jax.random.key(given.seed), 3)
+    parts = _Parts(model, given, mesh, Stop(mesh), keys)
+    evaluate = parts.evaluator(found["test"], facts) if "test" in found else None
     try:
         with _opened(workdir, given, found["data"]) as (folder, checkpoints):
-            run = of.run(steps, found, facts)
-            run = run._replace(workdir=folder, checkpoints=checkpoints)
-            state, result = loop.train(run, of.first_state(steps, checkpoints))
+            run = parts.run(optimizer, steps, found["data"])
+            run = run._replace(evaluate=evaluate, workdir=folder, checkpoints=checkpoints)
+            state, result = loop.train(run, parts.first_state(optimizer, steps, checkpoints))
     except Stopped as stopped:  # its state is saved: the signal does what it does without us
         signal.raise_signal(stopped.number)
         raise
@@ -110,86 +117,74 @@ def fit(
 def _opened(
     workdir: str | os.PathLike[str] | None, settings: Settings, train: Examples
 ) -> Iterator[tuple[Path | None, Checkpoints | None]]:
-    """Opens the folder of a run and its checkpoints, which hold what the state's path depends on."""
+    """Opens the folder of a run and its checkpoints, which say what the state's path depends on."""
     if workdir is None:
         yield None, None
         return
     folder = errors.user_path(workdir, "workdir")
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"data": fingerprints(train), **settings._asdict()}
-    may_differ = ("eval_every", "checkpoint_every")
     with lock.owned(folder):
+        may_differ = ("eval_every", "checkpoint_every")
         checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
         with checkpoints.full_disk(), checkpoints:
             yield folder, checkpoints
 
 
-class _Fit(NamedTuple):
+class _Parts(NamedTuple):
     model: Model
-    optimizer: optax.GradientTransformation
     settings: Settings
     mesh: Mesh
     stop: Stop
+    keys: Key  # of the first parameters, the training, the evaluation
 
-    def key(self, name: str) -> jax.Array:
-        """Returns the key of a purpose."""
-        names = ("init", "train", "eval")
-        return jax.random.split(jax.random.key(self.settings.seed), 3)[names.index(name)]
+    def batching(self) -> dict[str, Any]:
+        """Returns the size of a batch, and which part of it is this process's."""
+        here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return {"batch_size": self.settings.batch_size, **here}
 
-    def first_state(self, steps: int, checkpoints: Checkpoints | None) -> TrainState:
+    def first_state(
+        self, optimizer: optax.GradientTransformation, steps: int, checkpoints: Checkpoints | None
+    ) -> TrainState:
         """Returns the state of the newest checkpoint, or a new one."""
         newest = checkpoints.latest_step() if checkpoints else None
         if checkpoints is None or newest is None:
-            return step.start(self.model, self.optimizer, self.key("init"), self.mesh)
+            return step.start(self.model, optimizer, self.keys[0], self.mesh)
         if newest > steps:
-            raise ValueError(
-                f"steps is {steps}, but the run in workdir is at step {newest} already: give more "
-                "steps, or another workdir."
-            )
-        template = step.abstract_state(self.model, self.optimizer, self.mesh)
-        state = checkpoints.restore(template)
+            raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {newest}.")
+        state = checkpoints.restore(step.abstract_state(self.model, optimizer, self.mesh))
         print(f"going on from step {newest}")
         return state
 
-    def run(self, steps: int, parts: Mapping[str, Examples], facts: Bound) -> loop.Run:
-        """Returns what the loop calls, without a folder."""
+    def run(self, optimizer: optax.GradientTransformation, steps: int, train: Examples) -> loop.Run:
+        """Returns what the loop calls, without an evaluation and a folder."""
         s = self.settings
         every = s.eval_every or steps, steps, s.checkpoint_every or steps
         training = step.Training(
-            self.model, self.optimizer, s.ema_rate, self.key("train"),
-            condition_dropout=s.condition_dropout,
-        )  # fmt: skip
-        plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
-        stream = train_batches(
-            parts["data"],
-            batch_size=s.batch_size,
-            seed=s.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            self.model, optimizer, s.ema_rate, self.keys[1], condition_dropout=s.condition_dropout
         )
-        return loop.Run(
-            plan, step.make_step(training, self.mesh), training.key,
-            lambda start: stacked(stream, start),
-            self.evaluator(parts["test"], facts) if "test" in parts else None,
-            None, None, None, self.mesh, self.stop,
-        )  # fmt: skip
+        plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
+        step_fn = step.make_step(training, self.mesh)
+        stream = train_batches(train, seed=s.seed, **self.batching())
+        chunks = functools.partial(stacked, stream)
+        nothing = None, None, None, None
+        return loop.Run(plan, step_fn, training.key, chunks, *nothing, self.mesh, self.stop)
 
     def evaluator(self, test: Examples, facts: Bound) -> Callable[[TrainState, bool], Evaluation]:
         """Returns the function (state, whether it is the last time) -> the bound on `test`."""
         eval_step = evaluation.make_eval_step(self.model, self.mesh)
-        size, key = self.settings.batch_size, self.key("eval")
 
         def batches() -> Iterator[Mapping[str, Any]]:
-            where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-            for batch in eval_batches(test, batch_size=size, **where):
+            for batch in eval_batches(test, **self.batching()):
                 self.stop.check()
                 yield batch
 
         def evaluate(state: TrainState, last: bool) -> Evaluation:
-            number = LAST_DRAWS if last else DRAWS
-            with Bar("evaluating", number * -(-len(test["images"]) // size)) as bar:
-                call, average = bar.counted(eval_step), state.ema_params
-                draws = evaluation.collect(call, average, batches, self.mesh, key, number)
+            repeats, average = LAST_DRAWS if last else DRAWS, state.ema_params
+            calls = repeats * -(-len(test["images"]) // self.settings.batch_size)
+            with Bar("evaluating", calls) as bar:
+                call = bar.counted(eval_step)
+                draws = evaluation.collect(call, average, batches, self.mesh, self.keys[2], repeats)
             return evaluation.summarise(draws, facts)
 
         return evaluate
