@@ -12,11 +12,11 @@ from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS
 from vdm_jax.data.batches import Batch, augmented, eval_batches, flagged, stacked, train_batches
 from vdm_jax.data.folder import FolderOptions
-from vdm_jax.data.image_data import ImageData, validation_split
+from vdm_jax.data.image_data import Condition, ImageData, validation_split
 from vdm_jax.data.sources import SOURCES, load
 
 __all__ = [
-    "AUGMENTATIONS", "SOURCES", "Batch", "FolderOptions", "ImageData",
+    "AUGMENTATIONS", "SOURCES", "Batch", "Condition", "FolderOptions", "ImageData",
     "augmented", "eval_batches", "flagged", "load", "points", "stacked", "train_batches",
     "validation_split",
 ]  # fmt: skip

@@ -79,7 +79,7 @@ class Subject(NamedTuple):
     def first(self, count: int | None, part: str = "test") -> "Subject":
         """Returns the subject with the first `count` images of a part; None leaves all."""
         changes: dict[str, Any] = {part: getattr(self.images, part)[:count]}
-        for name in ("source", "labels"):
+        for name in ("source", "labels", "conditions"):
             if part in (by_part := getattr(self.images, name) or {}):
                 changes[name] = {**by_part, part: by_part[part][:count]}
         return self._replace(images=dataclasses.replace(self.images, **changes))

@@ -129,7 +129,7 @@ def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np
     """Returns the function state -> a picture of samples."""
     config, images, mesh, model, *_, stop = experiment
     count = config.sample.count
-    conditioning = conditioning_of(np.arange(count), images.num_classes)
+    conditioning = conditioning_of(np.arange(count), images.turns())
 
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)
