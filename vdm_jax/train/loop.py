@@ -100,9 +100,8 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                         loop.finish(0)  # here, as what comes next would wait for it unwatched
                 if plan.due(step, plan.log_every):
                     loop.log_metrics()
-                if run.checkpoints and plan.due(
-                    step, plan.checkpoint_every
-                ):  # before what takes a while and may fail
+                # Before what takes a while and may fail.
+                if run.checkpoints and plan.due(step, plan.checkpoint_every):
                     run.checkpoints.save(step, loop.state)
                 loop.heed()  # after the log, whose line nobody would write later
                 result = loop.report() or result
@@ -180,9 +179,8 @@ class _Loop:
                 found = run.evaluate(self.state, step == plan.steps)
                 self.log.write(step, run.eval_name, found.scalars())
                 self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
-            if (
-                run.workdir and jax.process_index() == 0
-            ):  # also where a kill came between the line and its plot
+            # Also where a kill came between the line and its plot.
+            if run.workdir and jax.process_index() == 0:
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
                 plots.plot_losses(metrics, run.workdir / "loss.png", plan.steps)
         if run.sample and run.workdir and plan.due(step, plan.sample_every):
