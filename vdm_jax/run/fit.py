@@ -24,7 +24,6 @@ from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.progress import Bar
 from vdm_jax.train.step import TrainState
-from vdm_jax.types import Key
 
 DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
 LOGS = 20  # of the training's metrics in a run
@@ -36,22 +35,9 @@ class Settings(NamedTuple):
     batch_size: int = 128  # examples of a step, over all devices
     seed: int = 0  # of the first parameters, the order of the data, times and noise
     ema_rate: float = 0.999  # of the average of the parameters, which is what is returned
+    condition_dropout: float = 0.0  # probability that an example's whole condition becomes zeros
     eval_every: int | None = None  # steps between evaluations of `test`; None: at the end alone
     checkpoint_every: int | None = None  # steps between checkpoints; None: at the end alone
-    condition_dropout: float = 0.0  # probability that an example's whole condition becomes zeros
-
-    def check(self, mesh: Mesh, has_condition: bool) -> None:
-        """Raises ValueError for a number out of its range."""
-        sharding.check_batch_size(self.batch_size, mesh)
-        checks.count(self.seed, "seed", least=0, most=2**32 - 1)
-        for name in ("eval_every", "checkpoint_every"):
-            if (every := getattr(self, name)) is not None:
-                checks.count(every, name)
-        for name in ("ema_rate", "condition_dropout"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}.")
-        if self.condition_dropout and not has_condition:
-            raise ValueError("condition_dropout needs data with a condition; there is none.")
 
 
 class Fitted(NamedTuple):
@@ -90,27 +76,50 @@ def fit(
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
     checks.count(steps, "steps")
-    given, mesh = Settings(**settings), sharding.make_mesh()
-    found = {"data": examples(data, "data")} | (
-        {} if test is None else {"test": examples(test, "test")}
-    )
-    given.check(mesh, "conditioning" in found["data"])
-    facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], found["data"]))
-    for name, part in found.items():
-        check_alike(found["data"], part)
-        check_values(part, facts.event_shape, model.pixel_levels or facts.levels, name)
-    keys = jax.random.split(jax.random.key(given.seed), 3)
-    parts = _Parts(model, given, mesh, Stop(mesh), keys)
-    evaluate = parts.evaluator(found["test"], facts) if "test" in found else None
+    given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
+    _check(given, mesh, train)
+    facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
+    levels = model.pixel_levels or facts.levels
+    check_values(train, facts.event_shape, levels, "data")
+    stop, keys = Stop(mesh), jax.random.split(jax.random.key(given.seed), 3)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batching, evaluate = {"batch_size": given.batch_size, **here}, None
+    if test is not None:
+        held_out = examples(test, "test")
+        check_alike(train, held_out)
+        check_values(held_out, facts.event_shape, levels, "test")
+        evaluate = _evaluator(model, facts, held_out, batching, mesh, stop, keys[2])
+    dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
+    training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
+    stream = train_batches(train, seed=given.seed, **batching)
+    every = given.eval_every or steps, steps, given.checkpoint_every or steps
+    run = loop.Run(
+        loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped),
+        step.make_step(training, mesh), training.key, functools.partial(stacked, stream), evaluate,
+        None, None, None, mesh, stop,
+    )  # fmt: skip
     try:
-        with _opened(workdir, given, found["data"]) as (folder, checkpoints):
-            run = parts.run(optimizer, steps, found["data"])
-            run = run._replace(evaluate=evaluate, workdir=folder, checkpoints=checkpoints)
-            state, result = loop.train(run, parts.first_state(optimizer, steps, checkpoints))
+        with _opened(workdir, given, train) as (folder, checkpoints):
+            state = _first_state(training, steps, checkpoints, keys[0], mesh)
+            run = run._replace(workdir=folder, checkpoints=checkpoints)
+            state, result = loop.train(run, state)
     except Stopped as stopped:  # its state is saved: the signal does what it does without us
         signal.raise_signal(stopped.number)
         raise
     return Fitted(state.ema_params, result)
+
+
+def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
+    """Raises ValueError for a number out of its range."""
+    sharding.check_batch_size(of.batch_size, mesh)
+    for every, name in ((of.eval_every, "eval_every"), (of.checkpoint_every, "checkpoint_every")):
+        if every is not None:
+            checks.count(every, name)
+    for name in ("ema_rate", "condition_dropout"):
+        if not 0.0 <= (value := getattr(of, name)) <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    if of.condition_dropout and "conditioning" not in train:
+        raise ValueError("condition_dropout needs data with a condition; there is none.")
 
 
 @contextlib.contextmanager
@@ -131,60 +140,38 @@ def _opened(
             yield folder, checkpoints
 
 
-class _Parts(NamedTuple):
-    model: Model
-    settings: Settings
-    mesh: Mesh
-    stop: Stop
-    keys: Key  # of the first parameters, the training, the evaluation
+def _first_state(
+    of: step.Training, steps: int, checkpoints: Checkpoints | None, key: jax.Array, mesh: Mesh
+) -> TrainState:
+    """Returns the state of the newest checkpoint, or a new one."""
+    newest = checkpoints.latest_step() if checkpoints else None
+    if checkpoints is None or newest is None:
+        return step.start(of.model, of.optimizer, key, mesh)
+    if newest > steps:
+        raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {newest}.")
+    state = checkpoints.restore(step.abstract_state(of.model, of.optimizer, mesh))
+    print(f"going on from step {newest}")
+    return state
 
-    def batching(self) -> dict[str, Any]:
-        """Returns the size of a batch, and which part of it is this process's."""
-        here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return {"batch_size": self.settings.batch_size, **here}
 
-    def first_state(
-        self, optimizer: optax.GradientTransformation, steps: int, checkpoints: Checkpoints | None
-    ) -> TrainState:
-        """Returns the state of the newest checkpoint, or a new one."""
-        newest = checkpoints.latest_step() if checkpoints else None
-        if checkpoints is None or newest is None:
-            return step.start(self.model, optimizer, self.keys[0], self.mesh)
-        if newest > steps:
-            raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {newest}.")
-        state = checkpoints.restore(step.abstract_state(self.model, optimizer, self.mesh))
-        print(f"going on from step {newest}")
-        return state
+def _evaluator(
+    model: Model, facts: Bound, test: Examples, batching: dict[str, Any], mesh: Mesh, stop: Stop,
+    key: jax.Array,
+) -> Callable[[TrainState, bool], Evaluation]:  # fmt: skip
+    """Returns the function (state, whether it is the last time) -> the bound on `test`."""
+    eval_step = evaluation.make_eval_step(model, mesh)
+    calls = -(-len(test["images"]) // batching["batch_size"])
 
-    def run(self, optimizer: optax.GradientTransformation, steps: int, train: Examples) -> loop.Run:
-        """Returns what the loop calls, without an evaluation and a folder."""
-        s = self.settings
-        every = s.eval_every or steps, steps, s.checkpoint_every or steps
-        training = step.Training(
-            self.model, optimizer, s.ema_rate, self.keys[1], condition_dropout=s.condition_dropout
-        )
-        plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
-        step_fn = step.make_step(training, self.mesh)
-        stream = train_batches(train, seed=s.seed, **self.batching())
-        chunks = functools.partial(stacked, stream)
-        nothing = None, None, None, None
-        return loop.Run(plan, step_fn, training.key, chunks, *nothing, self.mesh, self.stop)
+    def batches() -> Iterator[Mapping[str, Any]]:
+        for batch in eval_batches(test, **batching):
+            stop.check()
+            yield batch
 
-    def evaluator(self, test: Examples, facts: Bound) -> Callable[[TrainState, bool], Evaluation]:
-        """Returns the function (state, whether it is the last time) -> the bound on `test`."""
-        eval_step = evaluation.make_eval_step(self.model, self.mesh)
+    def evaluate(state: TrainState, last: bool) -> Evaluation:
+        repeats = LAST_DRAWS if last else DRAWS
+        with Bar("evaluating", repeats * calls) as bar:
+            call = bar.counted(eval_step)
+            draws = evaluation.collect(call, state.ema_params, batches, mesh, key, repeats)
+        return evaluation.summarise(draws, facts)
 
-        def batches() -> Iterator[Mapping[str, Any]]:
-            for batch in eval_batches(test, **self.batching()):
-                self.stop.check()
-                yield batch
-
-        def evaluate(state: TrainState, last: bool) -> Evaluation:
-            repeats, average = LAST_DRAWS if last else DRAWS, state.ema_params
-            calls = repeats * -(-len(test["images"]) // self.settings.batch_size)
-            with Bar("evaluating", calls) as bar:
-                call = bar.counted(eval_step)
-                draws = evaluation.collect(call, average, batches, self.mesh, self.keys[2], repeats)
-            return evaluation.summarise(draws, facts)
-
-        return evaluate
+    return evaluate

@@ -43,6 +43,13 @@ MAY_DIFFER = tuple(
     }.items()
     for name in names.split()
 )
+FLAGS: dict[type[UserError], str] = {
+    SettingsError: "With --allow_config_change the run goes on with the new ones.",
+    DamagedError: "With --allow_fallback a run of one process goes on from the newest good one, and "
+    "keeps what is damaged in a folder of its own.",
+    TrainingError: "They are --config.optimizer.learning_rate and clip_norm, to be given with "
+    "--allow_config_change.",
+}
 
 
 def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
@@ -50,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
 
     Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/, loss.png, samples/, result.json.
     """
-    with _stopping(workdir / "checkpoints"), _naming_flags():
+    with _stopping(workdir / "checkpoints"):
         check_config(config)
         images = build.load(config)
         mesh = build.make_mesh(config.train.shard_params)
@@ -94,7 +101,10 @@ def _train(of: Experiment, options: Options) -> Evaluation:
 
 @contextlib.contextmanager
 def _stopping(folder: Path) -> Iterator[None]:
-    """Ends the run at once at a signal outside the training loop; says where it will go on."""
+    """Ends the run at once at a signal outside the training loop; says where it will go on.
+
+    What the training refuses, and flags of its command mend, is told with these flags.
+    """
 
     def at_once(number: int, frame: object) -> None:
         raise Stopped(number)
@@ -102,25 +112,11 @@ def _stopping(folder: Path) -> Iterator[None]:
     try:
         with signals.handlers(signals.ENDING, at_once):
             yield
+    except tuple(FLAGS) as error:
+        raise type(error)(f"{error} {FLAGS[type(error)]}") from error
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         raise cli.Interrupted(number, _again(folder)) from None
-
-
-@contextlib.contextmanager
-def _naming_flags() -> Iterator[None]:
-    """Adds to what the training refuses the flags of its command that mend it."""
-    hints: dict[type[UserError], str] = {
-        SettingsError: "With --allow_config_change the run goes on with the new ones.",
-        DamagedError: "With --allow_fallback a run of one process goes on from the newest good one,"
-        " and keeps what is damaged in a folder of its own.",
-        TrainingError: "They are --config.optimizer.learning_rate and --config.optimizer.clip_norm,"
-        " to be given with --allow_config_change.",
-    }
-    try:
-        yield
-    except tuple(hints) as error:
-        raise type(error)(f"{error} {hints[type(error)]}") from error
 
 
 def _again(folder: Path) -> str:

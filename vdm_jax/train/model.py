@@ -74,6 +74,21 @@ class Model(NamedTuple):
             )
         return cast(Bound, bound)
 
+    def dropping(self, rate: float) -> "Model":
+        """Returns the model that in training sees zeros for a condition with probability `rate`."""
+
+        def bind(params: Params, condition: Any, dropout: Key | None, **given: Any) -> Any:
+            if dropout is not None:
+                dropout, key = jax.random.split(dropout)
+                rows = len(jax.tree.leaves(condition)[0])
+                kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
+                condition = jax.tree.map(
+                    lambda leaf: (leaf.T * kept).T.astype(leaf.dtype), condition
+                )
+            return self.bind(params, condition, dropout, **given)
+
+        return self._replace(bind=bind)
+
     def facts(self, batch: Batch | None = None) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []

@@ -66,7 +66,6 @@ class Training(NamedTuple):
     accumulate: int = 1  # micro-batches, one after the other, whose mean gradient a step takes
     steps_per_call: int = 1  # batches in a chunk, the most steps of a call of the program
     max_skipped: int = 10  # steps in a row, not applied, after which nothing changes
-    condition_dropout: float = 0.0  # probability that an example's whole condition becomes zeros
 
 
 def update(
@@ -81,10 +80,7 @@ def update(
     chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
     compute = _accumulated(_gradient(training.model), training.accumulate)
-    key = step_key(training.key, state.step)
-    if training.condition_dropout:
-        batch = without_conditions(batch, key, training.condition_dropout)
-    grads, metrics = compute(whole_params, batch, key)
+    grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, training.ema_rate)
@@ -124,18 +120,6 @@ def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metr
         return grads, _metrics(model.bind_batch(params, batch), terms)
 
     return compute
-
-
-def without_conditions(batch: Batch, key: Key, rate: float) -> Batch:
-    """Returns the batch in which each example's condition is all zeros with probability `rate`."""
-    # No other use of a step's key has this number: those are its halves, and parts of its batch.
-    key_kept = jax.random.fold_in(key, 2**31 - 1)
-    kept = jax.random.bernoulli(key_kept, 1.0 - rate, batch["images"].shape[:1])
-
-    def drop(leaf: jax.Array) -> jax.Array:
-        return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))
-
-    return {**batch, "conditioning": jax.tree.map(drop, batch["conditioning"])}
 
 
 def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
