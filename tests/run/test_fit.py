@@ -107,23 +107,20 @@ def test_conditions_reach_the_network_and_are_dropped_as_asked():
 
 
 REFUSED = {
-    "data has y; wanted x": {"data": {"y": X}},
-    "data: condition is float32 [3, 1]; wanted numbers, one row for each of the 2000 examples": {
+    "data has ['y']; wanted x": {"data": {"y": X}},
+    "data: condition is float32 [3, 1]; wanted numbers, a row for each example": {
         "data": {"x": X, "condition": np.zeros((3, 1))}
     },
     "data: condition/theta holds NaN": {"data": {"x": X, "condition": {"theta": X + np.nan}}},
     "data: x holds NaN or infinity": {"data": np.where(X > 1, np.inf, X)},
     "data: x is <U1 [2]; wanted numbers": {"data": np.array(["a", "b"])},
-    "data: x is float32 [2000, 7], but an example of the model has shape (8,)": {"data": X[:, :7]},
-    "data: x is int32 [2000, 8]; levels=None is for floats": {"data": X.astype(int)},
-    "test: x of one example is float32 [1, 2], but float32 [1, 8] in data": {"test": X[:5, :2]},
-    "test: mask of one example is float32 [1, 1], but absent in data": {
-        "test": {"x": TEST, "mask": np.ones((1000, 1))}
-    },
-    "data: mask is float32 [2000], x float32 [2000, 8]; wanted as many axes as x": {
+    "data: x is float32 [2000, 7], the model's event (8,)": {"data": X[:, :7]},
+    "data: x is int32 [2000, 8], levels=None; wanted integers for": {"data": X.astype(int)},
+    "an example of test is {'images': 'float32 [1, 2]'}, but one of data": {"test": X[:5, :2]},
+    "data: mask is float32 [2000], x float32 [2000, 8]; wanted the axes of x": {
         "data": {"x": X, "mask": np.ones(2000)}
     },
-    "data: mask holds 0.5; wanted 1 where x is there": {
+    "data: mask holds [0.5]; wanted 1 for what is there": {
         "data": {"x": X, "mask": np.full((2000, 1), 0.5)}
     },
     "steps must be an integer of at least 1, got 0": {"steps": 0},
@@ -153,7 +150,7 @@ def test_another_fit_than_that_of_the_folder_is_refused_by_name(tmp_path):
     other = X.copy()
     other[7, 3] += 1e-3
     for said, data, options in (
-        ("data.x: float32 [2000, 8]", other, {}),
+        ("data.images: float32 [2000, 8]", other, {}),
         ("batch_size: 128 -> 64", X, {"batch_size": 64}),
         ("seed: 0 -> 1", X, {"seed": 1}),
     ):

@@ -1,7 +1,7 @@
 """Examples from own arrays: x, maybe with a condition and a mask; their checks and fingerprints."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,12 +21,11 @@ def examples(given: Any, what: str) -> Examples:
     finite, and a mask that doesn't fit x or has other values than 0 and 1.
     """
     named = dict(given) if isinstance(given, Mapping) else {"x": given}
-    named = {name: value for name, value in named.items() if value is not None}
+    named = jax.tree.map(_array, {name: of for name, of in named.items() if of is not None})
     wanted = "x and, if there are any, condition and mask"
     _require({"x"} <= named.keys() <= NAMES.keys(), f"{what} has {[*named]}; wanted {wanted}.")
-    found = {NAMES[name]: jax.tree.map(_array, value) for name, value in named.items()}
-    x, mask = found["images"], found.get("mask")
-    for name, leaf in leaves(found).items():
+    x, mask = named["x"], named.get("mask")
+    for name, leaf in _leaves(named):
         rows = leaf.dtype.kind in "biuf" and leaf.size and leaf.shape[:1] == x.shape[:1]
         wanted = "numbers, a row for each example of x"
         _require(rows, f"{what}: {name} is {form(leaf)}; wanted {wanted}.")
@@ -36,10 +35,10 @@ def examples(given: Any, what: str) -> Examples:
         _require(np.all(fits), f"{what}: mask is {form(mask)}, x {form(x)}; wanted {wanted}.")
         odd = mask[(mask != 0) & (mask != 1)]
         _require(not odd.size, f"{what}: mask holds {odd[:1]}; wanted 1 for what is there, else 0.")
-        found["images"] = np.where(mask == 0, np.zeros((), x.dtype), x)
-    for name, leaf in leaves(found).items():
+        named["x"] = np.where(mask == 0, np.zeros((), x.dtype), x)
+    for name, leaf in _leaves(named):
         _require(np.isfinite(leaf).all(), f"{what}: {name} holds NaN or infinity.")
-    return found
+    return {NAMES[name]: value for name, value in named.items()}
 
 
 def _require(good: Any, said: str) -> None:
@@ -55,36 +54,28 @@ def _array(leaf: Any) -> np.ndarray:
 
 
 def check_values(of: Examples, event_shape: tuple[int, ...], levels: Any, what: str) -> None:
-    """Raises ValueError unless x is data of a model: floats, or integers in [0, levels).
-
-    A tuple of levels is one for each feature along the last axis, None for floats.
-    """
+    """Raises ValueError unless x is of the model's event: integers in [0, levels), or floats."""
     x, shape = of["images"], tuple(event_shape)
     _require(x.shape[1:] == shape, f"{what}: x is {form(x)}, the model's event {shape}.")
-    wanted = "integers for a number of levels, else floats"
     fits = isinstance(levels, int) == (x.dtype.kind in "iu")
+    wanted = "integers for a number of levels, else floats"
     _require(fits, f"{what}: x is {form(x)}, levels={levels}; wanted {wanted}.")
-    each = isinstance(levels, tuple)
-    for level, values in zip(levels, np.moveaxis(x, -1, 0)) if each else [(levels, x)]:
-        if level is not None:
-            good = (values >= 0) & (values < level) & (values == np.floor(values))
-            ends = f"{values.min()} to {values.max()}"
-            _require(good.all(), f"{what}: x holds {ends}; wanted integers in [0, {level}).")
+    if isinstance(levels, int):
+        within, ends = x.min() >= 0 and x.max() < levels, f"{x.min()} to {x.max()}"
+        _require(within, f"{what}: x holds {ends}; wanted integers in [0, {levels}).")
 
 
 def check_alike(data: Examples, test: Examples) -> None:
     """Raises ValueError unless both have the same names, with arrays of the same type and shape."""
-    ours, theirs = (
-        {name: form(leaf[:1]) for name, leaf in leaves(of).items()} for of in (data, test)
-    )
+    ours, theirs = (jax.tree.map(lambda leaf: form(leaf[:1]), of) for of in (data, test))
     _require(ours == theirs, f"an example of test is {theirs}, but one of data {ours}.")
 
 
-def leaves(of: Examples) -> dict[str, np.ndarray]:
-    """Returns each array by the name that it was given, as "x" or "condition/theta"."""
-    named = {name: of[key] for name, key in NAMES.items() if key in of}
-    found = jax.tree_util.tree_leaves_with_path(named)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+def fingerprints(of: Examples) -> dict[str, str]:
+    """Returns type, shape and a digest of each array, by its name."""
+    bits = {name: np.ascontiguousarray(leaf) for name, leaf in _leaves(of)}
+    digests = {name: hashlib.sha256(leaf.data).hexdigest()[:16] for name, leaf in bits.items()}
+    return {name: f"{form(leaf)} {digests[name]}" for name, leaf in bits.items()}
 
 
 def form(leaf: np.ndarray) -> str:
@@ -92,8 +83,7 @@ def form(leaf: np.ndarray) -> str:
     return f"{leaf.dtype} {[*leaf.shape]}"
 
 
-def fingerprints(of: Examples) -> dict[str, str]:
-    """Returns type, shape and a digest of each array, by its name."""
-    bits = {name: np.ascontiguousarray(leaf) for name, leaf in leaves(of).items()}
-    digests = {name: hashlib.sha256(leaf.data).hexdigest()[:16] for name, leaf in bits.items()}
-    return {name: f"{form(leaf)} {digests[name]}" for name, leaf in bits.items()}
+def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name of each array, as "condition/theta", and the array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf

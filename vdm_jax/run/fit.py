@@ -93,15 +93,12 @@ def fit(
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
     stream = train_batches(train, seed=given.seed, **batching)
     every = given.eval_every or steps, steps, given.checkpoint_every or steps
-    run = loop.Run(
-        loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped),
-        step.make_step(training, mesh), training.key, functools.partial(stacked, stream), evaluate,
-        None, None, None, mesh, stop,
-    )  # fmt: skip
+    plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
+    calls = plan, step.make_step(training, mesh), keys[1], functools.partial(stacked, stream)
     try:
         with _opened(workdir, given, train) as (folder, checkpoints):
             state = _first_state(training, steps, checkpoints, keys[0], mesh)
-            run = run._replace(workdir=folder, checkpoints=checkpoints)
+            run = loop.Run(*calls, evaluate, None, checkpoints, folder, mesh, stop)
             state, result = loop.train(run, state)
     except Stopped as stopped:  # its state is saved: the signal does what it does without us
         signal.raise_signal(stopped.number)
@@ -112,12 +109,11 @@ def fit(
 def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
     """Raises ValueError for a number out of its range."""
     sharding.check_batch_size(of.batch_size, mesh)
-    for every, name in ((of.eval_every, "eval_every"), (of.checkpoint_every, "checkpoint_every")):
-        if every is not None:
-            checks.count(every, name)
-    for name in ("ema_rate", "condition_dropout"):
-        if not 0.0 <= (value := getattr(of, name)) <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    checks.count(of.eval_every or 1, "eval_every")
+    checks.count(of.checkpoint_every or 1, "checkpoint_every")
+    for rate, name in ((of.ema_rate, "ema_rate"), (of.condition_dropout, "condition_dropout")):
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {rate}.")
     if of.condition_dropout and "conditioning" not in train:
         raise ValueError("condition_dropout needs data with a condition; there is none.")
 

@@ -43,12 +43,11 @@ MAY_DIFFER = tuple(
     }.items()
     for name in names.split()
 )
-FLAGS: dict[type[UserError], str] = {
+FLAGS: dict[type[UserError], str] = {  # that mend what the training refuses
     SettingsError: "With --allow_config_change the run goes on with the new ones.",
-    DamagedError: "With --allow_fallback a run of one process goes on from the newest good one, and "
-    "keeps what is damaged in a folder of its own.",
-    TrainingError: "They are --config.optimizer.learning_rate and clip_norm, to be given with "
-    "--allow_config_change.",
+    DamagedError: "With --allow_fallback a run of one process goes on from the newest good one, "
+    "and keeps what is damaged in a folder of its own.",
+    TrainingError: "Both go with --allow_config_change.",
 }
 
 
@@ -101,10 +100,7 @@ def _train(of: Experiment, options: Options) -> Evaluation:
 
 @contextlib.contextmanager
 def _stopping(folder: Path) -> Iterator[None]:
-    """Ends the run at once at a signal outside the training loop; says where it will go on.
-
-    What the training refuses, and flags of its command mend, is told with these flags.
-    """
+    """Ends the run at once at a signal outside the training loop; says where it will go on."""
 
     def at_once(number: int, frame: object) -> None:
         raise Stopped(number)

@@ -19,8 +19,6 @@ from vdm_jax.train.record import CheckpointError, DamagedError
 
 T = TypeVar("T")
 
-_WAY_ON = "Move that folder away, and start again to go on from the one before it."
-
 
 class SettingsError(CheckpointError):
     """A checkpoint of a run with other settings; the message names each difference."""
@@ -168,7 +166,9 @@ class Checkpoints:
                 return step, read(step), damaged
             except DamagedError as error:
                 if not self._allow_fallback:
-                    raise DamagedError(f"{error} {_WAY_ON}") from error
+                    raise DamagedError(
+                        f"{error} Move that folder away to go on from the one before it."
+                    ) from error
                 damaged[step] = error
         if not damaged:
             raise CheckpointError(f"no checkpoint in {self._folder}.")

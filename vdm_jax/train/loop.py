@@ -184,16 +184,13 @@ class _Loop:
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
                 plots.plot_losses(metrics, run.workdir / "loss.png", plan.steps)
         if run.sample and run.workdir and plan.due(step, plan.sample_every):
-            self._draw(run.sample, run.workdir / "samples" / f"{step:08d}.png")
+            picture = run.workdir / "samples" / f"{step:08d}.png"
+            if not sharding.of_first(picture.exists()):
+                pixels = run.sample(self.state)
+                if jax.process_index() == 0:
+                    plots.write_image(picture, pixels)
+                self.log.image(step, "samples", pixels)
         return found
-
-    def _draw(self, sample: Callable[[TrainState], np.ndarray], picture: Path) -> None:
-        """Writes a picture of samples, unless it is there."""
-        if not sharding.of_first(picture.exists()):
-            pixels = sample(self.state)
-            if jax.process_index() == 0:
-                plots.write_image(picture, pixels)
-            self.log.image(self.step, "samples", pixels)
 
 
 class _Call(NamedTuple):

@@ -92,11 +92,8 @@ class Model(NamedTuple):
     def facts(self, batch: Batch | None = None) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
-
-        def bind(key: Key) -> None:
-            found.append(self.bind_batch(self.init(key), batch or {}))
-
-        jax.eval_shape(bind, jax.random.key(0))
+        key = jax.random.key(0)
+        jax.eval_shape(lambda: found.append(self.bind_batch(self.init(key), batch or {})))
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:

@@ -140,11 +140,9 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
         return gradient
 
     def mean_gradient(params: Params, batch: Batch, key: Key) -> Any:
-        def rows(leaf: jax.Array) -> jax.Array:
-            # i, i + parts, ...: each part is spread over all devices, as the batch is.
-            return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
-
-        split, keys = jax.tree.map(rows, batch), jax.random.split(key, parts)
+        # Rows i, i + parts, ...: each part is spread over all devices, as the batch is.
+        split = jax.tree.map(lambda v: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, parts)
         shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda v: v[0], split), key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
