@@ -1,0 +1,93 @@
+"""The network for sets: what moves along with the points, and what changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import schedule
+from vdm_jax.nn.sets import SetTransformer
+
+ENDS = {"gamma_min": -6.0, "gamma_max": 4.0}
+SMALL = ENDS | {"width": 16, "num_blocks": 1, "num_heads": 2}
+THERE = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
+GAMMA = jnp.array([-5.0, -1.0, 0.5, 3.0])
+THETA = {"b": jnp.linspace(-1.0, 1.0, 4), "a": jnp.arange(8.0).reshape(4, 2, 1)}
+Z = np.random.default_rng(0).normal(size=(4, 5, 2)).astype(np.float32)
+
+
+@functools.cache
+def applied(centred=False, periodic=None, head="eps"):
+    """The network with parameters of which none is zero, as a function of its arguments."""
+    network = SetTransformer(**SMALL, centred=centred, periodic=periodic, head=head)
+    of = jax.eval_shape(network.init, jax.random.key(0), Z, GAMMA, THETA)["params"]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: 0.4 * rng.normal(size=p.shape).astype(np.float32), of)
+
+    @jax.jit
+    def apply(z_t, gamma_t=GAMMA, conditioning=THETA, mask=None):
+        return network.apply({"params": params}, z_t, gamma_t, conditioning, mask)
+
+    return apply
+
+
+OPTIONS = [{}, {"centred": True}, {"periodic": 2.0, "head": "v"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_prediction_is_equivariant_and_padding_changes_nothing(options):
+    apply = applied(**options)
+    order = np.array([3, 0, 4, 2, 1])
+    plain = apply(Z, mask=THERE)
+    np.testing.assert_allclose(apply(Z[:, order], mask=THERE[:, order]), plain[:, order], atol=1e-5)
+    assert np.all(np.asarray(plain)[~THERE] == 0.0) and np.isfinite(plain).all()
+    for fill in (np.nan, np.inf, 1e30):
+        filled = np.where(THERE[..., None], Z, np.float32(fill))
+        np.testing.assert_array_equal(apply(filled, mask=THERE[..., None]), plain)
+        slope = jax.grad(lambda z: jnp.sum(apply(z, mask=THERE) ** 2))(filled)
+        assert np.all(np.asarray(slope)[~THERE] == 0.0) and np.isfinite(slope).all()
+    # The second set by itself, without padding.
+    (alone,) = apply(Z[1:2][:, THERE[1]], GAMMA[1:2], jax.tree.map(lambda x: x[1:2], THETA))
+    np.testing.assert_allclose(alone, plain[1][THERE[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_prediction_depends_on_the_other_points_their_number_gamma_and_each_condition(options):
+    apply = applied(**options)
+    plain, moved = apply(Z), np.array(Z)
+    moved[:, 0, 0] += 0.3
+    # Each point twice: any mean over the points is the same, and their number tells.
+    others = [apply(moved), apply(Z, GAMMA + 0.5), apply(np.concatenate([Z, Z], axis=1))]
+    others += [apply(Z, conditioning=THETA | {name: THETA[name] + 0.5}) for name in THETA]
+    for other in others:
+        assert np.abs(plain[:, 1:] - other[:, 1:5]).max() > 0.01
+
+
+def test_positions_on_a_torus_are_the_same_after_a_turn():
+    apply = applied(periodic=2.0, head="v")
+    turns = np.random.default_rng(2).integers(-2, 3, Z.shape)
+    period = 2.0 * schedule.alpha(GAMMA)[:, None, None]
+    np.testing.assert_allclose(apply(Z + turns * period), apply(Z), atol=3e-4)
+    assert np.abs(apply(Z + 0.4 * period) - apply(Z)).max() > 0.01
+    for options in ({"head": "eps"}, {"head": "v", "centred": True}):
+        with pytest.raises(ValueError, match="a periodic set needs head='v' and no centre of mass"):
+            applied(periodic=2.0, **options)
+
+
+@pytest.mark.parametrize("head", ["eps", "x", "v", "score"])
+def test_a_centred_prediction_has_mean_zero_and_ignores_translations(head):
+    apply = applied(centred=True, head=head)
+    plain = apply(Z, mask=THERE)
+    np.testing.assert_allclose(np.sum(plain, axis=1), 0.0, atol=1e-5)
+    moved = Z + np.float32([[[2.0, -1.0]]])
+    np.testing.assert_allclose(apply(moved, mask=THERE), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["eps", "v"])
+def test_a_fresh_network_predicts_z_t_as_eps_and_zero_as_v(head):
+    network = SetTransformer(**SMALL, head=head)
+    got, _ = network.init_with_output(jax.random.key(0), Z, GAMMA, mask=THERE)
+    want = Z * THERE[..., None] if head == "eps" else np.zeros_like(Z)
+    np.testing.assert_array_equal(got, want)
