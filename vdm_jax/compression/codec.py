@@ -161,7 +161,7 @@ def _bound(bind: Bind, params: Any) -> tuple[VDM, int]:
     """Returns the model with its parameters as they are, and its levels."""
     with jax.enable_x64(True):
         vdm = bind(params)
-    if len(vdm.event_shape) != 3 or vdm.levels is None or not 2 <= vdm.levels <= 256:
+    if len(vdm.event_shape) != 3 or not isinstance(vdm.levels, int) or not 2 <= vdm.levels <= 256:
         wanted = "the model must be of images [height, width, channels] with 2 to 256 levels"
         raise UserError(f"{wanted}, got shape {vdm.event_shape} and levels {vdm.levels}")
     return vdm, vdm.levels
