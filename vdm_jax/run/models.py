@@ -205,10 +205,9 @@ def _columns(given: Tensor, condition: Condition, rate: float, key: Key | None) 
     Where conditions are dropped at a `rate` a last column says whether this one is there, else it
     is all zeros; it is dropped by `key`, or where `given` is the flag alone, [batch].
     """
-    if given.ndim == 1 and not rate:
-        said = f"the network needs the {condition.word} of each image behind the flag"
-        raise ValueError(f"{said}, [batch, n], got {given.shape}.")
     if given.ndim == 1:
+        if not rate:
+            raise ValueError(f"the network needs the {condition.word} of each image, [batch, n].")
         return jnp.pad(given[:, None], ((0, 0), (0, condition.size + 1)))
     flag, told = given[:, :1], given[:, 1:]
     if condition.classes:
