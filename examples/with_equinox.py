@@ -23,7 +23,7 @@ class Denoiser(eqx.Module):
 
     mlp: eqx.nn.MLP
 
-    def __init__(self, key, width=128):
+    def __init__(self, key, width=64):
         self.mlp = eqx.nn.MLP(2 * 9 + 6, 2, width, depth=3, activation=jax.nn.silu, key=key)
 
     def __call__(self, z_t, gamma_t):
