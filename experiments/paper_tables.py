@@ -101,7 +101,7 @@ def _variance(trained: Subject) -> list[Row]:
     for name, gamma in schedules.items():
         row, draws, of = trainings.bound(trained, 4 * trainings.REPEATS, **gamma)
         variance = float(np.var(loss.bits_per_dim(draws.terms.total, of.vdm.event_shape)))
-        profile = likelihood.profile(draws, of.vdm)
+        profile = likelihood.loss_profile(draws, of.vdm)
         rows.append(row | {"schedule": name, "variance": variance, "profile": profile})
     return rows
 

@@ -58,9 +58,8 @@ def test_the_integral_of_two_repelling_points_is_that_over_their_distance():
     for theta in (-1.0, 0.2):
         number = np.exp(point_sets.number_log_prob("repulsion", [theta]))[0]
         two_r_2 = 2.0 * (0.5 * math.exp(theta)) ** 2
-        lost, _ = integrate.quad(
-            lambda s, two_r_2=two_r_2: 0.9 * math.exp(-s - 4.0 * s / two_r_2), 0.0, np.inf
-        )
+        rate = 1.0 + 4.0 / two_r_2
+        lost, _ = integrate.quad(lambda s, a: 0.9 * math.exp(-a * s), 0.0, np.inf, (rate,))
         assert number[2] / number[1] == pytest.approx(1.5 * (1.0 - lost), rel=1e-6)
 
 

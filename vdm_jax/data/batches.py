@@ -53,13 +53,17 @@ def train_batches(
     local = _local_size(batch_size, process_index, process_count)
     checks.count(seed, "seed", least=0, most=2**32 - 1)
 
-    def element(index: int, rng: np.random.Generator) -> Batch:
-        example: Batch = structure.unflatten([leaf[index] for leaf in leaves])
-        return example if transform is None else transform(example, rng)
+    def examples_at(index: Any) -> Batch:
+        found: Batch = structure.unflatten([leaf[index] for leaf in leaves])
+        return found
 
     stream = grain.MapDataset.range(count).seed(int(seed)).shuffle().repeat()
     # Without `drop_remainder` Grain gets the length of an endless stream of batches of 1 wrong.
-    blocks = stream.random_map(element).batch(local, drop_remainder=True)
+    if transform is None:
+        blocks = stream.batch(local, drop_remainder=True).map(examples_at)
+    else:
+        changed = stream.random_map(lambda index, rng: transform(examples_at(index), rng))
+        blocks = changed.batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
 

@@ -1,16 +1,19 @@
-"""Measurements of an evaluation: the bound, its profile over t, other bounds on the likelihood."""
+"""Measurements of an evaluation: the bound, its profile over t, other bounds on the likelihood.
+
+And of one's own data x: `profile`, log p(x | theta) over a grid of theta.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import bounds, flow, loss, timestep
+from vdm_jax import bounds, checks, flow, loss, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import TERMS, Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
@@ -19,12 +22,14 @@ from vdm_jax.evaluation.variance_reduction import Evaluator, drawn, plan
 from vdm_jax.ode import Solver
 from vdm_jax.pixels import Dequantization
 from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
-from vdm_jax.types import Key, PerExample
+from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
 BINS = 50  # of a profile over t
 
 Row = dict[str, Any]
+
+By = Literal["bound", "ode"]
 
 
 class Settings(NamedTuple):
@@ -72,7 +77,7 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
     for num_steps in asked.num_steps:
         draws = add_bound(subject, num_steps)
         if is_vdm and (num_steps is None or not shape):
-            shape = profile(draws, subject.vdm)
+            shape = loss_profile(draws, subject.vdm)
     try:
         for some, steps, others in _others(subject, asked, jax.random.fold_in(key, 1)):
             count = len(some.images.test)  # the bound on the very images that others are of
@@ -120,7 +125,7 @@ def _row(
     return row | {"network_calls": round(images * draws * calls)}
 
 
-def profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
+def loss_profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
     """Returns the diffusion loss by bins of t, in the bound's unit, and gamma there."""
     of_unit = unit(vdm)
     losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
@@ -190,3 +195,79 @@ def per_image(
     compiled, of = over_devices(step, mesh, subject.params), subject._replace(batch_size=size)
     found, second = drawn(compiled, of, key, draws, "evaluating")
     return np.asarray(loss.bits_per_dim(found, subject.bound.event_shape), np.float64), second
+
+
+class LikelihoodProfile(NamedTuple):
+    """The log-likelihood of each example at each theta of a grid, in nats: [grid, batch]."""
+
+    log_prob: np.ndarray
+    """log p(x | theta); by the bound an estimate of what lies below it."""
+    best: np.ndarray
+    """Index of each example's best theta, [batch]."""
+    difference: np.ndarray
+    """log p(x | theta) less that at the best theta."""
+    error: np.ndarray
+    """Standard error of the difference: the deviation over repeats, over the root of their number.
+    0 at the best theta, and where nothing is drawn."""
+
+
+def profile(
+    bind: Callable[[Any], VDM],
+    x: Images | Tensor,
+    grid: Any,
+    key: Key,
+    by: By = "bound",
+    draws: tuple[int, int] = (16, 16),
+    **solver: Any,
+) -> LikelihoodProfile:
+    """Returns log p(x | theta) of examples x [batch, *event] over a grid of theta.
+
+    The noises and times are the same for each theta, so that a difference between two of them has
+    far less error than either. Errors of different examples are independent.
+
+    Args:
+      bind: function from theta, repeated for each example, to the model, as
+        `lambda theta: model.bind(params, theta)`.
+      grid: points in the space of theta, a pytree with leaves [grid, ...].
+      by: "bound", or "ode" for the density of the probability-flow ODE (`VDM.log_prob`).
+      draws: number of independent repeats, at least 2, and of the equally spaced times of each
+        (of which the ODE needs none; nor repeats for an exact trace).
+      solver: fields of `vdm_jax.ode.Solver`, for the ODE.
+
+    Raises ValueError where log p is not finite.
+    """
+    checks.choice(by, "by", get_args(By))
+    repeats, times = draws
+    checks.count(repeats, "the number of repeats", least=2)
+    drawn = by == "bound" or solver.get("trace") == "hutchinson"
+    keys = jax.random.split(key, repeats if drawn else 1)
+
+    x = jnp.asarray(x)
+
+    def at(theta: Any) -> jax.Array:
+        vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(x), axis=0), theta))
+        if by == "ode":
+            return jax.lax.map(lambda key: vdm.log_prob(key=key, x=x, **solver), keys)
+        return jax.lax.map(lambda key: -_mean_bound(vdm, x, key, times), keys)
+
+    over_grid = jax.jit(partial(jax.lax.map, at))
+    nats = np.asarray(over_grid(jax.tree.map(jnp.asarray, grid)), np.float64)
+    if not (good := np.isfinite(nats)).all():
+        raise ValueError(
+            f"log p(x | theta) is not finite in {np.sum(~good)} of {nats.size} draws: the network "
+            "gave NaN, or the ODE's solver gave up (raise rtol and atol)."
+        )
+    mean = nats.mean(axis=1)
+    best = mean.argmax(axis=0)
+    apart = nats - np.take_along_axis(nats, best[None, None], axis=0)
+    error = apart.std(axis=1, ddof=1) / math.sqrt(repeats) if drawn else np.zeros_like(mean)
+    return LikelihoodProfile(mean, best, apart.mean(axis=1), error)
+
+
+def _mean_bound(vdm: VDM, x: Images | Tensor, key: Key, times: int) -> PerExample:
+    """Returns the mean of the bound at equally spaced times of each example, [batch] nats."""
+    key_t, key_eps = jax.random.split(key)
+    spaced = jax.vmap(lambda key: timestep.antithetic(key, times), out_axes=1)
+    t = spaced(jax.random.split(key_t, len(x)))
+    bound = jax.vmap(lambda t, keys: vdm.elbo_by_keys(x, t, keys).total)
+    return jnp.mean(bound(t, jax.random.split(key_eps, t.shape)), axis=0)
