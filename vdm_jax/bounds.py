@@ -52,15 +52,15 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
     "transition", if sigma_t^2 > 2 sigma_s^2, as where steps are few.
     """
     num_steps = _num_steps(vdm)
-    x = loss.to_data(images, vdm.levels)
-    gammas = timestep.gammas(vdm.gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
+    x = loss.to_data(images, vdm.levels, vdm.mask)
+    gammas = timestep.steps(vdm.gamma, jnp.arange(num_steps, -1, -1, dtype=x.dtype) / num_steps)
     key_1, key_steps = jax.random.split(key)
 
     def step(
         carry: tuple[Tensor, PerExample], at: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[tuple[Tensor, PerExample], None]:
         (e_t, log_weight), (i, gamma_t, gamma_s) = carry, at
-        per_example = jnp.broadcast_to(gamma_t, x.shape[:1])
+        per_example = timestep.of_batch(gamma_t, x)
         e_hat, share = _predict(vdm, x, e_t, per_example)
         eps = jax.random.normal(jax.random.fold_in(key_steps, i), x.shape, x.dtype)
         # The mean of p(z_s|z_t) is away from that of q(z_s|z_t, x) by this shift, in standard
@@ -68,14 +68,15 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
         shift = jnp.sqrt(jnp.expm1(gamma_t - gamma_s)) * (e_t - e_hat)
         log_r = -share * variance_log_ratio(gamma_s, gamma_t)
         wider = 0.5 * (log_r - jnp.expm1(log_r) * jnp.square(eps))
-        log_weight += loss.sum_event(wider + jnp.exp(log_r) * shift * (eps - 0.5 * shift))
+        moved = wider + jnp.exp(log_r) * shift * (eps - 0.5 * shift)
+        log_weight += loss.sum_event(moved, vdm.mask)
         e_s = Gaussian(jnp.exp(0.5 * (gamma_s - gamma_t)) * e_t, -jnp.expm1(gamma_s - gamma_t))
         return (e_s.at(eps), log_weight), None
 
     e_1 = jax.random.normal(key_1, x.shape, x.dtype)
     steps = (jnp.arange(num_steps), gammas[:-1], gammas[1:])
-    e_0, log_weight = scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0])), steps)
-    return log_weight - loss.reconstruction(images, e_0, gammas[-1], vdm.levels)
+    e_0, log_weight = scan(step, (e_1, _prior_log_ratio(x, e_1, gammas[0], vdm.mask)), steps)
+    return log_weight - loss.reconstruction(images, e_0, gammas[-1], vdm.levels, vdm.mask)
 
 
 def chains(
@@ -86,12 +87,14 @@ def chains(
     return jax.lax.map(lambda key: chain(vdm, key, images), jax.random.split(key, num_chains))
 
 
-def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor) -> PerExample:
+def _prior_log_ratio(
+    x: Tensor, e_1: Tensor, gamma_1: Tensor, mask: ArrayLike | None
+) -> PerExample:
     """Returns log N(z_1; 0, I) - log q(z_1|x) at z_1 = alpha_1 x + sigma_1 e_1."""
     a, s = alpha(gamma_1), sigma(gamma_1)
     # z_1^2 - e_1^2 as the small number that it is where alpha_1 is small.
     excess = a * (a * (jnp.square(x) - jnp.square(e_1)) + 2.0 * s * x * e_1)
-    return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1))
+    return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1), mask)
 
 
 def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms:
@@ -102,24 +105,26 @@ def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms
     Its prior term is `prior_matching`, its diffusion term `consistency_term` at a random step.
     """
     num_steps = _num_steps(vdm)
-    x = loss.to_data(images, vdm.levels)
+    x = loss.to_data(images, vdm.levels, vdm.mask)
     key_t, *keys = jax.random.split(key, 5)
     t = timestep.draw(key_t, x.shape[0], vdm.timesteps)
     eps_0, eps_prior, eps_s, eps_u = (jax.random.normal(k, x.shape, x.dtype) for k in keys)
-    gamma_0 = timestep.gammas(vdm.gamma, jnp.zeros(1, x.dtype))[0]
+    gamma_0, _ = timestep.end_points(vdm.gamma, x.dtype)
     return loss.ElboTerms(
-        loss.reconstruction(images, eps_0, gamma_0, vdm.levels),
-        prior_matching(x, eps_prior, vdm.gamma, num_steps),
+        loss.reconstruction(images, eps_0, gamma_0, vdm.levels, vdm.mask),
+        prior_matching(x, eps_prior, vdm.gamma, num_steps, vdm.mask),
         consistency_term(vdm, x, eps_s, eps_u, t),
     )
 
 
-def prior_matching(x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int) -> PerExample:
+def prior_matching(
+    x: Tensor, eps: Tensor, gamma: Gamma, num_steps: int, mask: ArrayLike | None = None
+) -> PerExample:
     """Returns KL(q(z_T|z_{T-1}) || N(0, I)) at z_{T-1} made of noise `eps` (Luo eq. 45)."""
     times = jnp.array([num_steps - 1.0, num_steps], x.dtype) / num_steps
-    gamma_s, gamma_t = timestep.gammas(gamma, times)
+    gamma_s, gamma_t = timestep.steps(gamma, times)
     q = transition(marginal(x, gamma_s).at(eps), gamma_s, gamma_t)
-    return loss.sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+    return loss.sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))), mask)
 
 
 def consistency_term(
@@ -159,7 +164,7 @@ def consistency_term(
     constant = _log_ratio(c, c1, rise) - jnp.square(rho) * c
     cross = 2.0 * c * jnp.square(rho) * r / jnp.sqrt(c2) * g * eps_u
     twice = constant + kappa * (jnp.square(eps_u) - 1.0) + c * jnp.square(g) - cross
-    return 0.5 * num_steps * loss.sum_event(twice)
+    return 0.5 * num_steps * loss.sum_event(twice, vdm.mask)
 
 
 def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
@@ -173,7 +178,7 @@ def _predict(
 ) -> tuple[Tensor, Tensor | float]:
     """Returns the noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the share."""
     z_t = marginal(x, gamma_t).at(e_t)
-    prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
+    prediction, share = split(vdm.predict(z_t, gamma_t), vdm.reverse_var)
     return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
 

@@ -51,9 +51,9 @@ class Sample(NamedTuple):
     steps: Steps
 
 
-def standard_normal(z: Tensor) -> PerExample:
+def standard_normal(z: Tensor, mask: ArrayLike | None = None) -> PerExample:
     """Returns log N(z; 0, I) of each example: [batch, *event] -> [batch], in nats."""
-    return loss.sum_event(Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z))
+    return loss.sum_event(Gaussian(jnp.zeros_like(z), jnp.ones_like(z)).log_prob(z), mask)
 
 
 def log_prob(

@@ -12,17 +12,19 @@ makes of it a bound on the probability of an image. Needs diffrax, and is theref
 `vdm_jax` itself.
 """
 
-import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vdm_jax import checks, cnf, pixels
+from vdm_jax import checks, cnf, loss, masks, mixed, pixels, timestep
 from vdm_jax.bounds import importance_weighted
 from vdm_jax.cnf import LogProb, Sample
+from vdm_jax.mixed import Levels
 from vdm_jax.ode import DEFAULT, Solver
 from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
@@ -41,25 +43,42 @@ class DequantizedNats(NamedTuple):
 
 
 def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
-    """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), at a gamma scalar or [batch]."""
-    per_example = jnp.broadcast_to(jnp.asarray(gamma, z.dtype), z.shape[:1])
-    prediction, _ = split(vdm.denoise(z, per_example), vdm.reverse_var)
+    """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), at a gamma scalar or [batch].
+
+    A schedule of each feature gives gamma [1, *event] or [batch, *event]. Padding stands still.
+    """
+    per_example = timestep.of_batch(jnp.asarray(gamma, z.dtype), z)
+    prediction, _ = split(vdm.predict(z, per_example), vdm.reverse_var)
     v = to_v(prediction, z, per_example, vdm.kind)
     gamma = expand(per_example, z)
-    return 0.5 * alpha(gamma) * sigma(gamma) * v
+    return masks.keep(0.5 * alpha(gamma) * sigma(gamma) * v, vdm.mask)
+
+
+def _field(vdm: "VDM", ends: tuple[Tensor, Tensor]) -> tuple[cnf.Field, tuple[Any, Any]]:
+    """Returns the flow with its start and end: in gamma, or in t if each feature has its own."""
+    if ends[0].ndim == 0:
+        return lambda gamma, z: drift(vdm, z, gamma), ends
+
+    def in_time(t: Tensor, z: Tensor) -> Tensor:
+        gamma, rate = jax.jvp(lambda t: timestep.steps(vdm.gamma, t[None])[0], (t,), (t * 0 + 1,))
+        return rate * drift(vdm, z, gamma)
+
+    return in_time, (0.0, 1.0)
 
 
 def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, by `cnf.log_prob`; its z is z_1."""
     z_0, ends = _checked(vdm, z_0)
-    field = lambda gamma, z: drift(vdm, z, gamma)  # noqa: E731
-    return cnf.log_prob(z_0, field, *ends, solver=solver, key=key)
+    field, times = _field(vdm, ends)
+    base = partial(cnf.standard_normal, mask=vdm.mask)
+    return cnf.log_prob(z_0, field, *times, base, solver, key)
 
 
 def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 ~ N(0, I) back to z_0 (`sampling.to_images` makes it pixels)."""
     z_1, ends = _checked(vdm, z_1)
-    return cnf.sample(z_1, lambda gamma, z: drift(vdm, z, gamma), *ends, solver)
+    field, times = _field(vdm, ends)
+    return cnf.sample(z_1, field, *times, solver)
 
 
 def data_log_prob(
@@ -67,9 +86,10 @@ def data_log_prob(
 ) -> LogProb:
     """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
     x, (gamma_0, _) = _checked(vdm, x)
-    scale = alpha(gamma_0)
+    scale = alpha(expand(gamma_0, x))
     of_z = log_prob(vdm, scale * x, solver, key)
-    return of_z._replace(log_prob=of_z.log_prob + math.prod(x.shape[1:]) * jnp.log(scale))
+    stretch = loss.sum_event(jnp.broadcast_to(jnp.log(scale), x.shape), vdm.mask)
+    return of_z._replace(log_prob=of_z.log_prob + stretch)
 
 
 def dequantized_nats(
@@ -88,30 +108,60 @@ def dequantized_nats(
     raises the mean of exp(log p), so with K > 1 the bound may come out too low.
 
     `key` gives the draws and the probes. images are integers in [0, vdm.levels), [batch, *event];
-    others give NaN, as does any draw on which the solver gave up.
+    others give NaN, as does any draw on which the solver gave up. With a tuple of levels only
+    features that have some are dequantised, and the bound is one on their joint density.
     """
     checks.count(num_samples, "num_samples")
-    gammas = vdm.gamma(jnp.array([0.0, 1.0]))
-    # Its end points are computed once, and not again in the loop, where they round otherwise.
-    fixed = vdm._replace(gamma=lambda t: gammas.astype(t.dtype))
+    images = masks.keep(images, vdm.mask)
+    gamma_0, gamma_1 = timestep.end_points(vdm.gamma)
+    fixed = vdm
+    if gamma_0.ndim == 0:
+        # The end points are computed once, and not again in the loop, where they round otherwise.
+        fixed = vdm._replace(gamma=lambda t: jnp.stack([gamma_0, gamma_1]).astype(t.dtype))
 
     def draw(key: Key) -> tuple[PerExample, Array]:
         key_z, key_probes = jax.random.split(key)
-        levels = cast(int, vdm.levels)  # None is refused there
-        z_0, log_q = pixels.dequantize(key_z, images, levels, gammas[0], dequantization)
+        z_0, log_q = _dequantized(key_z, images, gamma_0, vdm.levels, dequantization)
         p = log_prob(fixed, z_0, solver, key_probes)
-        return p.log_prob - log_q, p.steps.evaluations
+        return p.log_prob - loss.sum_event(log_q, vdm.mask), p.steps.evaluations
 
     log_weights, num_evaluations = jax.lax.map(draw, jax.random.split(key, num_samples))
     return DequantizedNats(importance_weighted(log_weights), jnp.sum(num_evaluations))
 
 
+def _dequantized(
+    key: Key,
+    images: Images,
+    gamma_0: Tensor,
+    levels: Levels,
+    method: pixels.Dequantization,
+) -> tuple[Tensor, Tensor]:
+    """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, and log alpha_0.
+
+    That is what makes of z_0's density that of x.
+    """
+    gamma_0 = expand(gamma_0, images)
+    if isinstance(levels, tuple):
+        found = [
+            _dequantized(jax.random.fold_in(key, i), mixed.integers(of, level), g, level, method)
+            for i, (level, of, g) in enumerate(mixed.parts(levels, images, gamma_0))
+        ]
+        z_0, log_q = (mixed.joined(levels, each) for each in zip(*found, strict=True))
+        return z_0, log_q
+    if levels is not None:
+        return pixels.dequantize_each(key, images, levels, gamma_0, method)
+    scale = alpha(gamma_0)
+    return scale * images, jnp.broadcast_to(-jnp.log(scale), jnp.shape(images))
+
+
 def _checked(vdm: "VDM", z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Returns `z` and gamma's ends. Raises ValueError where they are known and can't be meant."""
-    z = cnf.as_batch(z, "latents")
-    gamma_0, gamma_1 = vdm.gamma(jnp.array([0.0, 1.0], z.dtype))
+    z = masks.keep(cnf.as_batch(z, "latents"), vdm.mask)
+    gamma_0, gamma_1 = timestep.end_points(vdm.gamma, z.dtype)
     low, high = checks.known(gamma_0), checks.known(gamma_1)
-    if low is not None and high is not None and not -math.inf < low < high < math.inf:
+    if low is not None and high is not None and not (
+        np.all(np.isfinite(low) & np.isfinite(high) & (low < high))
+    ):
         raise ValueError(f"gamma(0) must be below gamma(1), both finite, got {low} and {high}.")
     # In the wrong order though unknown until it's computed: no number.
     return z * jnp.where(gamma_0 < gamma_1, 1.0, jnp.nan), (gamma_0, gamma_1)

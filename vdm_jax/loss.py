@@ -4,11 +4,15 @@
 
 With a number of `levels` the data are integers and p(x) is a probability: the bound has bits per
 dim. With `levels=None` the data are x itself, continuous, and p(x) is a density, whose nats depend
-on the scale of x, may be negative, and must not be compared with the former.
+on the scale of x, may be negative, and must not be compared with the former. A tuple of levels, one
+for each feature along the last axis, mixes both (`vdm_jax.mixed`).
+
+With a `mask` [batch, *event], axes of size 1 allowed, only what is there counts (`vdm_jax.masks`).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import checks, pixels, timestep
+from vdm_jax import checks, masks, mixed, pixels, timestep
 from vdm_jax.distributions import Gaussian, excess
+from vdm_jax.mixed import Levels
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
 from vdm_jax.timestep import noise_level
@@ -38,42 +43,76 @@ class ElboTerms(NamedTuple):
 
 
 def reconstruction(
-    images: Images | Tensor, eps_0: Tensor, gamma_0: ArrayLike, levels: int | None
+    images: Images | Tensor,
+    eps_0: Tensor,
+    gamma_0: ArrayLike,
+    levels: Levels,
+    mask: ArrayLike | None = None,
 ) -> PerExample:
     """Returns -log p(x|z_0) at z_0 = alpha_0 x + sigma_0 eps_0, [batch] nats (VDM eq. 11).
 
     p(x|z_0) of integers in [0, `levels`) is `pixels.log_prob` (others give NaN); without levels it
     is the density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2) of images that are x itself. `eps_0`
-    is standard-normal noise of the shape of images; `gamma_0` a scalar or [batch].
+    is standard-normal noise of the shape of images; `gamma_0` a scalar, [batch] or [1, *event].
     """
     checks.same_shape(images, eps_0, "images", "eps_0")
-    eps_0 = jnp.asarray(eps_0)
+    images, eps_0 = masks.keep(images, mask), jnp.asarray(eps_0)
+    if isinstance(levels, tuple):
+        parts = mixed.parts(levels, images, eps_0, expand(gamma_0, images), mask)
+        return _sum(
+            reconstruction(mixed.integers(of, level), noise, gamma, level, there)
+            for level, of, noise, gamma, there in parts
+        )
     x = to_data(images, levels)
     # Of z_0 / alpha_0 - x = (sigma_0 / alpha_0) eps_0: the difference itself would cancel.
     noise = Gaussian(jnp.zeros_like(x), jnp.exp(expand(gamma_0, x)))
     error = noise.at(eps_0)
     if levels is None:
-        return -sum_event(noise.log_prob(error))
-    return -sum_event(pixels.log_prob_of_error(images, error, gamma_0, levels))
+        return -sum_event(noise.log_prob(error), mask)
+    return -sum_event(pixels.log_prob_of_error(images, error, gamma_0, levels), mask)
 
 
 def expected_reconstruction(
-    images: Images | Tensor, gamma_0: ArrayLike, levels: int | None
+    images: Images | Tensor,
+    gamma_0: ArrayLike,
+    levels: Levels,
+    mask: ArrayLike | None = None,
 ) -> PerExample:
-    """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding; `gamma_0` is a scalar.
+    """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding.
 
-    Without levels it is the entropy of N(0, sigma_0^2 / alpha_0^2).
+    Without levels it is the entropy of N(0, sigma_0^2 / alpha_0^2). `gamma_0` is a scalar or
+    [1, *event].
     """
+    images = masks.keep(images, mask)
+    if isinstance(levels, tuple):
+        parts = mixed.parts(levels, images, expand(gamma_0, images), mask)
+        return _sum(
+            expected_reconstruction(mixed.integers(of, level), gamma, level, there)
+            for level, of, gamma, there in parts
+        )
     if levels is not None:
-        return -sum_event(pixels.expected_log_prob(images, gamma_0, levels))
+        return -sum_event(pixels.expected_log_prob(images, gamma_0, levels), mask)
     x = to_data(images, levels)
-    return sum_event(jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + gamma_0), x.shape))
+    each = jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + gamma_0), x.shape)
+    return sum_event(each, mask)
 
 
-def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
-    """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself."""
+def to_data(
+    images: Images | Tensor, levels: Levels, mask: ArrayLike | None = None
+) -> Tensor:
+    """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself.
+
+    Padding is 0 in x, whatever it was.
+    """
     if not np.shape(images):
         raise ValueError(f"images must be [batch, *event], got one number, {images}.")
+    if mask is not None:
+        return masks.keep(to_data(masks.keep(images, mask), levels), mask)
+    if isinstance(levels, tuple):
+        parts = mixed.parts(levels, jnp.asarray(images))
+        return mixed.joined(
+            levels, [to_data(mixed.integers(of, level), level) for level, of in parts]
+        )
     if levels is not None:
         return pixels.encode(images, levels)
     x = jnp.asarray(images)
@@ -82,11 +121,11 @@ def to_data(images: Images | Tensor, levels: int | None) -> Tensor:
     return x
 
 
-def prior(x: Tensor, gamma_1: ArrayLike) -> PerExample:
+def prior(x: Tensor, gamma_1: ArrayLike, mask: ArrayLike | None = None) -> PerExample:
     """Returns KL(q(z_1|x) || N(0, I)) (VDM eq. 11, first term), [batch] nats, of x in [-1, 1]."""
-    x = jnp.asarray(x)
+    x = masks.keep(jnp.asarray(x), mask)
     q = marginal(x, gamma_1)
-    return sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))))
+    return sum_event(q.kl(Gaussian(jnp.zeros_like(x), jnp.ones_like(x))), mask)
 
 
 def diffusion(
@@ -98,6 +137,7 @@ def diffusion(
     num_steps: int | None = None,
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
+    mask: ArrayLike | None = None,
 ) -> PerExample:
     """Returns the diffusion loss at times `t`, [batch] nats; E over t ~ U[0, 1] is the term.
 
@@ -114,17 +154,26 @@ def diffusion(
     [batch]; denoise, gamma, kind and reverse_var are those of `vdm_jax.VDM`.
     """
     checks.times(t)
-    x, eps, t = jnp.asarray(x), jnp.asarray(eps), checks.as_float(t)
+    x, eps, t = masks.keep(jnp.asarray(x), mask), jnp.asarray(eps), checks.as_float(t)
     checks.same_shape(x, eps, "x", "eps")
     checks.per_example(t, x)
     gamma_s, gamma_t, weight = noise_level(t, gamma, num_steps)
+    denoise = masks.denoiser(denoise, mask)
     if num_steps is None or reverse_var == "posterior":
-        return diffusion_at(x, eps, gamma_t, weight, denoise, kind, reverse_var)
+        square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
+        return _weighted(weight, square, mask)
     square, share = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
     log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
     r = jnp.exp(log_r)
     wider = num_steps * excess(jnp.expm1(log_r), r)
-    return 0.5 * sum_event(wider + r * expand(weight, x) * square)
+    return 0.5 * sum_event(wider + r * expand(weight, x) * square, mask)
+
+
+def _weighted(weight: Tensor, square: Tensor, mask: ArrayLike | None = None) -> PerExample:
+    """Returns half the weighted sum of squares; weights are [batch], or of each feature."""
+    if weight.ndim == 1:
+        return 0.5 * weight * sum_event(square, mask)
+    return 0.5 * sum_event(expand(weight, square) * square, mask)
 
 
 def diffusion_at(
@@ -141,7 +190,7 @@ def diffusion_at(
     `reverse_var` only says what `denoise` returns: the loss is that of the posterior's variance.
     """
     square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
-    return 0.5 * weight * sum_event(square)
+    return _weighted(weight, square)
 
 
 def _squared_error(
@@ -158,11 +207,12 @@ def elbo(
     images: Images | Tensor,
     denoise: Denoise,
     gamma: Gamma,
-    levels: int | None = 256,
+    levels: Levels = 256,
     num_steps: int | None = None,
     kind: Kind = "eps",
     timesteps: timestep.Method = "antithetic",
     reverse_var: ReverseVar = "posterior",
+    mask: ArrayLike | None = None,
 ) -> ElboTerms:
     """Returns one unbiased sample of the three terms of the bound, for each of a batch of images.
 
@@ -171,30 +221,30 @@ def elbo(
     other arguments are those of `diffusion`.
     """
     eps_0, eps, t = draw(key, np.shape(images), timesteps)
-    x = to_data(images, levels)
-    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var)
-    return terms(images, at_t, gamma, levels, eps_0)
+    x = to_data(images, levels, mask)
+    at_t = diffusion(x, eps, t, denoise, gamma, num_steps, kind, reverse_var, mask)
+    return terms(images, at_t, gamma, levels, eps_0, mask)
 
 
 def terms(
     images: Images | Tensor,
     at_t: PerExample,
     gamma: Gamma,
-    levels: int | None,
+    levels: Levels,
     eps_0: Tensor | None = None,
+    mask: ArrayLike | None = None,
 ) -> ElboTerms:
     """Returns the terms of the bound whose diffusion term is `at_t`, [batch] nats.
 
     Without `eps_0` the reconstruction is its expectation over z_0 (`expected_reconstruction`).
     """
-    x = to_data(images, levels)
-    times = jnp.array([0.0, 1.0], x.dtype)
-    gamma_0, gamma_1 = timestep.gammas(gamma, times)
+    x = to_data(images, levels, mask)
+    gamma_0, gamma_1 = timestep.end_points(gamma, x.dtype)
     if eps_0 is None:
-        at_0 = expected_reconstruction(images, gamma_0, levels)
+        at_0 = expected_reconstruction(images, gamma_0, levels, mask)
     else:
-        at_0 = reconstruction(images, eps_0, gamma_0, levels)
-    return ElboTerms(at_0, prior(x, gamma_1), at_t)
+        at_0 = reconstruction(images, eps_0, gamma_0, levels, mask)
+    return ElboTerms(at_0, prior(x, gamma_1, mask), at_t)
 
 
 def draw(
@@ -214,20 +264,34 @@ def noise(keys: Key, event_shape: Sequence[int]) -> Tensor:
     return jax.vmap(lambda key: jax.random.normal(key, shape)[1])(keys)
 
 
-def bits_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
-    """Returns bits per dimension of a probability's nats, nats / (prod(event_shape) ln 2)."""
-    return jnp.asarray(nats) / (_dims(event_shape) * math.log(2.0))
+def bits_per_dim(
+    nats: ArrayLike, event_shape: Sequence[int], mask: ArrayLike | None = None
+) -> Tensor:
+    """Returns bits per dimension of a probability's nats: nats / (dimensions ln 2).
+
+    The dimensions are prod(event_shape); with a mask those that are there, of each example, [batch].
+    """
+    return jnp.asarray(nats) / (_dims(event_shape, mask) * math.log(2.0))
 
 
-def nats_per_dim(nats: ArrayLike, event_shape: Sequence[int]) -> Tensor:
-    """Returns nats per dimension of a density's nats, nats / prod(event_shape)."""
-    return jnp.asarray(nats) / _dims(event_shape)
+def nats_per_dim(
+    nats: ArrayLike, event_shape: Sequence[int], mask: ArrayLike | None = None
+) -> Tensor:
+    """Returns nats per dimension of a density's nats; of an example without any, 0."""
+    return jnp.asarray(nats) / _dims(event_shape, mask)
 
 
-def _dims(event_shape: Sequence[int]) -> int:
-    return math.prod(checks.shape(event_shape, "event_shape", least=1)) if event_shape != () else 1
+def _dims(event_shape: Sequence[int], mask: ArrayLike | None) -> Tensor | int:
+    shape = checks.shape(event_shape, "event_shape", least=1) if event_shape != () else ()
+    found = masks.dims(shape, mask)
+    return found if mask is None else jnp.maximum(found, 1)
 
 
-def sum_event(elementwise: Tensor) -> PerExample:
-    """Returns the sum over all axes but the first."""
-    return jnp.sum(elementwise, axis=tuple(range(1, jnp.ndim(elementwise))))
+def sum_event(elementwise: Tensor, mask: ArrayLike | None = None) -> PerExample:
+    """Returns the sum over all axes but the first, of what is there."""
+    return jnp.sum(masks.keep(elementwise, mask), axis=tuple(range(1, jnp.ndim(elementwise))))
+
+
+def _sum(parts: Iterable[PerExample]) -> PerExample:
+    """Returns the sum of what each kind of feature contributes."""
+    return functools.reduce(jnp.add, parts)

@@ -163,18 +163,27 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
     number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0, but for
-    the rounding of the dtype. `gamma_0` is a scalar; integers outside [0, levels) give NaN.
+    the rounding of the dtype. `gamma_0` is a scalar or [1, *event]; integers outside [0, levels)
+    give NaN.
     """
-    if jnp.shape(gamma_0) != ():
-        raise ValueError(f"gamma_0 must be a scalar, got shape {jnp.shape(gamma_0)}.")
+    gamma_0 = jnp.asarray(gamma_0, float)
+    if jnp.shape(gamma_0)[:1] not in ((), (1,)):
+        raise ValueError(f"gamma_0 must be a scalar or [1, *event], got shape {gamma_0.shape}.")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
     every = jnp.broadcast_to(jnp.arange(levels)[:, None], (levels, len(eps_0)))
-    error = jnp.broadcast_to(jnp.exp(0.5 * jnp.asarray(gamma_0, float)) * eps_0, every.shape)
-    log_probs = log_prob_of_error(every, error, gamma_0, levels)
-    table = log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
+
+    def table(gamma_0: Tensor) -> Tensor:
+        error = jnp.broadcast_to(jnp.exp(0.5 * gamma_0) * eps_0, every.shape)
+        log_probs = log_prob_of_error(every, error, gamma_0, levels)
+        return log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
+
     index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
-    return jnp.where(_valid(images, levels), table[index], jnp.nan)
+    if gamma_0.ndim == 0:
+        return jnp.where(_valid(images, levels), table(gamma_0)[index], jnp.nan)
+    tables = jax.lax.map(table, gamma_0.ravel())
+    feature = jnp.broadcast_to(jnp.arange(gamma_0.size).reshape(gamma_0.shape), index.shape)
+    return jnp.where(_valid(images, levels), tables[feature, index], jnp.nan)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
@@ -201,6 +210,14 @@ def dequantize(
     `images` are integers in [0, levels), [batch, *event] (others give NaN), and so is z_0; log q is
     [batch], in nats; `gamma_0` is a scalar or [batch].
     """
+    z_0, log_q = dequantize_each(key, images, levels, gamma_0, method)
+    return z_0, jnp.sum(log_q, axis=tuple(range(1, z_0.ndim)))
+
+
+def dequantize_each(
+    key: Key, images: Images, levels: int, gamma_0: ArrayLike, method: Dequantization = "uniform"
+) -> tuple[Tensor, Tensor]:
+    """Returns `dequantize` with log q(z_0|image) elementwise."""
     checks.choice(method, "method", DEQUANTIZATIONS)
     x, valid = encode(images, levels), _valid(images, levels)
     gamma_0 = expand(jnp.asarray(gamma_0, x.dtype), x)
@@ -217,7 +234,7 @@ def dequantize(
         log_q = noise - _log_mass(tau) - 0.5 * jax.nn.log_sigmoid(gamma_0)
     # What is no level has neither.
     log_q = jnp.where(valid, log_q, jnp.nan)
-    return jnp.where(valid, z_0, jnp.nan), jnp.sum(log_q, axis=tuple(range(1, x.ndim)))
+    return jnp.where(valid, z_0, jnp.nan), log_q
 
 
 def _log_mass(tau: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import checks
+from vdm_jax import checks, timestep
 from vdm_jax.types import Gamma, Tensor
 
 Sampler = Literal["ancestral", "ddim", "dpm_solver", "heun"]
@@ -53,7 +53,7 @@ class Rule:
         return self.sampler == "ancestral" or self.eta > 0.0
 
     def gammas(self, gamma: Gamma) -> Tensor:
-        """Returns the ends of the steps, [num_steps + 1], from gamma_1 down to gamma_0.
+        """Returns the ends of the steps from gamma_1 down to gamma_0, by `timestep.steps`.
 
         "time" is uniform in t, through the schedule; "gamma" uniform in gamma, the log-SNR;
         "karras" in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5); "angle" in
@@ -62,9 +62,10 @@ class Rule:
         its values are not known, the table is NaN then.
         """
         if self.spacing == "time":
-            return _falling(gamma(jnp.linspace(1.0, 0.0, self.num_steps + 1)))
-        gamma_1, gamma_0 = gamma(jnp.array([1.0, 0.0]))
+            return _falling(timestep.steps(gamma, jnp.linspace(1.0, 0.0, self.num_steps + 1)))
+        gamma_1, gamma_0 = timestep.steps(gamma, jnp.array([1.0, 0.0]))
         u = jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=gamma_1.dtype)
+        u = u.reshape(-1, *(1 for _ in gamma_1.shape))
         if self.spacing == "gamma":
             inside = gamma_1 + (gamma_0 - gamma_1) * u
         elif self.spacing == "karras":
@@ -78,11 +79,12 @@ class Rule:
 
 
 def _falling(gammas: Tensor) -> Tensor:
-    falls = jnp.diff(gammas) <= 0.0
+    falls = jnp.diff(gammas, axis=0) <= 0.0
     known = checks.known(gammas)
     if known is not None and not np.all(falls):
-        at = int(np.argmin(falls))
+        at = np.unravel_index(np.argmin(falls), falls.shape)
+        later = (at[0] + 1, *at[1:])
         raise ValueError(
-            f"gamma must rise with t, got {known[at + 1]} and, a step later, {known[at]}."
+            f"gamma must rise with t, got {known[later]} and, a step later, {known[at]}."
         )
     return gammas * jnp.where(jnp.all(falls), 1.0, jnp.nan).astype(gammas.dtype)

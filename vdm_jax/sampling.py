@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from vdm_jax import checks, pixels
+from vdm_jax import checks, masks, mixed, pixels, timestep
 from vdm_jax.distributions import Gaussian
+from vdm_jax.mixed import Levels
 from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.process import expand, reverse
 from vdm_jax.rule import Rule
@@ -57,15 +58,13 @@ def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | T
     rule = rule or Rule("ancestral", default_steps(vdm))
     if rule.sampler == "ancestral" and rule.spacing == "time":
         shape = (n, *vdm.event_shape)
-        args = vdm.denoise, vdm.gamma, shape, rule.num_steps, vdm.kind, vdm.reverse_var
+        args = vdm.predict, vdm.gamma, shape, rule.num_steps, vdm.kind, vdm.reverse_var
         z_0 = ancestral(key, *args)
     else:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
         z_0 = solve(initial(keys, vdm.event_shape), vdm, rule, keys)
-    gamma_0 = vdm.gamma(jnp.zeros(1))[0]
-    if vdm.levels is None:
-        return z_0 / alpha(gamma_0)
-    return to_images(z_0, gamma_0, vdm.levels)
+    gamma_0, _ = timestep.end_points(vdm.gamma)
+    return masks.keep(to_images(z_0, gamma_0, vdm.levels), vdm.mask)
 
 
 def default_steps(vdm: "VDM") -> int:
@@ -73,10 +72,20 @@ def default_steps(vdm: "VDM") -> int:
     return 1000 if vdm.num_steps is None else vdm.num_steps
 
 
-def to_images(z_0: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
-    """Returns pixels in [0, levels) of a z_0: the most likely, or a draw of p(x|z_0) by `key`."""
+def to_images(
+    z_0: Tensor, gamma_0: ArrayLike, levels: Levels, key: Key | None = None
+) -> Images | Tensor:
+    """Returns pixels in [0, levels) of a z_0: the most likely, or a draw of p(x|z_0) by `key`.
+
+    Without levels it is x = z_0 / alpha_0; floats, where features are of several kinds.
+    """
     z_0 = jnp.asarray(z_0)
-    return pixels.decode(z_0 / alpha(expand(gamma_0, z_0)), gamma_0, levels, key)
+    gamma_0 = expand(gamma_0, z_0)
+    if isinstance(levels, tuple):
+        parts = mixed.parts(levels, z_0, gamma_0)
+        return mixed.joined(levels, [to_images(z, gamma, n, key) for n, z, gamma in parts])
+    x = z_0 / alpha(gamma_0)
+    return x if levels is None else pixels.decode(x, gamma_0, levels, key)
 
 
 def ancestral(
@@ -94,7 +103,7 @@ def ancestral(
     """
     checks.count(num_steps, "num_steps")
     shape = checks.shape(shape)
-    gammas = gamma(jnp.linspace(1.0, 0.0, num_steps + 1))
+    gammas = timestep.steps(gamma, jnp.linspace(1.0, 0.0, num_steps + 1))
     key_init, key_steps = jax.random.split(key)
 
     def body(z_t: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, None]:
@@ -115,7 +124,10 @@ def ancestral_step(
     kind: Kind = "eps",
     reverse_var: ReverseVar = "posterior",
 ) -> Tensor:
-    """Returns z_s ~ p(z_s|z_t) made of noise `eps` (VDM eq. 33), [batch, *event]; scalar gammas."""
+    """Returns z_s ~ p(z_s|z_t) made of noise `eps` (VDM eq. 33), [batch, *event].
+
+    Gammas are scalars, or [1, *event] for a schedule of each feature.
+    """
     z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
     checks.same_shape(z_t, eps, "z_t", "eps")
     prediction, share = _predict(denoise, z_t, gamma_t, reverse_var)
@@ -126,8 +138,8 @@ def ancestral_step(
 def _predict(
     denoise: Denoise, z_t: Tensor, gamma_t: ArrayLike, reverse_var: ReverseVar
 ) -> tuple[Tensor, Tensor | float]:
-    """Returns `split` of the prediction for z_t [batch, *event] at a scalar gamma_t."""
-    per_example = jnp.broadcast_to(jnp.asarray(gamma_t, z_t.dtype), z_t.shape[:1])
+    """Returns `split` of the prediction for z_t [batch, *event] at a gamma_t, `timestep.steps`."""
+    per_example = timestep.of_batch(jnp.asarray(gamma_t, z_t.dtype), z_t)
     return split(denoise(z_t, per_example), reverse_var)
 
 
@@ -158,7 +170,7 @@ def step(
     rule: Rule,
     last: ArrayLike = False,
 ) -> State:
-    """Returns the state at gamma_s of that at gamma_t, scalars, gamma_s < gamma_t.
+    """Returns the state at gamma_s of that at gamma_t (`timestep.steps`), gamma_s < gamma_t.
 
     `eps` is standard-normal noise of the latent's shape, or None where the rule is not `noisy`.
     Only "ancestral" makes use of a learned variance. "dpm_solver" makes the `last` step by first
@@ -170,13 +182,13 @@ def step(
             raise ValueError(f"the steps of {rule} need noise, got eps = None.")
         eps = jnp.zeros_like(z)
     if rule.sampler == "ancestral":
-        z_s = ancestral_step(z, eps, vdm.denoise, gamma_s, gamma_t, vdm.kind, vdm.reverse_var)
+        z_s = ancestral_step(z, eps, vdm.predict, gamma_s, gamma_t, vdm.kind, vdm.reverse_var)
         return State(z_s, state.x_hat, now)
-    prediction, _ = _predict(vdm.denoise, z, gamma_t, vdm.reverse_var)
+    prediction, _ = _predict(vdm.predict, z, gamma_t, vdm.reverse_var)
     x_t = to_x(prediction, z, gamma_t, vdm.kind)
     if rule.sampler == "heun":
         first_order = bridge(z, x_t, gamma_s, gamma_t).mean
-        later, _ = _predict(vdm.denoise, first_order, gamma_s, vdm.reverse_var)
+        later, _ = _predict(vdm.predict, first_order, gamma_s, vdm.reverse_var)
         at_t = to_eps(prediction, z, gamma_t, vdm.kind)
         at_s = to_eps(later, first_order, gamma_s, vdm.kind)
         x_mean = to_x(0.5 * (at_t + at_s), z, gamma_t, "eps")

@@ -113,20 +113,40 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
         weight = num_steps * jnp.expm1(gamma_t - gamma_s)
     known = checks.known(weight)
     if known is not None and not np.all(good := (known >= 0.0) & (known < np.inf)):
-        at = int(np.argmin(good))
+        at = np.unravel_index(np.argmin(good), good.shape)
         raise ValueError(
             f"gamma must rise with t, and by so little in a step that exp of it is a {t.dtype}; "
-            f"about t = {t[at]} the loss would have the weight {known[at]}."
+            f"about t = {t[at[0]]} the loss would have the weight {known[at]}."
         )
     return NoiseLevel(gamma_s, gamma_t, weight)
 
 
 def gammas(gamma: Gamma, t: Tensor) -> Tensor:
-    """Returns gamma(t). Raises ValueError unless it has the shape of t."""
+    """Returns gamma(t) of times [n]: [n], or [n, *event] for a schedule of each feature.
+
+    Raises ValueError for another shape.
+    """
     found = gamma(t)
-    if jnp.shape(found) != t.shape:
+    if jnp.shape(found)[:1] != t.shape:
         raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(found)}.")
     return found
+
+
+def steps(gamma: Gamma, times: Tensor) -> Tensor:
+    """Returns gamma(t) of times [n] one by one: [n] scalars, or [n, 1, *event] of each feature."""
+    found = gammas(gamma, times)
+    return found if found.ndim == 1 else found[:, None]
+
+
+def end_points(gamma: Gamma, dtype: DTypeLike = float) -> tuple[Tensor, Tensor]:
+    """Returns gamma(0) and gamma(1): scalars, or [1, *event] for a schedule of each feature."""
+    gamma_0, gamma_1 = steps(gamma, jnp.array([0.0, 1.0], dtype))
+    return gamma_0, gamma_1
+
+
+def of_batch(gamma_t: Tensor, like: Tensor) -> Tensor:
+    """Returns one of `steps` for each example, as a network gets it: [batch] or [batch, *event]."""
+    return jnp.broadcast_to(gamma_t, (*like.shape[:1], *gamma_t.shape[1:]))
 
 
 class Proposal(NamedTuple):

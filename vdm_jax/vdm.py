@@ -2,8 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from vdm_jax import loss, sampling, timestep
+from jax.typing import ArrayLike
+
+from vdm_jax import loss, masks, sampling, timestep
 from vdm_jax.loss import ElboTerms
+from vdm_jax.mixed import Levels
 from vdm_jax.rule import Rule, Sampler, Spacing
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
@@ -15,11 +18,13 @@ class VDM(NamedTuple):
     """Network: (z_t [batch, *event], gamma_t [batch]) -> prediction, or (prediction, share) if the
     reverse variance is learned."""
     gamma: Gamma
-    """Schedule t -> gamma(t) = -log SNR(t)."""
+    """Schedule t -> gamma(t) = -log SNR(t): [n] -> [n], or [n, *event] for one of each feature,
+    which is then what the network gets, too."""
     event_shape: tuple[int, ...]
     """Shape of one example."""
-    levels: int | None = 256
-    """Number of values that a pixel can take; None for continuous data, with a density."""
+    levels: Levels = 256
+    """Number of values that a pixel can take; None for continuous data, with a density; a tuple of
+    these for features of several kinds along the last axis."""
     kind: Kind = "eps"
     """Quantity that the network predicts: "eps", "x", "v" or "score"."""
     num_steps: int | None = None
@@ -28,6 +33,14 @@ class VDM(NamedTuple):
     """Variance of p(z_s|z_t): "posterior" (the paper's), "transition" or "learned"."""
     timesteps: timestep.Method = "antithetic"
     """Method by which `elbo` draws its times."""
+    mask: ArrayLike | None = None
+    """1 where an element is there, 0 where it is padding: [batch, *event], axes of size 1 allowed.
+    It belongs to a batch, as conditioning does."""
+
+    @property
+    def predict(self) -> Denoise:
+        """The network, which sees 0 and predicts 0 where there is padding."""
+        return masks.denoiser(self.denoise, self.mask)
 
     @property
     def words(self) -> str:
@@ -43,7 +56,7 @@ class VDM(NamedTuple):
         """Returns one unbiased sample of the bound's three terms, [batch] nats (`loss.elbo`)."""
         return loss.elbo(
             key, images, self.denoise, self.gamma, self.levels, self.num_steps, self.kind,
-            self.timesteps, self.reverse_var,
+            self.timesteps, self.reverse_var, self.mask,
         )  # fmt: skip
 
     def elbo_given(
@@ -53,11 +66,12 @@ class VDM(NamedTuple):
 
         Without `eps_0` the reconstruction is its expectation (`loss.expected_reconstruction`).
         """
-        x = loss.to_data(images, self.levels)
+        x = loss.to_data(images, self.levels, self.mask)
         at_t = loss.diffusion(
-            x, eps, t, self.denoise, self.gamma, self.num_steps, self.kind, self.reverse_var
-        )
-        return loss.terms(images, at_t, self.gamma, self.levels, eps_0)
+            x, eps, t, self.denoise, self.gamma, self.num_steps, self.kind, self.reverse_var,
+            self.mask,
+        )  # fmt: skip
+        return loss.terms(images, at_t, self.gamma, self.levels, eps_0, self.mask)
 
     def elbo_by_keys(self, images: Images | Tensor, t: PerExample, keys: Key) -> ElboTerms:
         """Returns `elbo_given` with the noise of one key per example, [batch]."""
@@ -79,13 +93,16 @@ class VDM(NamedTuple):
         steps = sampling.default_steps(self) if num_steps is None else num_steps
         return sampling.sample(key, self, n, Rule(sampler, steps, spacing, eta))
 
-    def log_prob(self, x: Tensor, key: Key | None = None, **solver: Any) -> PerExample:
+    def log_prob(self, key: Key, x: Images | Tensor, **solver: Any) -> PerExample:
         """Returns log p(x) [batch] in nats, by the probability-flow ODE (`vdm_jax.flow`).
 
-        It is the density of x in [-1, 1] itself, taken for z_0 / alpha_0. `solver` are the fields
-        of `vdm_jax.ode.Solver`; its trace "hutchinson" needs a key. Needs diffrax, and inside
-        `jax.shard_map` check_vma=False.
+        Of continuous data it is the density of x itself, which is z_0 / alpha_0. Integers are
+        dequantised: it is an unbiased draw of a lower bound on log P(x) then. `solver` are the
+        fields of `vdm_jax.ode.Solver`; `key` gives the noise of the dequantisation and the probes of
+        the trace "hutchinson". Needs diffrax, and inside `jax.shard_map` check_vma=False.
         """
         from vdm_jax import flow, ode
 
-        return flow.data_log_prob(self, x, ode.Solver(**solver), key).log_prob
+        if self.levels is None:
+            return flow.data_log_prob(self, x, ode.Solver(**solver), key).log_prob
+        return -flow.dequantized_nats(self, key, x, solver=ode.Solver(**solver)).nats

@@ -12,6 +12,7 @@ from flax import linen as nn
 from vdm_jax import checks
 from vdm_jax.nn.blocks import REMATS, AttentionBlock, Compute, GroupNorm, Remat, rematerialised
 from vdm_jax.nn.features import Denoiser
+from vdm_jax.nn.on_levels import moved_to_levels
 from vdm_jax.nn.wiener import WienerFilters
 from vdm_jax.types import PerExample, Tensor
 
@@ -27,7 +28,8 @@ class Pyramid(Denoiser):
       blocks: number of blocks of each resolution on the way down, and on the way up.
       contrasts: of the Wiener filters (`nn.wiener`) whose predictions of eps the network sees,
         weighs against each other at each pixel, and corrects; with none it begins at eps = z_t.
-        With any the head is "eps".
+      on_levels: move the prediction towards the pixel levels (`nn.on_levels`): the network tells
+        how sure it is. For data that lie on them. This, and any contrasts, need the head "eps".
       attention: "middle" (after the blocks of the lowest resolution) or "all".
       dtype, remat, reverse_only, fused_attention: as for `nn.unet.UNet`.
     """
@@ -37,6 +39,7 @@ class Pyramid(Denoiser):
     multipliers: tuple[int, ...] = (1, 2, 3)
     blocks: tuple[int, ...] = (1, 1, 2)
     contrasts: tuple[float, ...] = (0.1, 1.0, 10.0)
+    on_levels: bool = True
     attention: Literal["middle", "all"] = "middle"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
@@ -82,9 +85,15 @@ class Pyramid(Denoiser):
                 h = _depth_to_space(compute.dense(4 * widths[level - 1], f"up_{level}")(h))
         h = nn.swish(GroupNorm(widths[0] // 8, name="norm_out")(h))
         outputs = self.outputs(z_t.shape[-1])
-        last = wide.conv(outputs * (1 + len(self.contrasts)), "conv_out", zero=True)(h)
-        last, logits = last[..., :outputs], last[..., outputs:]
-        return self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
+        parts = 1 + self.on_levels + len(self.contrasts)
+        last = wide.conv(outputs * parts, "conv_out", zero=True)(h)
+        last, sure, logits = jnp.split(last, [outputs, (1 + self.on_levels) * outputs], axis=-1)
+        found = self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
+        if not self.on_levels:
+            return found
+        eps, *share = found if self.learn_variance else (found,)
+        eps = moved_to_levels(eps, z_t, gamma_t, nn.sigmoid(2.0 - sure), self.levels)
+        return (eps, *share) if share else eps
 
     def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
         cond = self.embed(gamma_t, conditioning, 64)
@@ -116,8 +125,9 @@ class Pyramid(Denoiser):
                 "Pyramid wants a number of blocks for each resolution, got "
                 f"{len(self.blocks)} for {len(self.multipliers)}."
             )
-        if self.contrasts and self.head != "eps":
-            raise ValueError(f"Pyramid contrasts are for the head 'eps', got {self.head!r}.")
+        if (self.contrasts or self.on_levels) and self.head != "eps":
+            said = f"Pyramid contrasts and on_levels are for the head 'eps', got {self.head!r}"
+            raise ValueError(f"{said}; it goes without both.")
         checks.choice(self.attention, "Pyramid attention", ("middle", "all"))
         checks.choice(self.dtype, "Pyramid dtype", ("float32", "bfloat16"))
         checks.choice(self.remat, "Pyramid remat", REMATS)
