@@ -82,13 +82,14 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)
         subject = subject.first(options["images"])
-        images, given_class = subject.images, subject.images.num_classes > 0
+        images = subject.images
         words = f"{len(images.test)} {subject.part} images of {images.name}"
-        words += ", given their class" * given_class
+        if given := images.condition.word:
+            words += f", given their {given}"
         print(f"{subject.name}, step {subject.step}: {words}", flush=True)
         found = {
             "model": {"name": subject.name, "step": subject.step},
-            "data": build.describe(images) | {"part": subject.part, "given_class": given_class},
+            "data": build.describe(images) | {"part": subject.part, "given": given},
             **measure(subject, asked, lambda row: print(report.line(row), flush=True)),
         }
     found["command"] = shlex.join(["python", "-m", "experiments.evaluate", *argv[1:]])

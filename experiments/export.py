@@ -31,8 +31,8 @@ def export(argv: list[str]) -> Path:
         raise UserError("--workdir=DIR is missing: the folder of the run")
     out = vdmz.free(options["output"], "-o MODEL.npz")
     of = restore.saved(Path(options["workdir"]), options["checkpoint"])
-    shape, levels, classes = pretrained.images_told(of)
-    model = make_model(of.config, shape, levels, classes)
+    shape, levels, condition = pretrained.images_told(of)
+    model = make_model(of.config, shape, levels, condition)
     expected = jax.eval_shape(model.init, jax.random.key(0))
     params = pretrained.parameters(of, expected, build.make_mesh())
     with files.writing(out) as partial:

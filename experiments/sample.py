@@ -11,6 +11,7 @@ the network takes the first eight for on their way from noise. --quality measure
 for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
+import math
 import shlex
 import sys
 import time
@@ -23,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from vdm_jax import files
-from vdm_jax.errors import UserError
+from vdm_jax.data import image_data, npy
+from vdm_jax.errors import UserError, user_path
 from vdm_jax.evaluation import report, sample_quality
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import SAMPLERS, SPACINGS, Rule, Sampler, Spacing
@@ -35,21 +37,27 @@ COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many ne
     ("ddim", "angle"),
 )  # fmt: skip
 CALLS = (5, 8, 10, 15, 20, 25, 50)
-SINGLE = ("sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "distances", "trajectory")
+SINGLE = (
+    "sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "condition", "guidance",
+    "distances", "trajectory",
+)  # fmt: skip
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    _, number, choice = cli.definers(values)
+    text, number, choice = cli.definers(values)
     restore.define_flags(values, "samples", "compare with")
     choice("sampler", "how", SAMPLERS, "dpm_solver")
     number("num_steps", "steps, each one call of the network, of heun two", 20)
     choice("spacing", "of the steps (default time for ancestral, else karras)", SPACINGS, None)
     flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1", flag_values=values)
-    number("n", "how many samples", 64)
+    number("n", "how many samples; default 64, or as many as --condition has")
     number("batch_size", "samples at once, over all devices; default that of an evaluation")
     number("seed", "settles all noise", 0, 0, 2**32 - 1)
     number("class", "of all samples, if the model is given one; default each in turn", None, 0)
+    text("condition", "an .npy file [m, ...], in turn; default those of the test images")
+    about = "scale s of guidance: eps is (1 + s) times the conditional, less s times the other"
+    flags.DEFINE_float("guidance", 0.0, about, flag_values=values)
     flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
     flags.DEFINE_bool("trajectory", False, "draw the way from noise to samples", flag_values=values)
     flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
@@ -64,6 +72,8 @@ def sample(argv: list[str]) -> dict[str, Any]:
     rule = _rule(options)
     mesh = build.make_mesh()
     subject = restore.from_options(options, mesh)
+    options["turns"] = _turns(subject, options)
+    options["n"] = options["n"] or (len(options["turns"]) if options["condition"] else 64)
     _check(subject, options)
     parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/sampling"), "out")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
@@ -114,10 +124,12 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     """Raises UserError, before anything is drawn, for what would fail after it."""
     _ = subject.vdm  # refuses other kinds
     build.check_batch_size(subject.batch_size, subject.mesh)
-    data, label = subject.images, options["class"]
-    if label is not None and not label < data.num_classes:
-        known = f"the classes are 0 to {data.num_classes - 1}"
-        raise UserError(f"--class={label}: {known if data.num_classes else 'the model has none'}")
+    data, guidance = subject.images, options["guidance"]
+    if not 0.0 <= guidance < math.inf:
+        raise UserError(f"--guidance={guidance:g}: wanted a finite number of at least 0")
+    if guidance and not subject.settings.get("condition_dropout"):
+        said = "needs a model that was also trained without its condition"
+        raise UserError(f"--guidance {said}: train one with config.model.condition_dropout=0.1")
     if not (options["distances"] or options["quality"]):
         return
     drawn = len(data.test) if options["quality"] else options["n"]
@@ -129,19 +141,49 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
         raise UserError(f"distances need test images that differ; {len(compared)} are the same")
 
 
+def _turns(subject: Subject, options: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns the conditions that samples take in turn, if not `ImageData.turns`.
+
+    Raises UserError for those that aren't of the model's kind.
+    """
+    (classes, numbers), label = subject.images.condition, options["class"]
+    if label is not None:
+        if not label < classes:
+            known = f"the classes are 0 to {classes - 1}" if classes else "the model has none"
+            raise UserError(f"--class={label}: {known}")
+        return np.array([[label]])
+    if not options["condition"]:
+        return None
+    path = user_path(options["condition"], "--condition")
+    if not numbers:
+        raise UserError(f"--condition={path}: the model is not conditioned on numbers")
+    try:
+        rows = image_data.as_conditions(npy.mapped(path), f"--condition={path}")
+    except (OSError, ValueError) as error:
+        said = error if isinstance(error, UserError) else f"--condition={path}: {error}"
+        raise UserError(f"{said}") from error
+    if rows.shape[1] != numbers:
+        said = f"has {rows.shape[1]} numbers a row; the model is conditioned on {numbers}"
+        raise UserError(f"--condition={path} {said}")
+    return rows
+
+
 def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the samples and their path; `found` gets how, and how long it took."""
-    n, *given = options["n"], options["seed"], options["class"]
-    how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {rule.network_calls} calls"
+    n, guidance, *given = (options[name] for name in ("n", "guidance", "seed", "turns"))
+    calls = rule.network_calls * (2 if guidance else 1)
+    how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {calls} calls"
     name = f"{subject.name}, step {subject.step}"
-    print(f"{name}: {n} samples by {how} of the network each", flush=True)
+    scale = f", guided with scale {guidance:g}" if guidance else ""
+    print(f"{name}: {n} samples by {how} of the network each{scale}", flush=True)
     began = time.monotonic()
-    drawer = sample_quality.Drawer(subject, rule)
+    drawer = sample_quality.Drawer(subject, rule, guidance)
     images = drawer.draw(rule, n, *given)
-    found["settings"] = {**vars(rule), "network_calls": rule.network_calls}
-    found["settings"] |= {name: options[name] for name in ("n", "seed", "class")}
+    found["settings"] = {**vars(rule), "network_calls": calls, "n": n}
+    found["settings"] |= {name: options[name] for name in ("seed", "class", "condition")}
+    found["settings"]["guidance"] = guidance or None
     found["seconds"] = round(time.monotonic() - began, 2)
     first = min(n, 8, subject.batch_size)
     return images, drawer.path(rule, first, *given) if options["trajectory"] else None

@@ -67,6 +67,40 @@ def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | T
     return masks.keep(to_images(z_0, gamma_0, vdm.levels), vdm.mask)
 
 
+class Guided:
+    """A guided model: all that its VDM has, but for a likelihood, as no density is known of it."""
+
+    def __init__(self, vdm: "VDM", scale: float) -> None:
+        self.scale, self._vdm = scale, vdm
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("elbo", "elbo_given", "elbo_by_keys", "log_prob"):
+            said = f"a model guided with scale {self.scale:g} has no likelihood"
+            raise ValueError(f"{said}: take {name} of the conditional model.")
+        return getattr(self._vdm, name)
+
+
+def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
+    """Returns the model to sample whose noise is (1 + scale) eps_conditional - scale eps_other.
+
+    The other is `unconditional` (Ho & Salimans 2022, arXiv 2207.12598, eq. 6). A learned variance
+    is the conditional one. With a scale of 0 samples are those of `conditional`, bit for bit.
+    """
+
+    def eps_of(vdm: "VDM", z_t: Tensor, gamma_t: Tensor) -> tuple[Tensor, Any]:
+        prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
+        return to_eps(prediction, z_t, gamma_t, vdm.kind), share
+
+    def denoise(z_t: Tensor, gamma_t: Tensor) -> Any:
+        eps, share = eps_of(conditional, z_t, gamma_t)
+        eps = (1.0 + scale) * eps - scale * eps_of(unconditional, z_t, gamma_t)[0]
+        return (eps, share) if conditional.reverse_var == "learned" else eps
+
+    if scale == 0.0:
+        return Guided(conditional, scale)
+    return Guided(conditional._replace(denoise=denoise, kind="eps"), scale)
+
+
 def default_steps(vdm: "VDM") -> int:
     """Returns the number of steps of a model's ancestral chain: its T, or 1000."""
     return 1000 if vdm.num_steps is None else vdm.num_steps

@@ -105,7 +105,9 @@ def _config(options: Mapping[str, Any], changes: Mapping[str, Any]) -> ConfigDic
 def _loader(count: int = 20_000, batch: int = 128) -> float:
     """Returns the images that the training batches give a second, shuffled and augmented."""
     images = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
-    stream = data.train_batches(images, batch_size=batch, seed=0, augment="flip")
+    flips = data.augmented("flip", SHAPE)
+    examples = {"images": images, "conditioning": None}
+    stream = data.train_batches(examples, batch_size=batch, seed=0, transform=flips)
     with data.stacked(stream, start=0) as batches:
         next(batches)
         began = time.perf_counter()

@@ -28,6 +28,8 @@ ALLOWED = {
         "core", "related", "nn", "data", "compression", "train", "evaluation", "run"
     },
 }  # fmt: skip
+# A name that is imported when it is asked for, where users look for it.
+FRONT_DOOR = "vdm_jax.train.__init__ imports vdm_jax.run.fit"
 
 
 def nodes(tree: ast.AST, at_import: bool) -> Iterator[ast.AST]:
@@ -95,7 +97,7 @@ def test_imports_run_one_way():
         for other in others
         if part_of(other) not in ALLOWED[part_of(module)] | {part_of(module)}
     ]
-    assert wrong == []
+    assert wrong == [FRONT_DOOR]
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -72,6 +72,62 @@ def test_one_to_three_steps_from_any_noise_stay_near_the_data(name):
             assert np.max(np.abs(sample(reach, num_steps) - MEAN)) < 6 * VAR**0.5
 
 
+# ---- guidance ----
+
+
+def of_gaussian(mean, kind="eps"):
+    """The exact model of N(mean, VAR) by a prediction of any kind."""
+    eps_of = {"x": parameterization.to_x, "v": parameterization.to_v}
+
+    def denoise(z_t, gamma_t):
+        alpha, sigma = (f(process.expand(gamma_t, z_t)) for f in (schedule.alpha, schedule.sigma))
+        eps = sigma * (z_t - alpha * mean) / (alpha**2 * VAR + sigma**2)
+        return eps if kind == "eps" else eps_of[kind](eps, z_t, gamma_t, "eps")
+
+    return VDM(denoise, LINEAR, (2,), None, kind)
+
+
+@pytest.mark.parametrize("kinds", [("eps", "eps"), ("x", "x"), ("v", "v"), ("x", "v")])
+def test_guided_samples_are_those_of_the_gaussian_whose_mean_is_led_further(x64, kinds):
+    """eps = sigma (z - alpha m) / (alpha^2 VAR + sigma^2) is affine in m: it moves m alone."""
+    of_class, scale = jnp.array([[0.5, -1.0], [2.0, 0.25]]), 1.5
+    means = of_class[jnp.arange(6) % 2]
+    conditional, other = of_gaussian(means, kinds[0]), of_gaussian(of_class.mean(0), kinds[1])
+    further = of_gaussian((1 + scale) * means - scale * of_class.mean(0))
+    for rule in (Rule("ancestral", 5), Rule("heun", 4)):
+        drawn = [
+            sampling.sample(jax.random.key(0), vdm, 6, rule)
+            for vdm in (sampling.guided(conditional, other, scale), further)
+        ]
+        np.testing.assert_allclose(*drawn, rtol=1e-9)
+        plain = [
+            sampling.sample(jax.random.key(0), vdm, 6, rule)
+            for vdm in (sampling.guided(conditional, other, 0.0), conditional)
+        ]
+        np.testing.assert_array_equal(*plain)
+
+
+def test_likelihoods_are_of_the_conditional_model_and_never_guided(x64):
+    means = jnp.array([[0.5, -1.0], [2.0, 0.25]])
+    conditional, x = of_gaussian(means), jnp.array([[0.3, 0.1], [-0.2, 0.4]])
+    # The flow from x to z_1 is affine, and z_1 is standard normal.
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = map(alpha_sigma, ENDS)
+    ratio = np.sqrt((alpha_1**2 * VAR + sigma_1**2) / (alpha_0**2 * VAR + sigma_0**2))
+    z_1 = alpha_1 * means + ratio * alpha_0 * (x - means)
+    exact = jax.scipy.stats.norm.logpdf(z_1).sum(1) + 2 * np.log(ratio * alpha_0)
+    found = conditional.log_prob(x, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    learned = conditional._replace(
+        reverse_var="learned", denoise=lambda z, g: (conditional.denoise(z, g), 0.25 + 0.0 * z)
+    )
+    guided = sampling.guided(learned, conditional, 2.0)
+    assert guided.scale == 2.0 and guided.event_shape == (2,)
+    np.testing.assert_array_equal(guided.denoise(x, jnp.zeros(2))[1], 0.25)
+    for name in ("elbo", "elbo_given", "elbo_by_keys", "log_prob"):
+        with pytest.raises(ValueError, match=f"scale 2 has no likelihood: take {name} of the cond"):
+            getattr(guided, name)
+
+
 # ---- single steps ----
 
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from vdm_jax.data import file_states, load
+from vdm_jax.data import file_states, load, validation_split
 from vdm_jax.data.image_data import fingerprint
 
 
@@ -51,7 +51,25 @@ def test_arrays_come_with_their_groups_and_classes(write, load_mine):
     assert (data.name, data.levels, data.event_shape) == ("arrays:mine.npz", 256, (4, 4, 3))
     plain = load_mine(write(train=train, test=test, notes=np.array(3.0)))
     assert plain.fingerprint == data.fingerprint == fingerprint(train, test, 256)
-    assert (plain.labels, plain.source, plain.num_classes) == (None, None, 0)
+    assert (plain.labels, plain.source, plain.conditions) == (None, None, None)
+    assert (data.condition, plain.condition) == ((6, 0), (0, 0))
+
+
+def test_conditions_of_any_shape_come_as_rows_of_float32_and_stay_with_their_images(
+    write, load_mine
+):
+    train = np.arange(20).reshape(5, 2, 2)
+    conditions = {"train_condition": train, "test_condition": train[3:] / 2}
+    data = load_mine(write(train=_images(5), test=_images(2), **conditions))
+    for part, rows in (("train", train), ("test", train[3:] / 2)):
+        np.testing.assert_array_equal(data.given(part), rows.reshape(-1, 4))
+        assert data.given(part).dtype == np.float32
+        assert data.examples(part)["conditioning"] is data.conditions[part]
+    assert data.condition == (0, 4) and data.condition.size == 4
+    np.testing.assert_array_equal(data.turns(), data.given("test"))
+    held = validation_split(data, 2)
+    np.testing.assert_array_equal(held.given("test"), train[3:].reshape(2, 4))
+    np.testing.assert_array_equal(held.given("train"), train[:3].reshape(3, 4))
 
 
 def test_grey_arrays_gain_a_channel_and_other_integers_are_taken(write, load_mine, refused):
@@ -73,7 +91,7 @@ def test_a_changed_file_is_noticed_even_one_of_the_same_size_and_time(tmp_path, 
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
     np.testing.assert_array_equal(load_mine(path).train, train[::-1])
-    assert len(list((tmp_path / "d" / "decoded").glob("arrays-*-levels256-v2"))) == 2
+    assert len(list((tmp_path / "d" / "decoded").glob("npz-*-levels256-v2"))) == 2
 
 
 def test_a_file_just_written_is_taken_once_its_time_tells_it_from_a_later_one(
@@ -99,6 +117,7 @@ def test_a_file_that_changes_meanwhile(write, load_mine, monkeypatch, one_clear_
 
 TWO = {"train": _images(2), "test": _images(2)}
 LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
+TOLD = TWO | {"train_condition": np.ones((2, 3)), "test_condition": np.ones((2, 3))}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +135,29 @@ LABELS = {"train_label": [0, 1], "test_label": [0, 1]}
         (TWO | LABELS | {"train_label": ["a", "b"]}, "holds <U1 values; wanted .*np.unique"),
         (TWO | LABELS | {"train_label": [0, -1]}, "'train_label' in .* holds the value -1"),
         (TWO | LABELS | {"train_label": [0, 100_000]}, "'train_label' in .* the value 100000"),
+        (
+            TOLD | {"train_condition": np.ones((3, 3))},
+            r"shape \(3, 3\); wanted a condition for",
+        ),
+        (
+            TOLD | {"train_condition": np.float32(1)},
+            r"'train_condition' in .* shape \(\);",
+        ),
+        (
+            TOLD | {"test_condition": np.ones((2, 2))},
+            r"is \(3,\) for each .* \(2,\); give both the",
+        ),
+        (TOLD | {"test_condition": np.ones((2, 0))}, r"is float64 \(2, 0\); wanted numbers \[n, "),
+        (TOLD | {"test_condition": [["a"], ["b"]]}, r"is <U1 \(2, 1\); wanted numbers"),
+        (
+            TOLD | {"test_condition": [[1.0] * 3, [1, 2, np.nan]]},
+            "number in row 1 that isn't",
+        ),
+        (
+            TOLD | {"train_condition": [[1e39] * 3, [1] * 3]},
+            "in row 0 that isn't finite as a",
+        ),
+        (TWO | {"test_condition": [1, 2]}, "but one of 'train_condition' and 'test_condition'"),
         (TWO | {"train": np.array([None, {}])}, "array 'train' can't be read .*Object arrays"),
     ],
 )

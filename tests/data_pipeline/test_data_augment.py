@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vdm_jax.data import AUGMENTATIONS, train_batches
+from vdm_jax.data import AUGMENTATIONS, augmented, train_batches
 
 DRAWS = 4800
 IMAGE = np.random.default_rng(0).integers(1, 256, (6, 6, 3), dtype=np.uint8)  # no symmetry
@@ -24,9 +24,15 @@ def _turned(image):
     }
 
 
+def _batch(augment: str, images: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    examples = {"images": images, "conditioning": None}
+    transform = augmented(augment, images.shape[1:])
+    return train_batches(examples, batch_size=size, seed=3, transform=transform)[0]
+
+
 def _outcomes(augment: str, allowed) -> list[tuple[object, float]]:
     names = {image.tobytes(): name for name, image in allowed.items()}
-    batch = train_batches(IMAGE[None], batch_size=DRAWS, seed=3, augment=augment)[0]
+    batch = _batch(augment, IMAGE[None], DRAWS)
     drawn = [names[image.tobytes()] for image in batch["images"]]  # else none of the allowed
     return list(zip(drawn, batch["conditioning"], strict=True))
 
@@ -74,10 +80,10 @@ def test_shift():
 
 def test_unfit_arguments(one_clear_line):
     with one_clear_line("augment='mirror' is unknown; choose one of none, flip, flip_rot90"):
-        train_batches(IMAGE[None], batch_size=1, seed=0, augment="mirror")
+        augmented("mirror", IMAGE.shape)
     with one_clear_line("augment='flip_rot90' .* square images, but these are 6x5 "):
-        train_batches(IMAGE[None, :, :5], batch_size=1, seed=0, augment="flip_rot90")
+        augmented("flip_rot90", IMAGE[:, :5].shape)
     for augment in AUGMENTATIONS:  # batches have memory of their own
         images = IMAGE[None].copy()
-        train_batches(images, batch_size=8, seed=0, augment=augment)[0]["images"][:] = 0
+        _batch(augment, images, 8)["images"][:] = 0
         np.testing.assert_array_equal(images[0], IMAGE)

@@ -57,19 +57,23 @@ def test_the_draws_depend_on_the_key_and_the_image_alone():
     assert np.all(np.abs(alone.t[1] - alone.t[0]) > 1e-6)
 
 
-def test_each_image_is_given_its_class_and_groups_follow_the_images():
-    """eps_hat is the class c: E ||eps - c||^2 = d (1 + c^2)."""
-    classes = {part: np.arange(len(getattr(IMAGES, part))) % 2 * 3 for part in ("train", "test")}
-    subject = toy_vdm.subject(labels=classes, source={"test": np.arange(60) // 2})
+@pytest.mark.parametrize("name", ["labels", "conditions"])
+def test_each_image_is_given_its_condition_and_groups_follow_the_images(name):
+    """eps_hat is the class c, or the last number: E ||eps - c||^2 = d (1 + c^2)."""
+    told = {part: np.arange(len(getattr(IMAGES, part))) % 2 * 3 for part in ("train", "test")}
+    if name == "conditions":
+        told = {part: np.stack([7 + c, c], 1).astype(np.float32) for part, c in told.items()}
+    subject = toy_vdm.subject(**{name: told}, source={"test": np.arange(60) // 2})
     draws = draws_of(subject, toy_vdm.nothing, repeats=16)
     found = draws.terms.diffusion.mean(axis=0)
     np.testing.assert_allclose(found[::2].mean(), EXACT, rtol=0.1)
     np.testing.assert_allclose(found[1::2].mean(), 10 * EXACT, rtol=0.1)
     few = subject.first(7)
     np.testing.assert_array_equal(few.groups, [0, 0, 1, 1, 2, 2, 3])
-    assert len(few.images.test) == len(few.images.labels["test"]) == 7
+    np.testing.assert_array_equal(few.images.given("test"), subject.images.given("test")[:7])
+    assert len(few.images.test) == 7
     assert len(few.images.train) == 200 and few.first(None).images.test is not None
-    assert len(next(iter(few.first(3, "train").batches("train")()))["mask"]) == 60
+    assert len(next(iter(few.first(3, "train").batches("train")()))["present"]) == 60
 
 
 def test_means_of_the_terms_and_their_unit_against_numpy():

@@ -24,7 +24,7 @@ ODE = ROW | {
 }  # fmt: skip
 FOUND = {
     "model": {"name": "RUN", "step": 60},
-    "data": {"name": "digits", "part": "test", "given_class": True},
+    "data": {"name": "digits", "part": "test", "given": "class"},
     "groups": None,
     "rows": [ROW, ODE],
     "pilot_calls": 99,

@@ -34,7 +34,8 @@ def test_samples_are_those_of_the_core_whatever_the_batch_size_and_devices(name)
         z_0 = sampling.solve(sampling.initial(keys, SHAPE), vdm, rule, keys)
         expected = np.asarray(sampling.to_images(z_0, vdm.gamma(jnp.zeros(1))[0], LEVELS))
         # Rounding may tip a pixel between two levels.
-        assert np.mean(drawer.draw(rule, 7, 3, label) != expected) < 0.05
+        turns = None if label is None else np.array([[label]])
+        assert np.mean(drawer.draw(rule, 7, 3, turns) != expected) < 0.05
     assert np.any(whole != drawer.draw(rule, 7, 4))
 
 

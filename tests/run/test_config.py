@@ -18,6 +18,7 @@ from experiments.configs import (
     photos,
     vae,
 )
+from vdm_jax.data import Condition
 from vdm_jax.errors import UserError
 from vdm_jax.run import defaults
 from vdm_jax.run.config import check_config, check_devices, check_model
@@ -131,6 +132,7 @@ DIGITS = [
     ({"hierarchy.ends_at_normal": True}, "config.hierarchy.ends_at_normal is set, but there is"),
 ]  # fmt: skip
 BINOMIAL = [
+    ({"model.condition_dropout": 0.1}, "condition_dropout is 0.1, but the data have no condition"),
     ({"model.head": "levels"}, "head is 'levels' and process 'binomial'"),
     ({"model.num_steps": None}, "'binomial', which needs config.model.num_steps"),
     ({"model.gamma": "monotone"}, "no config.model.gamma but fixed, got monotone"),
@@ -151,6 +153,7 @@ VAE = [
     ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
     ({"hierarchy.data_size": True, "hierarchy.latent_size": 8}, "8, but data_size is set"),
     ({"classes": 10}, "class_labels: a hierarchical VAE is not conditioned on them"),
+    ({"numbers": 2}, "data.path has conditions: a hierarchical VAE takes none"),
     ({"hierarchy.latent_size": 65, "hierarchy.fixed_encoder": True},
      "config.model, config.hierarchy: latent_size is 65, but x has 64 elements"),
 ]  # fmt: skip
@@ -173,10 +176,11 @@ CASES = {"digits": DIGITS, "binomial": BINOMIAL, "vae": VAE, "mhvae": MHVAE}
 )
 def test_settings_that_do_not_go_together(name, changes, message):
     config, changes = CONFIGS[name].get_config(), dict(changes)
-    classes, levels = changes.pop("classes", 0), changes.pop("levels", LEVELS.get(name, 17))
+    condition = Condition(changes.pop("classes", 0), changes.pop("numbers", 0))
+    levels = changes.pop("levels", LEVELS.get(name, 17))
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError) as error:
-        make_model(config, (8, 8, 1), levels, classes)
+        make_model(config, (8, 8, 1), levels, condition)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("config.")
 
@@ -203,10 +207,11 @@ def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
     config = mhvae.get_config()
     config.update_from_flattened_dict(VDM)
     config.model.update(network="resnet", channels=8, head="levels", reverse_var="learned")
-    assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, 10).facts().words
+    assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, Condition(10)).facts().words
     config.hierarchy.ends_at_normal = True
     config.model.gamma = "monotone"
-    assert make_model(config, (8, 8, 1), 17, 10).facts().words.endswith(", a VDM of T = 3")
+    words = make_model(config, (8, 8, 1), 17, Condition(10)).facts().words
+    assert words.endswith(", a VDM of T = 3")
 
 
 # ---- the experiments' own ----
@@ -220,7 +225,7 @@ def test_the_experiments_own_configurations_are_accepted():
         check_config(config)
         assert (config.hierarchy.depth, config.model.channels) == (int(depth), width)
     for name, module in CONFIGS.items():
-        check_model(module.get_config(), LEVELS.get(name, 17), 0)
+        check_model(module.get_config(), LEVELS.get(name, 17), Condition())
     with pytest.raises(ValueError, match="depth '3'; known: 2, 4, 8"):
         mhvae.get_config("3")
 

@@ -9,6 +9,7 @@ import pytest
 from oracles import gauss_hermite
 
 from vdm_jax import pixels
+from vdm_jax.data import Condition
 from vdm_jax.run import defaults
 from vdm_jax.run.models import make_model
 from vdm_jax.train import optimizer, sharding, step
@@ -182,7 +183,7 @@ def test_binomial_conditions_its_network_on_what_is_kept_with_a_range_of_0_to_1(
 
 
 def test_the_class_conditions_the_network_and_the_flag_is_zero_by_default():
-    model = make_model(config(), SHAPE, LEVELS, num_classes=3)
+    model = make_model(config(), SHAPE, LEVELS, Condition(classes=3))
     params = disturbed(model)
     z_t, gamma_t = jnp.ones((3, *SHAPE)), jnp.zeros(3)
     given = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -190,10 +191,46 @@ def test_the_class_conditions_the_network_and_the_flag_is_zero_by_default():
     assert np.abs(first - second).max() > 1e-3 and np.abs(second - third).max() > 1e-3
     with pytest.raises(ValueError, match="needs the class of each image"):
         model.bind(params).denoise(z_t, gamma_t)
+    numbers = make_model(config(), SHAPE, LEVELS, Condition(numbers=3))  # the class is a case
+    told = jnp.concatenate([given[:, :1], jnp.eye(3)[given[:, 1].astype(int)]], axis=1)
+    classes = called(model, params, z_t, gamma_t, given)
+    np.testing.assert_array_equal(called(numbers, params, z_t, gamma_t, told), classes)
     plain = make_model(config(), SHAPE, LEVELS)
     params = disturbed(plain)
     zero = called(plain, params, z_t, gamma_t, jnp.zeros(3))
     np.testing.assert_array_equal(called(plain, params, z_t, gamma_t), zero)
+
+
+@pytest.mark.parametrize("condition", [Condition(classes=3), Condition(numbers=2)])
+def test_a_condition_is_dropped_as_a_whole_at_the_rate_and_in_training_alone(condition):
+    model = make_model(config(condition_dropout=0.3), SHAPE, LEVELS, condition)
+    params, count = disturbed(model), 2000
+    z_t, gamma_t = jnp.ones((count, *SHAPE)), jnp.linspace(-1.0, 1.0, count)
+    row = [1.0, 2.0] if condition.classes else [1.0, 0.0, 0.5]
+    given = jnp.tile(jnp.array(row), (count, 1))
+    conditional, without, dropped, again = (
+        called(model, params, z_t, gamma_t, told, key)
+        for told, key in ((given, None), (given[:, 0], None), *[(given, jax.random.key(5))] * 2)
+    )
+    np.testing.assert_array_equal(dropped, again)
+    there = (dropped == conditional).all((1, 2, 3))
+    np.testing.assert_array_equal(dropped[~there], without[~there])
+    assert np.abs(conditional - without).max((1, 2, 3)).min() > 1e-5
+    assert abs(there.mean() - 0.7) < 5 * np.sqrt(0.3 * 0.7 / count)
+    if condition.numbers:  # zeros that are given are none that are missing
+        zeros = called(model, params, z_t, gamma_t, given * jnp.array([1.0, 0.0, 0.0]))
+        assert np.abs(zeros - without).max() > 1e-3
+
+
+def test_without_dropped_conditions_the_parameters_are_those_of_all_runs_so_far():
+    """A column tells of what is dropped, and only there."""
+    shapes = []
+    for rate in (0.0, 0.1):
+        model = make_model(config(condition_dropout=rate), SHAPE, LEVELS, Condition(classes=3))
+        tree = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
+        shapes.append([leaf.shape for leaf in jax.tree.leaves(tree)])
+    grown = {b[0] - a[0] for a, b in zip(*shapes, strict=True) if a != b}
+    assert grown == {1}
 
 
 def test_dropout_acts_in_training_alone_and_fields_of_the_vdm_are_the_settings():

@@ -9,7 +9,7 @@ import vdmz
 
 from experiments.export import export
 from vdm_jax import loss
-from vdm_jax.data import load
+from vdm_jax.data import Condition, load
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
 from vdm_jax.run import pretrained, training
@@ -105,9 +105,9 @@ def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys
 def test_the_photographs_model_is_better_than_jpeg_xl_on_photographs(tmp_path):
     """On 16 test crops of each photograph; JPEG-XL needs 3.88 bits per dim of all of them."""
     of = pretrained.read("photos")
-    shape, levels, classes = pretrained.images_told(of)
+    shape, levels, condition = pretrained.images_told(of)
     images = load("photos32", data_dir=tmp_path)
-    assert (shape, levels, classes) == ((32, 32, 3), 256, 0)
+    assert (shape, levels, condition) == ((32, 32, 3), 256, Condition())
     assert of.data["fingerprint"] == images.fingerprint and of.step == 7000
     model = training.make_model(of.config, shape, levels)
     expected = jax.eval_shape(model.init, jax.random.key(0))

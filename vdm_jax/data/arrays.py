@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data import decoded_cache, file_states, npy
-from vdm_jax.data.image_data import ImageData, as_images, check_range
+from vdm_jax.data.image_data import ImageData, as_conditions, as_images, check_range
 from vdm_jax.errors import UserError, user_path
 
 MOST_CLASSES = 100_000
+_EXTRA = ("_source", "_label", "_condition")
 _WANTED = "an .npz with integer arrays 'train' and 'test', [n, height, width(, channels)]"
 
 
@@ -18,8 +19,9 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
     """Returns the images of an .npz file, memory-mapped from a decoded copy below `data_dir`.
 
     It has `train` and `test`, integers in [0, levels), [n, height, width] or
-    [n, height, width, channels]; optionally `train_source` and `test_source`, group labels [n], and
-    `train_label` with `test_label`, class labels [n]: integers from 0 on. `levels` is in 2..256.
+    [n, height, width, channels]; optionally `train_source` and `test_source`, group labels [n];
+    `train_label` with `test_label`, class labels [n]: integers from 0 on; and `train_condition`
+    with `test_condition`, finite numbers [n, ...] to condition on. `levels` is in 2..256.
     Raises UserError for no such file, no whole .npz, or arrays other than those.
     """
     if not path:
@@ -29,7 +31,7 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
         what = "a folder" if path.is_dir() else "not there"
         raise UserError(f"{path} is {what}; path= must name {_WANTED}")
     state = file_states.unread([path])
-    folder = decoded_cache.folder(data_dir, f"arrays-{state[:32]}-levels{levels}")
+    folder = decoded_cache.folder(data_dir, f"npz-{state[:32]}-levels{levels}")
     if not folder.exists():
         extra = _read(path)
         if file_states.unread([path]) != state:
@@ -41,13 +43,13 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
         if train.shape[1:] != test.shape[1:]:
             said = f"are {train.shape[1:]} but those of 'test' {test.shape[1:]}"
             raise UserError(f"images of 'train' in {path} {said}; give both the same shape")
-        classes = _check_extra(extra, {"train": len(train), "test": len(test)}, path)
+        extra, classes = _checked(extra, {"train": len(train), "test": len(test)}, path)
         decoded_cache.write(folder, train, test, levels, extra, [*map(str, range(classes))])
     return decoded_cache.read(folder, f"arrays:{path.name}")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    kinds = ("train", "test", "train_source", "test_source", "train_label", "test_label")
+    kinds = [f"{part}{kind}" for kind in ("", *_EXTRA) for part in ("train", "test")]
     try:
         found, there = npy.members(path, kinds)
     except ValueError as error:
@@ -59,17 +61,33 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _check_extra(extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path) -> int:
-    """Returns the number of classes. Raises UserError unless each image has one label."""
+def _checked(
+    extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path
+) -> tuple[dict[str, np.ndarray], int]:
+    """Returns what else there is of each image, conditions as float32 [n, k], and the classes.
+
+    Raises UserError unless each image has one of each.
+    """
+    found, classes = dict(extra), 0
     for key, values in extra.items():
-        part = key.split("_")[0]
-        if values.shape != (counts[part],):
-            wanted = f"a label for each image of {part!r}, ({counts[part]},)"
+        part, kind = key.split("_")
+        if values.shape[: 1 if kind == "condition" else None] != (counts[part],):
+            wanted = f"a {kind} for each image of {part!r}, ({counts[part]},)"
             raise UserError(f"'{key}' in {path} has shape {values.shape}; wanted {wanted}")
-    labels = {key: values for key, values in extra.items() if key.endswith("_label")}
-    if len(labels) == 1:
-        raise UserError(f"{path} has but one of 'train_label' and 'test_label'; give both or none")
-    for key, values in labels.items():
-        hint = "number the classes from 0 on (np.unique(labels, return_inverse=True))"
-        check_range(values, MOST_CLASSES, f"'{key}' in {path}", hint)
-    return max((1 + int(values.max()) for values in labels.values()), default=0)
+        if kind == "label":
+            hint = "number the classes from 0 on (np.unique(labels, return_inverse=True))"
+            check_range(values, MOST_CLASSES, f"'{key}' in {path}", hint)
+            classes = max(classes, 1 + int(values.max()))
+        if kind == "condition":
+            found[key] = as_conditions(values, f"'{key}' in {path}")
+    for kind in ("label", "condition"):
+        names = f"train_{kind}", f"test_{kind}"
+        there = [extra[name] for name in names if name in extra]
+        if len(there) == 1:
+            said = f"has but one of {names[0]!r} and {names[1]!r}"
+            raise UserError(f"{path} {said}; give both or none")
+        shapes = [values.shape[1:] for values in there]
+        if there and shapes[0] != shapes[1]:
+            said = f"is {shapes[0]} for each image, but {names[1]!r} {shapes[1]}"
+            raise UserError(f"{names[0]!r} in {path} {said}; give both the same shape")
+    return found, classes

@@ -3,66 +3,91 @@
 A training batch is a pure function of (seed, step), whatever the number of processes, so the step
 is the whole state of the stream: a restart, or one with another number of processes, goes on
 exactly where the last run stopped.
+
+Examples are a mapping of arrays, or of pytrees of arrays, whose first axes are equal: "images"
+[n, *event], "conditioning" (what the network is told of each; None: nothing), and whatever else.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from vdm_jax import checks
 from vdm_jax.data import augment as augment_lib
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+Transform = Callable[[Batch, np.random.Generator], Batch]
+"""Function (example, its own random numbers) -> what a batch has of it."""
 
 
 def train_batches(
-    images: np.ndarray,
+    examples: Mapping[str, Any],
     *,
     batch_size: int,
     seed: int,
-    augment: str = "none",
+    transform: Transform | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    labels: np.ndarray | None = None,
 ) -> grain.MapDataset[Any]:
     """Returns the endless, randomly accessible stream of training batches.
 
-    Each epoch visits every image once in an order of its own; batches run on across the ends
+    Each epoch visits every example once in an order of its own; batches run on across the ends
     of epochs. Process p of P gets rows [p * local, (p + 1) * local) of the global batch, with
     local = batch_size / P.
 
     Args:
-      images: uint8 [n, height, width, channels], possibly memory-mapped.
-      batch_size: images in a batch over all processes together; a multiple of their number.
-      seed: in [0, 2**32); settles the orders and the augmentations.
-      augment: see `vdm_jax.data.augment.get`.
+      examples: see above; arrays may be memory-mapped.
+      batch_size: examples in a batch over all processes together; a multiple of their number.
+      seed: in [0, 2**32); settles the orders and the random numbers of `transform`.
+      transform: what is made of each example; None takes it as it is.
       process_index, process_count: p and P.
-      labels: class labels, int [n]; they change neither images nor order.
 
     Returns:
-      `ds` with `ds[step]` = {"images": uint8 [local, height, width, channels],
-      "conditioning": float32 [local], 1 where an augmentation was applied and else 0, or with
-      labels [local, 2], that flag and the class label}.
+      `ds` with `ds[step]` = the examples' mapping with leaves [local, ...].
     """
-    images, labels = _checked(images, labels)
+    leaves, structure, count = _checked(examples)
     local = _local_size(batch_size, process_index, process_count)
     checks.count(seed, "seed", least=0, most=2**32 - 1)
-    transform = augment_lib.get(augment, images.shape[1:])
 
-    def element(index: int, rng: np.random.Generator) -> dict[str, Any]:
-        image, changed = transform(images[index], rng)
-        flag = np.float32(changed)
-        conditioning = flag if labels is None else np.array([flag, labels[index]], np.float32)
-        return {"images": np.array(image), "conditioning": conditioning}  # own memory
+    def examples_at(index: Any) -> Batch:
+        found: Batch = structure.unflatten([leaf[index] for leaf in leaves])
+        return found
 
-    stream = grain.MapDataset.range(len(images)).seed(int(seed)).shuffle().repeat()
+    stream = grain.MapDataset.range(count).seed(int(seed)).shuffle().repeat()
     # Without `drop_remainder` Grain gets the length of an endless stream of batches of 1 wrong.
-    blocks = stream.random_map(element).batch(local, drop_remainder=True)
+    if transform is None:
+        blocks = stream.batch(local, drop_remainder=True).map(examples_at)
+    else:
+        changed = stream.random_map(lambda index, rng: transform(examples_at(index), rng))
+        blocks = changed.batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
+
+
+def augmented(augment: str, event_shape: tuple[int, ...]) -> Transform:
+    """Returns the transform of images [height, width, channels] that `augment.get` names.
+
+    Its "conditioning" is `flagged`: 1 where an augmentation was applied and else 0.
+    """
+    change = augment_lib.get(augment, event_shape)
+
+    def transform(example: Batch, rng: np.random.Generator) -> Batch:
+        image, changed = change(example["images"], rng)
+        return {"images": image, "conditioning": flagged(changed, example["conditioning"])}
+
+    return transform
+
+
+def flagged(changed: Any, condition: np.ndarray | None) -> np.ndarray:
+    """Returns float32 flags [...], or with a `condition` [..., k] behind them [..., 1 + k]."""
+    flags = np.asarray(changed, np.float32)
+    if condition is None:
+        return flags
+    return np.concatenate([flags[..., None], condition], axis=-1, dtype=np.float32)
 
 
 def stacked(
@@ -82,54 +107,45 @@ def stacked(
 
 
 def eval_batches(
-    images: np.ndarray,
+    examples: Mapping[str, Any],
     *,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    labels: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Returns one exact pass over `images`, in order; the last batch is padded and masked.
+    """Returns one exact pass over the examples, in order; the last batch is padded.
 
-    Arguments, and what each process gets, are those of `train_batches`, with no augmentation; all
-    have as many batches. Besides "images" and "conditioning" a batch has "mask", float32 [local],
-    1 for an image and 0 for padding, which repeats the last image, and "index", int32 [local], the
-    image's place in `images`, -1 for padding.
+    Arguments, and what each process gets, are those of `train_batches`, with no transform; all
+    have as many batches. Besides what the examples have a batch has "present", float32 [local],
+    1 for an example and 0 for padding, which repeats the last one, and "index", int32 [local], the
+    example's place, -1 for padding.
     """
-    images, labels = _checked(images, labels)
+    leaves, structure, count = _checked(examples)
     local = _local_size(batch_size, process_index, process_count)
-    starts = range(process_index * local, len(images) + process_index * local, batch_size)
-    return (_eval_batch(images, labels, start, local) for start in starts)
+
+    def batch(start: int) -> Batch:
+        index = np.arange(start, start + local)
+        rows, present = np.minimum(index, count - 1), index < count
+        return {
+            **structure.unflatten([leaf[rows] for leaf in leaves]),
+            "present": present.astype(np.float32),
+            "index": np.where(present, index, -1).astype(np.int32),
+        }
+
+    starts = range(process_index * local, count + process_index * local, batch_size)
+    return map(batch, starts)
 
 
-def _eval_batch(images: np.ndarray, labels: np.ndarray | None, start: int, local: int) -> Batch:
-    index = np.arange(start, start + local)
-    real = index < len(images)
-    rows = np.minimum(index, len(images) - 1)
-    flags = np.zeros(local, np.float32)
-    return {
-        "images": images[rows],
-        "conditioning": flags if labels is None else np.stack([flags, labels[rows]], axis=1),
-        "mask": real.astype(np.float32),
-        "index": np.where(real, index, -1).astype(np.int32),
-    }
-
-
-def _checked(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the images, and the labels as float32, as the network gets them beside the flag."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
-        kind = f"{getattr(images, 'dtype', type(images).__name__)} {np.shape(images)}"
-        raise ValueError(f"images are {kind}; wanted uint8 [n, height, width, channels]")
-    if len(images) == 0:
-        raise ValueError("images are empty; wanted at least one image")
-    images = np.asarray(images)  # np.memmap -> a plain view: much cheaper to index
-    if labels is None:
-        return images, None
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "ui" or labels.shape != images.shape[:1] or labels.min() < 0:
-        wanted = f"one integer of at least 0 for each of the {len(images)} images"
-        raise ValueError(f"labels are {labels.dtype} {labels.shape}; wanted {wanted}")
-    return images, labels.astype(np.float32)
+def _checked(examples: Mapping[str, Any]) -> tuple[list[np.ndarray], Any, int]:
+    """Returns the arrays of the examples, what they are the leaves of, and their number."""
+    found, structure = jax.tree_util.tree_flatten_with_path(dict(examples))
+    # np.memmap -> a plain view: much cheaper to index.
+    leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+    counts = {name: leaf.shape[:1] for name, leaf in leaves.items()}
+    if len(set(counts.values())) != 1 or min(counts.values()) < (1,):
+        said = ", ".join(f"{name} {leaf.shape}" for name, leaf in leaves.items()) or "none"
+        raise ValueError(f"examples are {said}; wanted arrays of one length of at least 1")
+    return [*leaves.values()], structure, min(counts.values())[0]
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:

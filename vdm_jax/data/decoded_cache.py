@@ -57,9 +57,10 @@ def write(
 ) -> None:
     """Writes a decoded dataset as `folder`, all or nothing.
 
-    `extra` may have group labels, "train_source" and "test_source", and class labels,
-    "train_label" and "test_label"; a `Stream` may bring its own. Where another process writes the
-    same folder, its copy is waited for. Raises OSError where `folder` can't be written.
+    `extra` may have group labels, "train_source" and "test_source", class labels, "train_label"
+    and "test_label", which a `Stream` may bring itself, and conditions, "train_condition" and
+    "test_condition". Where another process writes the same folder, its copy is waited for. Raises
+    OSError where `folder` can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -122,10 +123,11 @@ def read(folder: Path, name: str) -> ImageData:
         meta = json.loads((folder / _META).read_bytes())
         found = {file: _state(folder / file, told) for file, told in meta["files"].items()}
         train, test = _parts(folder)
-        source, labels = (_per_image(folder, kind, found) for kind in ("source", "label"))
+        kinds = ("source", "label", "condition")
+        source, labels, conditions = (_per_image(folder, kind, found) for kind in kinds)
         data = ImageData(
             name, train, test, meta["levels"], meta["fingerprint"], source, labels,
-            tuple(meta["label_names"]),
+            tuple(meta["label_names"]), conditions,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"the decoded copy of {name} in {folder} is damaged ({reason(error)})"

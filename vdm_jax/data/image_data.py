@@ -4,12 +4,33 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import UserError
 
 _CHUNK_BYTES = 1 << 24
+
+
+class Condition(NamedTuple):
+    """What a model is told of each image: its class, or numbers, or (both 0) nothing."""
+
+    classes: int = 0
+    numbers: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of inputs of a network that it takes; a class is one of `classes`."""
+        return self.classes + self.numbers
+
+    @property
+    def word(self) -> str:
+        """What it is, for reports; empty where there is none."""
+        return "class" if self.classes else "condition" if self.numbers else ""
+
+
+UNCONDITIONAL = Condition()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +47,8 @@ class ImageData:
       labels: class labels where there are any: "train" and "test", each int32 [n] with values in
         [0, num_classes). They play no part in the fingerprint.
       label_names: the name of each class; empty where there are no labels.
+      conditions: numbers to condition on where there are any: "train" and "test", each float32
+        [n, k]. They play no part in the fingerprint.
     """
 
     name: str
@@ -36,6 +59,7 @@ class ImageData:
     source: Mapping[str, np.ndarray] | None = None
     labels: Mapping[str, np.ndarray] | None = None
     label_names: tuple[str, ...] = ()
+    conditions: Mapping[str, np.ndarray] | None = None
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -46,6 +70,26 @@ class ImageData:
     def num_classes(self) -> int:
         """The number of classes; 0 where there are no labels."""
         return len(self.label_names)
+
+    @property
+    def condition(self) -> Condition:
+        """What a model of these images is told of each."""
+        numbers = self.conditions["train"].shape[1] if self.conditions else 0
+        return Condition(self.num_classes, numbers)
+
+    def given(self, part: str) -> np.ndarray | None:
+        """Returns the condition of each image of a part, [n, k]: its class, or its numbers."""
+        if self.labels is not None:
+            return self.labels[part][:, None]
+        return None if self.conditions is None else self.conditions[part]
+
+    def turns(self) -> np.ndarray | None:
+        """Returns the conditions that samples take in turn: each class, or the test images'."""
+        return np.arange(self.num_classes)[:, None] if self.labels else self.given("test")
+
+    def examples(self, part: str) -> dict[str, np.ndarray | None]:
+        """Returns what `batches` are made of: a part's images with their conditions."""
+        return {"images": getattr(self, part), "conditioning": self.given(part)}
 
 
 def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
@@ -60,6 +104,22 @@ def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
     quantised = f"(x * {levels - 1}).round().astype('uint8') of x in [0, 1]"
     check_range(array, levels, what, f"quantise or rescale them ({quantised}), or set levels=")
     return np.array(array, np.uint8, order="C").reshape(*array.shape[:3], -1)
+
+
+def as_conditions(array: np.ndarray, what: str) -> np.ndarray:
+    """Returns numbers [n, ...] as float32 [n, k].
+
+    Raises UserError, which calls the array `what`, for none, or others than finite numbers.
+    """
+    if array.dtype.kind not in "biuf" or array.ndim == 0 or 0 in array.shape:
+        wanted = "numbers [n, ...], a row for each image"
+        raise UserError(f"{what} is {array.dtype} {array.shape}; wanted {wanted}")
+    with np.errstate(over="ignore"):
+        found = np.array(array, np.float32, order="C").reshape(len(array), -1)
+    if not (finite := np.isfinite(found).all(axis=1)).all():
+        row = int(np.argmin(finite))
+        raise UserError(f"{what} holds a number in row {row} that isn't finite as a float32")
+    return found
 
 
 def check_range(array: np.ndarray, count: int, what: str, hint: str) -> None:
@@ -84,7 +144,7 @@ def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
 
 
 def validation_split(data: ImageData, count: int) -> ImageData:
-    """Returns `data` with its last `count` training images, and their labels, as its test part.
+    """Returns `data` with its last `count` training images, and all of theirs, as its test part.
 
     Name and fingerprint are its own, derived from those of `data`. Raises UserError where `count`
     leaves no image to validate on or none to train on.
@@ -109,4 +169,5 @@ def validation_split(data: ImageData, count: int) -> ImageData:
         fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
         source=split(data.source),
         labels=split(data.labels),
+        conditions=split(data.conditions),
     )

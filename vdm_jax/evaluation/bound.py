@@ -105,7 +105,7 @@ def two_groups(key: Key, index: jax.Array, repeat: jax.Array, repeats: jax.Array
 
 
 def over_devices(step: Callable, mesh: Mesh, params: Params) -> EvalStep:
-    """Returns step(params, batch, key, repeat, repeats), compiled, and the batch's mask beside it.
+    """Returns (params, batch, key, repeat, repeats) -> (what `step` does, "present"), compiled.
 
     Parameters are like `params`. The batch is split over the devices; all else is whole on all of
     them, also the results.
@@ -115,7 +115,7 @@ def over_devices(step: Callable, mesh: Mesh, params: Params) -> EvalStep:
     return jax.jit(
         lambda params, batch, *rest: (
             step(sharding.gathered(mesh, params), batch, *rest),
-            batch["mask"],
+            batch["present"],
         ),
         in_shardings=(shares, split, whole, whole, whole),
         out_shardings=whole,
@@ -125,7 +125,7 @@ def over_devices(step: Callable, mesh: Mesh, params: Params) -> EvalStep:
 def make_eval_step(
     model: Model, mesh: Mesh, by: Reduction = PLAIN, times: Times = two_groups
 ) -> EvalStep:
-    """Returns (params, batch, key, repeat, repeats) -> (`Draws` of each image, mask), compiled.
+    """Returns (params, batch, key, repeat, repeats) -> (`Draws`, "present"), compiled.
 
     Noise and time are functions of the key, the repeat and the image's `index` alone.
     """
@@ -137,7 +137,7 @@ def make_eval_step(
         t = times(key_t, batch["index"], repeat, repeats)
         key_noise = jax.random.fold_in(key_noise, repeat)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, batch["index"])
-        bound = model.bind(params, batch["conditioning"])
+        bound = model.bind_batch(params, batch)
         return draw(bound, model.data(batch["images"]), t, keys, by)
 
     return over_devices(step, mesh, jax.eval_shape(model.init, jax.random.key(0)))
@@ -149,7 +149,7 @@ def collect(
     """Returns what the step does, mostly `Draws`, `repeats` times for every image of `batches()`.
 
     Each batch has `images` [batch, *event], `conditioning`, `index` (the image's number in the set)
-    and `mask` (0 where the last batch is padded).
+    and `present` (0 where the last batch is padded).
     """
     checks.count(repeats, "repeats")
     found = []
@@ -160,8 +160,8 @@ def collect(
             drawn.append(eval_step(params, on_devices, key, repeat, repeats))
             if repeat:  # one in flight while the one before comes back, never a long queue
                 drawn[-2] = jax.device_get(drawn[-2])
-        each, masks = zip(*jax.device_get(drawn), strict=True)
-        found.append(jax.tree.map(lambda *of, rows=masks[0] > 0: np.stack(of)[:, rows], *each))
+        each, present = zip(*jax.device_get(drawn), strict=True)
+        found.append(jax.tree.map(lambda *of, rows=present[0] > 0: np.stack(of)[:, rows], *each))
     if not found:
         raise ValueError("there are no images to evaluate.")
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1).astype(np.float64), *found)

@@ -55,7 +55,7 @@ def _markdown(found: Row) -> str:
     data, model = found["data"], found["model"]
     sources, rows = found["groups"], found["rows"]
     units = "sources" if sources else "images"
-    given = ", given the class of each image" if data["given_class"] else ""
+    given = f", given the {data['given']} of each image" if data["given"] else ""
     head = ["quantity", "kind", rows[0]["unit"], "± in all", "± of the draws"]
     head += [f"± between {units}", *TERMS, "images", "draws each", "network calls"]
     notes = [_ode_note(row) for row in rows if "function_evaluations" in row]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import parameterization, pixels, sampling
-from vdm_jax.data import ImageData
+from vdm_jax.data import ImageData, flagged
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.evaluation.subject import Subject
@@ -38,8 +38,10 @@ class Drawer:
     So a progress bar can be shown; and on a CPU some networks are slower within a compiled loop.
     """
 
-    def __init__(self, subject: Subject, rule: Rule):
-        """Takes a VDM, and a rule of which the number of steps and their spacing don't matter."""
+    def __init__(self, subject: Subject, rule: Rule, guidance: float = 0.0):
+        """Takes a VDM, a rule of which the number of steps and their spacing don't matter, and the
+        scale of `sampling.guided`.
+        """
         event_shape, levels = subject.vdm.event_shape, subject.images.levels
         whole, split = sharding.replicated(subject.mesh), sharding.split_over(subject.mesh)
         states = State._make((split, split, whole))
@@ -52,7 +54,7 @@ class Drawer:
 
         def move(state: State, given: tuple, params: Params, key: Key, at: tuple) -> State:
             (index, conditioning), (i, gamma_s, gamma_t, last) = given, at
-            vdm = subject.model.bind(params, conditioning)
+            vdm = self._bind(params, conditioning)
             eps = sampling.noise(keys(key, index), i, event_shape) if rule.noisy else None
             return sampling.step(state, eps, vdm, gamma_s, gamma_t, rule, last)
 
@@ -63,33 +65,41 @@ class Drawer:
         self._begin = jax.jit(begin, in_shardings=(split, whole, whole), out_shardings=states)
         self._move = jax.jit(move, in_shardings=given, out_shardings=states)
         self._finish = jax.jit(finish, in_shardings=(states, whole), out_shardings=whole)
-        self._subject, self._whole = subject, whole
+        self._subject, self._whole, self._guidance = subject, whole, guidance
+
+    def _bind(self, params: Params, conditioning: jax.Array) -> Any:
+        """Returns the VDM that is sampled."""
+        bind = self._subject.model.bind
+        conditional = bind(params, conditioning)
+        if not self._guidance:
+            return conditional
+        return sampling.guided(conditional, bind(params, conditioning[:, 0]), self._guidance)
 
     def draw(
         self,
         rule: Rule,
         n: int,
         seed: int,
-        label: int | None = None,
+        turns: np.ndarray | None = None,
         each: Callable[[int, State, tuple], None] = lambda *_: None,
         words: str = "sampling steps",
     ) -> np.ndarray:
         """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
-        Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `label` is
-        the class of all, for a model given the class; by default each in turn. `each` is called
-        with each step of a batch, the state before it, (index, conditioning).
+        Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `turns`
+        are the conditions that they take in turn, [m, k]; by default `ImageData.turns`. `each` is
+        called with each step of a batch, the state before it, (index, conditioning).
         """
         subject, mesh = self._subject, self._subject.mesh
         size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
         key = jax.random.key(seed)
         gammas = np.asarray(rule.gammas(subject.vdm.gamma))
-        found = []
+        turns, found = subject.images.turns() if turns is None else turns, []
         with Bar(words, rule.num_steps * math.ceil(n / size)) as bar:
             move = bar.counted(self._move)
             for first in range(0, n, size):
                 index = np.arange(first, first + size, dtype=np.int32)
-                conditioning = conditioning_of(index, subject.images.num_classes, label)
+                conditioning = conditioning_of(index, turns)
                 given = jax.device_put((index, conditioning), sharding.split_over(mesh))
                 state = self._begin(given[0], key, gammas[0])
                 for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):
@@ -100,7 +110,7 @@ class Drawer:
                 found.append(np.asarray(self._finish(state, gammas[-1])))
         return np.concatenate(found)[:n]
 
-    def path(self, rule: Rule, n: int, seed: int, label: int | None = None) -> np.ndarray:
+    def path(self, rule: Rule, n: int, seed: int, turns: np.ndarray | None = None) -> np.ndarray:
         """Returns [n, COLUMNS, *event]: what the network takes samples for on the way, and these.
 
         Its x_hat as pixels, at steps spread evenly from z_1 on; `n` at most the batch size.
@@ -111,7 +121,7 @@ class Drawer:
 
         @partial(jax.jit, out_shardings=self._whole)
         def guess(z: Tensor, conditioning: jax.Array, params: Params, gamma_t: jax.Array) -> Images:
-            vdm = subject.model.bind(params, conditioning)
+            vdm = self._bind(params, conditioning)
             per_example = jnp.full(len(z), gamma_t)
             prediction, _ = parameterization.split(vdm.denoise(z, per_example), vdm.reverse_var)
             x_hat = parameterization.to_x(prediction, z, per_example, vdm.kind)
@@ -121,18 +131,14 @@ class Drawer:
             if i in steps:
                 seen[i] = np.asarray(guess(state.z, given[1], subject.params, gammas[i]))
 
-        samples = self.draw(rule, n, seed, label, look, "steps of the trajectory")
+        samples = self.draw(rule, n, seed, turns, look, "steps of the trajectory")
         return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 
-def conditioning_of(index: np.ndarray, classes: int, label: int | None = None) -> np.ndarray:
-    """Returns the conditioning of samples by number: [batch], no augmentation, or [batch, 2].
-
-    The second column is the class, `label` or each in turn, for a model that is given classes.
-    """
-    labels = index % max(classes, 1) if label is None else np.full(len(index), label)
-    given = np.stack([np.zeros(len(index)), labels], axis=1).astype(np.float32)
-    return given if classes else given[:, 0]
+def conditioning_of(index: np.ndarray, turns: np.ndarray | None) -> np.ndarray:
+    """Returns the conditioning of samples by number: no augmentation, and a condition in turn."""
+    condition = None if turns is None else turns[index % len(turns)]
+    return flagged(np.zeros(len(index)), condition)
 
 
 class _Measure:

@@ -57,13 +57,19 @@ class Subject(NamedTuple):
 
     def batches(self, part: str = "test") -> Batches:
         """Returns one exact pass over a part, as often as the result is called."""
-        labels = self.images.labels
-        return lambda: data.eval_batches(
-            getattr(self.images, part),
-            batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            labels=None if labels is None else labels[part],
+
+        def batch(of: data.Batch) -> data.Batch:
+            flags = np.zeros(len(of["images"]))
+            return of | {"conditioning": data.flagged(flags, of["conditioning"])}
+
+        return lambda: map(
+            batch,
+            data.eval_batches(
+                self.images.examples(part),
+                batch_size=self.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
         )
 
     def calls(self, repeats: int, part: str = "test") -> int:
@@ -73,7 +79,7 @@ class Subject(NamedTuple):
     def first(self, count: int | None, part: str = "test") -> "Subject":
         """Returns the subject with the first `count` images of a part; None leaves all."""
         changes: dict[str, Any] = {part: getattr(self.images, part)[:count]}
-        for name in ("source", "labels"):
+        for name in ("source", "labels", "conditions"):
             if part in (by_part := getattr(self.images, name) or {}):
                 changes[name] = {**by_part, part: by_part[part][:count]}
         return self._replace(images=dataclasses.replace(self.images, **changes))

@@ -57,7 +57,10 @@ def lower_batch(size: int) -> Callable[[str], UserError]:
 
 
 def load(config: ConfigDict) -> ImageData:
-    """Returns the dataset of `config.data`, labelled if the network is conditioned on labels."""
+    """Returns the dataset of `config.data`, labelled if the network is conditioned on labels.
+
+    Raises UserError for data that have conditions of their own besides.
+    """
     d = config.data
     folder = data.FolderOptions(d.size, d.fit, d.channels, d.held_out)
     given = {"data_dir": d.dir, "manual_dir": d.manual_dir, "path": d.path, "levels": d.levels}
@@ -66,6 +69,9 @@ def load(config: ConfigDict) -> ImageData:
     )
     if not d.class_labels:  # from here on there are labels only where they are used
         images = dataclasses.replace(images, labels=None, label_names=())
+    elif images.conditions is not None:
+        said = f"data.class_labels is set, but {images.name} has a condition of its own"
+        raise UserError(f"config.{said}; put the class into that, and leave class_labels out")
     return data.validation_split(images, d.validation) if d.validation else images
 
 
@@ -94,7 +100,10 @@ def describe(images: ImageData) -> dict[str, object]:
     found: dict[str, object] = {"name": images.name, "fingerprint": images.fingerprint}
     found |= {"train": len(images.train), "test": len(images.test)}
     found |= {"event_shape": list(images.event_shape), "levels": images.levels}
-    if images.labels is not None:
-        parts = b"".join(images.labels[part].tobytes() for part in ("train", "test"))
-        found |= {"classes": images.num_classes, "labels": hashlib.sha256(parts).hexdigest()}
+    told = images.condition
+    for size, key, of in (("classes", "labels", images.labels),
+                          ("condition", "conditions", images.conditions)):  # fmt: skip
+        if of is not None:
+            parts = b"".join(of[part].tobytes() for part in ("train", "test"))
+            found |= {size: told.size, key: hashlib.sha256(parts).hexdigest()}
     return found

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
+from vdm_jax.data import Condition
 from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
@@ -24,7 +25,8 @@ POSITIVE = {
 }  # fmt: skip
 OR_NONE = ("optimizer.clip_norm", "model.num_steps")
 NOT_NEGATIVE = ("optimizer.warmup_steps", "optimizer.weight_decay", "data.validation")
-BELOW_ONE = ("optimizer.b1", "optimizer.b2", "optimizer.ema_rate", "model.dropout")
+BELOW_ONE = ("optimizer.b1", "optimizer.b2", "optimizer.ema_rate", "model.dropout",
+             "model.condition_dropout")  # fmt: skip
 # What would only run out of memory, or of patience; what isn't here is a 32-bit integer.
 LARGEST = {
     "train.batch_size": 10**6, "train.steps_per_call": 10**5, "eval.batch_size": 10**6,
@@ -120,13 +122,19 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
         build.check_batch_size(config[part].batch_size, mesh, accumulate, name)
 
 
-def check_model(config: ConfigDict, levels: int, num_classes: int) -> None:
+def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
-    networks = _networks_of_hierarchy(c, h, num_classes)
-    rules = _words(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h), networks
+    told = _condition(c, condition), _networks_of_hierarchy(c, h, condition)
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h), *told
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
+
+
+def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
+    if c.condition_dropout and not condition.size:
+        yield (f"model.condition_dropout is {c.condition_dropout}, but the data have no condition: "
+               "leave it out, or give config.data.class_labels, or arrays with one")  # fmt: skip
 
 
 def _words(c: ConfigDict) -> Iterator[str]:
@@ -205,7 +213,7 @@ def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
         yield f"hierarchy.latent_size is {h.latent_size}, but data_size is set; leave one out"
 
 
-def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> Iterator[str]:
+def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[str]:
     if h.depth is None:
         return
     if h.data_size and h.fixed_encoder:  # a VDM's networks
@@ -218,5 +226,7 @@ def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, num_classes: int) -> It
         if c[name] != wanted:
             yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: its "
                    "own networks are of model.channels and num_blocks")  # fmt: skip
-    if num_classes:
+    if condition.classes:
         yield "data.class_labels: a hierarchical VAE is not conditioned on them"
+    if condition.numbers:
+        yield "data.path has conditions: a hierarchical VAE takes none"

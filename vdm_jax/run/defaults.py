@@ -18,7 +18,8 @@ DEFAULTS: dict[str, Any] = {
         "fit": "none",  # folder, how images come to the size: none, crop, resize, tiles
         "channels": 3,  # folder: 3, 1
         "held_out": float,  # folder without train and test; None: 0.1
-        "class_labels": False,  # condition on the class, which the data must have
+        # condition on the class, which the data must have; arrays' own conditions are always used
+        "class_labels": False,
         "augment": "none",  # none, shift, flip, flip_rot90, flip_rot90_channels
         "validation": 0,  # if > 0, hold out so many training images and evaluate on them
         "dir": str,  # caches; default $VDM_JAX_DATA
@@ -41,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
         "fused_attention": False,  # unet, pyramid: cuDNN's, on a GPU with dtype bfloat16
         "fourier_features": True,
         "dropout": 0.1,
+        "condition_dropout": 0.0,  # probability of no condition in training, as guidance needs it
         "gamma": "scalar",  # fixed, scalar, monotone
         "gamma_min": -13.3,  # of the gaussian process, as all of gamma
         "gamma_max": 5.0,

@@ -75,23 +75,23 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
     key, ema_rate = keys_of(config)["train"], config.optimizer.ema_rate
     numbers = c.accumulate, c.steps_per_call, c.max_skipped
     training = step.Training(model, adamw, ema_rate, key, *numbers)
-    chunk = {
-        name: jax.ShapeDtypeStruct((c.steps_per_call, c.batch_size, *of.shape[1:]), of.dtype)
-        for name, of in _stream(config, images)[0].items()
-    }
+    size = c.steps_per_call, c.batch_size
+    chunk = jax.tree.map(
+        lambda of: jax.ShapeDtypeStruct((*size, *of.shape[1:]), of.dtype),
+        _stream(config, images)[0],
+    )
     state = step.abstract_state(model, adamw, mesh)
     return step.make_step(training, mesh).lower(state, chunk, 0, 1).compile()
 
 
 def _stream(config: ConfigDict, images: ImageData) -> Any:
     return data.train_batches(
-        images.train,
+        images.examples("train"),
         batch_size=config.train.batch_size,
         seed=config.seed,
-        augment=config.data.augment,
+        transform=data.augmented(config.data.augment, images.event_shape),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        labels=(images.labels or {}).get("train"),
     )
 
 
@@ -129,7 +129,7 @@ def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np
     """Returns the function state -> a picture of samples."""
     config, images, mesh, model, *_, stop = experiment
     count = config.sample.count
-    conditioning = conditioning_of(np.arange(count), images.num_classes)
+    conditioning = conditioning_of(np.arange(count), images.turns())
 
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)

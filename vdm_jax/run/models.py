@@ -10,6 +10,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
+from vdm_jax.data import Condition
+from vdm_jax.data.image_data import UNCONDITIONAL
 from vdm_jax.errors import UserError
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.nn import gamma as monotone
@@ -31,22 +33,25 @@ Shape = tuple[int, ...]
 Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 
 
-def make_model(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int = 0) -> Model:
+def make_model(
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition = UNCONDITIONAL
+) -> Model:
     """Returns the model of `config.model` and `config.hierarchy` for images of a shape and levels.
 
-    With `num_classes` the conditioning is [batch, 2], the augmentation flag and the class, else
-    the flag alone, [batch]. A VDM's parameters are {"gamma": …, "score_model": …}, as in the
+    The conditioning is the augmentation flag, [batch], or with a `condition` [batch, 1 + k], the
+    flag and behind it the class or the numbers; with config.model.condition_dropout the flag alone
+    stands for any condition. A VDM's parameters are {"gamma": …, "score_model": …}, as in the
     published code. Raises UserError for settings that don't fit together.
     """
-    check_model(config, levels, num_classes)
+    check_model(config, levels, condition)
     hierarchical = config.hierarchy.depth is not None
     try:
         if hierarchical:
-            model = _hierarchy(config, event_shape, levels, num_classes)
+            model = _hierarchy(config, event_shape, levels, condition)
         elif config.model.process == "binomial":
-            model = _binomial(config.model, event_shape, num_classes)
+            model = _binomial(config.model, event_shape, condition)
         else:
-            model = _vdm(config.model, event_shape, levels, num_classes)
+            model = _vdm(config.model, event_shape, levels, condition)
         model.facts()
     except UserError:  # which names the setting
         raise
@@ -56,11 +61,13 @@ def make_model(config: ConfigDict, event_shape: Shape, levels: int, num_classes:
     return model
 
 
-def _vdm(c: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
+def _vdm(c: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    start, apply = _with_conditioning(_network(c, levels), event_shape, num_classes)
+    start, apply = _with_conditioning(
+        _network(c, levels), event_shape, condition, c.condition_dropout
+    )
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
 
@@ -82,11 +89,13 @@ def _vdm(c: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Mo
     return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: Shape, num_classes: int) -> Model:
+def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
-    init, apply = _with_conditioning(_network(with_keep, 2), event_shape, num_classes)
+    init, apply = _with_conditioning(
+        _network(with_keep, 2), event_shape, condition, c.condition_dropout
+    )
 
     def bind(
         params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
@@ -99,10 +108,10 @@ def _binomial(c: ConfigDict, event_shape: Shape, num_classes: int) -> Model:
     return Model(init, bind)
 
 
-def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
+def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
     c, h = config.model, config.hierarchy
     if h.data_size and h.fixed_encoder:
-        return _restricted(config, event_shape, levels, num_classes)
+        return _restricted(config, event_shape, levels, condition)
     words = "VAE" if h.depth == 1 else f"hierarchical VAE of {h.depth} latents"
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
@@ -128,7 +137,7 @@ def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, num_classes:
     return Model(init, bind, pixel_levels=pixel_levels)
 
 
-def _restricted(config: ConfigDict, event_shape: Shape, levels: int, num_classes: int) -> Model:
+def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
     """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
     It has a VDM's networks, and if it also ends at N(0, I) it is the VDM of T = depth - 1.
@@ -140,7 +149,7 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, num_classes
         words += f", a VDM of T = {num_steps}"
     else:
         c.gamma_max = 0.0
-    model = _vdm(c, event_shape, levels, num_classes)
+    model = _vdm(c, event_shape, levels, condition)
 
     def bind(*args: Any) -> HierarchicalVAE:
         vdm: VDM = model.bind(*args)
@@ -159,7 +168,7 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, num_classes
 
 
 def _with_conditioning(
-    network: nn.Module, event_shape: Shape, num_classes: int
+    network: nn.Module, event_shape: Shape, condition: Condition, rate: float
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     trained = network
@@ -168,7 +177,7 @@ def _with_conditioning(
         trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:
-        conditioning = jnp.zeros((1, 1 + num_classes))
+        conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))
         z_t = jnp.zeros((1, *event_shape))
         return network.init(key, z_t, jnp.zeros((1,)), conditioning)["params"]
 
@@ -176,17 +185,38 @@ def _with_conditioning(
         params: Params, z_t: Tensor, gamma_t: PerExample, given: Tensor | None,
         dropout: Key | None,
     ) -> Any:  # fmt: skip
-        if num_classes:
-            if given is None:
-                raise ValueError("the network needs the class of each image, [batch, 2].")
-            flag, label = given[:, :1], given[:, 1].astype(int)
-            given = jnp.concatenate([flag, jax.nn.one_hot(label, num_classes)], axis=1)
-        elif given is None:
-            given = jnp.zeros(z_t.shape[:1])
+        given = jnp.zeros(z_t.shape[:1]) if given is None else given
+        if condition.size:
+            key = None
+            if rate and dropout is not None:
+                dropout, key = jax.random.split(dropout)
+            given = _columns(given, condition, rate, key)
         module, rngs = (network, {}) if dropout is None else (trained, {"dropout": dropout})
         return module.apply({"params": params}, z_t, gamma_t, given, dropout is None, rngs=rngs)
 
     return init, apply
+
+
+def _columns(given: Tensor, condition: Condition, rate: float, key: Key | None) -> Tensor:
+    """Returns what the network is told beside gamma: the augmentation flag and the condition.
+
+    Where conditions are dropped at a `rate` a last column says whether this one is there, else it
+    is all zeros; it is dropped by `key`, or where `given` is the flag alone, [batch].
+    """
+    if given.ndim == 1 and not rate:
+        said = f"the network needs the {condition.word} of each image behind the flag"
+        raise ValueError(f"{said}, [batch, n], got {given.shape}.")
+    if given.ndim == 1:
+        return jnp.pad(given[:, None], ((0, 0), (0, condition.size + 1)))
+    flag, told = given[:, :1], given[:, 1:]
+    if condition.classes:
+        told = jax.nn.one_hot(told[:, 0].astype(int), condition.classes)
+    if not rate:
+        return jnp.concatenate([flag, told], axis=1)
+    there = jnp.ones_like(flag)
+    if key is not None:
+        there = there * jax.random.bernoulli(key, 1.0 - rate, flag.shape)
+    return jnp.concatenate([flag, told * there, there], axis=1)
 
 
 def _network(c: ConfigDict, levels: int) -> nn.Module:

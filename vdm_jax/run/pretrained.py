@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files
+from vdm_jax.data import Condition
 from vdm_jax.errors import UserError, reason, user_path
 from vdm_jax.run import defaults
 from vdm_jax.train import checksum, sharding
@@ -76,14 +77,14 @@ def read(given: str) -> Saved:
         ) from error
 
 
-def images_told(of: Saved) -> tuple[tuple[int, ...], int, int]:
-    """Returns what a checkpoint says of its images: their shape, levels, and classes or 0."""
-    match {"classes": 0, **of.data}:
+def images_told(of: Saved) -> tuple[tuple[int, ...], int, Condition]:
+    """Returns what a checkpoint says of its images: their shape, levels, and condition."""
+    match {"classes": 0, "condition": 0, **of.data}:
         case {"event_shape": [int(), int(), int()] as shape, "levels": int(levels),
-              "classes": int(classes)}:  # fmt: skip
+              "classes": int(classes), "condition": int(numbers)}:  # fmt: skip
             fits = min(shape) >= 1 and math.prod(shape) <= MOST_DIMS and 2 <= levels <= 256
-            if fits and classes >= 0:
-                return tuple(shape), levels, classes
+            if fits and min(classes, numbers) >= 0:
+                return tuple(shape), levels, Condition(classes, numbers)
     where = of.workdir if of.params is not None else f"the checkpoint {of.folder / str(of.step)}"
     raise UserError(f"{where} doesn't say of which images it is")
 

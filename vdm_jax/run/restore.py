@@ -83,7 +83,7 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
 
     It computes in float32. A run's checkpoint says of which images it is; a published model is for
     images of any size, here of `shape`, which may be without channels. Raises UserError for a model
-    conditioned on the class.
+    with a condition.
     """
     if sum(bool(options[name]) for name in ("workdir", "official", "pretrained")) != 1:
         raise UserError("name the model by one of --workdir=RUN, --official and --pretrained")
@@ -96,9 +96,9 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
 def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(of.config)
-    shape, levels, classes = pretrained.images_told(of)
-    if classes:
-        raise UserError(f"the model {of.workdir} needs each image's class: it can't compress")
+    shape, levels, condition = pretrained.images_told(of)
+    if condition.size:
+        raise UserError(f"the model {of.workdir} needs each image's condition: it can't compress")
     if of.params is not None:  # of a file: its network takes images of other sizes, too
         if given[2:] not in ((), shape[2:]):
             said = f"{of.workdir} is for images of {shape[2]} channel(s), but what is given has"
@@ -119,7 +119,7 @@ def from_workdir(
 
 def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
     c, images = images_of(of, data)
-    model = make_model(c, images.event_shape, images.levels, images.num_classes)
+    model = make_model(c, images.event_shape, images.levels, images.condition)
     return _with(_restored(of, mesh, c, model), images, c)
 
 
@@ -140,6 +140,8 @@ def from_official(
     levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
         raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
+    if images.conditions is not None:
+        raise UserError(f"a published checkpoint takes no condition, but {name} has one")
     return _with(found, images, c)
 
 
@@ -155,6 +157,7 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     for what, has, wanted in (
         ("levels", images.levels, saved.get("levels", images.levels)),
         ("classes", images.num_classes, saved.get("classes", 0)),
+        ("numbers to condition on", images.condition.numbers, saved.get("condition", 0)),
     ):
         if has != wanted:
             said = f"the run in {workdir} is of images with {wanted} {what}"

@@ -21,11 +21,13 @@ from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
-from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.checkpoint import Checkpoints, SettingsError
 from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
+from vdm_jax.train.loop import TrainingError
 from vdm_jax.train.model import Params
+from vdm_jax.train.record import DamagedError
 from vdm_jax.train.step import TrainState
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
@@ -41,6 +43,12 @@ MAY_DIFFER = tuple(
     }.items()
     for name in names.split()
 )
+FLAGS: dict[type[UserError], str] = {  # that mend what the training refuses
+    SettingsError: "With --allow_config_change the run goes on with the new ones.",
+    DamagedError: "With --allow_fallback a run of one process goes on from the newest good one, "
+    "and keeps what is damaged in a folder of its own.",
+    TrainingError: "Both go with --allow_config_change.",
+}
 
 
 def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Evaluation:  # noqa: B008
@@ -53,7 +61,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
         images = build.load(config)
         mesh = build.make_mesh(config.train.shard_params)
         check_devices(config, mesh)
-        model = make_model(config, images.event_shape, images.levels, images.num_classes)
+        model = make_model(config, images.event_shape, images.levels, images.condition)
         adamw = experiment.make_optimizer(config)
         workdir = build.make_workdir(workdir)  # nothing was written before
         of = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
@@ -100,6 +108,8 @@ def _stopping(folder: Path) -> Iterator[None]:
     try:
         with signals.handlers(signals.ENDING, at_once):
             yield
+    except tuple(FLAGS) as error:
+        raise type(error)(f"{error} {FLAGS[type(error)]}") from error
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         raise cli.Interrupted(number, _again(folder)) from None

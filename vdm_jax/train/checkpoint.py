@@ -19,12 +19,6 @@ from vdm_jax.train.record import CheckpointError, DamagedError
 
 T = TypeVar("T")
 
-_WAY_ON = (
-    "With --allow_fallback a run goes on from the newest good one, and keeps what is damaged in a "
-    "folder of its own.",
-    "Move that folder away, and start all processes again to go on from the one before it.",
-)
-
 
 class SettingsError(CheckpointError):
     """A checkpoint of a run with other settings; the message names each difference."""
@@ -172,7 +166,9 @@ class Checkpoints:
                 return step, read(step), damaged
             except DamagedError as error:
                 if not self._allow_fallback:
-                    raise DamagedError(f"{error} {_WAY_ON[jax.process_count() > 1]}") from error
+                    raise DamagedError(
+                        f"{error} Move that folder away to go on from the one before it."
+                    ) from error
                 damaged[step] = error
         if not damaged:
             raise CheckpointError(f"no checkpoint in {self._folder}.")
@@ -188,8 +184,7 @@ class Checkpoints:
         if found and not self._allow_change:
             raise SettingsError(
                 f"the run in {self._folder.parent} was started with other settings "
-                f"({'; '.join(found)}). Give the old values again, or --allow_config_change to go "
-                "on with the new ones, or another workdir."
+                f"({'; '.join(found)}). Give the old values again, or another workdir."
             )
         record.check_fits(saved, template, self._folder / str(step))
         return saved

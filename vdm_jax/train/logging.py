@@ -20,15 +20,18 @@ class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
 
     A run that goes on at `first_step` drops later lines, and `damaged` ones, which it counts; of
-    several processes the first one writes.
+    several processes the first one writes, and none without a `workdir`.
     """
 
-    def __init__(self, workdir: Path, first_step: int = 0) -> None:
+    def __init__(self, workdir: Path | None, first_step: int = 0) -> None:
+        self._writes = workdir is not None and jax.process_index() == 0
+        self._seen, self.damaged = set[tuple[int, str]](), 0
+        if workdir is None:
+            return
         self._path = workdir / "metrics.jsonl"
         lines, self.damaged = _read(self._path)
         kept = [line for line in lines if line["step"] <= first_step]
         self._seen = {(line["step"], line["split"]) for line in kept}
-        self._writes = jax.process_index() == 0
         if not self._writes:
             return
         files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -55,17 +55,18 @@ class Run(NamedTuple):
 
     `batches` takes the first step to a context with an iterator of stacked batches,
     `steps_per_call` each; `evaluate` a state, and whether it is the last time, to an
-    `evaluation.bound.Evaluation` on the images `eval_name`.
+    `evaluation.bound.Evaluation` on the images `eval_name`. What is None is not done, and without a
+    `workdir` nothing is written.
     """
 
     plan: Plan
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of `train.step.make_step`
     key: Key  # training key of `step`
     batches: Callable[[int], AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]]
-    evaluate: Callable[[TrainState, bool], Any]
-    sample: Callable[[TrainState], np.ndarray]  # a uint8 picture [height, width, channels]
-    checkpoints: Checkpoints  # none is newer than the state the run begins with
-    workdir: Path
+    evaluate: Callable[[TrainState, bool], Any] | None
+    sample: Callable[[TrainState], np.ndarray] | None  # a uint8 picture [height, width, channels]
+    checkpoints: Checkpoints | None  # none is newer than the state the run begins with
+    workdir: Path | None
     mesh: Mesh
     stop: Stop
     eval_name: str = "test"
@@ -99,7 +100,8 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                         loop.finish(0)  # here, as what comes next would wait for it unwatched
                 if plan.due(step, plan.log_every):
                     loop.log_metrics()
-                if plan.due(step, plan.checkpoint_every):  # before what takes a while and may fail
+                # Before what takes a while and may fail.
+                if run.checkpoints and plan.due(step, plan.checkpoint_every):
                     run.checkpoints.save(step, loop.state)
                 loop.heed()  # after the log, whose line nobody would write later
                 result = loop.report() or result
@@ -109,7 +111,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, Any]:
                 _save(loop.state, run.checkpoints)
             raise
     loop.log.close()
-    if result is None:  # nothing was left to do
+    if result is None and run.evaluate:  # nothing was left to do
         result = run.evaluate(loop.state, True)
     return loop.state, result
 
@@ -125,7 +127,7 @@ class _Loop:
         self._votes: list[Vote] = []
         if self.log.damaged:
             bar.say(f"metrics.jsonl: {self.log.damaged} damaged line(s), left out from here on")
-        if jax.process_index() == 0:
+        if run.workdir and jax.process_index() == 0:
             (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
 
     def advance(self, chunk: Any) -> int:
@@ -165,26 +167,29 @@ class _Loop:
         rate = self.bar.metrics(self.step, scalars)
         self.log.write(self.step, "train", scalars | {"steps_per_second": rate})
         self._window = []
-        self.run.checkpoints.check_written()
+        if self.run.checkpoints:
+            self.run.checkpoints.check_written()
 
     def report(self) -> Any:
         """Evaluates and samples if due and not done before; returns the evaluation, or None."""
         run, plan, step, found = self.run, self.run.plan, self.step, None
         evaluated = self.log.has(step, run.eval_name)
         if plan.due(step, plan.eval_every):
-            if not sharding.of_first(evaluated):
+            if run.evaluate and not sharding.of_first(evaluated):
                 found = run.evaluate(self.state, step == plan.steps)
                 self.log.write(step, run.eval_name, found.scalars())
                 self.bar.say(f"step {step}: {run.eval_name} {found.unit.name} {found.total}")
-            if jax.process_index() == 0:  # also where a kill came between the line and its plot
+            # Also where a kill came between the line and its plot.
+            if run.workdir and jax.process_index() == 0:
                 metrics = read_metrics(run.workdir / "metrics.jsonl")
                 plots.plot_losses(metrics, run.workdir / "loss.png", plan.steps)
-        picture = run.workdir / "samples" / f"{step:08d}.png"
-        if plan.due(step, plan.sample_every) and not sharding.of_first(picture.exists()):
-            pixels = run.sample(self.state)
-            if jax.process_index() == 0:
-                plots.write_image(picture, pixels)
-            self.log.image(step, "samples", pixels)
+        if run.sample and run.workdir and plan.due(step, plan.sample_every):
+            picture = run.workdir / "samples" / f"{step:08d}.png"
+            if not sharding.of_first(picture.exists()):
+                pixels = run.sample(self.state)
+                if jax.process_index() == 0:
+                    plots.write_image(picture, pixels)
+                self.log.image(step, "samples", pixels)
         return found
 
 
@@ -213,9 +218,9 @@ def _mean(window: list[_Call]) -> dict[str, float]:
     return mean | {"skipped": float(sum(skipped))}
 
 
-def _save(state: TrainState, checkpoints: Checkpoints) -> None:
+def _save(state: TrainState, checkpoints: Checkpoints | None) -> None:
     """Saves a state that is newer than all checkpoints."""
-    if int(state.step) > (checkpoints.latest_step() or 0):
+    if checkpoints and int(state.step) > (checkpoints.latest_step() or 0):
         checkpoints.save(int(state.step), state)
 
 
@@ -225,16 +230,16 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     first = int(state.step) - count
     before = state._replace(step=state.step - count, skipped=state.skipped - count)
     _save(before, run.checkpoints)
-    saved = run.checkpoints.latest_step()
-    if jax.process_index() == 0:
+    saved = run.checkpoints.latest_step() if run.checkpoints else None
+    if run.workdir and jax.process_index() == 0:
         key = _key_data(run.key, first)
         found = {"step": first, "in_a_row": count, "checkpoint": saved, "key": key}
         files.write_json(run.workdir / NONFINITE, found)
-    at = "no step was applied before" if saved is None else f"the newest checkpoint is of {saved}"
+    at = "there is no checkpoint" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
-        f"gradient that isn't finite. None was applied; {at}. Usually a lower --config.optimizer."
-        "learning_rate, or a clip_norm of at most 1, helps, with --allow_config_change."
+        f"gradient that isn't finite. None was applied; {at}. Usually a lower learning rate, or "
+        "gradients clipped to a norm of at most 1, help."
     )
 
 

@@ -1,7 +1,7 @@
 """A model that is trained: two functions of its parameters, and the unit of its bound."""
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -13,9 +13,9 @@ from vdm_jax.vdm import VDM
 Params = Any
 """A pytree of arrays."""
 
-Batch = Mapping[str, jax.Array]
-"""`images` [batch, *event], integers (or floats, of continuous data), and `conditioning`, [batch]
-or [batch, n]."""
+Batch = Mapping[str, Any]
+"""`images` [batch, *event], integers (or floats, of continuous data); where the data have them,
+`conditioning`, a pytree with leaves [batch, ...], and `mask`, broadcastable to the images."""
 
 
 Bound = VDM | HierarchicalVAE | BinomialDiffusion
@@ -48,7 +48,9 @@ class Model(NamedTuple):
     """A model that is trained: how its parameters start, and what they are a model of."""
 
     init: Callable[[Key], Params]
-    bind: Callable[..., Any]  # (parameters, conditioning=None, dropout key=None) -> `Bound`
+    bind: Callable[..., Any]
+    """(parameters, conditioning=None, dropout key=None, mask=None) -> `Bound`; the last is given
+    only where the data have a mask, and is meant for the network and for `VDM.mask`."""
     end_points: str | None = None
     """Name in params["gamma"] of what sets the schedule's end points, to train the rest of it for
     a low variance (`train.schedule_variance`)."""
@@ -57,12 +59,41 @@ class Model(NamedTuple):
 
     def with_fields(self, **fields: Any) -> "Model":
         """Returns the model whose `VDM` has other fields, as num_steps=10."""
-        return self._replace(bind=lambda *args: self.bind(*args)._replace(**fields))
+        bind = self.bind
+        return self._replace(bind=lambda *args, **given: bind(*args, **given)._replace(**fields))
 
-    def facts(self) -> Bound:
+    def bind_batch(self, params: Params, batch: Batch, dropout: Key | None = None) -> Bound:
+        """Returns the bound with the conditioning of a batch, and its mask if it has one."""
+        if (mask := batch.get("mask")) is None:
+            return cast(Bound, self.bind(params, batch.get("conditioning"), dropout))
+        bound = self.bind(params, batch.get("conditioning"), dropout, mask=mask)
+        if getattr(bound, "mask", None) is None:
+            raise ValueError(
+                "the data have a mask, but bind(params, conditioning, dropout, mask) returned a "
+                "model without it, which would count the padding: return VDM(..., mask=mask)."
+            )
+        return cast(Bound, bound)
+
+    def dropping(self, rate: float) -> "Model":
+        """Returns the model that in training sees zeros for a condition with probability `rate`."""
+
+        def bind(params: Params, condition: Any, dropout: Key | None, **given: Any) -> Any:
+            if dropout is not None:
+                dropout, key = jax.random.split(dropout)
+                rows = len(jax.tree.leaves(condition)[0])
+                kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
+                condition = jax.tree.map(
+                    lambda leaf: (leaf.T * kept).T.astype(leaf.dtype), condition
+                )
+            return self.bind(params, condition, dropout, **given)
+
+        return self._replace(bind=bind)
+
+    def facts(self, batch: Batch | None = None) -> Bound:
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
-        jax.eval_shape(lambda: found.append(self.bind(self.init(jax.random.key(0)))))
+        key = jax.random.key(0)
+        jax.eval_shape(lambda: found.append(self.bind_batch(self.init(key), batch or {})))
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:

@@ -11,7 +11,7 @@ they enter the bound, the end points.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:
         key_elbo, key_dropout = jax.random.split(key)
-        vdm: VDM = model.bind(params, batch["conditioning"], key_dropout)
+        vdm = cast(VDM, model.bind_batch(params, batch, key_dropout))
         if vdm.num_steps is not None:
             raise ValueError("minimising the variance needs continuous time, num_steps=None.")
         images = model.data(batch["images"])
@@ -56,7 +56,7 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
 
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
-            denoise = model.bind(bound_params, batch["conditioning"], key_dropout).denoise
+            denoise = cast(VDM, model.bind_batch(bound_params, batch, key_dropout)).denoise
             terms = loss.ElboTerms(
                 loss.reconstruction(images, eps_0, at.gamma_0, vdm.levels),
                 loss.prior(x, at.gamma_1),

@@ -78,10 +78,10 @@ def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
     return jax.tree.map(place, shapes, of_parameters(mesh, shapes))
 
 
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
+def put(batch: Mapping[str, Any], mesh: Mesh, axis: int = 0) -> dict[str, Any]:
     """Returns the global batch, split along `axis`, of which `batch` is this host's part."""
     make, sharding = jax.make_array_from_process_local_data, split_over(mesh, axis)
-    return {name: make(sharding, np.asarray(value)) for name, value in batch.items()}
+    return jax.tree.map(lambda value: make(sharding, np.asarray(value)), dict(batch))
 
 
 def of_first(found: bool) -> bool:

@@ -1,5 +1,6 @@
 """The training state and the compiled step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def update(
     `skipped`, and all else stays. Parameters that are split over `mesh` are gathered once. Metrics
     are `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
-    chex.assert_equal_shape_prefix(list(batch.values()), 1)
+    chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
     compute = _accumulated(_gradient(training.model), training.accumulate)
     grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
@@ -100,11 +101,14 @@ def step_key(key: Key, step: jax.Array | int) -> Key:
 
 
 def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
-    """Returns (params, batch, key) -> (gradient for what `model` is trained for, `_metrics`)."""
+    """Returns (params, batch, key) -> (gradient for what `model` is trained for, `_metrics`).
+
+    That of the bound is the gradient of the mean nats of an example, whatever its mask leaves.
+    """
 
     def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
         key_elbo, key_dropout = jax.random.split(key)
-        bound = model.bind(params, batch["conditioning"], key_dropout)
+        bound = model.bind_batch(params, batch, key_dropout)
         terms = bound.elbo(key_elbo, model.data(batch["images"]))
         return unit(bound).of(terms.total.mean(), bound.event_shape), _metrics(bound, terms)
 
@@ -113,7 +117,7 @@ def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metr
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
         grads, terms = schedule_variance.gradient(model)(params, batch, key)
-        return grads, _metrics(model.bind(params, batch["conditioning"]), terms)
+        return grads, _metrics(model.bind_batch(params, batch), terms)
 
     return compute
 
@@ -137,9 +141,9 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
 
     def mean_gradient(params: Params, batch: Batch, key: Key) -> Any:
         # Rows i, i + parts, ...: each part is spread over all devices, as the batch is.
-        split = {k: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+        split = jax.tree.map(lambda v: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1), batch)
         keys = jax.random.split(key, parts)
-        shapes = jax.eval_shape(gradient, params, {k: v[0] for k, v in split.items()}, key)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda v: v[0], split), key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def body(total: Any, part: tuple[Batch, Key]) -> tuple[Any, None]:
@@ -164,9 +168,8 @@ def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
     """
 
     def one(state: TrainState, chunk: Batch, i: jax.Array | int) -> tuple[TrainState, Metrics]:
-        at = jax.lax.dynamic_index_in_dim
-        batch = {k: at(v, i, keepdims=False) for k, v in chunk.items()}
-        return update(state, batch, training, mesh)
+        at = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+        return update(state, jax.tree.map(at, chunk), training, mesh)
 
     def many(
         state: TrainState, chunk: Batch, start: jax.Array, stop: jax.Array

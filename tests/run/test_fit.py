@@ -1,0 +1,163 @@
+"""Own networks on own arrays: closed forms, restarts bit for bit, and what is refused."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import assert_equal
+
+from vdm_jax import VDM, schedule
+from vdm_jax.train import fit, progress
+from vdm_jax.train.model import Model
+
+RNG = np.random.default_rng(0)
+SPREAD, DIMS = 0.5, 8
+X, TEST = (SPREAD * RNG.normal(size=(n, DIMS)) for n in (2000, 1000))  # float64, as NumPy has it
+ADAM = optax.adam(0.02)
+
+
+def linear(event_shape=(DIMS,), levels=None):
+    """The best denoiser of normal data of mean 0 and variance exp(log_var), the parameter."""
+
+    def bind(params, conditioning=None, dropout=None):
+        def denoise(z_t, gamma_t):
+            gamma = gamma_t.reshape(-1, *[1] * len(event_shape))
+            var = jax.nn.sigmoid(-gamma) * jnp.exp(params["log_var"]) + jax.nn.sigmoid(gamma)
+            return jnp.sqrt(jax.nn.sigmoid(gamma)) * z_t / var
+
+        return VDM(denoise, schedule.linear(-8.0, 5.0), event_shape, levels)
+
+    return Model(lambda key: {"log_var": jnp.zeros(())}, bind)
+
+
+def shifted():
+    """x_hat = the condition + b: nothing is left to learn where x is its condition."""
+
+    def bind(params, conditioning=None, dropout=None):
+        told = conditioning["a"] + conditioning["b"]["c"]
+
+        def denoise(z_t, gamma_t):
+            return jnp.zeros_like(z_t) + told + params["b"]
+
+        return VDM(denoise, schedule.linear(-8.0, 5.0), (2,), levels=None, kind="x")
+
+    return Model(lambda key: {"b": jnp.zeros(2)}, bind)
+
+
+def conditioned(count):
+    x = RNG.normal(size=(count, 2)) / 9 + np.array([0.6, -0.3])
+    a = RNG.normal(size=(count, 1))
+    return {"x": x, "condition": {"a": a, "b": {"c": x - a}}}
+
+
+def test_the_fit_of_normal_data_is_their_variance_and_its_bound_their_entropy():
+    fitted = fit(linear(), X, ADAM, 250, test=TEST, ema_rate=0.95)
+    found, bound = float(jnp.exp(fitted.params["log_var"])), fitted.evaluation.total
+    assert abs(found / X.var() - 1) < 0.1  # 250 steps of 1,024 numbers
+    entropy = 0.5 * np.log(2 * np.pi * np.e * SPREAD**2)
+    assert bound.standard_error < 0.03
+    assert abs(bound.mean - entropy) < 4 * bound.standard_error
+
+
+def test_a_fit_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """Stopped by its end, and by Ctrl-C; wherever checkpoints and evaluations lie."""
+    whole = fit(linear(), X, ADAM, 40, test=TEST)
+    cut = {"workdir": tmp_path / "a", "test": TEST}
+    fit(linear(), X, ADAM, 13, checkpoint_every=5, **cut)
+    assert_equal(fit(linear(), X, ADAM, 40, eval_every=20, **cut), whole)
+    assert_equal(fit(linear(), X, ADAM, 40, **cut), whole)  # nothing was left to do
+
+    def interrupted(bar, step, scalars):
+        if step >= 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.TrainingBar, "metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(linear(), X, ADAM, 40, tmp_path / "b")
+    saved = [int(path.name) for path in (tmp_path / "b" / "checkpoints").iterdir()]
+    assert len(saved) == 1 and 20 <= saved[0] < 40
+    assert_equal(fit(linear(), X, ADAM, 40, tmp_path / "b").params, whole.params)
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(linear(), X, ADAM, 2, test=TEST[:10])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_conditions_reach_the_network_and_are_dropped_as_asked():
+    """With its condition x_hat is x and b stays 0; without, b becomes the mean of x."""
+    train, test = conditioned(500), conditioned(100)
+    options = {"test": test, "ema_rate": 0.9}
+    told = fit(shifted(), train, optax.adam(0.03), 150, **options)
+    np.testing.assert_allclose(told.params["b"], 0, atol=1e-5)
+    np.testing.assert_allclose(told.evaluation.diffusion.mean, 0, atol=1e-5)
+    blind = fit(shifted(), train, optax.adam(0.03), 150, condition_dropout=1.0, **options)
+    np.testing.assert_allclose(blind.params["b"], train["x"].mean(axis=0), atol=0.02)
+    # Evaluated with its condition, it errs by b: 1/2 (SNR(0) - SNR(1)) b^2, the mean over both.
+    wanted = 0.5 * (np.exp(8.0) - np.exp(-5.0)) * np.mean(np.square(blind.params["b"]))
+    error = blind.evaluation.diffusion
+    assert abs(error.mean - wanted) < 4 * error.standard_error < 0.2 * wanted
+
+
+REFUSED = {
+    "data has ['y']; wanted x": {"data": {"y": X}},
+    "data: condition is float32 [3, 1]; wanted numbers, a row for each example": {
+        "data": {"x": X, "condition": np.zeros((3, 1))}
+    },
+    "data: condition/theta holds NaN": {"data": {"x": X, "condition": {"theta": X + np.nan}}},
+    "data: x holds NaN or infinity": {"data": np.where(X > 1, np.inf, X)},
+    "data: x is <U1 [2]; wanted numbers": {"data": np.array(["a", "b"])},
+    "data: x is float32 [2000, 7], the model's event (8,)": {"data": X[:, :7]},
+    "data: x is int32 [2000, 8], levels=None; wanted integers for": {"data": X.astype(int)},
+    "an example of test is {'images': 'float32 [1, 2]'}, but one of data": {"test": X[:5, :2]},
+    "data: mask is float32 [2000], x float32 [2000, 8]; wanted the axes of x": {
+        "data": {"x": X, "mask": np.ones(2000)}
+    },
+    "data: mask holds [0.5]; wanted 1 for what is there": {
+        "data": {"x": X, "mask": np.full((2000, 1), 0.5)}
+    },
+    "steps must be an integer of at least 1, got 0": {"steps": 0},
+    "batch size 3 can't be split evenly": {"batch_size": 3},
+    "ema_rate must lie in [0, 1], got 1.5": {"ema_rate": 1.5},
+    "condition_dropout needs data with a condition": {"condition_dropout": 0.1},
+    "eval_every must be an integer": {"eval_every": 0.5},
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line_and_nothing_written(tmp_path, said):
+    arguments = {"data": X, "steps": 5, **REFUSED[said]}
+    with pytest.raises(ValueError, match=r"\S") as error:
+        fit(linear(), optimizer=ADAM, workdir=tmp_path / "w", **arguments)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_integers_out_of_their_levels_are_refused():
+    with pytest.raises(ValueError, match=r"x holds -2 to 1; wanted integers in \[0, 4\)"):
+        fit(linear(levels=4), np.clip(2 * X, -2, 1).astype(int), ADAM, 5)
+
+
+def test_another_fit_than_that_of_the_folder_is_refused_by_name(tmp_path):
+    fit(linear(), X, ADAM, 4, tmp_path)
+    other = X.copy()
+    other[7, 3] += 1e-3
+    for said, data, options in (
+        ("data.images: float32 [2000, 8]", other, {}),
+        ("batch_size: 128 -> 64", X, {"batch_size": 64}),
+        ("seed: 0 -> 1", X, {"seed": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"Give the old values again, or another wor") as error:
+            fit(linear(), data, ADAM, 6, tmp_path, **options)
+        assert f"({said}" in str(error.value) and "--" not in str(error.value)
+    with pytest.raises(ValueError, match="steps is 3, but workdir holds a run that is at step 4"):
+        fit(linear(), X, ADAM, 3, tmp_path)
+    with pytest.raises(ValueError, match=r"opt_state.*belong to different models"):
+        fit(linear(), X, optax.sgd(0.1), 6, tmp_path)

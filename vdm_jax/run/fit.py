@@ -1,0 +1,173 @@
+"""Training of an own network on own arrays, without a configuration or a command: `fit`."""
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vdm_jax import checks, errors
+from vdm_jax.data import eval_batches, stacked, train_batches
+from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
+from vdm_jax.evaluation import bound as evaluation
+from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.run import lock
+from vdm_jax.train import loop, sharding, step
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.interrupts import Stop, Stopped
+from vdm_jax.train.model import Bound, Model, Params
+from vdm_jax.train.progress import Bar
+from vdm_jax.train.step import TrainState
+
+DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
+LOGS = 20  # of the training's metrics in a run
+
+
+class Settings(NamedTuple):
+    """The numbers of a fit that have a default."""
+
+    batch_size: int = 128  # examples of a step, over all devices
+    seed: int = 0  # of the first parameters, the order of the data, times and noise
+    ema_rate: float = 0.999  # of the average of the parameters, which is what is returned
+    condition_dropout: float = 0.0  # probability that an example's whole condition becomes zeros
+    eval_every: int | None = None  # steps between evaluations of `test`; None: at the end alone
+    checkpoint_every: int | None = None  # steps between checkpoints; None: at the end alone
+
+
+class Fitted(NamedTuple):
+    """The average of the parameters (EMA) after the last step, and its evaluation."""
+
+    params: Params
+    evaluation: Evaluation | None  # the bound on `test` with standard errors; None without it
+
+
+def fit(
+    model: Model,
+    data: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    workdir: str | os.PathLike[str] | None = None,
+    test: Any = None,
+    **settings: Any,
+) -> Fitted:
+    """Returns the model's parameters after `steps` steps on the bound of `data`.
+
+    With a `workdir` the same call goes on from the newest checkpoint there, and ends with the same
+    bits as one that was never stopped; without it nothing is written. Ctrl-C leaves a checkpoint.
+
+    Args:
+      model: functions `init(key) -> params`, any pytree of arrays, and `bind(params, conditioning,
+        dropout, mask) -> VDM`; dropout is a key in training, and mask is given if the data have it.
+      data: an array x [n, *event], integers or floats, or a mapping with "x", and if there are any
+        "condition", a pytree with leaves [n, ...], and "mask" [n, ...], broadcastable to x, with 1
+        where x is there and 0 for padding.
+      optimizer: any of optax.
+      steps: of the whole training, those before a restart counted.
+      workdir: folder for checkpoints, metrics.jsonl, loss.png and TensorBoard's files.
+      test: examples of the same form, to evaluate the bound on.
+      **settings: the fields of `Settings`.
+
+    Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
+    """
+    checks.count(steps, "steps")
+    given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
+    _check(given, mesh, train)
+    facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
+    levels = model.pixel_levels or facts.levels
+    check_values(train, facts.event_shape, levels, "data")
+    stop, keys = Stop(mesh), jax.random.split(jax.random.key(given.seed), 3)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batching, evaluate = {"batch_size": given.batch_size, **here}, None
+    if test is not None:
+        held_out = examples(test, "test")
+        check_alike(train, held_out)
+        check_values(held_out, facts.event_shape, levels, "test")
+        evaluate = _evaluator(model, facts, held_out, batching, mesh, stop, keys[2])
+    dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
+    training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
+    stream = train_batches(train, seed=given.seed, **batching)
+    every = given.eval_every or steps, steps, given.checkpoint_every or steps
+    plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
+    calls = plan, step.make_step(training, mesh), keys[1], functools.partial(stacked, stream)
+    try:
+        with _opened(workdir, given, train) as (folder, checkpoints):
+            state = _first_state(training, steps, checkpoints, keys[0], mesh)
+            run = loop.Run(*calls, evaluate, None, checkpoints, folder, mesh, stop)
+            state, result = loop.train(run, state)
+    except Stopped as stopped:  # its state is saved: the signal does what it does without us
+        signal.raise_signal(stopped.number)
+        raise
+    return Fitted(state.ema_params, result)
+
+
+def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
+    """Raises ValueError for a number out of its range."""
+    sharding.check_batch_size(of.batch_size, mesh)
+    checks.count(of.eval_every or 1, "eval_every")
+    checks.count(of.checkpoint_every or 1, "checkpoint_every")
+    for rate, name in ((of.ema_rate, "ema_rate"), (of.condition_dropout, "condition_dropout")):
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {rate}.")
+    if of.condition_dropout and "conditioning" not in train:
+        raise ValueError("condition_dropout needs data with a condition; there is none.")
+
+
+@contextlib.contextmanager
+def _opened(
+    workdir: str | os.PathLike[str] | None, settings: Settings, train: Examples
+) -> Iterator[tuple[Path | None, Checkpoints | None]]:
+    """Opens the folder of a run and its checkpoints, which say what the state's path depends on."""
+    if workdir is None:
+        yield None, None
+        return
+    folder = errors.user_path(workdir, "workdir")
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = {"data": fingerprints(train), **settings._asdict()}
+    with lock.owned(folder):
+        may_differ = ("eval_every", "checkpoint_every")
+        checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
+        with checkpoints.full_disk(), checkpoints:
+            yield folder, checkpoints
+
+
+def _first_state(
+    of: step.Training, steps: int, checkpoints: Checkpoints | None, key: jax.Array, mesh: Mesh
+) -> TrainState:
+    """Returns the state of the newest checkpoint, or a new one."""
+    newest = checkpoints.latest_step() if checkpoints else None
+    if checkpoints is None or newest is None:
+        return step.start(of.model, of.optimizer, key, mesh)
+    if newest > steps:
+        raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {newest}.")
+    state = checkpoints.restore(step.abstract_state(of.model, of.optimizer, mesh))
+    print(f"going on from step {newest}")
+    return state
+
+
+def _evaluator(
+    model: Model, facts: Bound, test: Examples, batching: dict[str, Any], mesh: Mesh, stop: Stop,
+    key: jax.Array,
+) -> Callable[[TrainState, bool], Evaluation]:  # fmt: skip
+    """Returns the function (state, whether it is the last time) -> the bound on `test`."""
+    eval_step = evaluation.make_eval_step(model, mesh)
+    calls = -(-len(test["images"]) // batching["batch_size"])
+
+    def batches() -> Iterator[Mapping[str, Any]]:
+        for batch in eval_batches(test, **batching):
+            stop.check()
+            yield batch
+
+    def evaluate(state: TrainState, last: bool) -> Evaluation:
+        repeats = LAST_DRAWS if last else DRAWS
+        with Bar("evaluating", repeats * calls) as bar:
+            call = bar.counted(eval_step)
+            draws = evaluation.collect(call, state.ema_params, batches, mesh, key, repeats)
+        return evaluation.summarise(draws, facts)
+
+    return evaluate
