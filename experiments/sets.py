@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments import tables, trainings
@@ -39,9 +38,9 @@ from vdm_jax.types import Key, PerExample, Tensor
 ENDS = -8.0, 5.0  # gamma
 STEPS, TRAIN = 3000, 200_000
 TEST, BY_ODE, RANKED, SAMPLES, PERMUTED = 2000, 100, 400, 400, 400  # sets, and permutations
-TOGETHER, TRUTH = 20, 0.3  # sets of one theta, whose profile is drawn
+TOGETHER = 20  # sets of one theta, whose profile is drawn
 DRAWS = 8, 16  # of the bound, for each set: repeats and times
-SOLVER = {"rtol": 1e-4, "atol": 1e-4}
+SOLVER: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 CELLS, BINS = 24, 10  # of the posterior of theta on [-1, 1], and of the ranks
 HEADS = ("sets", "bound", "ODE", "number", "ranks", "ranks, exact", "MMD", "sliced W2")
 
@@ -64,10 +63,10 @@ class Sets(NamedTuple):
 
 def make_sets(name: str, count: int, seed: int, theta: float | None = None) -> Sets:
     """Returns sets of points, of theta uniform on [-1, 1] unless it is given."""
-    uniform = np.random.default_rng(seed).uniform(-1.0, 1.0, count).astype(np.float32)
-    theta = uniform if theta is None else np.full_like(uniform, theta)
-    x, mask = point_sets.draw(name, count, theta, seed)
-    return make_sets(name, theta, x, mask, mask.sum(axis=(1, 2)).astype(int))
+    thetas = np.random.default_rng(seed).uniform(-1.0, 1.0, count).astype(np.float32)
+    thetas = thetas if theta is None else np.full_like(thetas, theta)
+    x, mask = point_sets.draw(name, count, thetas, seed)
+    return Sets(name, thetas, x, mask, mask.sum(axis=(1, 2)).astype(int))
 
 
 def make_model(most: int) -> Model:
@@ -76,13 +75,13 @@ def make_model(most: int) -> Model:
 
     def init(key: Key) -> Params:
         start = jnp.zeros((1, most, 2)), jnp.zeros(1), jnp.zeros(1)
-        return network.init(key, *start)["params"]
+        return cast(Params, network.init(key, *start)["params"])
 
     def bind(
         params: Params, theta: Tensor, dropout: Key | None = None, mask: Tensor | None = None
     ) -> VDM:
         def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
-            return network.apply({"params": params}, z_t, gamma_t, theta, mask)
+            return cast(Tensor, network.apply({"params": params}, z_t, gamma_t, theta, mask))
 
         return VDM(denoise, schedule.linear(*ENDS), (most, 2), None, "v", mask=mask)
 
@@ -92,26 +91,29 @@ def make_model(most: int) -> Model:
 def fit_number(data: Sets, steps: int) -> Callable[[ArrayLike], Categorical]:
     """Returns theta [batch] -> the number of points, trained by maximum likelihood."""
     network, tx = Counts(point_sets.MOST[data.name]), optax.adam(3e-3)
-    theta, number = jnp.asarray(data.theta), jnp.asarray(data.number)
+    thetas, numbers = jnp.asarray(data.theta), jnp.asarray(data.number)
+
+    def of(params: Params, theta: ArrayLike) -> Categorical:
+        return cast(Categorical, network.apply(params, theta))
 
     def one(i: Any, carry: Any) -> Any:
         params, state = carry
-        rows = jax.random.randint(jax.random.key(i), (512,), 0, len(theta))
-        loss = lambda p: -jnp.mean(network.apply(p, theta[rows]).log_prob(number[rows]))  # noqa: E731
+        rows = jax.random.randint(jax.random.key(i), (512,), 0, len(thetas))
+        loss = lambda p: -jnp.mean(of(p, thetas[rows]).log_prob(numbers[rows]))  # noqa: E731
         updates, state = tx.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
-    params = network.init(jax.random.key(0), theta[:1])
+    params = network.init(jax.random.key(0), thetas[:1])
     run = jax.jit(lambda carry: jax.lax.fori_loop(0, steps, one, carry))
     params, _ = run((params, tx.init(params)))
-    return lambda theta: cast(Categorical, network.apply(params, theta))
+    return partial(of, params)
 
 
 class Fitted(NamedTuple):
     """A trained model of sets: theta and mask -> model of the points, theta -> their number."""
 
-    points: Callable[[Tensor, Tensor], VDM]
-    number: Callable[[Tensor], Categorical]
+    points: Callable[[ArrayLike, ArrayLike], VDM]
+    number: Callable[[ArrayLike], Categorical]
 
 
 def train(name: str, workdir: Path, scale: float) -> Fitted:
@@ -130,51 +132,55 @@ def train(name: str, workdir: Path, scale: float) -> Fitted:
 
 def measure(name: str, fitted: Fitted) -> dict[str, Any]:
     """Returns all that is compared with the truth of the sets of a name."""
-    test, ranked, key = make_sets(name, TEST, 1), make_sets(name, RANKED, 2), jax.random.key(3)
-    found = {"name": name} | {by: excess(test, fitted, by, key) for by in ("bound", "ode")}
-    number = fitted.number(test.theta).log_prob(test.number)
-    found["number"] = _mean(test.log_probs(test.theta)[0] - np.asarray(number))
-    centres = (np.arange(CELLS) + 0.5) * 2.0 / CELLS - 1.0
-    of_points = _profile(fitted, ranked, centres, key).difference
-    of_number = [_log_number(fitted, ranked, theta) for theta in centres]
-    exact = [sum(ranked.log_probs(theta)) for theta in centres]
-    for kind, log_prob in (("model", of_points + np.array(of_number)), ("exact", np.array(exact))):
-        rank = ranks(log_prob, ranked.theta)
-        counts, _ = np.histogram(rank, BINS, (0.0, 1.0))
+    test, key = make_sets(name, TEST, 1), jax.random.key(3)
+    of_number, of_points = test.log_probs(test.theta)
+    missed = of_number - np.asarray(fitted.number(test.theta).log_prob(test.number))
+    found = {"name": name, "number": _mean(missed, np.ones(TEST))}
+    for by, count in (("bound", TEST), ("ode", BY_ODE)):
+        first = Sets(name, *(values[:count] for values in test[1:]))
+        found[by] = _mean(of_points[:count] - log_points(fitted, first, by), 2 * first.number)
+    ranked, centres = make_sets(name, RANKED, 2), (np.arange(CELLS) + 0.5) * 2.0 / CELLS - 1.0
+    model, _ = log_likelihoods(fitted, ranked, centres, "bound")
+    for kind, log_prob in (("model", model), ("exact", exact(ranked, centres))):
+        counts, _ = np.histogram(ranks(log_prob, ranked.theta), BINS, (0.0, 1.0))
         found[kind] = {"counts": counts.tolist(), "p": float(stats.chisquare(counts).pvalue)}
     return found | two_samples(name, fitted, key)
 
 
-def _log_number(fitted: Fitted, sets: Sets, theta: float) -> np.ndarray:
-    """Returns the model's log p(N | theta) of each set, theta the same for all."""
-    number = fitted.number(np.full(len(sets.x), theta, np.float32))
-    return np.asarray(number.log_prob(sets.number), np.float64)
-
-
-def excess(test: Sets, fitted: Fitted, by: By, key: Key) -> dict[str, float]:
-    """Returns the mean of the truth less the model's log p(x | N, theta), nats per coordinate."""
-    count = TEST if by == "bound" else BY_ODE
-    x, mask = test.x[:count], test.mask[:count]
-    vdm = fitted.points(test.theta[:count], mask)
-    solver = {} if by == "bound" else SOLVER
-    log_prob = profile(lambda _: vdm, x, jnp.zeros(1), key, by, DRAWS, **solver).log_prob[0]
-    coordinates = 2 * test.number[:count]
-    return _mean(test.log_probs(test.theta)[1][:count] - log_prob, coordinates)
-
-
-def _mean(values: np.ndarray, of: ArrayLike = 1.0) -> dict[str, float]:
+def _mean(values: np.ndarray, of: np.ndarray) -> dict[str, float]:
     """Returns the sum of the values over the sum of `of`, and its standard error."""
-    of = np.broadcast_to(of, values.shape)
     mean = values.sum() / of.sum()
     error = np.std(values - mean * of, ddof=1) * math.sqrt(len(values)) / of.sum()
     return {"mean": float(mean), "error": float(error)}
 
 
+def log_points(fitted: Fitted, sets: Sets, by: str) -> np.ndarray:
+    """Returns the model's log p(x_1, ..., x_N | N, theta), [sets]."""
+    vdm, one = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32)
+    return _profile(lambda _: vdm, sets, one, by).log_prob[0]  # each set has its own theta
+
+
+def exact(sets: Sets, grid: np.ndarray) -> np.ndarray:
+    """Returns log p(set | theta) over a grid of theta, [grid, sets]."""
+    return np.array([np.add(*sets.log_probs(theta)) for theta in grid])
+
+
+def log_likelihoods(
+    fitted: Fitted, sets: Sets, grid: np.ndarray, by: str, reference: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the model's log p(set | theta) less that at the reference, and its standard error."""
+    grid = grid.astype(np.float32)
+    found = _profile(lambda theta: fitted.points(theta, sets.mask), sets, grid, by, reference)
+    repeated = (np.full(len(sets.x), theta) for theta in grid)
+    number = np.array([fitted.number(theta).log_prob(sets.number) for theta in repeated])
+    return found.difference + number - number[reference], found.error
+
+
 def _profile(
-    fitted: Fitted, of: Sets, grid: np.ndarray, key: Key, by: By = "bound", **options: Any
+    bind: Callable[[Any], VDM], sets: Sets, grid: np.ndarray, by: str, reference: int = 0
 ) -> LikelihoodProfile:
-    bind = lambda theta: fitted.points(theta, of.mask)  # noqa: E731
-    return profile(bind, of.x, grid.astype(np.float32), key, by, **options)
+    solver, key = SOLVER if by == "ode" else {}, jax.random.key(7)
+    return profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **solver)
 
 
 def ranks(log_prob: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -191,21 +197,18 @@ def ranks(log_prob: np.ndarray, theta: np.ndarray) -> np.ndarray:
 def two_samples(name: str, fitted: Fitted, key: Key) -> dict[str, float]:
     """Returns p values of permutation tests: (theta, N, points) of the data and of the model."""
     data, other = make_sets(name, SAMPLES, 4), make_sets(name, SAMPLES, 5)
-    key_number, key_points, key_test = jax.random.split(key, 3)
-    number = fitted.number(other.theta).sample(key_number)
-    mask = (jnp.arange(other.x.shape[1]) < number[:, None])[..., None]
-    x = fitted.points(other.theta, mask).sample(key_points, SAMPLES, 200)
-    of_data = _features(data.theta, data.x, data.mask)
-    of_model = _features(other.theta, np.asarray(x), np.asarray(mask))
-    middle = float(sample_distances.median_distance(of_data))
+    number = fitted.number(other.theta).sample(key)
+    mask = (np.arange(other.x.shape[1]) < np.asarray(number)[:, None])[..., None]
+    x = np.asarray(fitted.points(other.theta, mask).sample(key, SAMPLES, 200))
+    of_data, of_model = _features(data.theta, data.x, data.mask), _features(other.theta, x, mask)
+    scales = np.asarray(sample_distances.median_distance(of_data)) * [0.5, 1.0, 2.0]
     along = sample_distances.directions(key, 100, of_data.shape[1])
-    tests = {
-        "mmd": lambda a, b: sample_distances.mmd(a, b, [middle / 2, middle, 2 * middle]),
-        "sliced_wasserstein": lambda a, b: sample_distances.sliced_wasserstein(a, b, along),
-    }
     found = {}
-    for test, distance in tests.items():
-        mixed = sample_distances.permuted(key_test, of_data, of_model, distance, PERMUTED)
+    for test, distance in (
+        ("mmd", partial(sample_distances.mmd, scales=scales)),
+        ("sliced_wasserstein", partial(sample_distances.sliced_wasserstein, along=along)),
+    ):
+        mixed = sample_distances.permuted(key, of_data, of_model, distance, PERMUTED)
         larger = np.sum(np.asarray(mixed) >= float(distance(of_data, of_model)))
         found[test] = float((1 + larger) / (1 + PERMUTED))
     return found
@@ -220,48 +223,31 @@ def _features(theta: np.ndarray, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def draw(file: Path, fitted: dict[str, Fitted], found: list[dict[str, Any]]) -> None:
-    """Draws, for each name, a profile of several sets together, the ranks, and samples."""
-    title, shape = "Sets of points with a known density", (len(found), 3)
-    with plots.figure(file, title, (13, 8), shape) as axes:
-        for row, numbers in zip(np.reshape(axes, shape), found, strict=True):
-            name = numbers["name"]
-            _draw_profile(row[0], name, fitted[name])
-            row[1].stairs(numbers["model"]["counts"], label="model")
-            row[1].stairs(numbers["exact"]["counts"], label="exact", linestyle=":")
-            row[1].set(title=f"ranks of theta, {name}", ylim=(0, None))
-            _draw_samples(row[2], name, fitted[name])
-
-
-def _draw_profile(axes: Axes, name: str, fitted: Fitted) -> None:
-    sets, grid = make_sets(name, TOGETHER, 6, TRUTH), np.linspace(-0.6, 1.0, 9)
-    middle = int(np.abs(grid - TRUTH).argmin())
-    number = np.stack([_log_number(fitted, sets, theta) for theta in grid])
-    for by, style, solver in (("bound", "o", {}), ("ode", "x", SOLVER)):
-        found = _profile(fitted, sets, grid, jax.random.key(7), by, reference=middle, **solver)
-        nats = (found.difference + number - number[middle]).sum(axis=1)
-        error = np.sqrt((found.error**2).sum(axis=1))
-        axes.errorbar(grid, nats, error, fmt=style, capsize=3, label=f"model, by the {by}")
-    exact = np.array([np.sum(sets.log_probs(theta)) for theta in grid])
-    axes.plot(grid, exact - exact[middle], color="grey", label="exact")
-    axes.set(title=f"log p({TOGETHER} sets | theta), {name}", xlabel="theta", ylabel="nats")
-    axes.legend()
-
-
-def _draw_samples(axes: Axes, name: str, fitted: Fitted) -> None:
-    data = make_sets(name, SAMPLES, 8, TRUTH)
-    x = fitted.points(data.theta, data.mask).sample(jax.random.key(9), SAMPLES, 200)
-    for label, points in (("data", data.x), ("model", np.asarray(x))):
-        there = points[data.mask[..., 0] > 0]
-        axes.scatter(*there.T, s=3, alpha=0.5, label=label)
-    axes.set(title=f"points, theta = {TRUTH}", aspect="equal")
+    """Draws, for each name, the profile of several sets together, and the ranks of theta."""
+    grid, middle = np.linspace(-0.6, 1.0, 9), 4
+    title, shape = "Sets of points with a known density", (len(found), 2)
+    with plots.figure(file, title, (10, 7), shape) as axes:
+        for numbers, of_profile, of_ranks in zip(found, axes[::2], axes[1::2], strict=True):
+            sets = make_sets(numbers["name"], TOGETHER, 6, grid[middle])
+            nats = exact(sets, grid).sum(axis=1)
+            of_profile.plot(grid, nats - nats[middle], color="grey", label="exact")
+            for by, style in (("bound", "o"), ("ode", "x")):
+                each, error = log_likelihoods(fitted[sets.name], sets, grid, by, middle)
+                errors = np.sqrt(np.sum(error**2, axis=1))
+                label = f"model, by the {by}"
+                of_profile.errorbar(grid, each.sum(axis=1), errors, fmt=style, label=label)
+            of_profile.set(title=f"log p({TOGETHER} sets | theta), {sets.name}", ylabel="nats")
+            for kind, style in (("model", "-"), ("exact", ":")):
+                of_ranks.stairs(numbers[kind]["counts"], label=kind, linestyle=style)
+            of_ranks.set(title=f"ranks of theta, {sets.name}", ylim=(0, None))
+            of_ranks.legend()
 
 
 def _row(found: dict[str, Any]) -> list[str]:
     """Returns a row of the table."""
-    nats = [
-        f"{found[k]['mean']:+.4f} ± {found[k]['error']:.4f}" for k in ("bound", "ode", "number")
-    ]
-    p = [found["model"]["p"], found["exact"]["p"], found["mmd"], found["sliced_wasserstein"]]
+    means = found["bound"], found["ode"], found["number"]
+    nats = [f"{each['mean']:+.4f} ± {each['error']:.4f}" for each in means]
+    p = found["model"]["p"], found["exact"]["p"], found["mmd"], found["sliced_wasserstein"]
     return [found["name"], *nats, *(f"{value:.3f}" for value in p)]
 
 

@@ -11,7 +11,7 @@ from vdm_jax.data import point_sets
 from vdm_jax.nn.counts import Categorical
 
 
-def exact(shift=0.0):
+def known(shift=0.0):
     """The mixture's own denoiser E[x|z_t] and number of points, at theta + shift."""
 
     def points(theta, mask):
@@ -51,7 +51,7 @@ def short(monkeypatch):
 
 
 def test_the_exact_model_passes_and_a_shifted_one_does_not(short):
-    found, wrong = (sets.measure("mixture", exact(shift)) for shift in (0.0, -0.5))
+    found, wrong = (sets.measure("mixture", known(shift)) for shift in (0.0, -0.5))
     for name in ("bound", "ode", "number"):
         assert abs(found[name]["mean"]) < 4 * found[name]["error"] + 0.01
     assert wrong["ode"]["mean"] > 0.05 and wrong["number"]["mean"] > 0.02

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vdm_jax import bounds, checks, flow, loss, timestep
 from vdm_jax.errors import UserError
@@ -213,7 +214,7 @@ class LikelihoodProfile(NamedTuple):
 
 def profile(
     bind: Callable[[Any], VDM],
-    x: Images | Tensor,
+    x: ArrayLike,
     grid: Any,
     key: Key,
     by: By = "bound",
@@ -242,18 +243,15 @@ def profile(
     checks.choice(by, "by", get_args(By))
     repeats, times = draws
     checks.count(repeats, "the number of repeats", least=2)
-    drawn = by == "bound" or solver.get("trace") == "hutchinson"
-    keys = jax.random.split(key, repeats if drawn else 1)
-
-    x = jnp.asarray(x)
+    keys, data = jax.random.split(key, repeats), jnp.asarray(x)
 
     def at(theta: Any) -> jax.Array:
-        vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(x), axis=0), theta))
+        vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(data), axis=0), theta))
         if by == "ode":
             drawn = vdm.levels is not None or solver.get("trace") == "hutchinson"
-            of_key = lambda key: vdm.log_prob(key=key, x=x, **solver)  # noqa: E731
+            of_key = lambda key: vdm.log_prob(key=key, x=data, **solver)  # noqa: E731
             return jax.lax.map(of_key, keys if drawn else keys[:1])
-        return jax.lax.map(lambda key: -_mean_bound(vdm, x, key, times), keys)
+        return jax.lax.map(lambda key: -_mean_bound(vdm, data, key, times), keys)
 
     over_grid = jax.jit(partial(jax.lax.map, at))
     nats = np.asarray(over_grid(jax.tree.map(jnp.asarray, grid)), np.float64)
