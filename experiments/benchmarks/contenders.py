@@ -1,6 +1,7 @@
 """The contenders of `experiments.benchmarks.speed`: this code's modes, and the published code."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict
 
 from experiments.benchmarks.published_code import PublishedCode
@@ -114,23 +116,36 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def forward_flops(config: ConfigDict) -> float:
-    """Returns the multiplications and additions of the U-Net for one 32x32 image, forward.
+def operations(function: Callable[..., Any], *args: Any) -> float:
+    """Returns the multiplications and additions of matrix products and convolutions in a call.
 
-    They are those of convolutions, matrix products and attention. A training step has three times
-    as many, whatever is computed once more.
+    A loop counts as often as it runs, which `cost_analysis` of a compiled program doesn't know.
     """
-    model = make_model(config, SHAPE, 256)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
-    pixels = SHAPE[0] * SHAPE[1]
+    return _counted(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _counted(jaxpr: Jaxpr) -> float:
     total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        names = [part.key for part in path]
-        if names[-1] != "kernel":
-            continue
-        once = names[-2] in ("dense0", "dense1", "cond_proj")  # for an image, not for each pixel
-        total += 2.0 * leaf.size * (1 if once else pixels)
-        if names[-2] == "proj_out":  # an attention, or a stack of them: its two products
-            count = leaf.size / config.model.channels**2
-            total += 4.0 * count * config.model.channels * pixels**2
+    for equation in jaxpr.eqns:
+        kind, params = equation.primitive.name, equation.params
+        shapes: Any = [of.aval for of in (*equation.invars[:2], *equation.outvars[:1])]
+        if kind == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2.0 * shapes[2].size * math.prod(shapes[0].shape[i] for i in contracted)
+        if kind == "conv_general_dilated":
+            outputs = shapes[1].shape[params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * shapes[2].size * shapes[1].size / outputs
+        inner = [getattr(value, "jaxpr", value) for value in params.values()]
+        times = params["length"] if kind == "scan" else 1
+        total += times * sum(_counted(each) for each in inner if isinstance(each, Jaxpr))
     return total
+
+
+def forward_operations(config: ConfigDict) -> float:
+    """Returns the `operations` of the network for one 32x32 image; with gradients some 3 times."""
+    model = make_model(config, SHAPE, 256)
+
+    def forward(params: Any) -> Any:
+        return model.bind(params).denoise(jnp.zeros((1, *SHAPE)), jnp.zeros(1))
+
+    return operations(forward, jax.eval_shape(model.init, jax.random.key(0)))

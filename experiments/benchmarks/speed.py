@@ -91,7 +91,7 @@ def _contend(options: Mapping[str, Any]) -> list[Row]:
         for contender in made:
             contender.take_turn()
         print(f"round {number + 1} of {options['rounds']}", flush=True)
-    flops = 3 * contenders.forward_flops(_config(options, {})) * options["batch_size"]
+    flops = 3 * contenders.forward_operations(_config(options, {})) * options["batch_size"]
     return [contender.row(flops, options["peak_tflops"]) for contender in made]
 
 

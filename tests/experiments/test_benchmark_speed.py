@@ -24,9 +24,9 @@ def test_the_operations_are_those_the_compiler_counts():
     z_t = jax.ShapeDtypeStruct((1, *contenders.SHAPE), jnp.float32)
     counted = jax.jit(forward).lower(shapes, z_t).compile().cost_analysis()["flops"]
     # The compiler also counts norms and the like, and leaves out what falls on the images' margins.
-    assert contenders.forward_flops(config) == pytest.approx(counted, rel=0.1)
+    assert contenders.forward_operations(config) == pytest.approx(counted, rel=0.1)
     # 20 TFLOP a step of 128 images (configs/cifar10.py).
-    published = contenders.forward_flops(cifar10.get_config())
+    published = contenders.forward_operations(cifar10.get_config())
     assert 3 * 128 * published == pytest.approx(20e12, rel=0.05)
 
 
