@@ -115,7 +115,7 @@ def test_likelihoods_are_of_the_conditional_model_and_never_guided(x64):
     ratio = np.sqrt((alpha_1**2 * VAR + sigma_1**2) / (alpha_0**2 * VAR + sigma_0**2))
     z_1 = alpha_1 * means + ratio * alpha_0 * (x - means)
     exact = jax.scipy.stats.norm.logpdf(z_1).sum(1) + 2 * np.log(ratio * alpha_0)
-    found = conditional.log_prob(x, rtol=1e-8, atol=1e-8)
+    found = conditional.log_prob(x=x, key=jax.random.key(0), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
     learned = conditional._replace(
         reverse_var="learned", denoise=lambda z, g: (conditional.denoise(z, g), 0.25 + 0.0 * z)
