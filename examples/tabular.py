@@ -2,8 +2,7 @@
 
     python -m examples.tabular
 
-Four columns, each a function of those before it and normal noise: the entropy is that of the noise,
-the least bound that any model can have.
+Four columns, each a function of those before it and normal noise, whose entropy is the least bound.
 """
 
 import math
@@ -52,8 +51,7 @@ def bind(params, conditioning=None, dropout=None):
 def main(steps=3000, workdir=None):
     """Trains, prints the bound beside the entropy, and returns it with them."""
     train, test = rows(20_000, seed=0), rows(2000, seed=1)
-    model, optimizer = Model(init, bind), optax.adam(5e-3)
-    fitted = fit(model, train, optimizer, steps, workdir, test, ema_rate=0.99)
+    fitted = fit(Model(init, bind), train, optax.adam(5e-3), steps, workdir, test, ema_rate=0.99)
     print(f"bound {fitted.evaluation.total} nats per column, entropy {ENTROPY:.4f}")
     return fitted.evaluation.total, ENTROPY
 

@@ -36,7 +36,7 @@ def export(argv: list[str]) -> Path:
     expected = jax.eval_shape(model.init, jax.random.key(0))
     params = pretrained.parameters(of, expected, build.make_mesh())
     with files.writing(out) as partial:
-        pretrained.write(partial, of.step, of.config, of.data, params)
+        pretrained.write(partial, of, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{out}: {count:,} parameters in {out.stat().st_size:,} bytes, step {of.step}")
     return out

@@ -24,11 +24,10 @@ from ml_collections import ConfigDict
 from experiments import closed_forms, ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
 from experiments.ladder_tables import PREDICTIONS
-from experiments.toy2d import toy2d
+from experiments.toy2d import mean, toy2d
 from experiments.toy_models import STEPS as STEPS_2D
 from vdm_jax import files, loss
 from vdm_jax.data import ImageData
-from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.run import build, cli
@@ -190,16 +189,15 @@ def _objective(at: _Ladder, name: str) -> Row:
 
 
 def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
-    found, folder = {}, at.workdir / f"points-{at.scale:g}"
+    found, folder = {}, at.workdir / "points"
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
-        result = folder / f"swirl-{kind}.json"
+        steps = max(round(STEPS_2D[kind] * at.scale), 20)
+        result = folder / f"swirl-{kind}-{steps}-0.json"
         if not result.exists():
-            steps = max(round(STEPS_2D[kind] * at.scale), 20)
             toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
         found[kind] = json.loads(result.read_text(encoding="utf-8"))
-        picture = result.with_suffix(".png")
-        files.write(pictures / picture.name, picture.read_bytes())
+        files.write(pictures / f"swirl-{kind}.png", result.with_suffix(".png").read_bytes())
     return found
 
 
@@ -216,18 +214,12 @@ def histogram(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _histogram_row(images: ImageData) -> Row:
-    return _of_images(histogram(images.train, images.test, images.levels))
-
-
-def _of_images(values: np.ndarray, name: str = "bpd") -> dict[str, float]:
-    """Returns the mean of one number an image, and its standard error."""
-    of = estimate(values[None])
-    return {name: of.mean, "standard_error": of.standard_error}
+    return mean(histogram(images.train, images.test, images.levels), "bpd")
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
-    return _of_images(before.mean(axis=0) - after.mean(axis=0), "mean")
+    return mean(before.mean(axis=0) - after.mean(axis=0), "mean")
 
 
 if __name__ == "__main__":

@@ -68,10 +68,8 @@ def _vdm(found: Found) -> str:
 
 
 def _variances(found: Found) -> str:
-    rows = [
-        (str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r))
-        for r in found["variances"]
-    ]
+    every = found["variances"]
+    rows = [(str(r["num_steps"]), VARIANCES[r["kind"]], estimate(r), _gain(r)) for r in every]
     head = ("T", "variance of p(z_s given z_t)", "test bits per dim")
     return table((*head, "lower than the posterior's by"), rows)
 

@@ -96,10 +96,8 @@ def _plot_bounds(axes: Axes, rows: list[Row]) -> None:
     one = [row for row in rows if row["trained"] is None and row["num_steps"]]
     own = [row for row in rows if row["trained"]]
     (limit,) = (row for row in rows if row["trained"] is row["num_steps"] is None)
-    for group, style, label in (
-        (one, "o-", "trained in continuous time"),
-        (own, "s", "trained with this T"),
-    ):
+    groups = (one, "o-", "trained in continuous time"), (own, "s", "trained with this T")
+    for group, style, label in groups:
         steps, bpd = [row["num_steps"] for row in group], [row["bpd"] for row in group]
         error = [row["standard_error"] for row in group]
         axes.errorbar(steps, bpd, error, fmt=style, capsize=3, label=label)

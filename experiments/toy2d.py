@@ -4,13 +4,12 @@
 
 --model=vdm is a variational diffusion model; --model=cnf a continuous normalising flow trained by
 maximum likelihood, the same object as the VDM's probability-flow ODE but for its training. Leaves
-DATA-MODEL.png (data, samples, learned gamma or else the loss, densities, the ODE's trajectories
-from noise to data) and DATA-MODEL.json in the folder; those of other settings are kept.
+DATA-MODEL-STEPS-SEED.png (data, samples, learned gamma or else the loss, densities, the ODE's
+trajectories from noise to data) and its numbers, .json beside it.
 
 All numbers are in nats per point of a continuous variable: a density has no bits per dim.
 """
 
-import json
 import math
 import sys
 import time
@@ -27,6 +26,7 @@ from experiments.toy_models import STEPS, Fitted, train_cnf, train_vdm
 from vdm_jax import files
 from vdm_jax.data import points
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.estimate import estimate
 from vdm_jax.run import build, cli
 
 TRAIN, TEST = 100_000, 2_000
@@ -40,8 +40,7 @@ MODELS = {"vdm": train_vdm, "cnf": train_cnf}
 def toy2d(argv: list[str]) -> dict[str, Any]:
     """Parses `argv`, trains, measures, writes the files, and returns the numbers."""
     settings, workdir = _parse(argv)
-    name = f"{settings['data']}-{settings['model']}"
-    _refuse_other(workdir / f"{name}.json", settings)
+    name = "-".join(map(str, settings.values()))
     build.make_mesh()
     began = time.monotonic()
     data = points.draw(settings["data"], TRAIN, settings["seed"])
@@ -71,18 +70,6 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], Path]:
     return settings, build.make_workdir(Path(values.workdir))
 
 
-def _refuse_other(file: Path, settings: dict[str, Any]) -> None:
-    try:
-        old = json.loads(file.read_text(encoding="utf-8"))
-        differ = [f"{k}={old[k]}" for k, v in settings.items() if old[k] != v]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no result of this command; name another --workdir") from error
-    if differ:
-        raise UserError(f"{file} is of {', '.join(differ)}; name another --workdir or remove it")
-
-
 def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     """Returns the densities of the test points: the data's own, the model's, and its bound."""
     x = points.draw(name, TEST, TEST_SEED)
@@ -90,19 +77,20 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     ode = -np.asarray(fitted.log_prob(jnp.asarray(x), TOLERANCE), np.float64)
     if not np.isfinite(ode).all():
         raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
-    found = {"test_points": TEST, "entropy": points.entropy(name), "truth": _mean(truth)}
-    found |= {"ode": _mean(ode) | {"excess": _mean(ode - truth)}, "bound": None}
+    found = {"test_points": TEST, "entropy": points.entropy(name), "truth": mean(truth)}
+    found |= {"ode": mean(ode) | {"excess": mean(ode - truth)}, "bound": None}
     if fitted.bound is not None:
         keys = jax.random.split(jax.random.key(TEST_SEED - 1), DRAWS)
         draws = [np.asarray(fitted.bound(key, jnp.asarray(x)), np.float64) for key in keys]
         nats = np.mean(draws, axis=0)
-        found["bound"] = _mean(nats) | {"excess": _mean(nats - truth)}
+        found["bound"] = mean(nats) | {"excess": mean(nats - truth)}
     return found
 
 
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return {"nats": float(values.mean()), "standard_error": float(error)}
+def mean(values: np.ndarray, name: str = "nats") -> dict[str, Any]:
+    """Returns the mean of one number a point, or an image, and its standard error."""
+    of = estimate(values[None])
+    return {name: of.mean, "standard_error": of.standard_error}
 
 
 def _print(found: dict[str, Any]) -> None:

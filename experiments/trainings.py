@@ -73,7 +73,7 @@ def train(config: ConfigDict, folder: Path, mesh: Mesh) -> tuple[Subject, float]
             done["minutes"] += (time.monotonic() - began) / 60
             if folder.is_dir():
                 files.write_json(note, done)
-    return restore.from_workdir(folder, None, {}, mesh), float(done["minutes"])
+    return restore.from_workdir(folder, mesh), float(done["minutes"])
 
 
 def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row, Draws, Subject]:

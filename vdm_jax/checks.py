@@ -46,10 +46,8 @@ def order(gamma_s: ArrayLike, gamma_t: ArrayLike) -> None:
     """Raises ValueError where gamma_s is above gamma_t."""
     s, t = known(gamma_s), known(gamma_t)
     if s is not None and t is not None and not np.all(s <= t):
-        raise ValueError(
-            "gamma_s must not be above gamma_t (s < t, and gamma grows with time), got gamma_s = "
-            f"{s.ravel()} and gamma_t = {t.ravel()}."
-        )
+        said = "gamma_s must not be above gamma_t (s < t, and gamma grows with time)"
+        raise ValueError(f"{said}, got gamma_s = {s.ravel()} and gamma_t = {t.ravel()}.")
 
 
 def count(
@@ -72,9 +70,8 @@ def choice(value: object, name: str, names: Sequence[str]) -> None:
 def same_shape(one: ArrayLike, other: ArrayLike, name: str, other_name: str) -> None:
     """Raises ValueError where two arrays differ in shape."""
     if np.shape(one) != np.shape(other):
-        raise ValueError(
-            f"{name} {np.shape(one)} and {other_name} {np.shape(other)} differ in shape."
-        )
+        other_name = f"{other_name} {np.shape(other)}"
+        raise ValueError(f"{name} {np.shape(one)} and {other_name} differ in shape.")
 
 
 def shape(sizes: Sequence[int], name: str = "shape", least: int = 0) -> tuple[int, ...]:

@@ -68,11 +68,9 @@ class Solver(NamedTuple):
             if not tolerance > 0.0:
                 raise ValueError(f"{name} must be positive, got {tolerance}.")
         if max(self.rtol, self.atol) < finest(dtype):
-            raise ValueError(
-                f"rtol = {self.rtol} and atol = {self.atol} are finer than "
-                f"{jnp.dtype(dtype).name} resolves; raise rtol to {finest(dtype):.1e} or more, or "
-                "compute in float64 (jax_enable_x64)."
-            )
+            said = f"rtol = {self.rtol} and atol = {self.atol} are finer than"
+            hint = f"raise rtol to {finest(dtype):.1e} or more, or compute in float64"
+            raise ValueError(f"{said} {jnp.dtype(dtype).name} resolves; {hint} (jax_enable_x64).")
         checks.count(self.num_probes, "num_probes")
         checks.count(self.max_steps, "max_steps")
 
@@ -150,9 +148,8 @@ def _adjoint(solver: Solver, dtype: DTypeLike) -> diffrax.AbstractAdjoint:
         return jnp.maximum(_worst(error[0]), _worst(error[1]))
 
     # A gradient that isn't one would look like any other, so here giving up is an error.
-    return diffrax.BacksolveAdjoint(
-        stepsize_controller=_controller(solver, dtype, norm), throw=True
-    )
+    controller = _controller(solver, dtype, norm)
+    return diffrax.BacksolveAdjoint(stepsize_controller=controller, throw=True)
 
 
 def _controller(solver: Solver, dtype: DTypeLike, norm: Any) -> diffrax.PIDController:

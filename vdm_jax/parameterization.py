@@ -40,11 +40,9 @@ def split(output: Any, reverse_var: ReverseVar) -> tuple[Tensor, Tensor | float]
     checks.choice(reverse_var, "reverse_var", REVERSE_VARS)
     pair = isinstance(output, tuple) and len(output) == 2
     if pair != (reverse_var == "learned"):
-        raise ValueError(
-            f"with reverse_var={reverse_var!r} a denoiser returns "
-            + ("its prediction alone" if pair else "a pair (prediction, share)")
-            + f", got {type(output).__name__}."
-        )
+        wanted = "its prediction alone" if pair else "a pair (prediction, share)"
+        said = f"with reverse_var={reverse_var!r} a denoiser returns {wanted}"
+        raise ValueError(f"{said}, got {type(output).__name__}.")
     if not pair:
         return output, float(reverse_var == "transition")
     prediction, share = output
@@ -116,9 +114,7 @@ def _coefficients(
     checks.choice(kind, "kind", KINDS)
     got = getattr(prediction, "shape", type(prediction).__name__)
     if got != np.shape(z_t):
-        raise ValueError(
-            f"the prediction has shape {got}, but z_t has {np.shape(z_t)}: "
-            "a denoiser must return an array of the shape of its first argument."
-        )
+        said = f"the prediction has shape {got}, but z_t has {np.shape(z_t)}"
+        raise ValueError(f"{said}: a denoiser must return an array of its first argument's shape.")
     gamma_t = expand(gamma_t, z_t)
     return alpha_of(gamma_t), sigma_of(gamma_t)

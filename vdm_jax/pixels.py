@@ -256,10 +256,8 @@ def _integers(images: ArrayLike) -> Tensor:
     """Returns the levels as floats. Raises ValueError for an array that isn't one of integers."""
     dtype = jnp.asarray(images).dtype
     if jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(
-            f"images must be integers in [0, levels), got {dtype}: give integers, or levels=None "
-            "for continuous data."
-        )
+        hint = "give integers, or levels=None for continuous data"
+        raise ValueError(f"images must be integers in [0, levels), got {dtype}: {hint}.")
     return jnp.asarray(images, float)  # a uint8 would be compared with 256 modulo 256
 
 

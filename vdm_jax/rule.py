@@ -83,8 +83,6 @@ def _falling(gammas: Tensor) -> Tensor:
     known = checks.known(gammas)
     if known is not None and not np.all(falls):
         at = np.unravel_index(np.argmin(falls), falls.shape)
-        later = (at[0] + 1, *at[1:])
-        raise ValueError(
-            f"gamma must rise with t, got {known[later]} and, a step later, {known[at]}."
-        )
+        got = f"{known[(at[0] + 1, *at[1:])]} and, a step later, {known[at]}"
+        raise ValueError(f"gamma must rise with t, got {got}.")
     return gammas * jnp.where(jnp.all(falls), 1.0, jnp.nan).astype(gammas.dtype)

@@ -134,10 +134,8 @@ def beta_linear(
 
     u_min, u_max = u_of(gamma_min), u_of(gamma_max)
     if not u_max <= 1.0:
-        raise ValueError(
-            f"gamma_max = {gamma_max} is beyond the end of this schedule, "
-            f"gamma(1) = {math.log(math.expm1(integral(1.0))):.4f}; raise beta_max or lower it."
-        )
+        end = f"gamma(1) = {math.log(math.expm1(integral(1.0))):.4f}; raise beta_max or lower it"
+        raise ValueError(f"gamma_max = {gamma_max} is beyond the end of this schedule, {end}.")
     # log(expm1(B)) = B + log(1 - exp(-B)), which does not overflow.
     return _between(
         lambda u, _: integral(u) + jnp.log(-jnp.expm1(-integral(u))), u_min, u_max, 1.0 - u_max

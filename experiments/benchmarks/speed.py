@@ -152,9 +152,8 @@ def _steps(found: Mapping[str, Any]) -> str:
     for row in found["steps"]:
         share = "-" if row["share"] is None else f"{row['share']:.0%}"
         cells = [cell(row, *column) for column in (*columns, *memory)]
-        rows.append(
-            (row["name"], *cells, f"{row['tflops']:.2f}", share, cell(row, "sample", ".3g"))
-        )
+        sampling = cell(row, "sample", ".3g")
+        rows.append((row["name"], *cells, f"{row['tflops']:.2f}", share, sampling))
     return report.table(head, rows)
 
 

@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
     config = defaults.get_config()
     config.data.name = "arrays"
     config.model.update(channels=64, num_blocks=8)
-    config.train.update(steps=100_000)
+    config.train.steps = 100_000
     config.optimizer.ema_rate = 0.999
     return config

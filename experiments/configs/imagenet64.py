@@ -11,9 +11,7 @@ on the validation part. None of them has been reproduced with this code yet.
 
 * (none): 64 blocks of 256 channels, 238 M parameters, 10 M steps of 128 images, as published.
   3.40 (paper, table 1).
-* resized: the ImageNet of Chrabaszcz et al. (2017), made small by another filter: no figure of the
-  paper compares. It can be downloaded (14 GB) without --config.data.manual_dir.
-* labels: the same, with the network conditioned on the 1000 classes. No published figure.
+* resized, labels: as those of `configs/imagenet32.py`; 14 GB to download.
 * fast: a U-Net of four resolutions with Wiener filters (docs/photos.md), 82.1 M parameters,
   bfloat16, 200,000 steps of Muon: for one GPU. An image costs 31 GFLOP forward and some 94 with the
   backward pass, where the published network's takes 4,960. No bits per dim is known for it.

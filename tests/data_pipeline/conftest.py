@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_archives import register
 
-from vdm_jax.data import ImageData, cifar10_mnist, file_states
-from vdm_jax.data.archives import Archive
+from vdm_jax.data import ImageData, file_states
 from vdm_jax.errors import UserError
 
 COUNTS = {"train": 25, "test": 7}
@@ -86,13 +86,8 @@ class Synthetic:
             np.testing.assert_array_equal(data.labels[part], np.array(order) % 10)
 
     def register(self, monkeypatch, site: str = "http://127.0.0.1:9/") -> None:
-        """Puts the sizes and checksums of the small archives into the table."""
-        archives = tuple(
-            Archive(site + path.name, path.stat().st_size, file_states.sha256(path))
-            for path in self.archives
-        )
-        spec = cifar10_mnist.PUBLISHED[self.name]._replace(archives=archives)
-        monkeypatch.setitem(cifar10_mnist.PUBLISHED, self.name, spec)
+        """Has the sizes and checksums of the small archives taken for the published ones."""
+        register(monkeypatch, self.archives, site)
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:

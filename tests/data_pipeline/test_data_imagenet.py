@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
+from small_archives import register
 
-from vdm_jax.data import archives, file_states, imagenet, load
+from vdm_jax.data import archives, load
 from vdm_jax.data.cifar10_mnist import PUBLISHED
 from vdm_jax.data.imagenet import IMAGENET, png_blocks
 
@@ -45,16 +47,8 @@ class Small:
         return load(self.name, data_dir=self.data_dir, manual_dir=self.folder, **kwargs)
 
     def register(self, monkeypatch, site: str = "http://127.0.0.1:9/") -> None:
-        """Puts the sizes and checksums of the files that lie in the folder into the table."""
-
-        def small(archive):
-            path = self.folder / archive.filename
-            told = {"size": path.stat().st_size, "sha256": file_states.sha256(path)}
-            return dataclasses.replace(archive, url=site + path.name, **told)
-
-        parts = IMAGENET[self.name].archives.items()
-        found = {part: tuple(map(small, archives)) for part, archives in parts}
-        monkeypatch.setitem(IMAGENET, self.name, imagenet.Imagenet(COUNTS, found))
+        """Has the files that lie in the folder taken for the published ones."""
+        register(monkeypatch, self.folder.iterdir(), site)
 
     def check(self, data) -> None:
         for part, images in self.images.items():
@@ -136,7 +130,7 @@ def test_the_zips_give_their_images_and_labels_by_number_and_can_be_downloaded(
 
 
 def test_the_old_archives_must_be_there(make, one_clear_line, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "unreachable", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(requests, "get", lambda *_, **__: pytest.fail("asked the network"))
     with one_clear_line(
         f"{OLD} is not on this machine and can't be downloaded, as image-net.org doesn't offer it "
         "any more; put train_32x32.tar .4,113,018,880 bytes, sha256 244a323d[0-9a-f]{56}., "
@@ -175,18 +169,16 @@ def test_a_tar_is_never_held_whole(tmp_path):
     assert peak < 500_000  # neither the pixels (6 MB) nor the members' headers (some MB)
 
 
-def test_the_tables_agree_with_tensorflow_datasets():
+def test_of_each_size_all_archives_are_known_and_copies_of_before_stay_good():
     import tensorflow_datasets as tfds
 
-    tables = {name: spec.archives for name, spec in PUBLISHED.items()}
-    for name, spec in IMAGENET.items():
-        tables[name] = [archive for part in spec.archives.values() for archive in part]
-    for name, found in tables.items():
+    tables = {name: spec.files for name, spec in PUBLISHED.items()}
+    tables |= {name: (*spec.train, *spec.test) for name, spec in IMAGENET.items()}
+    for name, files in tables.items():
         kind, _, size = name.partition("/")
-        known = {Path(u).name: (u, i) for u, i in tfds.builder_cls(kind).url_infos.items()}
-        for archive in found:
-            url, info = known[archive.filename]
-            assert (info.size, info.checksum) == (archive.size, archive.sha256)
-            assert archive.url == url or not size
-        # Of each size all archives are there.
-        assert len(found) == sum(size.split("x")[0] in file for file in known)
+        assert [archive.filename for archive in archives.known(kind, files, True)] == [*files]
+        every = tfds.builder_cls(kind).url_infos
+        assert len(files) == sum(size.split("x")[0] in url.split("/")[-1] for url in every)
+    (cifar10,) = archives.known("cifar10", tables["cifar10"], True)
+    assert cifar10.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert (cifar10.size, cifar10.sha256[:16]) == (170_052_171, "c4a38c50a1bc5f3a")

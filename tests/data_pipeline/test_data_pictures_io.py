@@ -93,7 +93,7 @@ def test_a_folder_comes_back_picture_by_picture(folder):
         wanted = picture_decoding.read(folder / renamed.get(name, name), None)
         with Image.open(path, formats=["PNG"]) as image:
             assert image.mode == ("L" if name in ("c/grey.png", "opaque.png") else "RGB")
-            np.testing.assert_array_equal(np.asarray(image), np.asarray(wanted))
+            np.testing.assert_array_equal(np.atleast_3d(np.asarray(image)), wanted)
 
 
 def test_meta_of_a_folder_is_as_documented(tmp_path):

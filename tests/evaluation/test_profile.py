@@ -33,7 +33,7 @@ def bind(theta):
 
 def test_the_bound_s_differences_are_exact_and_their_errors_calibrated_and_small():
     found = profile(bind, X, GRID, jax.random.key(0), draws=(12, 16))
-    best = np.take_along_axis(EXACT, found.best[None], axis=0)
+    best = np.take_along_axis(EXACT, found.reference[None], axis=0)
     miss = found.difference - (EXACT - best)
     here = found.error > 0.0
     assert np.all(here.sum(axis=0) == 4) and np.all(miss[~here] == 0.0)
@@ -46,6 +46,11 @@ def test_the_bound_s_differences_are_exact_and_their_errors_calibrated_and_small
     unpaired = np.sqrt(2.0 * np.mean(values**2))
     assert np.sqrt(np.mean(miss**2)) < 0.25 * unpaired
     np.testing.assert_allclose(np.diff(found.difference, axis=0), np.diff(found.log_prob, axis=0))
+    # The sum over all examples, to one theta for all, has the error of independent parts.
+    whole = profile(bind, X, GRID, jax.random.key(1), draws=(12, 16), reference=2)
+    missed = (whole.difference - (EXACT - EXACT[2])).sum(axis=1)
+    error = np.sqrt((whole.error**2).sum(axis=1))
+    assert np.all(np.abs(missed) <= 4.0 * error) and error[2] == missed[2] == 0.0
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
@@ -54,7 +59,7 @@ def test_the_ode_s_profile_is_exact(trace):
         bind, X, GRID, jax.random.key(0), "ode", (3, 1), trace=trace, rtol=1e-4, atol=1e-4
     )
     np.testing.assert_allclose(found.log_prob, EXACT, atol=5e-3)
-    np.testing.assert_array_equal(found.best, EXACT.argmax(axis=0))
+    np.testing.assert_array_equal(found.reference, EXACT.argmax(axis=0))
     # The trace is that of a multiple of the identity: any probe of signs gives it.
     np.testing.assert_allclose(found.error, 0.0, atol=1e-4)
 

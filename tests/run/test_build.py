@@ -57,9 +57,11 @@ def test_a_validation_set_is_held_out_and_names_the_evaluation():
 def test_a_mesh_of_all_devices_and_devices_that_can_not_be_one(monkeypatch):
     mesh = build.make_mesh(2)
     assert mesh.size == jax.device_count() and mesh.shape["fsdp"] == 2
-    build.check_batch_size(2 * mesh.size, mesh)
-    with pytest.raises(UserError, match=r"^--batch_size: batch size 3 can't be split"):
-        build.check_batch_size(3, mesh)
+    build.check_batch_size(2 * mesh.size, mesh, 2)
+    for size, accumulate in ((3, 1), (mesh.size, 2)):
+        said = f"^--batch_size: batch size {size} .* a multiple of {accumulate * mesh.size}$"
+        with pytest.raises(UserError, match=said):
+            build.check_batch_size(size, mesh, accumulate)
     with pytest.raises(UserError, match=r"^--config\.train\.shard_params: shard_params is 3, but"):
         build.make_mesh(3)
     said = str(build.lower_batch(60)("5 bytes"))

@@ -17,7 +17,8 @@ from absl import flags
 
 from vdm_jax.errors import UserError
 from vdm_jax.run import cli, compilation_cache, config, distributed, usage
-from vdm_jax.run.cli import Interrupted, Options
+from vdm_jax.run.cli import Options
+from vdm_jax.train.interrupts import Stopped
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 FILE = """from vdm_jax.run import defaults
@@ -152,8 +153,8 @@ END_OF_DISK = OSError(errno.ENOSPC, "No space", "/tmp/x")
     [
         (UserError("a\nb"), False, 2, "", "error: a b\n"),
         (KeyboardInterrupt(), False, 130, "", "error: interrupted\n"),
-        (Interrupted(signal.SIGINT, "goes on at 5"), False, 130, "", f"error: interrupted; {ON}\n"),
-        (Interrupted(signal.SIGTERM, "goes on at 5"), False, 0,
+        (Stopped(signal.SIGINT, ON), False, 130, "", f"error: interrupted; {ON}\n"),
+        (Stopped(signal.SIGTERM, ON), False, 0,
          f"terminated (SIGTERM); {ON}\n", ""),
         (BrokenPipeError(), False, 1, "", ""),
         (END_OF_DISK, False, 2, "", "error: /tmp/x can't be written to: No space left on device"),

@@ -222,6 +222,22 @@ def test_a_condition_is_dropped_as_a_whole_at_the_rate_and_in_training_alone(con
         assert np.abs(zeros - without).max() > 1e-3
 
 
+def test_without_weights_for_the_condition_a_network_is_the_unconditional_one():
+    plain = make_model(config(), SHAPE, LEVELS)
+    told = make_model(config(), SHAPE, LEVELS, Condition(numbers=3))
+    shapes = jax.eval_shape(plain.init, jax.random.key(0))
+    params = disturbed(told)
+    cut = jax.tree.map(lambda w, of: w[: of.shape[0]] if of.ndim else w, params, shapes)
+    deaf = jax.tree.map(
+        lambda w, of: w if w.shape == of.shape else w.at[of.shape[0] :].set(0.0), params, shapes
+    )
+    z_t, gamma_t = jnp.ones((5, *SHAPE)), jnp.linspace(-2.0, 2.0, 5)
+    given = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+    found = called(told, deaf, z_t, gamma_t, given)
+    np.testing.assert_allclose(found, called(plain, cut, z_t, gamma_t, given[:, 0]), rtol=1e-5)
+    assert np.abs(found - called(told, params, z_t, gamma_t, given)).max() > 1e-3
+
+
 def test_without_dropped_conditions_the_parameters_are_those_of_all_runs_so_far():
     """A column tells of what is dropped, and only there."""
     shapes = []

@@ -181,7 +181,7 @@ def test_other_data_keep_what_of_the_settings_suits_them():
 
 
 def test_a_model_that_is_no_vdm_says_so(digits_run, mesh):
-    of = restore.from_workdir(digits_run, None, {}, mesh)
+    of = restore.from_workdir(digits_run, mesh)
     other = of._replace(model=of.model._replace(bind=lambda *_: type("M", (), {"words": "VAE"})()))
     with pytest.raises(UserError, match=r"is no VDM: VAE"):
         other.vdm  # noqa: B018

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import cli, defaults, training
+from vdm_jax.run import defaults, training
 from vdm_jax.train import memory
+from vdm_jax.train.interrupts import Stopped
 from vdm_jax.train.logging import read_metrics
 
 
@@ -78,11 +79,11 @@ def test_what_may_differ_is_in_every_configuration():
 
 def test_a_signal_outside_the_loop_ends_the_run_and_says_where_it_goes_on(digits_run, tmp_path):
     folder, again = digits_run / "checkpoints", "the same command goes on at 60"
-    with pytest.raises(cli.Interrupted, match=again) as found, training._stopping(folder):
+    with pytest.raises(Stopped, match=again) as found, training._stopping(folder):
         signal.raise_signal(signal.SIGTERM)
     assert found.value.number == signal.SIGTERM
     anew = "the same command starts anew: there is no checkpoint yet"
-    with pytest.raises(cli.Interrupted, match=anew) as found, training._stopping(tmp_path):
+    with pytest.raises(Stopped, match=anew) as found, training._stopping(tmp_path):
         raise KeyboardInterrupt
     assert found.value.number == signal.SIGINT
 

@@ -117,8 +117,3 @@ def test_what_does_not_divide_is_refused():
         said = rf"^shard_params is {shards}, .* choose one of 1, 2\.$"
         with pytest.raises(ValueError, match=said):
             mesh_of(shards)
-    sharding.check_batch_size(8, mesh_of(1), 2)
-    for size, accumulate in ((0, 1), (7, 1), (6, 2), (8, 0)):
-        said = f"batch size {size} .* a multiple of {2 * accumulate}"
-        with pytest.raises(ValueError, match=said):
-            sharding.check_batch_size(size, mesh_of(1), accumulate)

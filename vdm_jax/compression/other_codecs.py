@@ -26,9 +26,8 @@ def sizes(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, int]:
     """Returns the bytes that codecs need for uint8 images [n, height, width, channels], by name.
 
     Image codecs see one image at a time, then all side by side in mosaics, unless `images` are a
-    sequence of images of any sizes. Three channels are RGB,
-    others lie side by side as grey. Codecs that Pillow hasn't are left out (JPEG-XL comes with the
-    package pillow-jxl-plugin). Raises ValueError for images larger than 8192 a side.
+    sequence of any sizes. Three channels are RGB, others lie side by side as grey. Codecs that
+    Pillow hasn't are left out. Raises ValueError for images larger than 8192 a side.
     """
     planes = [_plane(image) for image in images]
     kinds = {"each image": planes}

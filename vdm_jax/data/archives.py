@@ -1,32 +1,27 @@
-"""The original archives of published datasets: found on this machine and checked, or downloaded.
+"""The original archives of published datasets: found on this machine and checked, or downloaded."""
 
-Whether a download can succeed is found out first: without a network tensorflow-datasets spends
-minutes on retries.
-"""
-
-import dataclasses
 import hashlib
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.image_data import ImageData
-from vdm_jax.errors import UserError, reason
+from vdm_jax.errors import UserError
+from vdm_jax.files import whole
 
-INSTEAD = "use the embedded dataset 'digits'"
+TIMEOUT_S = (5, 60)  # most seconds to wait for a connection, and then for more bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """A file as its publisher offers it."""
 
     url: str
     size: int  # in bytes
     sha256: str  # hex
-    offered: bool = True  # else the address only tells the file's name and origin
+    offered: bool  # else the address only tells the file's name and origin
 
     @property
     def filename(self) -> str:
@@ -34,45 +29,53 @@ class Archive:
         return self.url.rpartition("/")[2]
 
 
+def known(dataset: str, files: Sequence[str], offered: bool) -> list[Archive]:
+    """Returns what tensorflow-datasets knows of some archives of a dataset, in their order."""
+    import tensorflow_datasets as tfds
+
+    infos = tfds.builder_cls(dataset).url_infos.items()
+    every = (Archive(url, int(info.size), info.checksum, offered) for url, info in infos)
+    by_name = {archive.filename: archive for archive in every}
+    return [by_name[file] for file in files]
+
+
 def load(
     name: str,
-    archives: Sequence[Archive],
+    files: Sequence[str],
     data_dir: Path,
     manual_dir: Path,
     build: Callable[[Mapping[str, Path], Path], None],
-    instead: str = INSTEAD,
+    instead: str | None = None,
 ) -> ImageData:
     """Returns a published dataset, uint8 with 256 levels, memory-mapped.
 
     The first of these that exists is used: the decoded copy in `data_dir/decoded`, which
-    `build(paths, folder)` writes from the archives' paths by file name; the archives in
-    `manual_dir`; those downloaded before; a download, where there is one. Raises UserError where an
-    archive is not the published one, or is nowhere; `instead` says what else could be done.
+    `build(paths, folder)` writes from the archives' paths by file name; the archives, called
+    `files`, in `manual_dir`; those downloaded before; a download, unless `instead` says what else
+    can be done. Raises UserError where an archive is not the published one, or is nowhere.
     """
+    archives = known(name.partition("/")[0], files, offered=instead is None)
     digest = hashlib.sha256("".join(archive.sha256 for archive in archives).encode()).hexdigest()
     folder = decoded_cache.folder(data_dir, f"{name.replace('/', '-')}-{digest[:16]}")
     if not folder.exists():
-        paths = {}
+        paths, missing = dict[str, Path](), []
         for archive in archives:
-            manual = manual_dir / archive.filename
-            if path := manual if manual.exists() else _downloaded(archive, data_dir):
+            places = [place / archive.filename for place in (manual_dir, data_dir / "downloads")]
+            path = paths[archive.filename] = next(filter(Path.exists, places), places[-1])
+            if path.exists():
                 _check(path, archive)
-                paths[archive.filename] = path
-        if missing := [archive for archive in archives if archive.filename not in paths]:
-            _check_offered(name, missing, f"manual_dir={manual_dir}, or {instead}")
-            paths |= _download(name, missing, data_dir, manual_dir)
+            else:
+                missing.append(archive)
+        for archive in missing:
+            if problem := _download(archive, paths[archive.filename]):
+                wanted = (f"{a.filename} ({a.size:,} bytes, sha256 {a.sha256})" for a in missing)
+                hint = f"put {', '.join(wanted)} into manual_dir={manual_dir}, or "
+                hint += instead or "use the embedded dataset 'digits'"
+                raise UserError(f"{name} is not on this machine and {problem}; {hint}")
+            _check(paths[archive.filename], archive)
         print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
         build(paths, folder)
     return decoded_cache.read(folder, name)
-
-
-def _downloaded(archive: Archive, data_dir: Path) -> Path | None:
-    folder = data_dir / "downloads"
-    if not archive.offered or not folder.is_dir():
-        return None
-    from tensorflow_datasets.core.download.resource import get_dl_fname
-
-    return next(folder.rglob(get_dl_fname(archive.url, archive.sha256)), None)
 
 
 def _check(path: Path, archive: Archive) -> None:
@@ -84,64 +87,25 @@ def _check(path: Path, archive: Archive) -> None:
         raise UserError(f"{path} has a wrong checksum: {got}; {wanted}; {hint}")
 
 
-def _check_offered(name: str, missing: Sequence[Archive], where: str) -> None:
-    url = missing[0].url
-    if not missing[0].offered:
-        problem = f"can't be downloaded, as {urlsplit(url).netloc} doesn't offer it any more"
-    elif found := unreachable(url):
-        problem = f"{url} can't be downloaded ({found})"
-    else:
-        return
-    wanted = ", ".join(f"{a.filename} ({a.size:,} bytes, sha256 {a.sha256})" for a in missing)
-    raise UserError(f"{name} is not on this machine and {problem}; put {wanted} into {where}")
-
-
-def unreachable(url: str, limit_s: float = 5.0) -> str | None:
-    """Returns None if `url` answers within `limit_s` seconds, else the reason in a few words.
-
-    Asks the way tensorflow-datasets downloads (`requests`, so the same proxies and
-    certificates), in a thread of its own, as looking up a host name knows no time limit.
-    """
+def _download(archive: Archive, path: Path) -> str | None:
+    """Downloads an archive as `path`; returns why not, if it can't."""
     import requests  # type: ignore[import-untyped, unused-ignore]
 
-    problem = [f"no answer within {limit_s:g} s; no network?"]
-
-    def ask() -> None:
-        try:
-            with requests.get(url, stream=True, timeout=limit_s) as response:
-                status = response.status_code
-            problem[:] = [] if status < 400 else [f"the server answers HTTP {status}"]
-        except requests.Timeout:
-            pass
-        except (OSError, ValueError) as error:  # of the first kind are all of requests' own
-            problem[:] = [f"no connection ({type(error).__name__}); no network?"]
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return problem[0] if problem else None
-
-
-def _download(
-    name: str, archives: Sequence[Archive], data_dir: Path, manual_dir: Path
-) -> dict[str, Path]:
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download.checksums import UrlInfo
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
-
-    files = ", ".join(archive.filename for archive in archives)
-    size = sum(archive.size for archive in archives)
-    print(f"vdm_jax: downloading {files} ({size:,} bytes)", file=sys.stderr)
+    if not archive.offered:
+        return f"can't be downloaded, as {urlsplit(archive.url).netloc} doesn't offer it any more"
+    print(f"vdm_jax: downloading {archive.url} ({archive.size:,} bytes)", file=sys.stderr)
     try:
-        manager = tfds.download.DownloadManager(
-            download_dir=data_dir / "downloads",
-            url_infos={a.url: UrlInfo(a.size, a.sha256, a.filename) for a in archives},
-            dataset_name=name.replace("/", "_"),
-        )
-        paths = manager.download({archive.filename: archive.url for archive in archives})
-    except (NonMatchingChecksumError, OSError, DownloadError) as error:
-        said = f"{files} of {name} could not be downloaded to {data_dir}: {reason(error, 400)}"
-        hint = f"try again, or put the original archives into manual_dir={manual_dir}"
-        raise UserError(f"{said}; {hint}") from error
-    return {file: Path(path) for file, path in paths.items()}
+        with requests.get(archive.url, stream=True, timeout=TIMEOUT_S) as response:
+            response.raise_for_status()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as file, decoded_cache.progress() as bar:
+                task = bar.add_task(archive.filename, total=archive.size)
+                for part in response.iter_content(1 << 20):
+                    file.write(part)
+                    bar.advance(task, len(part))
+    except requests.RequestException as error:
+        why = f"no connection ({type(error).__name__}); no network?"
+        if error.response is not None:
+            why = f"the server answers HTTP {error.response.status_code}"
+        return f"{archive.url} can't be downloaded ({why})"
+    return None

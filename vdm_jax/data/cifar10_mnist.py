@@ -15,16 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import archives, decoded_cache
-from vdm_jax.data.archives import Archive
 from vdm_jax.data.image_data import ImageData
 
 _Arrays = dict[str, np.ndarray]  # for "train" and "test"
 
 
 class Published(NamedTuple):
-    """The archives of a dataset, and a function that reads them."""
+    """The files of a dataset, and a function that reads them."""
 
-    archives: tuple[Archive, ...]
+    files: tuple[str, ...]
     # From the archives' paths to the images of each part, uint8 [n, height, width, channels], their
     # class labels [n], and the names of the classes.
     read: Callable[[Mapping[str, Path]], tuple[_Arrays, _Arrays, list[str]]]
@@ -46,7 +45,7 @@ def load_published(name: str, data_dir: Path, manual_dir: Path) -> ImageData:
             images[part], extra[f"{part}_label"] = images[part][order], labels[part][order]
         decoded_cache.write(folder, images["train"], images["test"], 256, extra, names)
 
-    return archives.load(name, spec.archives, data_dir, manual_dir, build)
+    return archives.load(name, spec.files, data_dir, manual_dir, build)
 
 
 def _md5(part: str, number: int) -> bytes:
@@ -83,23 +82,9 @@ def _read_mnist(paths: Mapping[str, Path]) -> tuple[_Arrays, _Arrays, list[str]]
     return images, labels, [str(digit) for digit in range(10)]
 
 
-_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-# fmt: off
-PUBLISHED: dict[str, Published] = {
-    "cifar10": Published((
-        Archive(_CIFAR10, 170_052_171,
-                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
-    ), _read_cifar10),
-    "mnist": Published((
-        Archive(_MNIST + "train-images-idx3-ubyte.gz", 9_912_422,
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-        Archive(_MNIST + "train-labels-idx1-ubyte.gz", 28_881,
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-        Archive(_MNIST + "t10k-images-idx3-ubyte.gz", 1_648_877,
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-        Archive(_MNIST + "t10k-labels-idx1-ubyte.gz", 4_542,
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
-    ), _read_mnist),
+_KINDS = ("images-idx3", "labels-idx1")
+_MNIST = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in _KINDS)
+PUBLISHED = {
+    "cifar10": Published(("cifar-10-binary.tar.gz",), _read_cifar10),
+    "mnist": Published(_MNIST, _read_mnist),
 }
-# fmt: on

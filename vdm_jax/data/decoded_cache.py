@@ -27,15 +27,17 @@ _FORMAT = 2
 _META = "meta.json"
 _PARTS = ("train", "test")
 
-# Some images, uint8 [k, height, width, channels], and their class labels [k] where there are any.
-Block = tuple[np.ndarray, np.ndarray | None]
+# Some images, uint8 [k, height, width, channels], and where there are any their class labels [k] as
+# "label" and their groups [k] as "source".
+Block = tuple[np.ndarray, Mapping[str, np.ndarray]]
 
 
 class Stream(NamedTuple):
     """Images that come one block after another: decoded while written, and never held whole."""
 
     what: str  # its name in errors and the progress line, e.g. "imagenet_resized/32x32, train"
-    shape: tuple[int, int, int, int]  # count, height, width, channels of all blocks together
+    total: int | None  # of images, for the progress; None if it isn't known
+    shape: tuple[int, int, int]  # height, width, channels
     blocks: Iterable[Block]
 
 
@@ -45,6 +47,11 @@ Part = np.ndarray | Stream
 def folder(data_dir: Path, key: str) -> Path:
     """Returns the folder for the decoded copy of the content that `key` stands for."""
     return data_dir / "decoded" / f"{key}-v{_FORMAT}"
+
+
+def progress() -> Progress:
+    """Returns a progress bar on stderr, which shows on a terminal only."""
+    return Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def write(
@@ -73,18 +80,14 @@ def write(
             arrays = dict(extra or {})
             for part, images in zip(_PARTS, (train, test), strict=True):
                 streamed = _save(partial / f"{part}.npy", images)
-                arrays |= {} if streamed is None else {f"{part}_label": streamed}
+                arrays |= {f"{part}_{kind}": values for kind, values in streamed.items()}
             for name, array in arrays.items():
                 kind = np.int32 if name.endswith("_label") else array.dtype
                 _save(partial / f"{name}.npy", array.astype(kind))
-            meta = {
-                "format": _FORMAT,
-                "levels": levels,
-                "fingerprint": fingerprint(*_parts(partial), levels),
-                "label_names": list(label_names),
-                "files": {f"{name}.npy": _state(partial / f"{name}.npy")
-                          for name in (*_PARTS, *arrays)},
-            }  # fmt: skip
+            written = [f"{name}.npy" for name in (*_PARTS, *arrays)]
+            meta = {"levels": levels, "label_names": list(label_names)}
+            meta["fingerprint"] = fingerprint(*_parts(partial), levels)
+            meta["files"] = {name: _state(partial / name) for name in written}
             files.write_json(partial / _META, meta)
             partial.rename(folder)
             files.sync(folder.parent)
@@ -92,26 +95,26 @@ def write(
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save(path: Path, part: Part) -> np.ndarray | None:
-    """Writes `part` as .npy; returns the class labels that its blocks brought."""
-    labels: list[np.ndarray] = []
+def _save(path: Path, part: Part) -> dict[str, np.ndarray]:
+    """Writes `part` as .npy; returns the labels and groups that its blocks brought."""
+    brought: dict[str, list[np.ndarray]] = {}
     with files.whole(path) as file:
         if isinstance(part, np.ndarray):
             np.save(file, part, allow_pickle=False)
-            return None
-        header = {"descr": "|u1", "fortran_order": False, "shape": part.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        done, count = 0, part.shape[0]
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(part.what, total=count)
-            for images, label in part.blocks:
+            return {}
+        header, done = {"descr": "|u1", "fortran_order": False}, 0
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, *part.shape)})
+        with progress() as bar:
+            task = bar.add_task(part.what, total=part.total)
+            for images, extra in part.blocks:
                 file.write(np.ascontiguousarray(images).data)
-                labels += [] if label is None else [label]
+                for kind, values in extra.items():
+                    brought.setdefault(kind, []).append(values)
                 done += len(images)
                 bar.advance(task, len(images))
-    if done != count:
-        raise UserError(f"{part.what}: {done} images came; wanted {count}")
-    return np.concatenate(labels) if labels else None
+        file.seek(0)  # NumPy leaves room in the header for any count
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (done, *part.shape)})
+    return {kind: np.concatenate(values) for kind, values in brought.items()}
 
 
 def read(folder: Path, name: str) -> ImageData:
@@ -160,6 +163,5 @@ def _parts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _per_image(folder: Path, kind: str, there: Iterable[str]) -> dict[str, np.ndarray] | None:
     names = {part: f"{part}_{kind}.npy" for part in _PARTS}
-    return {
-        part: npy.mapped(folder / name) for part, name in names.items() if name in there
-    } or None
+    found = {part: npy.mapped(folder / name) for part, name in names.items() if name in there}
+    return found or None

@@ -15,9 +15,7 @@ def load_digits(name: str = "digits") -> ImageData:
     """Returns the 1797 digits, uint8 [n, 8, 8, 1]: 1437 to train on, 360 to test on.
 
     "digits" are grey, in [0, 17); "digits_binary" are 1 where the grey level is 8 or more, else 0.
-
-    The split is fixed: the first 1437 entries of `np.random.RandomState(0).permutation(1797)` are
-    the training part, the others the test part. The class labels are the digits.
+    The first 1437 entries of `np.random.RandomState(0).permutation(1797)` are the training part.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 

@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,22 +31,15 @@ Size = tuple[int, int]
 class FolderOptions:
     """The settings of how pictures are brought to one shape, and of how many are held out.
 
-    Attributes:
-      size: the height and width of all images, as 64 for a square, (48, 64) or "48x64"; None takes
-        that of the first image, and all must have it.
-      fit: "none" takes images of the one size only; "crop" takes the largest part of that shape
-        about the centre and brings it to the size; "resize" stretches; "tiles" cuts each image
-        into as many of that size as lie side by side in it, from its top left corner. Tiles of one
-        image are alike: the image is their group (`ImageData.source`).
-      channels: 3 (RGB) or 1 (grey).
-      held_out: without subfolders `train` and `test`: the fraction of the images to test on, chosen
-        by a hash of their paths; None is 0.1.
+    `fit` "none" takes images of the one size only; "crop" takes the largest part of that shape
+    about the centre and brings it to the size; "resize" stretches; "tiles" cuts each image into as
+    many of that size as lie side by side in it, from its top left corner: it is their group.
     """
 
-    size: int | str | Size | None = None
+    size: int | str | Size | None = None  # 64, "48x64" (height x width); None: the first's
     fit: str = "none"
-    channels: int = 3
-    held_out: float | None = None
+    channels: int = 3  # RGB; 1: grey
+    held_out: float | None = None  # fraction to test on, without `train` and `test`; None: 0.1
 
 
 def load_folder(
@@ -104,58 +96,41 @@ def _decode(
 ) -> None:
     root, channels = listing.root, options.channels
     first = root / listing.parts["train"][0]
-    wanted = size or _size(picture_decoding.read(first, channels))
+    wanted = size or picture_decoding.read(first, channels).shape[:2]
     tiles = options.fit == "tiles"
     enlarged = 0
 
     def blocks(names: list[str]) -> Iterator[Block]:
         nonlocal enlarged
-        for path in (root / name for name in names):
-            image = picture_decoding.read(path, channels)
-            found = _size(image)
+        for number, name in enumerate(names):
+            path = root / name
+            pixels = picture_decoding.read(path, channels)
+            found = pixels.shape[:2]
             if tiles:
-                yield picture_decoding.tiles(picture_decoding.pixels(image), wanted), None
+                cut = picture_decoding.tiles(pixels, wanted)
+                if not len(cut):
+                    said = f"{path} is {_by(found)} (height x width) and has no tile of"
+                    raise UserError(f"{said} {_by(wanted)}; move it away, or give a smaller size=")
+                yield cut, {"source": np.full(len(cut), number)}
                 continue
             if options.fit == "none" and found != wanted:
                 said = f"{path} is {_by(found)} but {'size=' if size else first} is {_by(wanted)}"
                 hint = "set size= and fit='crop' or 'resize' to bring them to one size"
                 raise UserError(f"{said} (height x width); {hint}")
             enlarged += found[0] < wanted[0] or found[1] < wanted[1]
-            image = picture_decoding.fitted(image, wanted, options.fit)
-            yield picture_decoding.pixels(image)[None], None
+            yield picture_decoding.fitted(pixels, wanted, options.fit)[None], {}
         if listing.state() != state:
             raise UserError(f"{root} was changed while it was read; run again when it is at rest")
 
-    counts = {p: _counts(root, names, wanted, tiles) for p, names in listing.parts.items()}
+    shape = (*wanted, channels)
     train, test = (
-        Stream(f"{root}, {part}", (sum(counts[part]), *wanted, channels), blocks(names))
+        Stream(f"{root}, {part}", None if tiles else len(names), shape, blocks(names))
         for part, names in listing.parts.items()
     )
-    extra = {f"{p}_source": np.repeat(np.arange(len(n)), n) for p, n in counts.items() if tiles}
-    decoded_cache.write(folder, train, test, 256, extra)
+    decoded_cache.write(folder, train, test, 256)
     if enlarged:
         said = f"{enlarged} images of {root} are smaller than {_by(wanted)} and were enlarged"
         print(f"vdm_jax: {said}", file=sys.stderr)
-
-
-def _counts(root: Path, names: list[str], size: Size, tiles: bool) -> list[int]:
-    """Returns how many images each picture of a part gives. Raises UserError where it is none."""
-    if not tiles:
-        return [1] * len(names)
-    counts = []
-    for path in (root / name for name in names):
-        found = _size(picture_decoding.read(path, None))
-        counts.append((found[0] // size[0]) * (found[1] // size[1]))
-        if not counts[-1]:
-            raise UserError(
-                f"{path} is {_by(found)} (height x width) and has no tile of {_by(size)}; move it "
-                "away, or give a smaller size="
-            )
-    return counts
-
-
-def _size(image: Any) -> Size:
-    return image.height, image.width
 
 
 def _by(size: Size) -> str:

@@ -87,11 +87,9 @@ def find(root: Path, held_out: float | None) -> Listing:
         raise UserError(f"{root} has a subfolder {inside[0]!r} but no {lacking!r}; give both")
     names, skipped = walk(root)
     if skipped:
-        print(
-            f"vdm_jax: {len(skipped)} entries of {root} are left out: no images by their names, or "
-            f"folders for thumbnails or removed files (the first is {skipped[0]})",
-            file=sys.stderr,
-        )
+        said = f"vdm_jax: {len(skipped)} entries of {root} are left out: no images by their names,"
+        first = f"(the first is {skipped[0]})"
+        print(f"{said} or folders for thumbnails or removed files {first}", file=sys.stderr)
     if not names:
         raise UserError(f"{root} holds no images; wanted {_WANTED} in it")
     return _two_folders(root, names, held_out) if inside else _split(root, names, held_out)
@@ -132,9 +130,8 @@ def _hash(name: str) -> int:
 def walk(root: Path) -> tuple[list[str], list[str]]:
     """Returns the paths below `root` of its pictures, and those of its other files, with "/".
 
-    Hidden files and folders (their names begin with a dot) are passed over; the folders in _ASIDE
-    are among the others. Raises UserError for pictures of a kind that isn't read, and for what
-    can't be walked over.
+    Hidden files and folders are passed over; the folders in _ASIDE are among the others. Raises
+    UserError for pictures of a kind that isn't read, and for what can't be walked over.
     """
     names: list[str] = []
     skipped: list[str] = []
@@ -148,10 +145,7 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
-    """Yields what isn't hidden, in the order of the names: files, and the folders in _ASIDE.
-
-    Links are followed.
-    """
+    """Yields files that aren't hidden, and the folders in _ASIDE, in order; follows links."""
     real = folder.resolve()
     if real in above:
         raise UserError(f"{folder} is a link to a folder that it lies in; remove it")

@@ -10,6 +10,7 @@ Refused, as there is no one right way to take them: transparency (what lies behi
 CMYK, animations.
 """
 
+import contextlib
 import io
 import math
 import warnings
@@ -33,7 +34,7 @@ _JPEG_METADATA = (*range(0xE0, 0xF0), 0xFE)
 _JPEG_NEEDED = {0xE0: 16, 0xE1: 2, 0xEE: 14}  # JFIF, EXIF and Adobe's kind of colours: least bytes
 
 
-def read(path: Path, channels: int | None) -> Any:
+def read(path: Path, channels: int | None) -> np.ndarray:
     """Returns the picture in a file, as `decode` does. Raises UserError, which names the file."""
     try:
         return decode(path.read_bytes(), channels)
@@ -43,11 +44,11 @@ def read(path: Path, channels: int | None) -> Any:
         raise UserError(f"{path} {error}") from error
 
 
-def decode(content: bytes, channels: int | None) -> Any:
-    """Returns a picture file's content as a Pillow image: "L" for 1 channel, "RGB" for 3.
+def decode(content: bytes, channels: int | None) -> np.ndarray:
+    """Returns a picture file's content as uint8 [height, width, channels], 1 (grey) or 3 (RGB).
 
-    With None a grey picture is "L" and any other, also one with a palette, is "RGB". Raises
-    ValueError, which doesn't name the file, for what is broken or of a kind that is refused.
+    With None a grey picture has 1 and any other, also one with a palette, has 3. Raises ValueError,
+    which doesn't name the file, for what is broken or of a kind that is refused.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -75,7 +76,7 @@ def decode(content: bytes, channels: int | None) -> Any:
         raise ValueError(f"is broken ({why}); delete it or get it anew") from error
     if frames > 1 and not content.startswith(_JPEG_MARK):  # a camera may add copies to its JPEG
         raise ValueError(f"is an animation of {frames} pictures; wanted one")
-    return _converted(image, channels)
+    return np.atleast_3d(np.asarray(_converted(image, channels)))
 
 
 def _loaded(content: bytes) -> Any:
@@ -122,10 +123,9 @@ def _without_metadata(content: bytes) -> bytes:
 
 def _upright(image: Any) -> Any:
     """Returns an image turned as its orientation says, if that can be read."""
-    try:
+    turn = None
+    with contextlib.suppress(Exception):  # Pillow raises many kinds for what is no EXIF
         turn = _TURNS.get(image.getexif().get(0x0112))
-    except Exception:  # Pillow raises many kinds for what is no EXIF
-        turn = None
     return image if turn is None else image.transpose(turn)
 
 
@@ -143,30 +143,24 @@ def _converted(image: Any, channels: int | None) -> Any:
     return image.convert("L") if channels == 1 else image
 
 
-def pixels(image: Any) -> np.ndarray:
-    """Returns a Pillow image "L" or "RGB" as uint8 [height, width, channels]."""
-    return np.atleast_3d(np.asarray(image))
+def fitted(pixels: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Returns a picture of exactly `size` = (height, width), by Lanczos with antialiasing.
 
-
-def fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
-    """Returns a Pillow image of exactly `size` = (height, width), by Lanczos with antialiasing.
-
-    "crop" takes the largest part of that shape about the centre, "resize" stretches the image.
-    Neither touches an image that has the size.
+    "crop" takes the largest part of that shape about the centre, "resize" stretches the picture.
+    Neither touches one that has the size.
     """
     from PIL import Image, ImageOps
 
-    height, width = size
-    if (image.height, image.width) == size:
-        return image
-    if fit == "crop":
-        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    if pixels.shape[:2] == size:
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    bring = ImageOps.fit if fit == "crop" else Image.Image.resize
+    return np.atleast_3d(np.asarray(bring(image, size[::-1], Image.Resampling.LANCZOS)))
 
 
 def tiles(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns the tiles [n, *size, channels] that lie side by side in a picture, row by row."""
     rows, columns = pixels.shape[0] // size[0], pixels.shape[1] // size[1]
-    whole = pixels[: rows * size[0], : columns * size[1]]
-    split = whole.reshape(rows, size[0], columns, size[1], -1).swapaxes(1, 2)
-    return split.reshape(-1, *size, pixels.shape[2])
+    whole, channels = pixels[: rows * size[0], : columns * size[1]], pixels.shape[2]
+    split = whole.reshape(rows, size[0], columns, size[1], channels).swapaxes(1, 2)
+    return split.reshape(rows * columns, *size, channels)

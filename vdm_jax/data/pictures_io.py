@@ -23,9 +23,7 @@ _NPY, _FOLDER, _TILED = b"\1", b"\3\1", b"\3\2"  # what meta begins with
 _SIZE, _SIGNED, _CHANNEL_AXIS = 3, 4, 32  # bits of an .npy's second byte
 _MOST_NAMES = 64 << 20  # bytes
 _LONGEST = 4096  # characters of a path
-_WANTED = (
-    "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP pictures"
-)
+_WANTED = "an .npy of integers [n, height, width(, channels)], or a folder of PNG, JPEG or WebP"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +158,7 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
     except ValueError as error:
         raise UserError(f"{root}: as PNG files, {error}; rename it") from error
     files_in = [root / name for _, name in names]
-    pictures = [picture_decoding.pixels(picture_decoding.read(file, None)) for file in files_in]
+    pictures = [picture_decoding.read(file, None) for file in files_in]
     for file, pixels in zip(files_in, pictures, strict=True):
         if not tile and pixels.shape[:2] != pictures[0].shape[:2]:
             said = f"{file} is {pixels.shape[:2]} (height, width) but {files_in[0]} is"
@@ -236,9 +234,8 @@ def _unpack(meta: bytes, shape: tuple[int, ...]) -> _Npy | _Folder:
         flags, axes = meta[1], 4 if meta[1] & _CHANNEL_AXIS else 3
         if flags & ~(_SIZE | _SIGNED | _CHANNEL_AXIS) or (axes == 3 and channels != 1):
             raise ValueError(f"the layout {flags} is none of an .npy of these images")
-        return _Npy(
-            np.dtype(f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"), shape[:axes]
-        )
+        kind = f"{'i' if flags & _SIGNED else 'u'}{1 << (flags & _SIZE)}"
+        return _Npy(np.dtype(kind), shape[:axes])
     if not meta.startswith((_FOLDER, _TILED)) or channels not in (1, 3):
         raise ValueError("of no known kind; known are an .npy and a folder of pictures")
     unpacker = zlib.decompressobj()

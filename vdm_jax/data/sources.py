@@ -18,9 +18,8 @@ SOURCES = ("digits", "digits_binary", "photos32", "arrays", "folder", "cifar10",
 
 _PathLike = str | os.PathLike[str] | None
 _NO_OPTIONS = FolderOptions()
-_PHOTOS = (
-    Path(__file__).parents[2] / "experiments" / "photos32"
-)  # photos32.md beside it: whose they are
+# photos32.md beside it says whose they are.
+_PHOTOS = Path(__file__).parents[2] / "experiments" / "photos32"
 
 
 def load(
@@ -37,19 +36,16 @@ def load(
 
     Args:
       name: "digits" (embedded: scikit-learn's 8x8 digits, 17 levels) or "digits_binary" (the same
-        in black and white, 2 levels); "photos32" (4,608 crops of 18 photographs, which lie in the
-        repository); "arrays" (an .npz file); "folder" (pictures); "cifar10",
-        "mnist" or "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
+        in black and white, 2 levels); "photos32" (4,608 crops of 18 photographs, in the
+        repository); "arrays" (an .npz file); "folder" (pictures); "cifar10", "mnist" or
+        "imagenet_resized/SIZE" (downloaded once, or built from `manual_dir`);
         "downsampled_imagenet/SIZE" (built from `manual_dir`); SIZE is 32x32 or 64x64.
-      data_dir: where decoded and downloaded data are kept; $VDM_JAX_DATA or ~/.cache/vdm_jax
-        where it isn't given. The digits need none.
-      manual_dir: where the original archives of published datasets lie, for a machine without
-        network; `data_dir/manual` where it isn't given.
+      data_dir: folder of decoded and downloaded data, by default $VDM_JAX_DATA or ~/.cache/vdm_jax.
+      manual_dir: folder of original archives, by default `data_dir/manual`.
       path: the .npz file or the folder; for "arrays" and "folder" only.
       levels: number of pixel values, 2..256; for "arrays" only, the others have their own.
       folder: what pictures are made into; for "folder" only.
-      class_labels: whether labels are wanted: an error where there are none. Those of a folder,
-        the names of its subfolders, are only there if wanted.
+      class_labels: whether labels are wanted: an error where there are none.
     """
     _check_unused(name, path, levels, folder)
     if name in digits.LEVELS:  # which need no data_dir, so they do without a home, too

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vdm_jax import bounds, checks, flow, loss, timestep
 from vdm_jax.errors import UserError
@@ -202,28 +203,30 @@ class LikelihoodProfile(NamedTuple):
 
     log_prob: np.ndarray
     """log p(x | theta); by the bound an estimate of what lies below it."""
-    best: np.ndarray
-    """Index of each example's best theta, [batch]."""
+    reference: np.ndarray
+    """Index in the grid, for each example, of the theta that others are compared with, [batch]."""
     difference: np.ndarray
-    """log p(x | theta) less that at the best theta."""
+    """log p(x | theta) less that at the reference."""
     error: np.ndarray
     """Standard error of the difference: the deviation over repeats, over the root of their number.
-    0 at the best theta, and where nothing is drawn."""
+    0 at the reference, and where nothing is drawn."""
 
 
 def profile(
     bind: Callable[[Any], VDM],
-    x: Images | Tensor,
+    x: ArrayLike,
     grid: Any,
     key: Key,
     by: By = "bound",
     draws: tuple[int, int] = (16, 16),
+    reference: int | None = None,
     **solver: Any,
 ) -> LikelihoodProfile:
     """Returns log p(x | theta) of examples x [batch, *event] over a grid of theta.
 
     The noises and times are the same for each theta, so that a difference between two of them has
-    far less error than either. Errors of different examples are independent.
+    far less error than either. Errors of different examples are independent: with one `reference`
+    for all, the profile of many is the sum of theirs.
 
     Args:
       bind: function from theta, repeated for each example, to the model, as
@@ -231,7 +234,8 @@ def profile(
       grid: points in the space of theta, a pytree with leaves [grid, ...].
       by: "bound", or "ode" for the density of the probability-flow ODE (`VDM.log_prob`).
       draws: number of independent repeats, at least 2, and of the equally spaced times of each
-        (of which the ODE needs none; nor repeats for an exact trace).
+        (of which the ODE needs none; nor repeats, for continuous data and the exact trace).
+      reference: index in the grid; by default that of each example's best theta.
       solver: fields of `vdm_jax.ode.Solver`, for the ODE.
 
     Raises ValueError where log p is not finite.
@@ -239,16 +243,15 @@ def profile(
     checks.choice(by, "by", get_args(By))
     repeats, times = draws
     checks.count(repeats, "the number of repeats", least=2)
-    drawn = by == "bound" or solver.get("trace") == "hutchinson"
-    keys = jax.random.split(key, repeats if drawn else 1)
-
-    x = jnp.asarray(x)
+    keys, data = jax.random.split(key, repeats), jnp.asarray(x)
 
     def at(theta: Any) -> jax.Array:
-        vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(x), axis=0), theta))
+        vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(data), axis=0), theta))
         if by == "ode":
-            return jax.lax.map(lambda key: vdm.log_prob(key=key, x=x, **solver), keys)
-        return jax.lax.map(lambda key: -_mean_bound(vdm, x, key, times), keys)
+            drawn = vdm.levels is not None or solver.get("trace") == "hutchinson"
+            of_key = lambda key: vdm.log_prob(key=key, x=data, **solver)  # noqa: E731
+            return jax.lax.map(of_key, keys if drawn else keys[:1])
+        return jax.lax.map(lambda key: -_mean_bound(vdm, data, key, times), keys)
 
     over_grid = jax.jit(partial(jax.lax.map, at))
     nats = np.asarray(over_grid(jax.tree.map(jnp.asarray, grid)), np.float64)
@@ -258,10 +261,10 @@ def profile(
             "gave NaN, or the ODE's solver gave up (raise rtol and atol)."
         )
     mean = nats.mean(axis=1)
-    best = mean.argmax(axis=0)
-    apart = nats - np.take_along_axis(nats, best[None, None], axis=0)
-    error = apart.std(axis=1, ddof=1) / math.sqrt(repeats) if drawn else np.zeros_like(mean)
-    return LikelihoodProfile(mean, best, apart.mean(axis=1), error)
+    chosen = mean.argmax(axis=0) if reference is None else np.full(mean.shape[1:], reference)
+    apart = nats - np.take_along_axis(nats, chosen[None, None], axis=0)
+    error = apart.std(axis=1, ddof=min(1, apart.shape[1] - 1)) / math.sqrt(apart.shape[1])
+    return LikelihoodProfile(mean, chosen, apart.mean(axis=1), error)
 
 
 def _mean_bound(vdm: VDM, x: Images | Tensor, key: Key, times: int) -> PerExample:

@@ -84,18 +84,25 @@ class Pyramid(Denoiser):
             if level:
                 h = _depth_to_space(compute.dense(4 * widths[level - 1], f"up_{level}")(h))
         h = nn.swish(GroupNorm(widths[0] // 8, name="norm_out")(h))
-        outputs = self.outputs(z_t.shape[-1])
-        parts = 1 + self.on_levels + len(self.contrasts)
-        last = wide.conv(outputs * parts, "conv_out", zero=True)(h)
-        last, sure, logits = jnp.split(last, [outputs, (1 + self.on_levels) * outputs], axis=-1)
+        return self._outputs(h, z_t, gamma_t, filtered)
+
+    def _outputs(
+        self, h: Tensor, z_t: Tensor, gamma_t: PerExample, filtered: Tensor | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns the prediction of the last hidden features `h`."""
+        size, sure = self.outputs(z_t.shape[-1]), int(self.on_levels)
+        wide = Compute(reverse_only=self.reverse_only)
+        parts = 1 + sure + len(self.contrasts)
+        last = wide.conv(size * parts, "conv_out", zero=True)(h)
+        last, doubt, logits = jnp.split(last, [size, (1 + sure) * size], axis=-1)
         found = self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
         if not self.on_levels:
             return found
-        sure = nn.sigmoid(2.0 - sure)
+        doubt = nn.sigmoid(2.0 - doubt)
         if isinstance(found, tuple):
             eps, share = found
-            return moved_to_levels(eps, z_t, gamma_t, sure, self.levels), share
-        return moved_to_levels(found, z_t, gamma_t, sure, self.levels)
+            return moved_to_levels(eps, z_t, gamma_t, doubt, self.levels), share
+        return moved_to_levels(found, z_t, gamma_t, doubt, self.levels)
 
     def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
         cond = self.embed(gamma_t, conditioning, 64)

@@ -76,16 +76,13 @@ def elbo(
     """
     depth = len(encoders)
     if depth < 1 or len(decoders) != depth - 1 or len(latents) != depth:
-        raise ValueError(
-            "wanted L >= 1 encoders, L - 1 decoders and L latents, got "
-            f"{depth}, {len(decoders)} and {len(latents)}."
-        )
+        got = f"{depth}, {len(decoders)} and {len(latents)}"
+        raise ValueError(f"wanted L >= 1 encoders, L - 1 decoders and L latents, got {got}.")
     reconstruction = -log_likelihood(latents[0])
     if jnp.shape(reconstruction) != latents[0].shape[:1]:
-        raise ValueError(
-            f"log_likelihood must return one number per example, [{len(latents[0])}], "
-            f"got shape {jnp.shape(reconstruction)}: sum over the elements of x."
-        )
+        wanted = f"log_likelihood must return one number per example, [{len(latents[0])}]"
+        got = f"got shape {jnp.shape(reconstruction)}"
+        raise ValueError(f"{wanted}, {got}: sum over the elements of x.")
     last = latents[-1]
     if prior is None:
         prior = Gaussian(jnp.zeros_like(last), jnp.ones_like(last))

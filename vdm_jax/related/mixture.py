@@ -37,9 +37,8 @@ class Mixture(NamedTuple):
         kind = jnp.result_type(weights, means, var, float)
         weights, means, var = (v.astype(kind) for v in (weights, means, var))
         if weights.ndim != 1 or means.shape[:1] != weights.shape:
-            raise ValueError(
-                f"weights must be [k] and means [k, *event], got {weights.shape} and {means.shape}."
-            )
+            got = f"{weights.shape} and {means.shape}"
+            raise ValueError(f"weights must be [k] and means [k, *event], got {got}.")
         if var.shape not in ((), weights.shape, means.shape):
             wanted = f"a scalar, [k] or [k, *event] for means of shape {means.shape}"
             raise ValueError(f"var must be {wanted}, got shape {var.shape}.")

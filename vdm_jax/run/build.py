@@ -44,11 +44,11 @@ def make_mesh(shard_params: int = 1, flag: str = "config.train.shard_params") ->
 def check_batch_size(
     size: int, mesh: Mesh, accumulate: int = 1, name: str = "--batch_size"
 ) -> None:
-    """Raises UserError, which has `name`, unless each device gets an equal, whole share."""
-    try:
-        sharding.check_batch_size(size, mesh, accumulate)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
+    """Raises UserError, which has `name`, unless each device gets a share of each micro-batch."""
+    if size % (mesh.size * accumulate):
+        said = f"batch size {size} can't be split evenly into {accumulate} micro-batch(es) on"
+        wanted = f"wanted a multiple of {mesh.size * accumulate}"
+        raise UserError(f"{name}: {said} {mesh.size} device(s): {wanted}")
 
 
 def lower_batch(size: int) -> Callable[[str], UserError]:

@@ -18,17 +18,10 @@ from ml_collections import ConfigDict, config_flags
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.run import compilation_cache, distributed, usage
+from vdm_jax.train.interrupts import Stopped
 
 MOST = 10_000_000  # of anything that is counted
 _leave = os._exit
-
-
-class Interrupted(BaseException):
-    """Raised where a signal asked a run to stop; no `Exception`, so nothing goes on after it."""
-
-    def __init__(self, number: int, again: str) -> None:
-        super().__init__(f"the same command {again}")
-        self.number = number
 
 
 class Options(NamedTuple):
@@ -43,12 +36,10 @@ class Options(NamedTuple):
 _OPTIONS = {
     "allow_fallback": "move damaged checkpoints to WORKDIR/damaged; one process only",
     "allow_config_change": "go on with other settings than the run in WORKDIR was started with",
+    "init_from": "start from the parameters (EMA) of another run's folder, or of a model's file",
+    "hang_timeout": "most seconds that a step and its batch may take, 0: any; default any in one "
+    "process, in several ten times the median, a minute at least",
 }
-_HANG = (
-    "most seconds that a step and its batch may take, 0: any; default any in one process, in "
-    "several ten times the median, a minute at least"
-)
-_INIT = "start from the averaged parameters of another run's folder, or of a model in one file"
 
 
 def main(run: Callable[[ConfigDict, Path, Options], object], file: str) -> None:
@@ -74,11 +65,11 @@ def guard(command: Callable[[], object]) -> None:
         jax.config.update("jax_enable_x64", False)  # runs are float32, whatever JAX_ENABLE_X64 says
         command()
         distributed.finish()
-    except Interrupted as interrupted:
+    except Stopped as stopped:
         distributed.part()
-        if interrupted.number == signal.SIGINT:
-            _fail(f"interrupted; {interrupted}", 130)
-        print(f"terminated ({signal.Signals(interrupted.number).name}); {interrupted}", flush=True)
+        if stopped.number == signal.SIGINT:
+            _fail(f"interrupted; {stopped}", 130)
+        print(f"terminated ({signal.Signals(stopped.number).name}); {stopped}", flush=True)
         _leave(0)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -119,10 +110,10 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
             "config", str(config_file), "configuration file", flag_values=values, sys_argv=argv
         )
         flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-        for name, about in _OPTIONS.items():
-            flags.DEFINE_bool(name, False, about, flag_values=values)
-        flags.DEFINE_float("hang_timeout", None, _HANG, 0.0, flag_values=values)
-        flags.DEFINE_string("init_from", None, _INIT, flag_values=values)
+        for name in ("allow_fallback", "allow_config_change"):
+            flags.DEFINE_bool(name, False, _OPTIONS[name], flag_values=values)
+        flags.DEFINE_float("hang_timeout", None, _OPTIONS["hang_timeout"], 0.0, flag_values=values)
+        flags.DEFINE_string("init_from", None, _OPTIONS["init_from"], flag_values=values)
         flags.DEFINE_bool("help", False, "show this", flag_values=values)
         distributed.define_flags(values)
         rest = values(argv)[1:]
@@ -134,7 +125,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
             said += f"; {config_file.parent} has {known}"
         raise UserError(said) from error
     if values.help:
-        print(usage.of_training(config_file, config, _OPTIONS | {"init_from": _INIT}))
+        print(usage.of_training(config_file, config, _OPTIONS))
         raise SystemExit(0)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")

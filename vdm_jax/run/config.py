@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,13 @@ WORDS = {
     "decoder": ("discretised", "density"),
     "process": ("gaussian", "binomial"),
 }
-
 _OF_NETWORKS = {
     ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
     ("multipliers", "blocks", "contrasts"): ("pyramid",),
 }
+_PLAIN = defaults.DEFAULTS["model"]
+# What models have that lack these choices.
+_SIMPLEST = {"gamma": "fixed", "reverse_var": "posterior", "fourier_features": False}
 
 
 def check_config(config: ConfigDict) -> None:
@@ -125,8 +127,8 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
 def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
-    told = _condition(c, condition), _networks_of_hierarchy(c, h, condition)
-    rules = _words(c), _time(c, h), _binomial(c, h, levels), _hierarchy(c, h), *told
+    told = _condition(c, condition), _hierarchy(c, h, condition)
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
 
@@ -137,14 +139,19 @@ def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
                "leave it out, or give config.data.class_labels, or arrays with one")  # fmt: skip
 
 
+def _needed(c: ConfigDict, said: str, wanted: Mapping[str, Any], why: str = "") -> Iterator[str]:
+    for name, value in wanted.items():
+        if c[name] != value:
+            yield f"{said} needs config.model.{name} to be {value}, got {c[name]}{why}"
+
+
 def _words(c: ConfigDict) -> Iterator[str]:
     for name, known in WORDS.items():
         if c[name] not in known:
             yield f"model.{name} is {c[name]!r}; known: {', '.join(known)}"
-    plain = defaults.DEFAULTS["model"]
     for names, networks in _OF_NETWORKS.items():
         for name in names if c.network not in networks else ():
-            if c[name] != plain[name]:
+            if c[name] != _PLAIN[name]:
                 for_these = " and ".join(networks)
                 yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
@@ -156,11 +163,11 @@ def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
         yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "
                "points by gamma=fixed, or monotone, pinned, learn_end_points=False")  # fmt: skip
-    # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
-    for name, wanted in (("gamma", "monotone"), ("gamma_pinned", True), ("num_steps", None)):
-        if c.gamma_objective == "variance" and c[name] != wanted:
-            yield (f"model.gamma_objective is 'variance', which needs config.model.{name} to be "
-                   f"{wanted}, got {c[name]}: else the bound depends on gamma's shape")  # fmt: skip
+    if c.gamma_objective == "variance":
+        # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
+        free = {"gamma": "monotone", "gamma_pinned": True, "num_steps": None}
+        why = ": else the bound depends on gamma's shape"
+        yield from _needed(c, "model.gamma_objective is 'variance', which", free, why)
     if c.reverse_var != "posterior" and c.num_steps is None and h.depth is None:
         yield (f"model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
                "difference: give a number of steps, --config.model.num_steps=T")  # fmt: skip
@@ -179,24 +186,21 @@ def _binomial(c: ConfigDict, h: ConfigDict, levels: int) -> Iterator[str]:
                "(--config.data.name=digits_binary has 2)")  # fmt: skip
     if c.num_steps is None:
         yield f"{said} needs config.model.num_steps"
-    wanted_of = {"decoder": "discretised", "reverse_var": "posterior", "gamma": "fixed"}
-    for name, wanted in {**wanted_of, "fourier_features": False}.items():
-        if c[name] != wanted:
-            yield f"{said} knows no config.model.{name} but {wanted}, got {c[name]}"
+    yield from _needed(c, said, {"decoder": "discretised", **_SIMPLEST})
     if h.depth is not None:
         yield f"{said} goes with no hierarchy"
 
 
-def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    plain, plain_model = defaults.DEFAULTS["hierarchy"], defaults.DEFAULTS["model"]
+def _hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[str]:
+    plain = defaults.DEFAULTS["hierarchy"]
     if h.depth is None:
         for name in ("latent_size", "data_size", "fixed_encoder", "ends_at_normal"):
             if h[name] != plain[name]:
                 yield f"hierarchy.{name} is set, but there is no hierarchy: give hierarchy.depth=L"
         return
-    least = 2 if h.data_size and h.fixed_encoder else 1
-    if h.depth < least:
-        yield f"hierarchy.depth must be at least {least}, got {h.depth}"
+    of_vdm = h.data_size and h.fixed_encoder  # with a VDM's networks
+    if h.depth < 1 + of_vdm:
+        yield f"hierarchy.depth must be at least {1 + of_vdm}, got {h.depth}"
     if c.num_steps is not None:
         yield f"model.num_steps is {c.num_steps}, but a hierarchy has its depth; leave it out"
     if c.gamma_objective != "bound":
@@ -207,24 +211,16 @@ def _hierarchy(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
         yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
                "where the latent is not N(0, I) yet; give 3 or more, as 5")  # fmt: skip
     for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
-        if not used and c[name] != plain_model[name]:
+        if not used and c[name] != _PLAIN[name]:
             yield f"model.{name} is {c[name]}, which nothing reads here; leave it out"
     if h.data_size and h.latent_size != plain["latent_size"]:
         yield f"hierarchy.latent_size is {h.latent_size}, but data_size is set; leave one out"
-
-
-def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[str]:
-    if h.depth is None:
-        return
-    if h.data_size and h.fixed_encoder:  # a VDM's networks
-        if not h.ends_at_normal and c.gamma != "fixed":
-            yield (f"model.gamma is {c.gamma!r}, whose end would be learned, but without "
-                   "config.hierarchy.ends_at_normal it is to be 0: give fixed")  # fmt: skip
-        return
-    wanted_of = {"network": "mlp", "head": "eps", "gamma": "fixed", "reverse_var": "posterior"}
-    for name, wanted in {**wanted_of, "fourier_features": False}.items():
-        if c[name] != wanted:
-            yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: its "
-                   "own networks are of model.channels and num_blocks")  # fmt: skip
-    if condition.size:
-        yield f"data gives each image's {condition.word}: a hierarchical VAE takes no condition"
+    if not of_vdm:
+        why = ": its own networks are of model.channels and num_blocks"
+        wanted = {"network": "mlp", "head": "eps", **_SIMPLEST}
+        yield from _needed(c, "hierarchy makes a hierarchical VAE, which", wanted, why)
+        if condition.size:
+            yield "data: a hierarchical VAE is not conditioned on classes or numbers"
+    elif not h.ends_at_normal and c.gamma != "fixed":
+        yield (f"model.gamma is {c.gamma!r}, whose end would be learned, but without "
+               "config.hierarchy.ends_at_normal it is to be 0: give fixed")  # fmt: skip

@@ -73,9 +73,9 @@ def start(values: flags.FlagValues) -> None:
         raise UserError(f"--{given[0]} and --distributed exclude each other: the latter finds out")
     timeout = values.peer_timeout or TIMEOUT_S
     if given:
-        for name in (name for name in FLAGS[1:4] if name not in given):
+        if missing := [name for name in FLAGS[1:4] if name not in given]:
             wanted = "--coordinator=HOST:PORT, --num_processes and --process_id go together"
-            raise UserError(f"--{name} is missing: {wanted}")
+            raise UserError(f"--{missing[0]} is missing: {wanted}")
         _reach(address, count, me, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from the run, which has its own agreement on when to stop.
@@ -196,11 +196,9 @@ def _initialize(address: str | None, count: int | None, me: int | None, timeout:
         )  # fmt: skip
     except Exception as error:  # JAX raises several kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--coordinator={address}: {said}" if address else
-            f"--distributed finds no cluster, or not all of it ({said}): start the processes by "
-            "SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
-        ) from error  # fmt: skip
+        hint = "start them by SLURM, Open MPI, Kubernetes or on a Cloud TPU, or give --coordinator"
+        alone = f"--distributed finds no cluster, or not all of it ({said}): {hint}"
+        raise UserError(f"--coordinator={address}: {said}" if address else alone) from error
 
 
 def _reach(address: str, count: int, me: int, timeout: int) -> None:

@@ -17,7 +17,7 @@ from vdm_jax.data import eval_batches, stacked, train_batches
 from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import lock
+from vdm_jax.run import build, lock
 from vdm_jax.train import loop, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
@@ -108,7 +108,7 @@ def fit(
 
 def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
     """Raises ValueError for a number out of its range."""
-    sharding.check_batch_size(of.batch_size, mesh)
+    build.check_batch_size(of.batch_size, mesh, name="batch_size")
     checks.count(of.eval_every or 1, "eval_every")
     checks.count(of.checkpoint_every or 1, "checkpoint_every")
     for rate, name in ((of.ema_rate, "ema_rate"), (of.condition_dropout, "condition_dropout")):

@@ -29,6 +29,6 @@ def owned(workdir: Path) -> Iterator[None]:
         except NotImplementedError as error:  # flock isn't there
             print(f"warning: {workdir} can't be locked ({error}): start no second run in it")
         files.write(holder, f"process {os.getpid()} on {platform.node()}\n")
-        for folder in (workdir, workdir / "samples"):
-            files.remove_partials(folder)
+        files.remove_partials(workdir)
+        files.remove_partials(workdir / "samples")
         yield

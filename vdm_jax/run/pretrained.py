@@ -18,10 +18,9 @@ from vdm_jax import files
 from vdm_jax.data import Condition
 from vdm_jax.errors import UserError, reason, user_path
 from vdm_jax.run import defaults
-from vdm_jax.train import checksum, sharding
+from vdm_jax.train import checksum, record, sharding
 from vdm_jax.train.load_checkpoint import load_params
 from vdm_jax.train.model import Params
-from vdm_jax.train.record import filled
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
@@ -40,13 +39,11 @@ class Saved(NamedTuple):
     params: Mapping[str, np.ndarray] | None = None  # of a file, by name; a run's are in `folder`
 
 
-def write(
-    path: Path, step: int, config: ConfigDict, data: Mapping[str, Any], params: Params
-) -> None:
+def write(path: Path, of: Saved, params: Params) -> None:
     """Writes a model's file. Paths of the machine stay out of it."""
-    settings = config.to_dict()
+    settings = of.config.to_dict()
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
-    text = json.dumps({"step": step, "config": settings, "data": dict(data)})
+    text = json.dumps({"step": of.step, "config": settings, "data": dict(of.data)})
     leaves = checksum.named_leaves(jax.device_get(params))
     with np.errstate(over="ignore"):
         arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
@@ -66,15 +63,13 @@ def read(given: str) -> Saved:
         with np.load(path) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
         said = json.loads(arrays.pop(_SETTINGS).tobytes())
-        config = ConfigDict(filled(defaults.get_config().to_dict(), said["config"]))
+        config = ConfigDict(record.filled(defaults.get_config().to_dict(), said["config"]))
         params = {name: array.astype(np.float32) for name, array in arrays.items()}
-        return Saved(
-            Path(given), path.parent, int(said["step"]), config, dict(said["data"]), params
-        )
+        step, about = int(said["step"]), dict(said["data"])
+        return Saved(Path(given), path.parent, step, config, about, params)
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        raise UserError(
-            f"{path} is damaged, or no model's file that experiments.export wrote ({reason(error)})"
-        ) from error
+        said = f"{path} is damaged, or no model's file that experiments.export wrote"
+        raise UserError(f"{said} ({reason(error)})") from error
 
 
 def images_told(of: Saved) -> tuple[tuple[int, ...], int, Condition]:
@@ -96,12 +91,8 @@ def parameters(of: Saved, expected: Params, mesh: Mesh) -> Params:
     """
     if of.params is None:
         return load_params(of.folder, expected, mesh, of.step)[1]
-    wanted = checksum.named_leaves(expected)
-    for name in sorted(of.params.keys() | wanted.keys()):
-        has, needs = (leaves[name].shape if name in leaves else "absent"
-                      for leaves in (of.params, wanted))  # fmt: skip
-        if has != needs:
-            said = f"the parameter {name} of {of.workdir} is {has}, but the configuration calls for"
-            raise UserError(f"{said} {needs}: they belong to different models")
-    params = jax.tree.unflatten(jax.tree.structure(expected), [of.params[name] for name in wanted])
+    forms = {name: record.form(array) for name, array in of.params.items()}
+    record.check_fits({"leaves": forms}, expected, of.workdir)
+    leaves = [of.params[name] for name in checksum.named_leaves(expected)]
+    params = jax.tree.unflatten(jax.tree.structure(expected), leaves)
     return jax.device_put(params, sharding.of_parameters(mesh, params))

@@ -1,6 +1,7 @@
 """A trained model, from a run's folder or from a published checkpoint, and the images for it."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +21,7 @@ from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
 from vdm_jax.run.pretrained import Saved
 from vdm_jax.train import sharding
-from vdm_jax.train.load_checkpoint import (
-    TRIES,
-    RemovedError,
-    complete_steps,
-    load_settings,
-)
+from vdm_jax.train.load_checkpoint import TRIES, RemovedError, complete_steps, load_settings
 from vdm_jax.train.model import Model
 from vdm_jax.train.record import differences, filled
 
@@ -70,8 +66,8 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     data = {key: options[flag] for key, flag in names.items() if options[flag] is not None}
     elsewhere = ("path", "manual_dir", "data_dir", "process_id")
     distributed.agree({f"--{key}": value for key, value in options.items() if key not in elsewhere})
-    if path := options["official"]:
-        found = from_official(Path(path), options["model"], data, mesh)
+    if options["official"]:
+        found = _from_official(options, data, mesh)
     else:
         found = _newest(lambda: _with_images(_saved(options), data, mesh))
     distributed.agree({"data": build.describe(found.images)})
@@ -88,7 +84,7 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
         raise UserError("name the model by one of --workdir=RUN, --official and --pretrained")
     _check_flags(options)
     if options["official"]:
-        return _official(Path(options["official"]), options["model"], mesh, shape, "what is given")
+        return _official(options, mesh, shape, "what is given")
     return _newest(lambda: _to_compress(_saved(options), mesh, shape))
 
 
@@ -105,14 +101,9 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     return _restored(of, mesh, of.config, model)._replace(condition=condition)
 
 
-def from_workdir(
-    workdir: Path, checkpoint: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Subject:
-    """Returns the model of a run's folder, with the data it was trained on, or that `data` names.
-
-    `checkpoint` is a step of that run, or the folder of one checkpoint; None is the newest.
-    """
-    return _newest(lambda: _with_images(saved(workdir, checkpoint), data, mesh))
+def from_workdir(workdir: Path, mesh: Mesh) -> Subject:
+    """Returns the newest model of a run's folder, with the data that it was trained on."""
+    return _newest(lambda: _with_images(saved(workdir), {}, mesh))
 
 
 def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
@@ -121,20 +112,14 @@ def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
     return _with(_restored(of, mesh, c, model), images, c)
 
 
-def from_official(
-    path: Path, model_name: str | None, data: Mapping[str, Any], mesh: Mesh
-) -> Subject:
-    """Returns a published checkpoint, with the data it was trained on, or that `data` names.
-
-    `model_name` is one of `published_configs`, or a JSON file with that code's `config.model`; None
-    looks for `model_config.json` beside the checkpoint.
-    """
-    known = published_configs.find(path, model_name)[0].get("data")
+def _from_official(options: Mapping[str, Any], data: Mapping[str, Any], mesh: Mesh) -> Subject:
+    """Returns a published checkpoint, with the data it was trained on, or that `data` names."""
+    known = published_configs.find(Path(options["official"]), options["model"])[0].get("data")
     if not data and known is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
     c = with_data(defaults.get_config(), {"name": known, **data})
     images = build.load(c)
-    found = _official(path, model_name, mesh, images.event_shape, images.name)
+    found = _official(options, mesh, images.event_shape, images.name)
     levels, name = found.model.facts().levels, images.name
     if levels != images.levels:
         raise UserError(f"the checkpoint is for {levels} levels, but {name} has {images.levels}")
@@ -181,10 +166,11 @@ def with_data(c: ConfigDict, data: Mapping[str, Any], levels: int | None = None)
     return c
 
 
-def saved(workdir: Path, checkpoint: str | None) -> Saved:
-    """Returns the settings sealed in the checkpoint that `from_workdir` describes.
+def saved(workdir: Path, checkpoint: str | None = None) -> Saved:
+    """Returns the settings sealed in a run's checkpoint, by default the newest.
 
-    config.json is a copy of them for people; where it says something else, that is printed.
+    `checkpoint` is a step of that run, or the folder of one checkpoint. config.json is a copy for
+    people; where it says something else, that is printed.
     """
     file = workdir / "config.json"
     with reaching(file):
@@ -210,15 +196,12 @@ def saved(workdir: Path, checkpoint: str | None) -> Saved:
 
 def _with(found: Subject, images: ImageData, c: ConfigDict) -> Subject:
     """Returns the model with a dataset, and the numbers of an evaluation by `c`."""
-    part, numbers = build.eval_name(c), c.eval
-    return found._replace(
-        images=images, part=part, batch_size=numbers.batch_size, repeats=numbers.final_repeats
-    )
+    numbers = {"batch_size": c.eval.batch_size, "repeats": c.eval.final_repeats}
+    return found._replace(images=images, part=build.eval_name(c), **numbers)
 
 
 def _check_flags(options: Mapping[str, Any]) -> None:
-    for one, other in (("official", "checkpoint"), ("pretrained", "checkpoint"),
-                       ("pretrained", "official")):  # fmt: skip
+    for one, other in itertools.combinations(("official", "pretrained", "checkpoint"), 2):
         if options[one] and options[other]:
             raise UserError(f"--{one} and --{other} exclude each other")
     if options["official"] and not Path(options["official"]).exists():
@@ -243,7 +226,7 @@ def _saved(options: Mapping[str, Any]) -> Saved:
 
 def named(given: str) -> Saved:
     """Returns the newest checkpoint of a run's folder, or the model in one file."""
-    return saved(Path(given), None) if Path(given).is_dir() else pretrained.read(given)
+    return saved(Path(given)) if Path(given).is_dir() else pretrained.read(given)
 
 
 def _restored(of: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:
@@ -267,18 +250,17 @@ def _chosen(workdir: Path, checkpoint: str | None) -> tuple[Path, int | None]:
     return path.parent, int(path.name)
 
 
-def _official(
-    path: Path, name: str | None, mesh: Mesh, shape: tuple[int, ...], named: str
-) -> Subject:
-    """Returns a published checkpoint for images of `shape`, `named` so in errors."""
-    known, name = published_configs.find(path, name)
+def _official(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...], of: str) -> Subject:
+    """Returns a published checkpoint for images of `shape`, which errors call `of`."""
+    path = Path(options["official"])
+    known, name = published_configs.find(path, options["model"])
     try:
         loaded = published.load(path, known["model"])
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--official: {error}") from error
     channels = len(loaded.params["score_model"]["conv_out"]["bias"])
     if shape[2:] not in ((), (channels,)):
-        said = f"the checkpoint is for images of {channels} channel(s), but {named} has"
+        said = f"the checkpoint is for images of {channels} channel(s), but {of} has"
         raise UserError(f"{said} {shape[-1]}")
     model = Model(lambda key: loaded.params, loaded.bind((*shape[:2], channels)))
     params = jax.device_put(loaded.params, sharding.of_parameters(mesh, loaded.params))

@@ -15,7 +15,7 @@ from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, cli, defaults, distributed, experiment, lock, pretrained, restore
+from vdm_jax.run import build, defaults, distributed, experiment, lock, pretrained, restore
 from vdm_jax.run.cli import Options
 from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
@@ -90,7 +90,9 @@ def _train(of: Experiment, options: Options) -> Evaluation:
                 learned = _learned(options.init_from, template.params, of.mesh)
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
-            state = _first_state(of, checkpoints, template, options, learned)
+            state = _first_state(of, checkpoints, template, options)
+            if learned is not None:
+                state = state._replace(params=learned, ema_params=jax.tree.map(jnp.copy, learned))
             if jax.process_index() == 0:
                 files.write_json(workdir / "config.json", settings)
             state, result = loop.train(run, state)
@@ -112,7 +114,7 @@ def _stopping(folder: Path) -> Iterator[None]:
         raise type(error)(f"{error} {FLAGS[type(error)]}") from error
     except (KeyboardInterrupt, Stopped) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
-        raise cli.Interrupted(number, _again(folder)) from None
+        raise Stopped(number, f"the same command {_again(folder)}") from None
 
 
 def _again(folder: Path) -> str:
@@ -139,9 +141,7 @@ def _run(of: Experiment, checkpoints: Checkpoints, hang_timeout: float | None) -
     return loop.Run(*steps, *seen, checkpoints, of.workdir, of.mesh, of.stop, name, watched)
 
 
-def _watched(
-    workdir: Path, timeout: float | None
-) -> Callable[[], contextlib.AbstractContextManager[None]]:
+def _watched(workdir: Path, timeout: float | None) -> Callable[[], Any]:
     """Returns what watches over a step: nothing in one process, unless a limit was given."""
     if timeout == 0 or (timeout is None and not distributed.joined()):
         return contextlib.nullcontext
@@ -150,19 +150,11 @@ def _watched(
 
 
 def _first_state(
-    of: Experiment,
-    checkpoints: Checkpoints,
-    template: TrainState,
-    options: Options,
-    learned: Params,
+    of: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
 ) -> TrainState:
-    """Returns the state of the newest checkpoint, or a new one, with `learned` if there is any."""
+    """Returns the state of the newest checkpoint, or a new one."""
     if checkpoints.latest_step() is None:
-        key = experiment.keys_of(of.config)["init"]
-        state = step.start(of.model, of.optimizer, key, of.mesh)
-        if learned is None:
-            return state
-        return state._replace(params=learned, ema_params=jax.tree.map(jnp.copy, learned))
+        return step.start(of.model, of.optimizer, experiment.keys_of(of.config)["init"], of.mesh)
     state = checkpoints.restore(template)
     print(f"going on from step {int(state.step)}")
     if options.allow_config_change or int(state.skipped) >= of.config.train.max_skipped:

@@ -18,7 +18,7 @@ def of_training(config_file: Path, config: ConfigDict, options: Mapping[str, str
     lines = [f"{doc}\n", "To go on with a run that was stopped, or from another's parameters:"]
     lines += [f"  --{name}: {about}" for name, about in options.items()]
     lines += ["On several machines (docs/many_devices.md):"]
-    lines += ["  " + ", ".join(f"--{name}" for name in (*distributed.FLAGS, "hang_timeout"))]
+    lines += ["  " + ", ".join(f"--{name}" for name in distributed.FLAGS)]
     lines += ["Settings, and their values for this command:"]
     return "\n".join([*lines, *_settings(config)])
 

@@ -58,10 +58,8 @@ class Checkpoints:
         )
         items = ("state", "meta")
         if "\\" in str(self._folder):  # by TensorStore: the numbers would lie elsewhere
-            raise CheckpointError(
-                f"{self._folder} can't hold checkpoints: a backslash in a path is taken for a /; "
-                "name another folder"
-            )
+            said = "can't hold checkpoints: a backslash in a path is taken for a /; name another"
+            raise CheckpointError(f"{self._folder} {said} folder")
         with self._writing():
             where = Folder(self._folder)
             self._manager = ocp.CheckpointManager(where, options=options, item_names=items)
@@ -114,10 +112,8 @@ class Checkpoints:
             full = files.full(error, self._folder.parent)
             if full is None:
                 raise
-            raise CheckpointError(
-                f"{full}. {self._newest_complete()}; make space there (or raise the limit), then "
-                "give the same command again."
-            ) from error
+            hint = "make space there (or raise the limit), then give the same command again."
+            raise CheckpointError(f"{full}. {self._newest_complete()}; {hint}") from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -127,10 +123,8 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:  # of many kinds, often of an earlier save
-            raise CheckpointError(
-                f"no checkpoint can be written to {self._folder} ({reason(error)}). "
-                f"{self._newest_complete()}."
-            ) from error
+            said = f"no checkpoint can be written to {self._folder} ({reason(error)})"
+            raise CheckpointError(f"{said}. {self._newest_complete()}.") from error
 
     def _newest_complete(self) -> str:
         steps = complete_steps(self._folder)
@@ -172,10 +166,8 @@ class Checkpoints:
                 damaged[step] = error
         if not damaged:
             raise CheckpointError(f"no checkpoint in {self._folder}.")
-        raise CheckpointError(
-            f"none of the checkpoints in {self._folder} is whole, and none was moved: "
-            f"{' '.join(map(str, damaged.values()))}"
-        )
+        said = f"none of the checkpoints in {self._folder} is whole, and none was moved"
+        raise CheckpointError(f"{said}: {' '.join(map(str, damaged.values()))}")
 
     def _record(self, step: int, template: Any) -> dict[str, Any]:
         """Returns the record of a step, if its settings and its model are this run's."""

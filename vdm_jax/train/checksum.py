@@ -18,10 +18,8 @@ _SALT = 0x9E3779B9
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns each leaf by its path, as "params/score_model/bias"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def of_leaves(tree: Any) -> dict[str, str]:

@@ -22,10 +22,10 @@ Vote = jax.Array | np.ndarray
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, by the signal `number`; no `except Exception` swallows it."""
+    """A run's stop by the signal `number`, no `Exception`; its text says how it goes on."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, number: int, again: str = "") -> None:
+        super().__init__(again)
         self.number = number
 
 

@@ -107,10 +107,9 @@ def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
     except Exception as error:  # of many kinds, where files go meanwhile
         if not _removed(where):
             raise
-        raise RemovedError(
-            f"the checkpoint {where} was removed while it was read, by a run that "
-            "goes on and keeps the newest few: give the command again, or a newer --checkpoint."
-        ) from error
+        said = f"the checkpoint {where} was removed while it was read, by a run that goes on and"
+        hint = "give the command again, or a newer --checkpoint."
+        raise RemovedError(f"{said} keeps the newest few: {hint}") from error
 
 
 def _removed(where: Path) -> bool:
@@ -145,14 +144,13 @@ def read_item(item: Path, handler: Any, args: Any, check: Callable[[Any], object
     except Exception as error:  # Orbax raises many kinds for a damaged folder
         said = reason(error).partition(" See full TensorStore")[0]  # no detail comes, but a method
         others = sorted({*complete_steps(where.parent)} - {int(where.name)})
+        known = ", ".join(map(str, others)) or "none"
         lost = jax.process_count() > 1 and _ANOTHER_PROCESS.search(str(error))
         lack = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
         if lost or lack or files.number(error) in _NOT_DAMAGE:
             raise CheckpointError(f"the checkpoint {where} can't be read ({said}).") from error
-        raise DamagedError(
-            f"the checkpoint {where} is damaged ({said}); "
-            f"others there: {', '.join(map(str, others)) or 'none'}."
-        ) from error
+        said = f"the checkpoint {where} is damaged ({said}); others there: {known}."
+        raise DamagedError(said) from error
 
 
 def quieten() -> None:

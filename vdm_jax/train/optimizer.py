@@ -15,15 +15,12 @@ def learning_rate(
     """Returns a linear warm-up from 0 to `peak`, then constant, or down to 0 at `decay_steps`."""
     length = decay_steps - warmup_steps
     if decay not in ("none", "linear", "cosine"):
-        raise UserError(
-            f"config.optimizer.decay must be one of none, linear, cosine, got {decay!r}"
-        )
+        known = "none, linear, cosine"
+        raise UserError(f"config.optimizer.decay must be one of {known}, got {decay!r}")
     if decay != "none" and length < 1:
-        raise UserError(
-            f"the learning rate's decay ends at step {decay_steps} (decay_steps, by default "
-            f"train.steps), within the warm-up of {warmup_steps} steps; lower "
-            "--config.optimizer.warmup_steps"
-        )
+        end = f"step {decay_steps} (decay_steps, by default train.steps)"
+        hint = f"within the warm-up of {warmup_steps} steps; lower --config.optimizer.warmup_steps"
+        raise UserError(f"the learning rate's decay ends at {end}, {hint}")
     after: optax.Schedule = optax.constant_schedule(peak)
     if decay == "linear":
         after = optax.linear_schedule(peak, 0.0, length)

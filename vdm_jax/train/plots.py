@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -80,10 +81,8 @@ def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
         for (label, style), lines in curves.items():
             steps, bound = [line["step"] for line in lines], [line[unit.key] for line in lines]
             errors = [line.get(f"{unit.key}_standard_error", 0.0) for line in lines]
-            size = 10 if style == "k*" else 4
-            axes.errorbar(
-                steps, bound, errors, fmt=style, markersize=size, linewidth=1, label=label
-            )
+            look: dict[str, Any] = {"markersize": 10 if style == "k*" else 4, "linewidth": 1}
+            axes.errorbar(steps, bound, errors, fmt=style, label=label, **look)
         axes.set(xlabel="step", ylabel=unit.name)
         if curves:
             # The first steps are far above the rest and would flatten everything else.

@@ -27,9 +27,8 @@ class Bar:
     ) -> None:
         self._within, self._began = Bar._first, time.monotonic()
         self._words, self._total, self._done, self._start = words, total, done, done
-        self._rows: progress.Progress = (
-            Bar._first._rows if Bar._first else _new_rows(console or Console(highlight=False))
-        )
+        rows = Bar._first._rows if Bar._first else _new_rows(console or Console(highlight=False))
+        self._rows: progress.Progress = rows
         self._console = self._rows.console
         self._row = self._rows.add_task(words, total=total, completed=done, note="")
 

@@ -50,14 +50,12 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
     """
     leaves = record["leaves"].items()
     have = {n.removeprefix(below): x.split()[0] for n, x in leaves if n.startswith(below)}
-    want = {name: _form(leaf) for name, leaf in checksum.named_leaves(expected).items()}
+    want = {name: form(leaf) for name, leaf in checksum.named_leaves(expected).items()}
     for name in sorted(have.keys() | want.keys()):
         a, b = have.get(name, "absent"), want.get(name, "absent")
         if a != b:
-            raise CheckpointError(
-                f"the parameter {name} of {where} is {a}, but the configuration calls for "
-                f"{b}: they belong to different models."
-            )
+            said = f"the parameter {name} of {where} is {a}, but the configuration calls for {b}"
+            raise CheckpointError(f"{said}: they belong to different models.")
 
 
 def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:
@@ -70,10 +68,11 @@ def check_same(record: Mapping[str, Any], expected: Any, restored: Any) -> None:
 
 def _leaves(state: Any) -> dict[str, str]:
     sums = checksum.of_leaves(state)
-    return {name: f"{_form(x)} {sums[name]}" for name, x in checksum.named_leaves(state).items()}
+    return {name: f"{form(x)} {sums[name]}" for name, x in checksum.named_leaves(state).items()}
 
 
-def _form(leaf: Any) -> str:
+def form(leaf: Any) -> str:
+    """Returns the type and shape of a leaf, as "float32[3,4]"."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 

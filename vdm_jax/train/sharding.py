@@ -25,10 +25,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     found = np.asarray(jax.devices() if devices is None else devices)
     if shard_params < 1 or found.size % shard_params:
         known = ", ".join(str(n) for n in range(1, found.size + 1) if found.size % n == 0)
-        raise ValueError(
-            f"shard_params is {shard_params}, but parameters are split over a number of devices "
-            f"that divides all {found.size}: choose one of {known}."
-        )
+        said = f"shard_params is {shard_params}, but parameters are split over a number of devices"
+        raise ValueError(f"{said} that divides all {found.size}: choose one of {known}.")
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
@@ -89,13 +87,3 @@ def of_first(found: bool) -> bool:
     if jax.process_count() == 1:
         return found
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
-
-
-def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError unless each device gets a whole, equal share of every micro-batch."""
-    parts = mesh.size * accumulate
-    if batch_size < 1 or accumulate < 1 or batch_size % parts:
-        raise ValueError(
-            f"batch size {batch_size} can't be split evenly into {accumulate} micro-batch(es) on "
-            f"{mesh.size} device(s): wanted a multiple of {parts}."
-        )

@@ -1,0 +1,268 @@
+"""Sets of points whose density is known: the table and the figure of docs/sets.md.
+
+    python -m experiments.sets --workdir=DIR [--out=docs] [--scale=1.0]
+
+Trains a transformer for sets on each of `vdm_jax.data.point_sets`, below DIR, and the distribution
+of their number of points; compares the bound and the ODE's density with the truth, the posterior
+of theta by its ranks, and samples by two-sample tests. A training that has ended is not repeated.
+Leaves the numbers in DIR/sets.json. --scale shortens or lengthens the trainings, for a copy of the
+page in another --out.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from scipy import stats
+
+from experiments import tables, trainings
+from vdm_jax import VDM, files, schedule
+from vdm_jax.data import point_sets
+from vdm_jax.evaluation import report, sample_distances
+from vdm_jax.evaluation.likelihood import By, LikelihoodProfile, profile
+from vdm_jax.nn.counts import Categorical, Counts
+from vdm_jax.nn.sets import SetTransformer
+from vdm_jax.run import cli
+from vdm_jax.train import fit, optimizer, plots
+from vdm_jax.train.model import Model, Params
+from vdm_jax.types import Key, PerExample, Tensor
+
+ENDS = -8.0, 5.0  # gamma
+STEPS, TRAIN = 3000, 200_000
+TEST, BY_ODE, RANKED, SAMPLES, PERMUTED = 2000, 100, 400, 400, 400  # sets, and permutations
+TOGETHER = 20  # sets of one theta, whose profile is drawn
+DRAWS = 8, 16  # of the bound, for each set: repeats and times
+SOLVER: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+CELLS, BINS = 24, 10  # of the posterior of theta on [-1, 1], and of the ranks
+HEADS = ("sets", "bound", "ODE", "number", "ranks", "ranks, exact", "MMD", "sliced W2")
+
+
+class Sets(NamedTuple):
+    """Sets of points, what they were drawn for, and the number of points of each."""
+
+    name: str
+    theta: np.ndarray
+    x: np.ndarray
+    mask: np.ndarray
+    number: np.ndarray
+
+    def log_probs(self, theta: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log p(N | theta) and log p(x_1, ..., x_N | N, theta), each [count]."""
+        theta = np.broadcast_to(theta, self.theta.shape)
+        number = point_sets.number_log_prob(self.name, theta)[np.arange(len(theta)), self.number]
+        return number, point_sets.log_prob(self.name, self.x, self.mask, theta) - number
+
+
+def make_sets(name: str, count: int, seed: int, theta: float | None = None) -> Sets:
+    """Returns sets of points, of theta uniform on [-1, 1] unless it is given."""
+    thetas = np.random.default_rng(seed).uniform(-1.0, 1.0, count).astype(np.float32)
+    thetas = thetas if theta is None else np.full_like(thetas, theta)
+    x, mask = point_sets.draw(name, count, thetas, seed)
+    return Sets(name, thetas, x, mask, mask.sum(axis=(1, 2)).astype(int))
+
+
+def make_model(most: int) -> Model:
+    """Returns the diffusion model of the points of a set, of which at most `most` are there."""
+    network = SetTransformer(*ENDS, head="v")
+
+    def init(key: Key) -> Params:
+        start = jnp.zeros((1, most, 2)), jnp.zeros(1), jnp.zeros(1)
+        return cast(Params, network.init(key, *start)["params"])
+
+    def bind(
+        params: Params, theta: Tensor, dropout: Key | None = None, mask: Tensor | None = None
+    ) -> VDM:
+        def denoise(z_t: Tensor, gamma_t: PerExample) -> Tensor:
+            return cast(Tensor, network.apply({"params": params}, z_t, gamma_t, theta, mask))
+
+        return VDM(denoise, schedule.linear(*ENDS), (most, 2), None, "v", mask=mask)
+
+    return Model(init, bind)
+
+
+def fit_number(data: Sets, steps: int) -> Callable[[ArrayLike], Categorical]:
+    """Returns theta [batch] -> the number of points, trained by maximum likelihood."""
+    network, tx = Counts(point_sets.MOST[data.name]), optax.adam(3e-3)
+    thetas, numbers = jnp.asarray(data.theta), jnp.asarray(data.number)
+
+    def of(params: Params, theta: ArrayLike) -> Categorical:
+        return cast(Categorical, network.apply(params, theta))
+
+    def one(i: Any, carry: Any) -> Any:
+        params, state = carry
+        rows = jax.random.randint(jax.random.key(i), (512,), 0, len(thetas))
+        loss = lambda p: -jnp.mean(of(p, thetas[rows]).log_prob(numbers[rows]))  # noqa: E731
+        updates, state = tx.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params = network.init(jax.random.key(0), thetas[:1])
+    run = jax.jit(lambda carry: jax.lax.fori_loop(0, steps, one, carry))
+    params, _ = run((params, tx.init(params)))
+    return partial(of, params)
+
+
+class Fitted(NamedTuple):
+    """A trained model of sets: theta and mask -> model of the points, theta -> their number."""
+
+    points: Callable[[ArrayLike, ArrayLike], VDM]
+    number: Callable[[ArrayLike], Categorical]
+
+
+def train(name: str, workdir: Path, scale: float) -> Fitted:
+    """Returns the model of a name, trained below `workdir` or read from there."""
+    data, steps = make_sets(name, TRAIN, seed=0), max(round(STEPS * scale), 10)
+    model = make_model(point_sets.MOST[name])
+    rate = optimizer.learning_rate(2e-3, min(100, steps // 2), "cosine", steps)
+    given = {"x": data.x, "condition": data.theta, "mask": data.mask}
+    fitted = fit(
+        model, given, optimizer.make(rate, clip_norm=1.0), steps, workdir / name,
+        batch_size=256, ema_rate=0.99,
+    )  # fmt: skip
+    bind = partial(model.bind, fitted.params)
+    return Fitted(lambda theta, mask: bind(theta, mask=mask), fit_number(data, steps))
+
+
+def measure(name: str, fitted: Fitted) -> dict[str, Any]:
+    """Returns all that is compared with the truth of the sets of a name."""
+    test, key = make_sets(name, TEST, 1), jax.random.key(3)
+    of_number, of_points = test.log_probs(test.theta)
+    missed = of_number - np.asarray(fitted.number(test.theta).log_prob(test.number))
+    found = {"name": name, "number": _mean(missed, np.ones(TEST))}
+    for by, count in (("bound", TEST), ("ode", BY_ODE)):
+        first = Sets(name, *(values[:count] for values in test[1:]))
+        found[by] = _mean(of_points[:count] - log_points(fitted, first, by), 2 * first.number)
+    ranked, centres = make_sets(name, RANKED, 2), (np.arange(CELLS) + 0.5) * 2.0 / CELLS - 1.0
+    model, _ = log_likelihoods(fitted, ranked, centres, "bound")
+    for kind, log_prob in (("model", model), ("exact", exact(ranked, centres))):
+        counts, _ = np.histogram(ranks(log_prob, ranked.theta), BINS, (0.0, 1.0))
+        found[kind] = {"counts": counts.tolist(), "p": float(stats.chisquare(counts).pvalue)}
+    return found | two_samples(name, fitted, key)
+
+
+def _mean(values: np.ndarray, of: np.ndarray) -> dict[str, float]:
+    """Returns the sum of the values over the sum of `of`, and its standard error."""
+    mean = values.sum() / of.sum()
+    error = np.std(values - mean * of, ddof=1) * math.sqrt(len(values)) / of.sum()
+    return {"mean": float(mean), "error": float(error)}
+
+
+def log_points(fitted: Fitted, sets: Sets, by: str) -> np.ndarray:
+    """Returns the model's log p(x_1, ..., x_N | N, theta), [sets]."""
+    vdm, one = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32)
+    return _profile(lambda _: vdm, sets, one, by).log_prob[0]  # each set has its own theta
+
+
+def exact(sets: Sets, grid: np.ndarray) -> np.ndarray:
+    """Returns log p(set | theta) over a grid of theta, [grid, sets]."""
+    return np.array([np.add(*sets.log_probs(theta)) for theta in grid])
+
+
+def log_likelihoods(
+    fitted: Fitted, sets: Sets, grid: np.ndarray, by: str, reference: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the model's log p(set | theta) less that at the reference, and its standard error."""
+    grid = grid.astype(np.float32)
+    found = _profile(lambda theta: fitted.points(theta, sets.mask), sets, grid, by, reference)
+    repeated = (np.full(len(sets.x), theta) for theta in grid)
+    number = np.array([fitted.number(theta).log_prob(sets.number) for theta in repeated])
+    return found.difference + number - number[reference], found.error
+
+
+def _profile(
+    bind: Callable[[Any], VDM], sets: Sets, grid: np.ndarray, by: str, reference: int = 0
+) -> LikelihoodProfile:
+    solver, key = SOLVER if by == "ode" else {}, jax.random.key(7)
+    return profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **solver)
+
+
+def ranks(log_prob: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """Returns the posterior's distribution function at theta [sets], from log p [cells, sets].
+
+    The prior is uniform on [-1, 1], and the posterior constant in each of the equal cells.
+    """
+    p = np.exp(log_prob - log_prob.max(axis=0))
+    cdf = np.pad(np.cumsum(p, axis=0), ((1, 0), (0, 0))) / p.sum(axis=0)
+    edges = np.linspace(-1.0, 1.0, len(cdf))
+    return np.array([np.interp(t, edges, c) for t, c in zip(theta, cdf.T, strict=True)])
+
+
+def two_samples(name: str, fitted: Fitted, key: Key) -> dict[str, float]:
+    """Returns p values of permutation tests: (theta, N, points) of the data and of the model."""
+    data, other = make_sets(name, SAMPLES, 4), make_sets(name, SAMPLES, 5)
+    number = fitted.number(other.theta).sample(key)
+    mask = (np.arange(other.x.shape[1]) < np.asarray(number)[:, None])[..., None]
+    x = np.asarray(fitted.points(other.theta, mask).sample(key, SAMPLES, 200))
+    of_data, of_model = _features(data.theta, data.x, data.mask), _features(other.theta, x, mask)
+    scales = np.asarray(sample_distances.median_distance(of_data)) * [0.5, 1.0, 2.0]
+    along = sample_distances.directions(key, 100, of_data.shape[1])
+    found = {}
+    for test, distance in (
+        ("mmd", partial(sample_distances.mmd, scales=scales)),
+        ("sliced_wasserstein", partial(sample_distances.sliced_wasserstein, along=along)),
+    ):
+        mixed = sample_distances.permuted(key, of_data, of_model, distance, PERMUTED)
+        larger = np.sum(np.asarray(mixed) >= float(distance(of_data, of_model)))
+        found[test] = float((1 + larger) / (1 + PERMUTED))
+    return found
+
+
+def _features(theta: np.ndarray, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns theta, N and the points in the order of their first coordinates, [sets, features]."""
+    order = np.argsort(np.where(mask[..., 0], x[..., 0], np.inf), axis=1)
+    points = np.take_along_axis(np.where(mask, x, 0.0), order[..., None], axis=1)
+    columns = theta[:, None], mask.sum(axis=1), points.reshape(len(x), -1)
+    return np.concatenate(columns, axis=1)
+
+
+def draw(file: Path, fitted: dict[str, Fitted], found: list[dict[str, Any]]) -> None:
+    """Draws, for each name, the profile of several sets together, and the ranks of theta."""
+    grid, middle = np.linspace(-0.6, 1.0, 9), 4
+    title, shape = "Sets of points with a known density", (len(found), 2)
+    with plots.figure(file, title, (10, 7), shape) as axes:
+        for numbers, of_profile, of_ranks in zip(found, axes[::2], axes[1::2], strict=True):
+            sets = make_sets(numbers["name"], TOGETHER, 6, grid[middle])
+            nats = exact(sets, grid).sum(axis=1)
+            of_profile.plot(grid, nats - nats[middle], color="grey", label="exact")
+            for by, style in (("bound", "o"), ("ode", "x")):
+                each, error = log_likelihoods(fitted[sets.name], sets, grid, by, middle)
+                errors = np.sqrt(np.sum(error**2, axis=1))
+                label = f"model, by the {by}"
+                of_profile.errorbar(grid, each.sum(axis=1), errors, fmt=style, label=label)
+            of_profile.set(title=f"log p({TOGETHER} sets | theta), {sets.name}", ylabel="nats")
+            for kind, style in (("model", "-"), ("exact", ":")):
+                of_ranks.stairs(numbers[kind]["counts"], label=kind, linestyle=style)
+            of_ranks.set(title=f"ranks of theta, {sets.name}", ylim=(0, None))
+            of_ranks.legend()
+
+
+def _row(found: dict[str, Any]) -> list[str]:
+    """Returns a row of the table."""
+    means = found["bound"], found["ode"], found["number"]
+    nats = [f"{each['mean']:+.4f} ± {each['error']:.4f}" for each in means]
+    p = found["model"]["p"], found["exact"]["p"], found["mmd"], found["sliced_wasserstein"]
+    return [found["name"], *nats, *(f"{value:.3f}" for value in p)]
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Trains, compares, writes the files, and returns the numbers."""
+    workdir, page, scale = trainings.parse(argv, __doc__, "sets.md", ["sets"])
+    fitted = {name: train(name, workdir, scale) for name in point_sets.NAMES}
+    found = [measure(name, fitted[name]) for name in fitted]
+    files.write_json(workdir / "sets.json", found)
+    draw(page.with_suffix("") / "profiles.png", fitted, found)
+    text = report.table(HEADS, map(_row, found))
+    tables.replace(page, {"sets": text})
+    print(text)
+    return found
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: main(sys.argv))

@@ -1,0 +1,14 @@
+"""Small archives in place of the published ones."""
+
+from vdm_jax.data import archives, file_states
+from vdm_jax.data.archives import Archive
+
+
+def register(monkeypatch, paths, site: str) -> None:
+    """Has the sizes and checksums of these files taken for those of the archives of their names."""
+    told = {path.name: (path.stat().st_size, file_states.sha256(path)) for path in paths}
+
+    def known(dataset, files, offered):
+        return [Archive(site + file, *told[file], offered) for file in files]
+
+    monkeypatch.setattr(archives, "known", known)
