@@ -13,8 +13,8 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 def test_an_example_resumes_and_its_bound_is_above_the_entropy(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT)
     main = importlib.import_module(f"examples.{name}").main
-    main(6, tmp_path)
-    bound, entropy = main(12, tmp_path)
+    main(6, tmp_path, 200)
+    bound, entropy = main(12, tmp_path, 200)
     told = capsys.readouterr().out
     assert "going on from step 6" in told and f"{entropy:.4f}" in told.splitlines()[-1]
     assert bound.mean > entropy + 4 * bound.standard_error  # it has hardly been trained
