@@ -48,9 +48,9 @@ def bind(params, conditioning=None, dropout=None):
     return VDM(denoise, schedule.linear(-7.0, 5.0), event_shape=(4,), levels=None, kind="v")
 
 
-def main(steps=3000, workdir=None):
+def main(steps=3000, workdir=None, held_out=2000):
     """Trains, prints the bound beside the entropy, and returns it with them."""
-    train, test = rows(20_000, seed=0), rows(2000, seed=1)
+    train, test = rows(20_000, seed=0), rows(held_out, seed=1)
     fitted = fit(Model(init, bind), train, optax.adam(5e-3), steps, workdir, test, ema_rate=0.99)
     print(f"bound {fitted.evaluation.total} nats per column, entropy {ENTROPY:.4f}")
     return fitted.evaluation.total, ENTROPY

@@ -47,9 +47,9 @@ def bind(params, conditioning=None, dropout=None):
     return VDM(denoise, schedule.linear(-9.0, 5.0), event_shape=(2,), levels=None, kind="v")
 
 
-def main(steps=3000, workdir=None):
+def main(steps=3000, workdir=None, held_out=2000):
     """Trains, prints the bound beside the entropy, and returns it with them."""
-    train, test = points.draw("swirl", 20_000, seed=0), points.draw("swirl", 2000, seed=1)
+    train, test = points.draw("swirl", 20_000, seed=0), points.draw("swirl", held_out, seed=1)
     model, optimizer = Model(init, bind), optax.adam(2e-3)
     fitted = fit(model, train, optimizer, steps, workdir, test, ema_rate=0.99)
     print(f"bound {fitted.evaluation.total} nats per coordinate, entropy {ENTROPY:.4f}")

@@ -46,10 +46,10 @@ def bind(params, conditioning=None, dropout=None):
     return VDM(denoise, schedule.linear(-7.0, 5.0), event_shape=(2,), levels=None, kind="v")
 
 
-def main(steps=3000, workdir=None):
+def main(steps=3000, workdir=None, held_out=2000):
     """Trains, prints the bound beside the entropy given the condition, returns both."""
     model = Model(lambda key: nnx.state(Denoiser(nnx.Rngs(key))), bind)
-    train, test, often = data(20_000, seed=0), data(2000, seed=1), {"condition_dropout": 0.1}
+    train, test, often = data(20_000, seed=0), data(held_out, seed=1), {"condition_dropout": 0.1}
     bound = fit(model, train, optax.adam(3e-3), steps, workdir, test, **often).evaluation.total
     entropy = np.log(test["condition"]["spread"]).mean() + 0.5 * np.log(2.0 * np.pi * np.e)
     print(f"bound {bound} nats per coordinate, entropy {entropy:.4f}")
