@@ -1,9 +1,9 @@
-"""An own network, here a plain function, on own tabular data whose density is known.
+"""An own network, here a plain function, on tabular data whose density is known.
 
     python -m examples.tabular
 
-Four columns, each a function of those before it and noise. The density of a row is a product of
-normal densities, so its entropy is known: the least bound that any model can have.
+Four columns, each a function of those before it and normal noise: the entropy is that of the noise,
+the least bound that any model can have.
 """
 
 import math
@@ -17,27 +17,24 @@ from vdm_jax import VDM, schedule
 from vdm_jax.train import fit
 from vdm_jax.train.model import Model
 
-SPREAD = np.array([0.5, 0.3, 0.3, 0.3])  # of each column, given those before it
+SPREAD = np.array([0.5, 0.3, 0.3, 0.3])  # of each column's noise
 ENTROPY = np.log(SPREAD).mean() + 0.5 * math.log(2.0 * math.pi * math.e)  # nats per column
 
 
 def rows(count, seed):
     """Returns rows [count, 4], of about [-1, 1]."""
     a, b, c, d = (np.random.default_rng(seed).normal(size=(count, 4)) * SPREAD).T
-    b = b + np.sin(3.0 * a) / 2.0
-    c = c + a * b
-    return np.stack([a, b, c, d - np.abs(c)], axis=1).astype(np.float32)
+    b, c = b + np.sin(3.0 * a) / 2.0, c + a**2
+    return np.stack([a, b, c, d - b * c], axis=1)
 
 
 def init(key, width=64):
-    """Returns the weights of a network with two hidden layers; it begins with predictions of 0."""
+    """Returns the weights of a network with two hidden layers."""
     first, second, noise = jax.random.split(key, 3)
-    return {
-        "first": jax.random.normal(first, (4 + 6, width)) / 3.0,
-        "second": jax.random.normal(second, (width, width)) / math.sqrt(width),
-        "noise": jax.random.normal(noise, (6, width)),
-        "out": jnp.zeros((width, 4)),
-    }
+    first = jax.random.normal(first, (4 + 6, width)) / 3.0
+    second = jax.random.normal(second, (width, width)) / math.sqrt(width)
+    noise = jax.random.normal(noise, (6, width))
+    return {"first": first, "second": second, "noise": noise, "out": jnp.zeros((width, 4))}
 
 
 def bind(params, conditioning=None, dropout=None):
@@ -54,9 +51,9 @@ def bind(params, conditioning=None, dropout=None):
 
 def main(steps=3000, workdir=None):
     """Trains, prints the bound beside the entropy, and returns it with them."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
     train, test = rows(20_000, seed=0), rows(2000, seed=1)
-    fitted = fit(Model(init, bind), train, optimizer, steps, workdir, test, ema_rate=0.99)
+    model, optimizer = Model(init, bind), optax.adam(5e-3)
+    fitted = fit(model, train, optimizer, steps, workdir, test, ema_rate=0.99)
     print(f"bound {fitted.evaluation.total} nats per column, entropy {ENTROPY:.4f}")
     return fitted.evaluation.total, ENTROPY
 

@@ -2,7 +2,7 @@
 
     python -m examples.with_equinox
 
-The data are points on a noisy spiral, whose entropy is known by quadrature.
+The data are points about a spiral, whose entropy is known by quadrature.
 """
 
 import equinox as eqx
@@ -23,12 +23,11 @@ class Denoiser(eqx.Module):
 
     mlp: eqx.nn.MLP
 
-    def __init__(self, key, width=128):
-        """Makes its layers."""
+    def __init__(self, key, width=64):
         self.mlp = eqx.nn.MLP(2 * 9 + 6, 2, width, depth=3, activation=jax.nn.silu, key=key)
 
     def __call__(self, z_t, gamma_t):
-        """Returns v [2] for z_t [2] and a number gamma_t."""
+        """Returns v [2]; gamma_t is a number."""
         waves = jnp.outer(z_t, jnp.array([2.0, 4.0, 8.0, 16.0])).ravel()
         level = jax.nn.sigmoid(gamma_t + jnp.array([-4.0, -2.0, 0.0, 2.0, 4.0, 100.0]))
         return self.mlp(jnp.concatenate([z_t, jnp.sin(waves), jnp.cos(waves), level]))
@@ -50,9 +49,9 @@ def bind(params, conditioning=None, dropout=None):
 
 def main(steps=3000, workdir=None):
     """Trains, prints the bound beside the entropy, and returns it with them."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-    train, test = (points.draw("swirl", count, seed) for seed, count in enumerate((20_000, 2000)))
-    fitted = fit(Model(init, bind), train, optimizer, steps, workdir, test, ema_rate=0.99)
+    train, test = points.draw("swirl", 20_000, seed=0), points.draw("swirl", 2000, seed=1)
+    model, optimizer = Model(init, bind), optax.adam(2e-3)
+    fitted = fit(model, train, optimizer, steps, workdir, test, ema_rate=0.99)
     print(f"bound {fitted.evaluation.total} nats per coordinate, entropy {ENTROPY:.4f}")
     return fitted.evaluation.total, ENTROPY
 

@@ -11,6 +11,7 @@ same model: the run's config.json and that checkpoint. More steps make the file 
 longer. What was written is decoded and compared before it gets its name.
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from vdm_jax import compression, files
+from vdm_jax import compression, data, files
 from vdm_jax.compression import Options, Summary, chain, file, other_codecs
 from vdm_jax.data import pictures_io
 from vdm_jax.data.pictures_io import Pictures
@@ -83,8 +84,12 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"
         pictures = pictures_io.of_array(part, words)
+        if (condition := images.given(options["split"])) is not None:
+            told = data.flagged(np.zeros(len(part)), condition)
+            pictures = dataclasses.replace(pictures, conditioning=told)
     shape = pictures.images.shape[1:]
-    model, name = vdmz.load(options, shape[:2] if pictures.grey_folder else shape)
+    columns = 0 if pictures.conditioning is None else pictures.conditioning.shape[1]
+    model, name = vdmz.load(options, shape[:2] if pictures.grey_folder else shape, columns)
     if pictures.grey_folder and model.bind(model.params).event_shape == (*shape[:2], 3):
         pictures = pictures_io.tripled(pictures)  # as it was to train
     return model, name, pictures
@@ -93,11 +98,10 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
 def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[bytes, Summary, float]:
     """Returns the file, what it came to, and the seconds that it took to decode it once more."""
     images, total = pictures.images, len(pictures.images)
+    options = options._replace(conditioning=pictures.conditioning)
     try:
         with memory.exhausted(_too_large), vdmz.progress("encoded", total) as tell:
-            content, summary = compression.compress(
-                images, *model, options=options, meta=pictures.meta, progress=tell
-            )
+            content, summary = compression.compress(images, *model, options, pictures.meta, tell)
         began = time.perf_counter()
         with memory.exhausted(_too_large), vdmz.progress("decoded", total) as tell:
             found, meta = compression.decompress(content, *model, progress=tell)

@@ -37,7 +37,8 @@ def decompress(argv: list[str]) -> Path:
     try:
         content = _content(path)
         header, _ = file.unpack(content)
-        model, name = vdmz.load(options, header.event_shape)
+        columns = len(header.conditioning) // (4 * header.images)
+        model, name = vdmz.load(options, header.event_shape, columns)
         compression.read_header(content, *model)
         said = pictures_io.check_meta(header.meta, (header.images, *header.event_shape), out)
         vdmz.check_room(model, header)

@@ -155,13 +155,11 @@ def _turns(subject: Subject, options: Mapping[str, Any]) -> np.ndarray | None:
     if not options["condition"]:
         return None
     path = user_path(options["condition"], "--condition")
-    if not numbers:
-        raise UserError(f"--condition={path}: the model is not conditioned on numbers")
     try:
-        rows = image_data.as_conditions(npy.mapped(path), f"--condition={path}")
-    except (OSError, ValueError) as error:
-        said = error if isinstance(error, UserError) else f"--condition={path}: {error}"
-        raise UserError(f"{said}") from error
+        array = npy.mapped(path)
+    except ValueError as error:
+        raise UserError(f"--condition={path}: {error}") from error
+    rows = image_data.as_conditions(array, f"--condition={path}")
     if rows.shape[1] != numbers:
         said = f"has {rows.shape[1]} numbers a row; the model is conditioned on {numbers}"
         raise UserError(f"--condition={path} {said}")

@@ -69,7 +69,9 @@ def train_vdm(points: np.ndarray, steps: int, seed: int) -> Fitted:
     vdm: VDM = model.bind(state.ema_params)
     return Fitted(
         losses,
-        jax.jit(lambda x, tol: vdm.log_prob(x, rtol=tol, atol=tol), static_argnums=1),
+        jax.jit(
+            lambda x, tol: vdm.log_prob(jax.random.key(0), x, rtol=tol, atol=tol), static_argnums=1
+        ),
         jax.jit(lambda key, n: vdm.sample(key, n, 200), static_argnums=1),
         _paths(lambda gamma, z: flow.drift(vdm, z, gamma), vdm.gamma),
         jax.jit(lambda key, x: bound(key, x, vdm)),

@@ -87,9 +87,7 @@ def chains(
     return jax.lax.map(lambda key: chain(vdm, key, images), jax.random.split(key, num_chains))
 
 
-def _prior_log_ratio(
-    x: Tensor, e_1: Tensor, gamma_1: Tensor, mask: ArrayLike | None
-) -> PerExample:
+def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor, mask: ArrayLike | None) -> PerExample:
     """Returns log N(z_1; 0, I) - log q(z_1|x) at z_1 = alpha_1 x + sigma_1 e_1."""
     a, s = alpha(gamma_1), sigma(gamma_1)
     # z_1^2 - e_1^2 as the small number that it is where alpha_1 is small.

@@ -159,8 +159,10 @@ def _checked(vdm: "VDM", z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     z = masks.keep(cnf.as_batch(z, "latents"), vdm.mask)
     gamma_0, gamma_1 = timestep.end_points(vdm.gamma, z.dtype)
     low, high = checks.known(gamma_0), checks.known(gamma_1)
-    if low is not None and high is not None and not (
-        np.all(np.isfinite(low) & np.isfinite(high) & (low < high))
+    if (
+        low is not None
+        and high is not None
+        and not (np.all(np.isfinite(low) & np.isfinite(high) & (low < high)))
     ):
         raise ValueError(f"gamma(0) must be below gamma(1), both finite, got {low} and {high}.")
     # In the wrong order though unknown until it's computed: no number.

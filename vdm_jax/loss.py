@@ -97,9 +97,7 @@ def expected_reconstruction(
     return sum_event(each, mask)
 
 
-def to_data(
-    images: Images | Tensor, levels: Levels, mask: ArrayLike | None = None
-) -> Tensor:
+def to_data(images: Images | Tensor, levels: Levels, mask: ArrayLike | None = None) -> Tensor:
     """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself.
 
     Padding is 0 in x, whatever it was.
@@ -269,7 +267,7 @@ def bits_per_dim(
 ) -> Tensor:
     """Returns bits per dimension of a probability's nats: nats / (dimensions ln 2).
 
-    The dimensions are prod(event_shape); with a mask those that are there, of each example, [batch].
+    The dimensions are prod(event_shape); with a mask those of each example that are there.
     """
     return jnp.asarray(nats) / (_dims(event_shape, mask) * math.log(2.0))
 

@@ -1,8 +1,8 @@
 """Masks: examples of which some elements are padding, as sets of different sizes in one array.
 
-A mask is 1 where an element is there and 0 where it is padding; it has the axes of the data, [batch,
-*event], each whole or of size 1. What is padding is put to 0 before anything sees it, and again in
-what a network returns, so it changes no value, whatever it holds, NaN included.
+A mask is 1 where an element is there and 0 where it is padding; it has the axes of the data,
+[batch, *event], each whole or of size 1. What is padding is put to 0 before anything sees it, and
+again in what a network returns, so it changes no value, whatever it holds, NaN included.
 """
 
 import math

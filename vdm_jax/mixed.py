@@ -27,9 +27,14 @@ def parts(levels: tuple[int | None, ...], like: Tensor, *others: Any) -> Iterato
         said = f"levels has {len(levels)} numbers for data of shape {np.shape(like)}"
         raise ValueError(f"{said}; wanted one for each feature, along the last axis.")
     for level, columns in _columns(levels).items():
-        yield level, *(
-            each if np.ndim(each) == 0 or np.shape(each)[-1] != len(levels) else each[..., columns]
-            for each in (like, *others)
+        yield (
+            level,
+            *(
+                each
+                if np.ndim(each) == 0 or np.shape(each)[-1] != len(levels)
+                else each[..., columns]
+                for each in (like, *others)
+            ),
         )
 
 

@@ -98,8 +98,8 @@ class VDM(NamedTuple):
 
         Of continuous data it is the density of x itself, which is z_0 / alpha_0. Integers are
         dequantised: it is an unbiased draw of a lower bound on log P(x) then. `solver` are the
-        fields of `vdm_jax.ode.Solver`; `key` gives the noise of the dequantisation and the probes of
-        the trace "hutchinson". Needs diffrax, and inside `jax.shard_map` check_vma=False.
+        fields of `vdm_jax.ode.Solver`; `key` gives the dequantisation's noise and the probes of the
+        trace "hutchinson". Needs diffrax, and inside `jax.shard_map` check_vma=False.
         """
         from vdm_jax import flow, ode
 

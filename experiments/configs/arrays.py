@@ -4,7 +4,8 @@
 
 Both arrays are integers [n, height, width] or [n, height, width, channels], any size and channel
 count, with values in [0, config.data.levels), by default 256. With `train_label` and `test_label`,
-integers [n] from 0 on, --config.data.class_labels=True conditions the network on them.
+integers [n] from 0 on, --config.data.class_labels=True conditions the network on them; with
+`train_condition` and `test_condition`, finite numbers [n, ...], it is conditioned on those.
 
 The network is the paper's U-Net with fewer blocks; start from `configs/cifar10.py` for its full
 size. Bits per dim and hardware-hours depend on the images: the run prints its rate and the time

@@ -69,6 +69,79 @@ def test_the_layout_is_as_documented():
     assert len(content) - at - 4 == blocks[:, 3].sum()
 
 
+# ---- conditions ----
+
+
+def told_of_its_class():
+    """The known images, mirrored in their levels where the last number told is above 0."""
+
+    def bind(logits, told=None):
+        def denoise(z_t, gamma_t):
+            given = jnp.zeros((len(z_t), 1)) if told is None else told[:, -1:]
+            each = jnp.where(given > 0, logits[::-1], logits)
+            one = lambda logits, z, gamma: known.denoise(logits, z[None], gamma[None])[0]  # noqa: E731
+            return jax.vmap(one)(each, z_t, gamma_t)
+
+        return known.model().vdm._replace(denoise=denoise)
+
+    return known.model()._replace(bind=bind)
+
+
+def conditions(count):
+    """Images of two classes, and what is told of each."""
+    told = np.stack([np.arange(count) / 7, np.arange(count) % 3 - 1.0], axis=1)
+    images = known.images(count)
+    mirrored = np.where(told[:, 1:, None, None] > 0, known.LEVELS - 1 - images, images)
+    return mirrored.astype(np.uint8), told
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_conditions_are_kept_and_each_image_is_coded_given_its_own(blocks):
+    """Given the class the images cost as much as those of one class without."""
+    images, told = conditions(40)
+    options = compression.Options(30, 2, blocks)
+    model = told_of_its_class()
+    plain, of_one_class = model.compress(known.images(40), 30, blocks=blocks)
+    content, summary = compression.compress(images, *model, options._replace(conditioning=told))
+    found, _ = model.decompress(content)
+    np.testing.assert_array_equal(found, images)
+    header, payload = file.unpack(content)
+    np.testing.assert_array_equal(
+        np.frombuffer(header.conditioning, "<f4"), told.astype(np.float32).ravel()
+    )
+    assert (plain[4], content[4]) == (1, 2)
+    np.testing.assert_allclose(summary.net, of_one_class.net, rtol=0.05)
+    wrong = options._replace(conditioning=told[::-1])
+    assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 1
+    # Others in the file, and nothing decodes.
+    swapped = np.float32(told[::-1]).tobytes()
+    with pytest.raises(VdmzError):
+        model.decompress(file.pack(header._replace(conditioning=swapped), bytes(payload)))
+
+
+def test_a_conditioning_that_can_not_be():
+    images, told = conditions(9)
+    model, options = told_of_its_class(), compression.Options(5, 2, 1)
+    for given in (told[:8], told[:, 0], told[:, :0]):
+        with pytest.raises(ValueError, match=r"conditioning must be \[9, k\], of at most"):
+            compression.compress(images, *model, options._replace(conditioning=given))
+    content, _ = compression.compress(images, *model, options._replace(conditioning=told))
+    header, payload = file.unpack(content)
+    for bad in (b"123", np.zeros(10, np.float32).tobytes()):
+        with pytest.raises(VdmzError, match="its conditioning isn't one of its images"):
+            file.unpack(file.pack(header._replace(conditioning=bad), bytes(payload)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file.zlib, "compress", lambda content, level: content)
+        broken = file.pack(header, bytes(payload))
+    with pytest.raises(VdmzError, match="its conditioning isn't one of its images"):
+        file.unpack(broken)
+    with pytest.raises(VdmzError, match="of VDMZ version 3; this program reads 1 and 2"):
+        file.unpack(content[:4] + b"\3" + content[5:])
+    for cut in range(len(content) - 100, len(content), 9):
+        with pytest.raises(VdmzError):
+            file.unpack(content[:cut])
+
+
 def test_a_number_of_several_bytes_comes_back():
     header, payload = file.unpack((DATA / "posterior.vdmz").read_bytes())
     for meta in (b"m" * 128, b"m" * 70_000):

@@ -67,9 +67,9 @@ def test_log_weight_is_that_of_its_latents_by_the_densities_of_the_process(
         prediction = getattr(parameterization, f"to_{kind}")(wavy(z, gamma_t), z, gamma_t, "x")
         return (prediction, jnp.full_like(z, share)) if share else prediction
 
-    def reconstruction(images, eps_0, gamma_0, levels):
+    def reconstruction(images, eps_0, gamma_0, levels, mask):
         latents.append(process.marginal(x, gamma_0).at(eps_0))
-        decoded.append(original(images, eps_0, gamma_0, levels))
+        decoded.append(original(images, eps_0, gamma_0, levels, mask))
         return decoded[0]
 
     original = loss.reconstruction

@@ -132,7 +132,12 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     for_tests = distributions(project["optional-dependencies"]["dev"])
     known = importlib.metadata.packages_distributions()
     imported = {"package": set(), "tests": set()}
-    for folder, where in (("vdm_jax", "package"), ("experiments", "package"), ("tests", "tests")):
+    for folder, where in (
+        ("vdm_jax", "package"),
+        ("experiments", "package"),
+        ("examples", "tests"),
+        ("tests", "tests"),
+    ):
         own = {"vdm_jax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
         for path in (ROOT / folder).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)

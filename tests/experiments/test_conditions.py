@@ -8,6 +8,7 @@ import tiny
 import vdmz
 
 from experiments.sample import sample
+from vdm_jax.compression import file
 from vdm_jax.errors import UserError
 from vdm_jax.run import restore, training
 
@@ -104,7 +105,7 @@ def test_other_conditions_than_those_of_the_run_are_refused_in_one_line(run, dig
         (sample, run, ["--guidance=nan"], "--guidance=nan: wanted a finite number"),
         (sample, run, ["--class=1"], "--class=1: the model has none"),
         (sample, run, ["--quality", "--guidance=1"], "--guidance goes not with --quality"),
-        (sample, digits_run, [f"--condition={other}"], "the model is not conditioned on numbers"),
+        (sample, digits_run, [f"--condition={tmp_path}/narrow.npy"], "model is conditioned on 0"),
         (sample, run, [f"--condition={tmp_path}/a.npy"], "a.npy: "),
         (sample, run, [f"--condition={tmp_path}/no.npy"], "no.npy: "),
         (sample, run, [f"--condition={tmp_path}/narrow.npy"], "has 3 numbers a row; the model is"),
@@ -114,6 +115,26 @@ def test_other_conditions_than_those_of_the_run_are_refused_in_one_line(run, dig
         with pytest.raises(UserError) as error:
             of(folder, command, *arguments)
         assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_its_images_are_compressed_with_their_conditions(run, digits_run, tmp_path):
+    """The file alone holds what a decoder needs of them."""
+    out = tmp_path / "a.vdmz"
+    with tiny.one_device():
+        vdmz.compress(run, "--split=test", "-o", out)
+        path = vdmz.decompress(run, out, tmp_path / "a.npy")
+        np.save(tmp_path / "in.npy", vdmz.digits(2))
+        for command, arguments in (
+            (vdmz.plain_compress, [f"--workdir={run}", tmp_path / "in.npy", "-o", "b.vdmz"]),
+            (vdmz.plain_decompress, [f"--workdir={digits_run}", out, "-o", tmp_path / "b.npy"]),
+        ):
+            with pytest.raises(UserError, match=r"is told . numbers of each image, but these come"):
+                command(*arguments)
+    np.testing.assert_array_equal(np.load(path)[..., 0], vdmz.digits(20))
+    header, _ = file.unpack(out.read_bytes())
+    rows = np.frombuffer(header.conditioning, "<f4").reshape(20, 5)
+    condition = np.load(run.parent / "digits.npz")["test_condition"]
+    np.testing.assert_array_equal(rows[:, 1:], np.float32(condition).reshape(20, 4))
 
 
 def test_classes_and_conditions_of_their_own_exclude_each_other(tmp_path):

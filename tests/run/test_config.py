@@ -152,8 +152,8 @@ VAE = [
     ({"model.attention": "all"}, "attention is all, which nothing reads here"),
     ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
     ({"hierarchy.data_size": True, "hierarchy.latent_size": 8}, "8, but data_size is set"),
-    ({"classes": 10}, "class_labels: a hierarchical VAE is not conditioned on them"),
-    ({"numbers": 2}, "data.path has conditions: a hierarchical VAE takes none"),
+    ({"classes": 10}, "each image's class: a hierarchical VAE takes no condition"),
+    ({"numbers": 2}, "each image's condition: a hierarchical VAE takes no condition"),
     ({"hierarchy.latent_size": 65, "hierarchy.fixed_encoder": True},
      "config.model, config.hierarchy: latent_size is 65, but x has 64 elements"),
 ]  # fmt: skip

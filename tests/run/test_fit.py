@@ -23,13 +23,13 @@ ADAM = optax.adam(0.02)
 def linear(event_shape=(DIMS,), levels=None):
     """The best denoiser of normal data of mean 0 and variance exp(log_var), the parameter."""
 
-    def bind(params, conditioning=None, dropout=None):
+    def bind(params, conditioning=None, dropout=None, mask=None):
         def denoise(z_t, gamma_t):
             gamma = gamma_t.reshape(-1, *[1] * len(event_shape))
             var = jax.nn.sigmoid(-gamma) * jnp.exp(params["log_var"]) + jax.nn.sigmoid(gamma)
             return jnp.sqrt(jax.nn.sigmoid(gamma)) * z_t / var
 
-        return VDM(denoise, schedule.linear(-8.0, 5.0), event_shape, levels)
+        return VDM(denoise, schedule.linear(-8.0, 5.0), event_shape, levels, mask=mask)
 
     return Model(lambda key: {"log_var": jnp.zeros(())}, bind)
 
@@ -104,6 +104,35 @@ def test_conditions_reach_the_network_and_are_dropped_as_asked():
     wanted = 0.5 * (np.exp(8.0) - np.exp(-5.0)) * np.mean(np.square(blind.params["b"]))
     error = blind.evaluation.diffusion
     assert abs(error.mean - wanted) < 4 * error.standard_error < 0.2 * wanted
+
+
+def sets(count, seed):
+    """Sets of one number of deviation 0.9 or of seven of deviation 0.3, with padding of NaN."""
+    rng = np.random.default_rng(seed)
+    large = rng.random((count, 1, 1)) < 0.5
+    mask = np.arange(7)[:, None] < np.where(large, 7, 1)
+    x = np.where(mask, np.where(large, 0.3, 0.9) * rng.normal(size=(count, 7, 1)), np.nan)
+    return {"x": x, "mask": mask}
+
+
+def test_what_a_mask_leaves_out_plays_no_part():
+    """The fit is of maximum likelihood: the variance of all numbers, not the mean of sets'."""
+    train, test, model = sets(3000, 0), sets(1000, 1), linear((7, 1))
+    fitted = fit(model, train, ADAM, 300, test=test, ema_rate=0.95)
+    var = float(jnp.exp(fitted.params["log_var"]))
+    assert abs(var / np.nanvar(train["x"]) - 1) < 0.15  # 0.17, whereas the sets' mean is 0.45
+    log, mask = np.log(2 * np.pi * var) / 2, np.asarray(test["mask"])
+    exact = np.sum(np.where(mask, log + test["x"] ** 2 / (2 * var), 0), axis=(1, 2))
+    bound, exact = fitted.evaluation.total, (exact / mask.sum(axis=(1, 2))).mean()
+    assert bound.monte_carlo < 0.03 and abs(bound.mean - exact) < 4 * bound.monte_carlo
+    filled = {**train, "x": np.nan_to_num(train["x"], nan=1e30)}
+    assert_equal(fit(model, filled, ADAM, 5).params, fit(model, train, ADAM, 5).params)
+
+
+def test_a_model_that_forgets_its_mask_is_refused():
+    forgets = linear((7, 1)).with_fields(mask=None)
+    with pytest.raises(ValueError, match=r"the data have a mask, but bind.* return VDM\(..., mask"):
+        fit(forgets, sets(8, 0), ADAM, 5, batch_size=8)
 
 
 REFUSED = {

@@ -30,7 +30,7 @@ Observe = Callable[[int, np.ndarray, np.ndarray | None, np.ndarray | None], None
 
 Noise = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray | None]]
 """The network: z_i, float64 [lanes, dims], and i in 1, ..., T -> eps_hat and share (or None), each
-like z_i. Must be a function of these two alone, to the last bit."""
+like z_i. Must be a function of these two and the images chosen alone, to the last bit."""
 
 
 class Coder(NamedTuple):
@@ -38,6 +38,8 @@ class Coder(NamedTuple):
 
     chain: Chain
     noise: Noise
+    choose: Callable[[np.ndarray], None] = lambda images: None
+    """Is told the images in the lanes, by number, before they are coded."""
 
     def encode(
         self, stacks: Stacks, images: np.ndarray, active: np.ndarray, observe: Observe

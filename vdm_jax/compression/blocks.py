@@ -60,12 +60,14 @@ def _push_images(
     stacks: Stacks, parts: Any, seeds: np.ndarray, coder: Coder, bound: Bound, progress: Progress
 ) -> np.ndarray:
     """Pushes the images behind the seeds; returns the bits of each, as `encode`: [n, lanes, 3]."""
-    counts = np.array([len(part) for part in parts]) - seeds
+    lengths = np.array([len(part) for part in parts])
+    counts, starts = lengths - seeds, np.cumsum(lengths) - lengths
     bits, done = np.zeros((counts.max(), len(parts), 3)), 0
     for number in range(len(bits)):
         active = number < counts
         rows = np.where(active, seeds + number, 0)
         batch = np.stack([part[row].reshape(-1) for part, row in zip(parts, rows, strict=True)])
+        coder.choose(starts + rows)
         before = stacks.bits()
         bound.start(batch)
         coder.encode(stacks, batch, active, bound.observe)
@@ -98,11 +100,14 @@ def decode(
     """
     stacks, blocks, done = _loaded(header, payload, parts), header.blocks, 0
     counts = np.array([(block.images - block.seeds) * (block.mode == CHAIN) for block in blocks])
+    seeds, lengths = (np.array([getattr(b, name) for b in blocks]) for name in ("seeds", "images"))
+    starts = np.cumsum(lengths) - lengths
     if counts.any():
         coder = make_coder()
     try:
         for number in reversed(range(counts.max())):
             active = number < counts
+            coder.choose(starts + np.where(active, seeds + number, 0))
             found = coder.decode(stacks, header.dims, active)
             for lane in np.flatnonzero(active).tolist():
                 parts[lane][blocks[lane].seeds + number] = found[lane].reshape(header.event_shape)

@@ -22,11 +22,12 @@ _MOST_BLOCKS = 64
 
 
 class Options(NamedTuple):
-    """Choices that change a file's size and the time that it takes."""
+    """Choices that change a file's size and the time that it takes, and what depends on images."""
 
     num_steps: int = 100  # T: more make the file smaller, and take longer
     grid: int = chain.DEFAULT_GRID  # parts of a level's narrowest standard deviation
     blocks: int | None = None  # number of stacks; None: one for each 256 images, up to 64
+    conditioning: np.ndarray | None = None  # [n, k], of each image, for `bind`; kept in the file
 
 
 class Summary(NamedTuple):
@@ -68,7 +69,8 @@ def compress(
 
     Args:
       images: integers in [0, levels), [n, height, width, channels].
-      bind: function parameters -> VDM, any network. Its output for one image must not depend on the
+      bind: function parameters -> VDM, any network; with a conditioning (parameters, float32
+        [batch, k]) -> VDM. Its output for one image must not depend on the
         others of a batch; it is compiled, and must compute in the type of its input, float64 (in
         Flax modules dtype=None), without dropout.
       params: tree of arrays; taken to float64 for the network.
@@ -81,22 +83,24 @@ def compress(
     """
     vdm, levels = _bound(bind, params)
     images = _checked(images, vdm.event_shape, levels)
-    num_steps, grid, _ = options
+    num_steps, grid, *_ = options
+    told = _conditioning(options.conditioning, len(images))
     count = _block_count(options, len(images))
     model, meta = digest(vdm, params, settings)[:16], bytes(memoryview(meta))
     if len(meta) > file.MOST_META:
         raise ValueError(f"meta has {len(meta):,} bytes; at most {file.MOST_META:,} are kept.")
     with jax.enable_x64(True):
         steps = chain.make(vdm.gamma, num_steps, levels, grid, vdm.reverse_var)
-        network = Network(bind, params, steps, count)
+        network = Network(bind, params, steps, count, told)
         probe = network.probe()
         network.seconds, began = 0.0, time.perf_counter()
         parts = np.array_split(images, count)
-        coder, bound = Coder(steps, network), Bound(vdm, steps)
+        coder, bound = Coder(steps, network, network.choose), Bound(vdm, steps)
         made, payloads, bits = blocks.encode(parts, levels, coder, bound, progress)
         seconds = time.perf_counter() - began
     tables, shape = steps.digest[:4], vdm.event_shape
-    header = Header(model, tables, probe, shape, levels, num_steps, grid, tuple(made), meta)
+    kept = b"" if told is None else told.astype("<f4").tobytes()
+    header = Header(model, tables, probe, shape, levels, num_steps, grid, tuple(made), meta, kept)
     content = file.pack(header, b"".join(payloads))
     return content, _summary(header, len(content), bits, (seconds, network.seconds))
 
@@ -161,7 +165,7 @@ def _bound(bind: Bind, params: Any) -> tuple[VDM, int]:
     """Returns the model with its parameters as they are, and its levels."""
     with jax.enable_x64(True):
         vdm = bind(params)
-    if len(vdm.event_shape) != 3 or vdm.levels is None or not 2 <= vdm.levels <= 256:
+    if len(vdm.event_shape) != 3 or not isinstance(vdm.levels, int) or not 2 <= vdm.levels <= 256:
         wanted = "the model must be of images [height, width, channels] with 2 to 256 levels"
         raise UserError(f"{wanted}, got shape {vdm.event_shape} and levels {vdm.levels}")
     return vdm, vdm.levels
@@ -179,17 +183,30 @@ def _checked(images: np.ndarray, event_shape: tuple[int, ...], levels: int) -> n
     return images.astype(np.uint8)
 
 
+def _conditioning(given: np.ndarray | None, images: int) -> np.ndarray | None:
+    """Returns it as float32. Raises UserError unless it is some numbers of each image."""
+    if given is None:
+        return None
+    found = np.asarray(given, np.float32)
+    if found.ndim != 2 or len(found) != images or not 0 < found.nbytes <= file.MOST_META:
+        wanted = f"[{images}, k], of at most {file.MOST_META:,} bytes"
+        raise UserError(f"the conditioning must be {wanted}, got {list(found.shape)}")
+    return found
+
+
 def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     """Returns what decodes. Raises VdmzError if this machine computes what another didn't."""
     vdm = bind(params)
     steps = chain.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
     if steps.digest[:4] != header.tables:
         raise VdmzError("this machine computes other coding tables; take the one that made it")
-    network = Network(bind, params, steps, len(header.blocks))
+    kept = np.frombuffer(header.conditioning, "<f4").astype(np.float32)
+    told = kept.reshape(header.images, -1) if kept.size else None
+    network = Network(bind, params, steps, len(header.blocks), told)
     if network.probe() != header.probe:
         said = "this machine computes the network otherwise (a probe of its outputs differs)"
         raise VdmzError(f"{said}; take the one that made it, or the versions that it had")
-    return Coder(steps, network)
+    return Coder(steps, network, network.choose)
 
 
 def _summary(header: Header, size: int, bits: np.ndarray, seconds: tuple[float, float]) -> Summary:

@@ -3,6 +3,7 @@
 Nothing is allocated for what the header promises before that is plausible for the bytes there.
 """
 
+import contextlib
 import io
 import math
 import struct
@@ -12,7 +13,8 @@ from typing import NamedTuple
 from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
 from vdm_jax.errors import UserError
 
-MAGIC, VERSION = b"VDMZ", 1
+MAGIC = b"VDMZ"
+VERSIONS = 1, 2  # without and with a conditioning of each image
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
 """Modes of a block: its bytes as they are, by the simple model alone, by the VDM."""
@@ -21,7 +23,7 @@ MOST_GRID = 64
 MOST_DIMS = 1 << 28  # of one image
 PER_BYTE = 1 << 16  # pixels that a byte of payload may stand for
 PER_SIMPLE_BYTE = 1 << 7  # of the simple model, which takes at least 0.069 bits for one
-MOST_META = 1 << 26
+MOST_META = 1 << 26  # bytes, also of the conditioning
 _FIXED = struct.Struct("<4sB16s4sII")  # up to the payload's CRC, before the varints
 _DAMAGED = "its header is damaged (checksum); get it anew"
 
@@ -52,6 +54,7 @@ class Header(NamedTuple):
     grid: int
     blocks: tuple[Block, ...]  # in the order of their images; the network's batches are as large
     meta: bytes  # what the user of the codec keeps beside the pixels
+    conditioning: bytes = b""  # float32, little-endian, of each image the same number of them
 
     @property
     def images(self) -> int:
@@ -67,18 +70,19 @@ class Header(NamedTuple):
 def pack(header: Header, payload: bytes) -> bytes:
     """Returns the bytes of a file."""
     model = header.model, header.tables, header.probe
-    content = bytearray(_FIXED.pack(MAGIC, VERSION, *model, zlib.crc32(payload)))
+    told = [zlib.compress(header.conditioning, 9)] if header.conditioning else []
+    content = bytearray(_FIXED.pack(MAGIC, VERSIONS[len(told)], *model, zlib.crc32(payload)))
     numbers = [header.num_steps, header.grid, header.levels - 1, *header.event_shape]
     numbers.append(len(header.blocks))
     for block in header.blocks:
         numbers += block[:4]
-    for number in (*numbers, len(header.meta)):
+    for number in (*numbers, *map(len, (header.meta, *told))):
         while number >= 0x80:
             content.append(number & 0x7F | 0x80)
             number >>= 7
         content.append(number)
     content += struct.pack(f"<{len(header.blocks)}I", *(block.crc for block in header.blocks))
-    content += header.meta
+    content += b"".join([header.meta, *told])
     return bytes(content) + struct.pack("<I", zlib.crc32(content)) + payload
 
 
@@ -86,8 +90,8 @@ def check_start(content: bytes) -> None:
     """Raises VdmzError unless a VDMZ file begins so; START bytes tell."""
     if content[:4] != MAGIC[: len(content)] or not content:
         raise VdmzError("it is no VDMZ file")
-    if len(content) > 4 and content[4] != VERSION:
-        raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads {VERSION}")
+    if len(content) > 4 and content[4] not in VERSIONS:
+        raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads 1 and 2")
 
 
 def unpack(content: bytes) -> tuple[Header, memoryview]:
@@ -95,7 +99,7 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
     check_start(content)
     reader = io.BytesIO(content)
     try:
-        header, payload_crc = _header(reader)
+        header, payload_crc, told = _header(reader)
     except EOFError:
         raise VdmzError("it is cut short or damaged within its header; get it anew") from None
     payload = memoryview(content)[reader.tell() :]
@@ -108,6 +112,8 @@ def unpack(content: bytes) -> tuple[Header, memoryview]:
         raise VdmzError(f"{-short:,} bytes follow its end; get it anew")
     if zlib.crc32(payload) != payload_crc:
         raise VdmzError("its payload is damaged (checksum); get it anew")
+    if told:
+        header = header._replace(conditioning=_conditioning(told, header.images))
     return header, payload
 
 
@@ -132,25 +138,39 @@ def _check_plausible(header: Header) -> None:
             raise VdmzError(f"{said}, which can't be; get it anew")
 
 
-def _header(reader: io.BytesIO) -> tuple[Header, int]:
-    """Reads the header and the payload's CRC. Raises EOFError, VdmzError if its own is wrong."""
-    _, _, model, tables, probe, payload_crc = _FIXED.unpack(_take(reader, _FIXED.size))
+def _conditioning(packed: bytes, images: int) -> bytes:
+    """Returns what was packed. Raises VdmzError unless it is as much for each of the images."""
+    unpacker, found = zlib.decompressobj(), b""
+    with contextlib.suppress(zlib.error):
+        found = unpacker.decompress(packed, MOST_META)
+    if not unpacker.eof or unpacker.unused_data or not found or len(found) % (4 * images):
+        raise VdmzError("its conditioning isn't one of its images; get it anew")
+    return found
+
+
+def _header(reader: io.BytesIO) -> tuple[Header, int, bytes]:
+    """Reads the header, the payload's CRC, and the packed conditioning, if there is one.
+
+    Raises EOFError, or VdmzError if the header's own CRC is wrong.
+    """
+    _, version, model, tables, probe, payload_crc = _FIXED.unpack(_take(reader, _FIXED.size))
     num_steps, grid, below, *event_shape, count = (_varint(reader) for _ in range(7))
     if not 1 <= count <= MOST_BLOCKS:
         raise VdmzError(_DAMAGED)
     rows = [[_varint(reader) for _ in range(4)] for _ in range(count)]
-    meta_size = _varint(reader)
-    if meta_size > MOST_META:
+    # Of meta, and in version 2 of the packed conditioning.
+    sizes = [_varint(reader) for _ in range(version)]
+    if max(sizes) > MOST_META:
         raise VdmzError(_DAMAGED)
     crcs = _crcs(_take(reader, 4 * count))
     blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
-    meta = _take(reader, meta_size)
+    meta, *told = (_take(reader, size) for size in sizes)
     found = zlib.crc32(reader.getbuffer()[: reader.tell()])
     if _crcs(_take(reader, 4)) != (found,):
         raise VdmzError(_DAMAGED)
     shape = tuple(event_shape)
     header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
-    return header, payload_crc
+    return header, payload_crc, b"".join(told)
 
 
 def _take(reader: io.BytesIO, size: int) -> bytes:

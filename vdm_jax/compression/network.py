@@ -18,8 +18,9 @@ from vdm_jax.parameterization import split, to_eps, to_x
 from vdm_jax.types import Images, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
-Bind = Callable[[Any], VDM]
-"""Function parameters -> VDM, of images [height, width, channels] of up to 256 levels."""
+Bind = Callable[..., VDM]
+"""Function parameters -> VDM, of images [height, width, channels] of up to 256 levels; or
+(parameters, conditioning [batch, k]) -> VDM."""
 _PROBED = 4  # levels
 
 
@@ -40,25 +41,36 @@ class Network:
     """The noise that a model sees in latents of `lanes` images (`bits_back.Noise`).
 
     Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took.
+    `told` is the conditioning of all images, [n, k], if there is one.
     """
 
-    def __init__(self, bind: Bind, params: Any, chain: Chain, lanes: int) -> None:
-        self.seconds, self._chain = 0.0, chain
+    def __init__(
+        self, bind: Bind, params: Any, chain: Chain, lanes: int, told: np.ndarray | None = None
+    ) -> None:
+        self.seconds, self._chain, self._told = 0.0, chain, told
+        self._now = [] if told is None else [np.zeros((lanes, told.shape[1]), told.dtype)]
         self._shape = (lanes, *bind(params).event_shape)
         self._params = jax.tree.map(_wide, params)
 
-        def noise(params: Any, z_t: Tensor, gamma_t: PerExample) -> tuple[Tensor, Any]:
-            vdm = bind(params)
+        def noise(
+            params: Any, z_t: Tensor, gamma_t: PerExample, *told: Tensor
+        ) -> tuple[Tensor, Any]:
+            vdm = bind(params, *told)
             prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
             return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
         self._noise = jax.jit(noise)
 
+    def choose(self, images: np.ndarray) -> None:
+        """Takes the conditioning of these images, by number, [lanes], for the calls to come."""
+        if self._told is not None:
+            self._now = [self._told[images]]
+
     def __call__(self, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns eps_hat and share, see `bits_back.Noise`."""
         began = time.perf_counter()
         gamma_t = np.full(self._shape[0], self._chain.gammas[level])
-        eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t)
+        eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t, *self._now)
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
             raise UserError(f"the network computes in {found.dtype}; wanted its input's float64")

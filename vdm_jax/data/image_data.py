@@ -14,7 +14,7 @@ _CHUNK_BYTES = 1 << 24
 
 
 class Condition(NamedTuple):
-    """What a model is told of each image: its class, or numbers, or (both 0) nothing."""
+    """Kind of condition: the class of each image, or numbers, or none where both are 0."""
 
     classes: int = 0
     numbers: int = 0
@@ -26,7 +26,7 @@ class Condition(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What it is, for reports; empty where there is none."""
+        """Word for it in reports; empty where there is none."""
         return "class" if self.classes else "condition" if self.numbers else ""
 
 
@@ -73,7 +73,7 @@ class ImageData:
 
     @property
     def condition(self) -> Condition:
-        """What a model of these images is told of each."""
+        """Kind of condition of a model of these images."""
         numbers = self.conditions["train"].shape[1] if self.conditions else 0
         return Condition(self.num_classes, numbers)
 

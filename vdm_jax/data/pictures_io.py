@@ -36,6 +36,7 @@ class Pictures:
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
     cut: Sequence[np.ndarray] | None = None  # the pictures that `images` are tiles of, if they are
+    conditioning: np.ndarray | None = None  # of each image, float32 [n, k]
 
     @property
     def whole(self) -> np.ndarray | Sequence[np.ndarray]:

@@ -167,13 +167,19 @@ def collect(
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1).astype(np.float64), *found)
 
 
-def summarise(draws: Draws, bound: Bound, groups: np.ndarray | None = None) -> Evaluation:
-    """Returns means and standard errors of the terms, in the unit of `bound` (`estimate`)."""
+def summarise(
+    draws: Draws, bound: Bound, groups: np.ndarray | None = None, mask: np.ndarray | None = None
+) -> Evaluation:
+    """Returns means and standard errors of the terms, in the unit of `bound` (`estimate`).
+
+    With the `mask` of all images [images, *event] it is for each dimension that is there.
+    """
     of_unit, terms = unit(bound), draws.terms
     t = np.asarray(draws.t if draws.u is None else draws.u)
 
     def of(nats: jax.Array, t: np.ndarray | None = None) -> Estimate:
-        return estimate(np.asarray(of_unit.of(nats, bound.event_shape), np.float64), groups, t)
+        each = np.asarray(of_unit.of(nats, bound.event_shape, mask), np.float64)
+        return estimate(each, groups, t)
 
     three = of(terms.reconstruction), of(terms.prior), of(terms.diffusion, t)
     return Evaluation(of(terms.total, t), *three, t.shape[1], t.shape[0], of_unit)

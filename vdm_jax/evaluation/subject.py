@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import data
+from vdm_jax.data.image_data import UNCONDITIONAL, Condition
 from vdm_jax.errors import UserError
 from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.vdm import VDM
@@ -22,8 +23,8 @@ class Subject(NamedTuple):
 
     Parameters lie as `train.sharding.of_parameters` has them; a batch is over all devices. What
     follows is known of a restored model: its `name` and training step, `config.model` of the run or
-    of the published code, the name of the images that count as test images, and how many draws of
-    each its configuration asks for.
+    of the published code, the name of the images that count as test images, how many draws of each
+    its configuration asks for, and of a model alone the kind of its condition.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
     settings: Mapping[str, Any] = MappingProxyType({})
     part: str = "test"
     repeats: int = 0
+    condition: Condition = UNCONDITIONAL
 
     @property
     def bound(self) -> Bound:
@@ -57,19 +59,14 @@ class Subject(NamedTuple):
 
     def batches(self, part: str = "test") -> Batches:
         """Returns one exact pass over a part, as often as the result is called."""
-
-        def batch(of: data.Batch) -> data.Batch:
-            flags = np.zeros(len(of["images"]))
-            return of | {"conditioning": data.flagged(flags, of["conditioning"])}
-
-        return lambda: map(
-            batch,
-            data.eval_batches(
-                self.images.examples(part),
-                batch_size=self.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
+        examples = self.images.examples(part)
+        flags = np.zeros(len(examples["images"]))
+        examples |= {"conditioning": data.flagged(flags, examples["conditioning"])}
+        return lambda: data.eval_batches(
+            examples,
+            batch_size=self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def calls(self, repeats: int, part: str = "test") -> int:

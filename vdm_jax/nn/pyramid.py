@@ -91,9 +91,11 @@ class Pyramid(Denoiser):
         found = self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
         if not self.on_levels:
             return found
-        eps, *share = found if self.learn_variance else (found,)
-        eps = moved_to_levels(eps, z_t, gamma_t, nn.sigmoid(2.0 - sure), self.levels)
-        return (eps, *share) if share else eps
+        sure = nn.sigmoid(2.0 - sure)
+        if isinstance(found, tuple):
+            eps, share = found
+            return moved_to_levels(eps, z_t, gamma_t, sure, self.levels), share
+        return moved_to_levels(found, z_t, gamma_t, sure, self.levels)
 
     def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
         cond = self.embed(gamma_t, conditioning, 64)

@@ -57,10 +57,7 @@ def lower_batch(size: int) -> Callable[[str], UserError]:
 
 
 def load(config: ConfigDict) -> ImageData:
-    """Returns the dataset of `config.data`, labelled if the network is conditioned on labels.
-
-    Raises UserError for data that have conditions of their own besides.
-    """
+    """Returns the dataset of `config.data`, labelled if the network is conditioned on labels."""
     d = config.data
     folder = data.FolderOptions(d.size, d.fit, d.channels, d.held_out)
     given = {"data_dir": d.dir, "manual_dir": d.manual_dir, "path": d.path, "levels": d.levels}

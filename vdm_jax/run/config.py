@@ -226,7 +226,5 @@ def _networks_of_hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -
         if c[name] != wanted:
             yield (f"model.{name} is {c[name]!r}; a hierarchical VAE wants {wanted!r} there: its "
                    "own networks are of model.channels and num_blocks")  # fmt: skip
-    if condition.classes:
-        yield "data.class_labels: a hierarchical VAE is not conditioned on them"
-    if condition.numbers:
-        yield "data.path has conditions: a hierarchical VAE takes none"
+    if condition.size:
+        yield f"data gives each image's {condition.word}: a hierarchical VAE takes no condition"

@@ -168,6 +168,6 @@ def _evaluator(
         with Bar("evaluating", repeats * calls) as bar:
             call = bar.counted(eval_step)
             draws = evaluation.collect(call, state.ema_params, batches, mesh, key, repeats)
-        return evaluation.summarise(draws, facts)
+        return evaluation.summarise(draws, facts, mask=test.get("mask"))
 
     return evaluate

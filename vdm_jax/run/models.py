@@ -151,6 +151,8 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
         c.gamma_max = 0.0
     model = _vdm(c, event_shape, levels, condition)
 
+    data_levels = None if model.pixel_levels else levels
+
     def bind(*args: Any) -> HierarchicalVAE:
         vdm: VDM = model.bind(*args)
         encode, decode = hierarchy.of_diffusion(vdm._replace(num_steps=num_steps))
@@ -162,7 +164,7 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
         encoders = [functools.partial(encode, i) for i in range(num_steps + 1)]
         decoders = [functools.partial(decode, i) for i in range(num_steps)]
         shapes = (event_shape, event_shape)
-        return HierarchicalVAE(encoders, decoders, likelihood, *shapes, vdm.levels, words)
+        return HierarchicalVAE(encoders, decoders, likelihood, *shapes, data_levels, words)
 
     return Model(model.init, bind, pixel_levels=model.pixel_levels)
 
@@ -203,10 +205,9 @@ def _columns(given: Tensor, condition: Condition, rate: float, key: Key | None) 
     Where conditions are dropped at a `rate` a last column says whether this one is there, else it
     is all zeros; it is dropped by `key`, or where `given` is the flag alone, [batch].
     """
-    if given.ndim == 1 and not rate:
-        said = f"the network needs the {condition.word} of each image behind the flag"
-        raise ValueError(f"{said}, [batch, n], got {given.shape}.")
     if given.ndim == 1:
+        if not rate:
+            raise ValueError(f"the network needs the {condition.word} of each image, [batch, n].")
         return jnp.pad(given[:, None], ((0, 0), (0, condition.size + 1)))
     flag, told = given[:, :1], given[:, 1:]
     if condition.classes:

@@ -82,8 +82,7 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
     """Returns the model, without a dataset, that the flags of `define_model_flags` name.
 
     It computes in float32. A run's checkpoint says of which images it is; a published model is for
-    images of any size, here of `shape`, which may be without channels. Raises UserError for a model
-    with a condition.
+    images of any size, here of `shape`, which may be without channels.
     """
     if sum(bool(options[name]) for name in ("workdir", "official", "pretrained")) != 1:
         raise UserError("name the model by one of --workdir=RUN, --official and --pretrained")
@@ -97,14 +96,13 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
     check_config(of.config)
     shape, levels, condition = pretrained.images_told(of)
-    if condition.size:
-        raise UserError(f"the model {of.workdir} needs each image's condition: it can't compress")
     if of.params is not None:  # of a file: its network takes images of other sizes, too
         if given[2:] not in ((), shape[2:]):
             said = f"{of.workdir} is for images of {shape[2]} channel(s), but what is given has"
             raise UserError(f"{said} {given[2]}")
         shape = (*given[:2], shape[2])
-    return _restored(of, mesh, of.config, make_model(of.config, shape, levels))
+    model = make_model(of.config, shape, levels, condition)
+    return _restored(of, mesh, of.config, model)._replace(condition=condition)
 
 
 def from_workdir(

@@ -32,10 +32,12 @@ class Source(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, str]:
+def load(
+    options: Mapping[str, Any], shape: tuple[int, ...], columns: int = 0
+) -> tuple[Source, str]:
     """Returns the model that the flags name for images of `shape`, and its name in reports.
 
-    Raises UserError for a model that can't compress.
+    Raises UserError for a model that can't compress, or whose conditioning has other `columns`.
     """
     mesh = sharding.make_mesh(build.make_mesh().devices.reshape(-1).tolist()[:1])
     with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
@@ -43,6 +45,10 @@ def load(options: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Source, st
     facts = of.model.facts()
     if not isinstance(facts, VDM) or facts.levels is None:
         raise UserError(f"{of.name} is no VDM of pixel levels ({facts.words}): it can't compress")
+    wanted = (1 + (of.condition.numbers or 1)) if of.condition.size else 0  # the flag is the first
+    if columns != wanted:
+        said = f"is told {wanted} numbers of each image, but these come with {columns}"
+        raise UserError(f"{of.name} {said}; a run's own images have what its model takes: --split")
     names = of.settings if options["official"] else _FUNCTION
     if of.settings.get("network") == "pyramid":
         names = (*names, "multipliers", "blocks", "contrasts")

@@ -23,11 +23,11 @@ Bound = VDM | HierarchicalVAE | BinomialDiffusion
 
 
 class Unit(NamedTuple):
-    """The unit of a bound: its name, its key in files, and (nats, event shape) -> this unit."""
+    """The unit of a bound: name, key in files, and (nats, event shape, mask) -> this unit."""
 
     name: str
     key: str
-    of: Callable[[Any, tuple[int, ...]], jax.Array]
+    of: Callable[..., jax.Array]
 
 
 BITS = Unit("bits per dim", "bpd", loss.bits_per_dim)  # of a probability
@@ -36,7 +36,8 @@ NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
 
 def unit(bound: Bound) -> Unit:
     """Returns the unit of a model's bound: bits of a probability, or nats of a density."""
-    return NATS if bound.levels is None else BITS
+    levels = bound.levels if isinstance(bound.levels, tuple) else (bound.levels,)
+    return NATS if None in levels else BITS
 
 
 def unit_of(names: Container[str]) -> Unit:

@@ -123,8 +123,9 @@ def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metr
 
 
 def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
-    """Returns the mean bound and its terms, in its unit."""
-    mean = jax.tree.map(lambda nats: unit(bound).of(nats.mean(), bound.event_shape), terms)
+    """Returns the mean bound and its terms, in its unit; with a mask of what is there."""
+    of = functools.partial(unit(bound).of, event_shape=bound.event_shape)
+    mean = jax.tree.map(lambda nats: of(nats, mask=getattr(bound, "mask", None)).mean(), terms)
     return {unit(bound).key: mean.total, **mean._asdict()}
 
 

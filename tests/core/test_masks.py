@@ -1,0 +1,221 @@
+"""Masks, a schedule of each feature, features of several kinds: against closed forms.
+
+The data are sets of up to four points in the plane, N(0, s^2) in each coordinate, for which the
+exact network is linear; it ignores the mask.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import VDM, bounds, loss, masks, schedule
+from vdm_jax.process import expand
+from vdm_jax.rule import Rule
+from vdm_jax.sampling import sample
+
+KEY = jax.random.key(0)
+VAR = 0.25
+COUNTS = jnp.array([4, 2, 0, 1])
+MASK = (jnp.arange(4) < COUNTS[:, None])[..., None]
+X = jnp.sqrt(VAR) * jax.random.normal(KEY, (4, 4, 2))
+LINEAR = schedule.linear(-7.0, 7.0)
+
+
+def exact(z, gamma):
+    gamma = expand(gamma, z)
+    return schedule.sigma(gamma) * z / (schedule.alpha_bar(gamma) * VAR + schedule.variance(gamma))
+
+
+def per_feature(t):
+    """Two schedules: one linear, one bent, [n, 1, 2]."""
+    return jnp.stack([-7.0 + 14.0 * t, -6.0 + 4.0 * t + 9.0 * t**2], axis=-1)[:, None]
+
+
+def model(**fields):
+    return VDM(exact, LINEAR, (4, 2), None, mask=MASK)._replace(**fields)
+
+
+def log_density(x, mask, var=VAR):
+    each = -0.5 * (x**2 / var + jnp.log(2 * jnp.pi * var))
+    return jnp.sum(jnp.where(mask, each, 0.0), axis=(1, 2))
+
+
+def learned(z, gamma):
+    return exact(z, gamma), jnp.full(z.shape, 0.3)
+
+
+VALUES = {
+    "elbo": lambda m, x: m.elbo(KEY, x).total,
+    "discrete": lambda m, x: m._replace(num_steps=7).elbo(KEY, x).total,
+    "transition": lambda m, x: m._replace(num_steps=7, reverse_var="transition").elbo(KEY, x).total,
+    "learned": lambda m, x: (
+        m._replace(num_steps=7, reverse_var="learned", denoise=learned).elbo(KEY, x).total
+    ),
+    "elbo_by_keys": lambda m, x: (
+        m.elbo_by_keys(x, jnp.linspace(0.0, 1.0, 4), jax.random.split(KEY, 4)).total
+    ),
+    "chain": lambda m, x: bounds.chain(m._replace(num_steps=5), KEY, x),
+    "consistency": lambda m, x: bounds.consistency(m._replace(num_steps=5), KEY, x).total,
+    "log_prob": lambda m, x: m.log_prob(KEY, x),
+    "hutchinson": lambda m, x: m.log_prob(KEY, x, trace="hutchinson"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_padding_changes_nothing_whatever_it_holds(name):
+    found = [VALUES[name](model(), jnp.where(MASK, X, fill)) for fill in (0.0, 1e9, jnp.nan)]
+    assert np.all(np.isfinite(found[0])) and found[0][2] == 0.0  # the third set has no points
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    np.testing.assert_allclose(
+        VALUES[name](model(mask=jnp.ones((4, 4, 1))), X), VALUES[name](model(mask=None), X),
+        rtol=1e-6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["eps", "x", "v", "score"])
+def test_what_a_network_says_of_padding_counts_nothing(kind):
+    """NaN there: neither the loss nor its gradient sees it."""
+
+    def total(scale):
+        m = model(denoise=lambda z, _: jnp.where(MASK, scale * z, jnp.nan), kind=kind)
+        return m.elbo(KEY, X).total.sum()
+
+    assert np.all(np.isfinite(jax.value_and_grad(total)(1.0)))
+
+
+@pytest.mark.parametrize("gamma", [LINEAR, per_feature], ids=["one", "each"])
+def test_the_density_is_that_of_the_points_that_are_there(gamma):
+    found = model(gamma=gamma).log_prob(KEY, jnp.where(MASK, X, jnp.nan), rtol=1e-5, atol=1e-5)
+    # It is that of z_0 / alpha_0, of variance exp(gamma_0) more.
+    noise = jnp.exp(jnp.broadcast_to(gamma(jnp.zeros(1)), (1, 1, 2)))
+    np.testing.assert_allclose(found, log_density(X, MASK, VAR + noise), atol=5e-3)
+
+
+@pytest.mark.parametrize("gamma", [LINEAR, per_feature], ids=["one", "each"])
+def test_the_bound_of_the_exact_network_is_the_density(gamma):
+    m = model(gamma=gamma)
+    draw = jax.jit(jax.vmap(lambda key: m.elbo(key, X).total))
+    draws = np.asarray(draw(jax.random.split(KEY, 20_000)), np.float64)
+    error = draws.std(axis=0) / np.sqrt(len(draws))
+    assert np.all(np.abs(draws.mean(axis=0) + log_density(X, MASK)) <= 4 * error + 0.02)
+
+
+def test_weights_of_chains_average_to_the_density():
+    m = model(num_steps=300)
+    log_weights = jax.jit(lambda key: bounds.chains(m, key, X, 16))(KEY)
+    found = bounds.importance_weighted(log_weights)
+    np.testing.assert_allclose(found, -log_density(X, MASK), atol=0.25)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver", "heun"])
+@pytest.mark.parametrize("gamma", [LINEAR, per_feature], ids=["one", "each"])
+def test_samples_are_zero_in_padding_and_right_elsewhere(sampler, gamma):
+    there = jnp.arange(4)[:, None] < 3
+    m = model(gamma=gamma, mask=jnp.broadcast_to(there, (4000, 4, 1)))
+    rule = Rule(sampler, 500 if sampler in ("ancestral", "ddim") else 40)
+    drawn = jax.jit(lambda key: sample(key, m, 4000, rule))(KEY)
+    assert np.all(drawn[:, 3] == 0.0)
+    spread = np.asarray(drawn[:, :3]).var(axis=(0, 1))
+    np.testing.assert_allclose(spread, VAR, rtol=0.05)
+
+
+def test_equal_schedules_of_all_features_are_one_schedule():
+    def same(t):
+        return jnp.broadcast_to(LINEAR(t)[:, None, None], (*t.shape, 1, 2))
+
+    for name in VALUES:
+        one, each = (VALUES[name](model(gamma=gamma), X) for gamma in (LINEAR, same))
+        np.testing.assert_allclose(one, each, rtol=2e-3, atol=2e-3, err_msg=name)
+    steps = 7
+    for sampler in ("ancestral", "heun"):
+        one, each = (model(gamma=g).sample(KEY, 4, steps, sampler) for g in (LINEAR, same))
+        np.testing.assert_allclose(one, each, rtol=1e-4, atol=1e-5)
+
+
+def test_dimensions_that_are_there():
+    nats = jnp.array([8.0, 8.0, 0.0, 8.0])
+    found = loss.nats_per_dim(nats, (4, 2), MASK)
+    np.testing.assert_allclose(found, [1.0, 2.0, 0.0, 4.0])
+    np.testing.assert_allclose(loss.bits_per_dim(nats, (4, 2), MASK), found / np.log(2.0))
+    np.testing.assert_array_equal(masks.dims((4, 2), MASK), 2 * COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (jnp.ones((4, 4)), r"mask has shape \(4, 4\) for data of \(4, 4, 2\)"),
+        (jnp.ones((4, 3, 1)), r"mask has shape \(4, 3, 1\)"),
+        (jnp.full((4, 4, 1), 0.5), "mask must hold 1 .there. and 0 .padding."),
+    ],
+)
+def test_wrong_masks_are_named(mask, message):
+    with pytest.raises(ValueError, match=message):
+        model(mask=mask).elbo(KEY, X)
+
+
+# ---- features of several kinds ----
+
+CHARGES = jnp.stack([X[..., 0], jnp.clip(jnp.rint(4.0 + 4.0 * X[..., 1]), 0, 7)], axis=-1)
+
+
+def test_equal_kinds_are_one_kind():
+    integers = jnp.clip(jnp.rint(4.0 + 4.0 * X), 0, 7)
+    for levels, data, plain in ((None, X, X), (8, integers, integers.astype(int))):
+        m = model(levels=levels)
+        for of in (VALUES["elbo"], VALUES["elbo_by_keys"], VALUES["chain"]):
+            found = of(m._replace(levels=(levels, levels)), data)
+            np.testing.assert_allclose(found, of(m, plain), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [LINEAR, per_feature], ids=["one", "each"])
+def test_terms_of_several_kinds_add_up(gamma):
+    """Features that the network treats by themselves: a set of each kind by itself."""
+    both = model(gamma=gamma, levels=(None, 8))
+    times, keys = jnp.linspace(0.05, 0.95, 4), jax.random.split(KEY, 4)
+    eps = loss.noise(keys, (4, 2))
+    whole = both.elbo_given(CHARGES, eps, times)
+    parts = []
+    for i, (levels, data) in enumerate(
+        ((None, CHARGES[..., :1]), (8, CHARGES[..., 1:].astype(int)))
+    ):
+        alone = per_feature if gamma is per_feature else None
+        schedule_of = LINEAR if alone is None else lambda t, i=i: per_feature(t)[..., i : i + 1]
+        one = model(gamma=schedule_of, levels=levels, event_shape=(4, 1))
+        parts.append(one.elbo_given(data, eps[..., i : i + 1], times))
+    for name in whole._fields:
+        summed = sum(getattr(part, name) for part in parts)
+        np.testing.assert_allclose(getattr(whole, name), summed, rtol=1e-4, atol=1e-4)
+
+
+def test_log_prob_of_several_kinds():
+    """A continuous feature has its density, an integer one the dequantised bound."""
+    both = model(levels=(None, 8))
+    found = jax.vmap(lambda key: both.log_prob(key, CHARGES))(jax.random.split(KEY, 50))
+    continuous = model(event_shape=(4, 1)).log_prob(KEY, CHARGES[..., :1])
+    charges = CHARGES[..., 1:].astype(int)
+    alone = model(levels=8, event_shape=(4, 1))
+    dequantised = jax.vmap(lambda key: alone.log_prob(key, charges))(jax.random.split(KEY, 50))
+    difference = found.mean(axis=0) - continuous - dequantised.mean(axis=0)
+    error = np.sqrt(found.var(axis=0) + dequantised.var(axis=0)) / np.sqrt(50)
+    assert np.all(np.abs(difference) <= 4 * error + 0.02)
+
+
+def test_samples_of_several_kinds():
+    drawn = model(levels=(None, 8)).sample(KEY, 4, 20)
+    np.testing.assert_array_equal(drawn[..., 1], np.rint(drawn[..., 1]))
+    assert drawn[..., 1].min() >= 0 and drawn[..., 1].max() <= 7
+    assert np.any(drawn[..., 0] != np.rint(drawn[..., 0]))
+
+
+@pytest.mark.parametrize(
+    ("levels", "data", "message"),
+    [
+        ((None, 8, 8), X, r"levels has 3 numbers for data of shape \(4, 4, 2\)"),
+        ((None, 8), X, "a feature of 8 levels holds numbers that are no integers"),
+    ],
+)
+def test_wrong_kinds_are_named(levels, data, message):
+    with pytest.raises(ValueError, match=message):
+        model(levels=levels).elbo(KEY, data)
