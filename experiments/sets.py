@@ -63,7 +63,8 @@ class Sets(NamedTuple):
 
 def make_sets(name: str, count: int, seed: int, theta: float | None = None) -> Sets:
     """Returns sets of points, of theta uniform on [-1, 1] unless it is given."""
-    thetas = np.random.default_rng(seed).uniform(-1.0, 1.0, count).astype(np.float32)
+    rng = np.random.default_rng((seed, len(point_sets.NAMES)))  # another than that of the points
+    thetas = rng.uniform(-1.0, 1.0, count).astype(np.float32)
     thetas = thetas if theta is None else np.full_like(thetas, theta)
     x, mask = point_sets.draw(name, count, thetas, seed)
     return Sets(name, thetas, x, mask, mask.sum(axis=(1, 2)).astype(int))

@@ -45,8 +45,9 @@ def draw(name: str, count: int, theta: ArrayLike, seed: int) -> tuple[np.ndarray
         number = rng.poisson(mean)
         x = rng.normal(size=(len(left), MOST[name], 2))
         if name == "mixture":
-            first = rng.random(x.shape[:2]) < _share(theta[left])[:, None]
-            centre = np.where(first[..., None], 1.0, -1.0) * _centre(theta[left])[:, None]
+            share, centre = _mixture(theta[left])
+            first = rng.random(x.shape[:2]) < share
+            centre = np.where(first[..., None], centre, -centre)
             x = centre + np.where(first, 0.3, 0.6)[..., None] * x
         there = np.arange(MOST[name]) < number[:, None]
         kept = np.exp(_interaction(name, x, there, theta[left]))
@@ -66,7 +67,7 @@ def log_prob(name: str, points: ArrayLike, mask: ArrayLike, theta: ArrayLike) ->
     theta = _checked(name, theta, len(there))
     x = np.where(there[..., None], np.asarray(points, np.float64), 0.0)
     if name == "mixture":
-        share, centre = _share(theta)[:, None], _centre(theta)[:, None]
+        share, centre = _mixture(theta)
         parts = [
             np.log(share) + _normal(x - centre, 0.3),
             np.log1p(-share) + _normal(x + centre, 0.6),
@@ -104,12 +105,10 @@ def _mean(name: str, theta: np.ndarray) -> np.ndarray:
     return 4.0 * np.exp(0.5 * theta) if name == "mixture" else np.full_like(theta, 3.0)
 
 
-def _share(theta: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-2.0 * theta))
-
-
-def _centre(theta: np.ndarray) -> np.ndarray:
-    return np.stack([np.cos(theta), np.sin(theta)], axis=-1)
+def _mixture(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the probability of the first Gaussian [count, 1], and its mean [count, 1, 2]."""
+    centre = np.stack([np.cos(theta), np.sin(theta)], axis=-1)
+    return 1.0 / (1.0 + np.exp(-2.0 * theta[:, None])), centre[:, None]
 
 
 def _normal(x: np.ndarray, deviation: float) -> np.ndarray:
