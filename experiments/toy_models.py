@@ -145,10 +145,14 @@ def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
 def _run(one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int) -> tuple[Any, Losses]:
     """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time; prints some losses."""
 
-    @partial(jax.jit, static_argnums=1)
-    def many(state: Any, count: int) -> tuple[Any, jax.Array]:
-        state, values = jax.lax.scan(lambda state, _: one(state), state, length=count)
-        return state, values.mean()
+    def body(_: jax.Array, carry: Any) -> Any:
+        state, value = one(carry[0])
+        return state, carry[1] + value
+
+    @jax.jit
+    def many(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:
+        state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
+        return state, total / count
 
     losses: Losses = []
     every = max(CHUNK, steps // 10 // CHUNK * CHUNK)
