@@ -139,7 +139,7 @@ def test_a_condition_is_dropped_as_a_whole_and_only_in_training():
     condition = {"a": jnp.ones((1000, 2), int), "b": jnp.ones(1000)}
     model = Model(None, lambda params, given, dropout=None: given).dropping(0.3)
     dropped = model.bind(None, condition, jax.random.key(0))
-    assert dropped["a"].dtype == int
+    assert dropped["a"].dtype == jnp.int32
     np.testing.assert_array_equal(dropped["a"], np.stack([dropped["b"]] * 2, axis=1))
     assert abs(dropped["b"].mean() - 0.7) < 4 * np.sqrt(0.21 / 1000)
     assert model.bind(None, condition, None) is condition
