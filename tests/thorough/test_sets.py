@@ -87,8 +87,9 @@ def short(monkeypatch):
 
 def test_the_exact_model_passes_and_a_shifted_one_does_not(short):
     found, wrong = (sets.measure("mixture", known(shift)) for shift in (0.0, -0.5))
-    for name in ("bound", "ode", "number"):
+    for name in ("bound", "ode", "number", "posterior"):
         assert abs(found[name]["mean"]) < 4 * found[name]["error"] + 0.01
+    assert wrong["posterior"]["mean"] > 0.1
     assert wrong["ode"]["mean"] > 0.05 and wrong["number"]["mean"] > 0.02
     assert found["exact"] == wrong["exact"]
     assert found["model"]["p"] > 0.01 > 1e-6 > wrong["model"]["p"]
