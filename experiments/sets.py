@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from experiments import tables, trainings
 from vdm_jax import VDM, files, schedule
@@ -42,7 +42,7 @@ TOGETHER = 20  # sets of one theta, whose profile is drawn
 DRAWS = 8, 16  # of the bound, for each set: repeats and times
 SOLVER: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 CELLS, BINS = 24, 10  # of the posterior of theta on [-1, 1], and of the ranks
-HEADS = ("sets", "bound", "ODE", "number", "ranks", "ranks, exact", "MMD", "sliced W2")
+HEADS = ("sets", "bound", "ODE", "number", "posterior", "ranks", "ranks, exact", "MMD", "sliced W2")
 
 
 class Sets(NamedTuple):
@@ -142,9 +142,12 @@ def measure(name: str, fitted: Fitted) -> dict[str, Any]:
         found[by] = _mean(of_points[:count] - log_points(fitted, first, by), 2 * first.number)
     ranked, centres = make_sets(name, RANKED, 2), (np.arange(CELLS) + 0.5) * 2.0 / CELLS - 1.0
     model, _ = log_likelihoods(fitted, ranked, centres, "bound")
+    at_truth = {}
     for kind, log_prob in (("model", model), ("exact", exact(ranked, centres))):
-        counts, _ = np.histogram(ranks(log_prob, ranked.theta), BINS, (0.0, 1.0))
+        rank, at_truth[kind] = posterior(log_prob, ranked.theta)
+        counts, _ = np.histogram(rank, BINS, (0.0, 1.0))
         found[kind] = {"counts": counts.tolist(), "p": float(stats.chisquare(counts).pvalue)}
+    found["posterior"] = _mean(at_truth["exact"] - at_truth["model"], np.ones(RANKED))
     return found | two_samples(name, fitted, key)
 
 
@@ -184,15 +187,18 @@ def _profile(
     return profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **solver)
 
 
-def ranks(log_prob: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """Returns the posterior's distribution function at theta [sets], from log p [cells, sets].
+def posterior(log_prob: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rank of theta [sets] in its posterior, and the posterior's log density there.
 
-    The prior is uniform on [-1, 1], and the posterior constant in each of the equal cells.
+    The rank is the distribution function, in [0, 1]. The prior is uniform on [-1, 1], the posterior
+    constant in each of equal cells, of log p(set | theta) [cells, sets].
     """
-    p = np.exp(log_prob - log_prob.max(axis=0))
-    cdf = np.pad(np.cumsum(p, axis=0), ((1, 0), (0, 0))) / p.sum(axis=0)
-    edges = np.linspace(-1.0, 1.0, len(cdf))
-    return np.array([np.interp(t, edges, c) for t, c in zip(theta, cdf.T, strict=True)])
+    p, cells = special.softmax(log_prob, axis=0), len(log_prob)
+    cdf = np.pad(np.cumsum(p, axis=0), ((1, 0), (0, 0)))
+    edges, places = np.linspace(-1.0, 1.0, cells + 1), range(len(theta))
+    rank = np.array([np.interp(theta[i], edges, cdf[:, i]) for i in places])
+    cell = np.minimum((theta + 1.0) / 2.0 * cells, cells - 1).astype(int)
+    return rank, np.log(p[cell, places] * cells / 2.0)
 
 
 def two_samples(name: str, fitted: Fitted, key: Key) -> dict[str, float]:
@@ -237,7 +243,9 @@ def draw(file: Path, fitted: dict[str, Fitted], found: list[dict[str, Any]]) -> 
                 errors = np.sqrt(np.sum(error**2, axis=1))
                 label = f"model, by the {by}"
                 of_profile.errorbar(grid, each.sum(axis=1), errors, fmt=style, label=label)
-            of_profile.set(title=f"log p({TOGETHER} sets | theta), {sets.name}", ylabel="nats")
+            of_profile.set(
+                title=f"log p({TOGETHER} sets | theta), {sets.name}", xlabel="theta", ylabel="nats"
+            )
             for kind, style in (("model", "-"), ("exact", ":")):
                 of_ranks.stairs(numbers[kind]["counts"], label=kind, linestyle=style)
             of_ranks.set(title=f"ranks of theta, {sets.name}", ylim=(0, None))
@@ -246,7 +254,7 @@ def draw(file: Path, fitted: dict[str, Fitted], found: list[dict[str, Any]]) -> 
 
 def _row(found: dict[str, Any]) -> list[str]:
     """Returns a row of the table."""
-    means = found["bound"], found["ode"], found["number"]
+    means = found["bound"], found["ode"], found["number"], found["posterior"]
     nats = [f"{each['mean']:+.4f} ± {each['error']:.4f}" for each in means]
     p = found["model"]["p"], found["exact"]["p"], found["mmd"], found["sliced_wasserstein"]
     return [found["name"], *nats, *(f"{value:.3f}" for value in p)]

@@ -249,7 +249,7 @@ def profile(
         vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(data), axis=0), theta))
         if by == "ode":
             drawn = vdm.levels is not None or solver.get("trace") == "hutchinson"
-            of_key = lambda key: vdm.log_prob(key=key, x=data, **solver)  # noqa: E731
+            of_key = lambda key: vdm.log_prob(key, data, **solver)  # noqa: E731
             return jax.lax.map(of_key, keys if drawn else keys[:1])
         return jax.lax.map(lambda key: -_mean_bound(vdm, data, key, times), keys)
 
