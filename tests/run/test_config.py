@@ -110,7 +110,7 @@ DIGITS = [
     (PYRAMID | {"model.multipliers": "1,1,1,1,1", "model.blocks": "1,1,1,1,1"},
      "config.model: height and width must be multiples of 16 for a Pyramid of 5 resolutions, "
      "got 8x8"),
-    (PYRAMID | {"model.head": "levels"}, "contrasts and on_levels are for the head 'eps', got 'levels'"),
+    (PYRAMID | {"model.head": "levels"}, "on_levels are for the head 'eps', got 'levels'"),
     ({"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
     ({"model.gamma": "cosine"}, "config.model: "),
     ({"model.dtype": "bfloat16"}, "config.model.dtype is 'bfloat16', for unet and pyramid only"),
