@@ -181,5 +181,6 @@ def _predict(
 
 
 def _num_steps(vdm: "VDM") -> int:
+    _ = vdm.elbo  # a guided model has none
     checks.count(vdm.num_steps, "num_steps")
     return cast(int, vdm.num_steps)

@@ -81,17 +81,6 @@ def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     return cnf.sample(z_1, field, *times, solver)
 
 
-def data_log_prob(
-    vdm: "VDM", x: Tensor, solver: Solver = DEFAULT, key: Key | None = None
-) -> LogProb:
-    """Returns log p(x) in nats of x = z_0 / alpha_0 itself, by `log_prob` of z_0."""
-    x, (gamma_0, _) = _checked(vdm, x)
-    scale = alpha(expand(gamma_0, x))
-    of_z = log_prob(vdm, scale * x, solver, key)
-    stretch = loss.sum_event(jnp.broadcast_to(jnp.log(scale), x.shape), vdm.mask)
-    return of_z._replace(log_prob=of_z.log_prob + stretch)
-
-
 def dequantized_nats(
     vdm: "VDM",
     key: Key,
@@ -108,10 +97,11 @@ def dequantized_nats(
     raises the mean of exp(log p), so with K > 1 the bound may come out too low.
 
     `key` gives the draws and the probes. images are integers in [0, vdm.levels), [batch, *event];
-    others give NaN, as does any draw on which the solver gave up. With a tuple of levels only
-    features that have some are dequantised, and the bound is one on their joint density.
+    others give NaN, as does any draw on which the solver gave up. Features without levels are not
+    dequantised: it is minus their density, of x = z_0 / alpha_0 itself.
     """
     checks.count(num_samples, "num_samples")
+    _ = vdm.elbo  # a guided model has none
     images = masks.keep(images, vdm.mask)
     gamma_0, gamma_1 = timestep.end_points(vdm.gamma)
     fixed = vdm
@@ -151,6 +141,7 @@ def _dequantized(
     if levels is not None:
         return pixels.dequantize_each(key, images, levels, gamma_0, method)
     scale = alpha(gamma_0)
+    images = cnf.as_batch(images, "data without levels")
     return scale * images, jnp.broadcast_to(-jnp.log(scale), jnp.shape(images))
 
 

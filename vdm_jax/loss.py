@@ -156,39 +156,20 @@ def diffusion(
     checks.same_shape(x, eps, "x", "eps")
     checks.per_example(t, x)
     gamma_s, gamma_t, weight = noise_level(t, gamma, num_steps)
-    denoise = masks.denoiser(denoise, mask)
+    if gamma_t.ndim not in (1, x.ndim):
+        got = f"{gamma_t.shape} for data of {x.shape}"
+        raise ValueError(f"gamma must map times [n] to [n] or [n, *event], got {got}.")
+    square, share = _squared_error(
+        x, eps, gamma_t, masks.denoiser(denoise, mask), kind, reverse_var
+    )
     if num_steps is None or reverse_var == "posterior":
-        square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
-        return _weighted(weight, square, mask)
-    square, share = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
+        if weight.ndim == 1:
+            return 0.5 * weight * sum_event(square, mask)
+        return 0.5 * sum_event(expand(weight, x) * square, mask)
     log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
     r = jnp.exp(log_r)
     wider = num_steps * excess(jnp.expm1(log_r), r)
     return 0.5 * sum_event(wider + r * expand(weight, x) * square, mask)
-
-
-def _weighted(weight: Tensor, square: Tensor, mask: ArrayLike | None = None) -> PerExample:
-    """Returns half the weighted sum of squares; weights are [batch], or of each feature."""
-    if weight.ndim == 1:
-        return 0.5 * weight * sum_event(square, mask)
-    return 0.5 * sum_event(expand(weight, square) * square, mask)
-
-
-def diffusion_at(
-    x: Tensor,
-    eps: Tensor,
-    gamma_t: PerExample,
-    weight: PerExample,
-    denoise: Denoise,
-    kind: Kind = "eps",
-    reverse_var: ReverseVar = "posterior",
-) -> PerExample:
-    """Returns weight / 2 ||eps - eps_hat||^2, [batch] nats, at gamma_t and with weight, [batch].
-
-    `reverse_var` only says what `denoise` returns: the loss is that of the posterior's variance.
-    """
-    square, _ = _squared_error(x, eps, gamma_t, denoise, kind, reverse_var)
-    return _weighted(weight, square)
 
 
 def _squared_error(

@@ -48,14 +48,15 @@ def joined(levels: tuple[int | None, ...], found: Iterable[Tensor]) -> Tensor:
 def integers(values: Tensor, level: int | None) -> Tensor:
     """Returns a feature's values as integers, if it has levels.
 
-    Raises ValueError, where they are known, for some that are none; what is no number gives -1.
+    Raises ValueError for some that are none; where they aren't known these become -1, no level.
     """
     if level is None:
         return values
     known = checks.known(values)
     if known is not None and not np.equal(known, np.rint(known)).all():
         raise ValueError(f"a feature of {level} levels holds numbers that are no integers.")
-    return jnp.where(jnp.isnan(values), -1, jnp.rint(values)).astype(int)
+    whole = jnp.rint(values)
+    return jnp.where(whole == values, whole, -1).astype(int)
 
 
 def _columns(levels: tuple[int | None, ...]) -> dict[int | None, np.ndarray]:

@@ -74,7 +74,7 @@ class Guided:
         self.scale, self._vdm = scale, vdm
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("elbo", "elbo_given", "elbo_by_keys", "log_prob"):
+        if name in ("elbo", "elbo_given", "elbo_by_keys", "log_prob", "_replace"):
             said = f"a model guided with scale {self.scale:g} has no likelihood"
             raise ValueError(f"{said}: take {name} of the conditional model.")
         return getattr(self._vdm, name)
@@ -116,8 +116,11 @@ def to_images(
     z_0 = jnp.asarray(z_0)
     gamma_0 = expand(gamma_0, z_0)
     if isinstance(levels, tuple):
-        parts = mixed.parts(levels, z_0, gamma_0)
-        return mixed.joined(levels, [to_images(z, gamma, n, key) for n, z, gamma in parts])
+        found = []
+        for i, (level, z, gamma) in enumerate(mixed.parts(levels, z_0, gamma_0)):
+            own = None if key is None else jax.random.fold_in(key, i)
+            found.append(to_images(z, gamma, level, own))
+        return mixed.joined(levels, found)
     x = z_0 / alpha(gamma_0)
     return x if levels is None else pixels.decode(x, gamma_0, levels, key)
 

@@ -103,6 +103,4 @@ class VDM(NamedTuple):
         """
         from vdm_jax import flow, ode
 
-        if self.levels is None:
-            return flow.data_log_prob(self, x, ode.Solver(**solver), key).log_prob
         return -flow.dequantized_nats(self, key, x, solver=ode.Solver(**solver)).nats

@@ -219,7 +219,8 @@ def test_models_without_a_flow_and_what_is_no_latent_are_refused():
     for call, message in (
         (of(gamma=lambda t: 1.0 - t), f"{order} 1.0 and 0.0."),
         (of(flow.sample, gamma=lambda t: 0.0 * t), f"{order} 0.0 and 0.0."),
-        (of(flow.data_log_prob, gamma=lambda t: -1.0 / t), f"{order} -inf and -1.0."),
+        (of(gamma=lambda t: -1.0 / t), f"{order} -inf and -1.0."),
+        (nats(levels=None), "data without levels must be floats [batch, *event], got int"),
         (of(flow.sample, IMAGE[None]), "latents must be floats [batch, *event], got int"),
         (of(solver=ode.Solver("hutchinson")), "give it a key, got key=None."),
         (

@@ -12,7 +12,7 @@ import pytest
 from vdm_jax import VDM, bounds, loss, masks, schedule
 from vdm_jax.process import expand
 from vdm_jax.rule import Rule
-from vdm_jax.sampling import sample
+from vdm_jax.sampling import sample, to_images
 
 KEY = jax.random.key(0)
 VAR = 0.25
@@ -153,6 +153,13 @@ def test_dimensions_that_are_there():
 def test_wrong_masks_are_named(mask, message):
     with pytest.raises(ValueError, match=message):
         model(mask=mask).elbo(KEY, X)
+    with pytest.raises(ValueError, match="mask"):
+        loss.nats_per_dim(jnp.ones(4), (4, 2), mask)
+
+
+def test_a_schedule_of_another_event_is_named():
+    with pytest.raises(ValueError, match=r"gamma must map times \[n\] to \[n\] or \[n, \*event\]"):
+        model(gamma=lambda t: per_feature(t)[:, 0], event_shape=(4, 2)).elbo(KEY, X)
 
 
 # ---- features of several kinds ----
@@ -200,6 +207,18 @@ def test_log_prob_of_several_kinds():
     difference = found.mean(axis=0) - continuous - dequantised.mean(axis=0)
     error = np.sqrt(found.var(axis=0) + dequantised.var(axis=0)) / np.sqrt(50)
     assert np.all(np.abs(difference) <= 4 * error + 0.02)
+
+
+def test_kinds_are_decoded_by_noise_of_their_own():
+    z_0, levels = jnp.zeros((4000, 1, 2)), (2, 4)
+    drawn = to_images(z_0, 8.0, levels, KEY)  # without knowledge of them: all levels equally likely
+    joint = np.histogram2d(*np.asarray(drawn).reshape(-1, 2).T, bins=(2, 4))[0] / 4000
+    np.testing.assert_allclose(joint, 1 / 8, atol=0.025)
+
+
+def test_what_is_no_level_is_nan_where_it_cannot_be_refused():
+    m = model(levels=(None, 8))
+    assert np.isnan(jax.jit(lambda x: m.elbo(KEY, x).reconstruction)(X)[0])
 
 
 def test_samples_of_several_kinds():

@@ -93,6 +93,24 @@ def test_a_step_takes_this_gradient_with_the_dropout_of_the_bound():
     assert_close(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), 1e-5)
 
 
+def test_padding_plays_no_part():
+    """The terms of the bound with a mask, whatever the padding holds, and one gradient."""
+    plain, params, batch = monotone_model(), monotone_model().init(jax.random.key(0)), one_batch()
+    images, key = jnp.asarray(batch["images"]), jax.random.key(1)
+    mask = jnp.broadcast_to(jnp.arange(SHAPE[0]).reshape(-1, *(1 for _ in SHAPE[1:])) < 1, SHAPE)
+    mask = jnp.broadcast_to(mask, images.shape)
+    model = plain._replace(bind=lambda *args, mask=None: plain.bind(*args)._replace(mask=mask))
+    found = []
+    for fill in (0, 1):
+        padded = batch | {"images": jnp.where(mask, images, fill), "mask": mask}
+        found.append(jax.jit(variance.gradient(model))(params, padded, key))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    key_elbo, key_dropout = jax.random.split(key)
+    bound = model.bind(params, batch["conditioning"], key_dropout, mask=mask)
+    expected = bound.elbo(key_elbo, images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), found[0][1], expected)
+
+
 def test_it_needs_continuous_time():
     model = monotone_model().with_fields(num_steps=10)
     with pytest.raises(ValueError, match="needs continuous time, num_steps=None"):

@@ -89,7 +89,7 @@ def draw(
         return Draws(terms, t, weight, None, u)
     vdm = cast(VDM, bound)
     level = timestep.noise_level(t, vdm.gamma, vdm.num_steps)
-    x, eps = loss.to_data(images, vdm.levels), loss.noise(keys, vdm.event_shape)
+    x, eps = loss.to_data(images, vdm.levels, vdm.mask), loss.noise(keys, vdm.event_shape)
     controls = by.linear.controls(x, eps, level.gamma_t)
     return Draws(terms, t, weight, 0.5 * level.weight[:, None] * controls, u)
 

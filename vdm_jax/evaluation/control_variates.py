@@ -61,6 +61,8 @@ class Linear(NamedTuple):
 
         x are data [batch, *event] of any scale and distribution, eps standard-normal noise.
         """
+        if gamma_t.ndim > 1:
+            raise ValueError("control variates need one schedule, not one of each feature.")
         # A rotation that was rounded, as an accelerator does by default, would keep no expectation.
         x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
         e = jnp.matmul(eps, self.basis, precision="highest")

@@ -35,6 +35,8 @@ def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> Schedu
     """Returns the values at times `t`, as a function of the schedule's parameters."""
     gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+    if slope.ndim > 1:
+        raise ValueError("minimising the variance needs one schedule, not one of each feature.")
     return ScheduleValues(gamma_t, slope, *gamma(jnp.array([0.0, 1.0], t.dtype)))
 
 
@@ -52,15 +54,17 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
             raise ValueError("minimising the variance needs continuous time, num_steps=None.")
         images = model.data(batch["images"])
         eps_0, eps, t = loss.draw(key_elbo, images.shape, vdm.timesteps)
-        x = loss.to_data(images, vdm.levels)
+        x = loss.to_data(images, vdm.levels, vdm.mask)
 
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
             denoise = cast(VDM, model.bind_batch(bound_params, batch, key_dropout)).denoise
+            gamma = lambda s: at.gamma_t + at.slope * (s - t)  # noqa: E731  # at t the same
+            rest = None, vdm.kind, vdm.reverse_var, vdm.mask
             terms = loss.ElboTerms(
-                loss.reconstruction(images, eps_0, at.gamma_0, vdm.levels),
-                loss.prior(x, at.gamma_1),
-                loss.diffusion_at(x, eps, at.gamma_t, at.slope, denoise, vdm.kind, vdm.reverse_var),
+                loss.reconstruction(images, eps_0, at.gamma_0, vdm.levels, vdm.mask),
+                loss.prior(x, at.gamma_1, vdm.mask),
+                loss.diffusion(x, eps, t, denoise, gamma, *rest),
             )
             return unit(vdm).of(terms.total.mean(), vdm.event_shape), terms
 
