@@ -110,14 +110,14 @@ def fit_number(data: Sets, steps: int) -> Callable[[ArrayLike], Categorical]:
     return partial(of, params)
 
 
-class Fitted(NamedTuple):
+class SetModel(NamedTuple):
     """A trained model of sets: theta and mask -> model of the points, theta -> their number."""
 
     points: Callable[[ArrayLike, ArrayLike], VDM]
     number: Callable[[ArrayLike], Categorical]
 
 
-def train(name: str, workdir: Path, scale: float) -> Fitted:
+def train(name: str, workdir: Path, scale: float) -> SetModel:
     """Returns the model of a name, trained below `workdir` or read from there."""
     data, steps = make_sets(name, TRAIN, seed=0), max(round(STEPS * scale), 10)
     model = make_model(point_sets.MOST[name])
@@ -128,10 +128,10 @@ def train(name: str, workdir: Path, scale: float) -> Fitted:
         batch_size=256, ema_rate=0.99,
     )  # fmt: skip
     bind = partial(model.bind, fitted.params)
-    return Fitted(lambda theta, mask: bind(theta, mask=mask), fit_number(data, steps))
+    return SetModel(lambda theta, mask: bind(theta, mask=mask), fit_number(data, steps))
 
 
-def measure(name: str, fitted: Fitted) -> dict[str, Any]:
+def measure(name: str, fitted: SetModel) -> dict[str, Any]:
     """Returns all that is compared with the truth of the sets of a name."""
     test, key = make_sets(name, TEST, 1), jax.random.key(3)
     of_number, of_points = test.log_probs(test.theta)
@@ -158,7 +158,7 @@ def _mean(values: np.ndarray, of: np.ndarray) -> dict[str, float]:
     return {"mean": float(mean), "error": float(error)}
 
 
-def log_points(fitted: Fitted, sets: Sets, by: str) -> np.ndarray:
+def log_points(fitted: SetModel, sets: Sets, by: str) -> np.ndarray:
     """Returns the model's log p(x_1, ..., x_N | N, theta), [sets]."""
     vdm, one = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32)
     return _profile(lambda _: vdm, sets, one, by).log_prob[0]  # each set has its own theta
@@ -170,7 +170,7 @@ def exact(sets: Sets, grid: np.ndarray) -> np.ndarray:
 
 
 def log_likelihoods(
-    fitted: Fitted, sets: Sets, grid: np.ndarray, by: str, reference: int = 0
+    fitted: SetModel, sets: Sets, grid: np.ndarray, by: str, reference: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's log p(set | theta) less that at the reference, and its standard error."""
     grid = grid.astype(np.float32)
@@ -201,20 +201,15 @@ def posterior(log_prob: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.n
     return rank, np.log(p[cell, places] * cells / 2.0)
 
 
-def two_samples(name: str, fitted: Fitted, key: Key) -> dict[str, float]:
+def two_samples(name: str, fitted: SetModel, key: Key) -> dict[str, float]:
     """Returns p values of permutation tests: (theta, N, points) of the data and of the model."""
     data, other = make_sets(name, SAMPLES, 4), make_sets(name, SAMPLES, 5)
     number = fitted.number(other.theta).sample(key)
     mask = (np.arange(other.x.shape[1]) < np.asarray(number)[:, None])[..., None]
     x = np.asarray(fitted.points(other.theta, mask).sample(key, SAMPLES, 200))
     of_data, of_model = _features(data.theta, data.x, data.mask), _features(other.theta, x, mask)
-    scales = np.asarray(sample_distances.median_distance(of_data)) * [0.5, 1.0, 2.0]
-    along = sample_distances.directions(key, 100, of_data.shape[1])
     found = {}
-    for test, distance in (
-        ("mmd", partial(sample_distances.mmd, scales=scales)),
-        ("sliced_wasserstein", partial(sample_distances.sliced_wasserstein, along=along)),
-    ):
+    for test, distance in sample_distances.compiled(of_data).items():
         mixed = sample_distances.permuted(key, of_data, of_model, distance, PERMUTED)
         larger = np.sum(np.asarray(mixed) >= float(distance(of_data, of_model)))
         found[test] = float((1 + larger) / (1 + PERMUTED))
@@ -229,7 +224,7 @@ def _features(theta: np.ndarray, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def draw(file: Path, fitted: dict[str, Fitted], found: list[dict[str, Any]]) -> None:
+def draw(file: Path, fitted: dict[str, SetModel], found: list[dict[str, Any]]) -> None:
     """Draws, for each name, the profile of several sets together, and the ranks of theta."""
     grid, middle = np.linspace(-0.6, 1.0, 9), 4
     title, shape = "Sets of points with a known density", (len(found), 2)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import schedule
+from vdm_jax import VDM, schedule
 from vdm_jax.nn.sets import SetTransformer
 
 ENDS = {"gamma_min": -6.0, "gamma_max": 4.0}
@@ -48,6 +48,11 @@ def test_the_prediction_is_equivariant_and_padding_changes_nothing(options):
         np.testing.assert_array_equal(apply(filled, mask=THERE[..., None]), plain)
         slope = jax.grad(lambda z: jnp.sum(apply(z, mask=THERE) ** 2))(filled)
         assert np.all(np.asarray(slope)[~THERE] == 0.0) and np.isfinite(slope).all()
+    whole = np.array([1, 0, 1, 1])[:, None]  # sets that are there or not
+    each = apply(Z, mask=np.repeat(whole, 5, axis=1))
+    np.testing.assert_array_equal(apply(Z, mask=whole[..., None]), each)
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 5, 2\); wanted one number for each"):
+        apply(Z, mask=np.ones((4, 5, 2)))
     # The second set by itself, without padding.
     (alone,) = apply(Z[1:2][:, THERE[1]], GAMMA[1:2], jax.tree.map(lambda x: x[1:2], THETA))
     np.testing.assert_allclose(alone, plain[1][THERE[1]], atol=1e-5)
@@ -83,6 +88,28 @@ def test_a_centred_prediction_has_mean_zero_and_ignores_translations(head):
     np.testing.assert_allclose(np.sum(plain, axis=1), 0.0, atol=1e-5)
     moved = Z + np.float32([[[2.0, -1.0]]])
     np.testing.assert_allclose(apply(moved, mask=THERE), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("head", "gamma"), [("eps", 4.0), ("v", -6.0)])
+def test_the_bound_of_the_centre_of_mass_of_a_centred_model(head, gamma):
+    """A point alone is its centre: below log N(x; 0, 1 + e^gamma) by sigmoid(gamma) / 2."""
+    denoise = lambda z_t, gamma_t: jnp.zeros_like(z_t)  # noqa: E731
+    np.testing.assert_allclose(applied(centred=True, head=head)(Z[:, :1]), 0.0, atol=1e-6)
+    vdm = VDM(denoise, schedule.linear(-6.0, 4.0), (1, 2), None, head)
+    nats = vdm.elbo(jax.random.key(0), jnp.full((40_000, 1, 2), 0.7)).total / 2
+    var = 1.0 + np.exp(gamma)
+    want = 0.5 * (np.log(2 * np.pi * var) + 0.7**2 / var + jax.nn.sigmoid(gamma))
+    error = nats.std() / len(nats) ** 0.5
+    assert abs(nats.mean() - want) < 4 * error < 0.11
+
+
+def test_the_density_of_a_periodic_model_is_one_on_the_whole_space():
+    """Of v = 0, which has every period, it is N(0, 1 + e^gamma_0)."""
+    vdm = VDM(lambda z_t, gamma_t: 0.0 * z_t, schedule.linear(-9.0, 6.0), (1,), None, "v")
+    x = 3.5 * (np.arange(100.0)[:, None] + 0.5) / 100
+    for start, nats in ((-1.75, 1.429), (0.0, 2.961)):  # of 3.5 values: log(3.5) = 1.253
+        found = -vdm.log_prob(jax.random.key(0), x + start, trace="exact", rtol=1e-4, atol=1e-4)
+        assert abs(found.mean() - nats) < 5e-3
 
 
 @pytest.mark.parametrize("head", ["eps", "v"])

@@ -11,6 +11,7 @@ import pytest
 from toy import assert_equal
 
 from vdm_jax import VDM, schedule
+from vdm_jax.data.examples import check_values, examples
 from vdm_jax.train import fit, progress
 from vdm_jax.train.model import Model
 
@@ -143,6 +144,19 @@ def test_a_condition_is_dropped_as_a_whole_and_only_in_training():
     np.testing.assert_array_equal(dropped["a"], np.stack([dropped["b"]] * 2, axis=1))
     assert abs(dropped["b"].mean() - 0.7) < 4 * np.sqrt(0.21 / 1000)
     assert model.bind(None, condition, None) is condition
+    assert model.bind(None) is None  # as is asked for the schedule alone
+
+
+def test_samples_are_one_for_each_row_of_a_condition_of_several_arrays():
+    condition = {"a": jnp.arange(5.0)[:, None], "b": {"c": jnp.zeros((5, 2))}}
+    found = shifted().sample({"b": jnp.ones(2)}, jax.random.key(0), condition, 3)
+    np.testing.assert_allclose(found, np.arange(1.0, 6.0)[:, None] * [1, 1], atol=0.2)
+
+
+def test_lists_are_arrays():
+    given = {"x": [[1.0, 2.0], [3.0, 4.0]], "mask": [[1, 0], [1, 1]]}
+    found = examples(given, "data")
+    np.testing.assert_array_equal(found["images"], [[1, 0], [3, 4]])
 
 
 REFUSED = {
@@ -158,6 +172,9 @@ REFUSED = {
     "an example of test is {'images': 'float32 [1, 2]'}, but one of data": {"test": X[:5, :2]},
     "data: mask is float32 [2000], x float32 [2000, 8]; wanted the axes of x": {
         "data": {"x": X, "mask": np.ones(2000)}
+    },
+    "data: int64 [2] holds integers that int32 can't; wanted smaller ones": {
+        "data": {"x": X[:2], "condition": {"theta": np.array([3, 2**32 + 3])}}
     },
     "data: mask holds [0.5]; wanted 1 for what is there": {
         "data": {"x": X, "mask": np.full((2000, 1), 0.5)}
@@ -179,9 +196,15 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_written(tmp_path, 
     assert not (tmp_path / "w").exists()
 
 
-def test_integers_out_of_their_levels_are_refused():
-    with pytest.raises(ValueError, match=r"x holds -2 to 1; wanted integers in \[0, 4\)"):
+def test_integers_out_of_their_levels_are_refused_feature_by_feature():
+    with pytest.raises(ValueError, match=r"x holds \[-\d\]; wanted integers in \[0, 4\)"):
         fit(linear(levels=4), np.clip(2 * X, -2, 1).astype(int), ADAM, 5)
+    mask = np.array([[[1], [1]], [[1], [0]]])
+    for odd in (0.4, 7.0, -1.0):
+        x = np.array([[[0.3, 4.0], [9.9, 0.0]], [[-0.7, 2.0], [0.2, odd]]])
+        check_values(examples({"x": x, "mask": mask}, "data"), (2, 2), (None, 5), "data")
+        with pytest.raises(ValueError, match=r"feature 1 of x holds .*; wanted .* in \[0, 5\)"):
+            fit(linear((2, 2), (None, 5)), x, ADAM, 5)
 
 
 def test_another_fit_than_that_of_the_folder_is_refused_by_name(tmp_path):

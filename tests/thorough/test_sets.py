@@ -66,7 +66,7 @@ def known(shift=0.0):
         clipped = np.clip(np.asarray(theta, np.float64) + shift, -1.0, 1.0)
         return Categorical(jnp.asarray(point_sets.number_log_prob("mixture", clipped)))
 
-    return sets.Fitted(points, number)
+    return sets.SetModel(points, number)
 
 
 @pytest.fixture

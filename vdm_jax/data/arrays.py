@@ -1,7 +1,6 @@
 """The user's own images, from an .npz file."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +39,7 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
             as_images(extra.pop(key), levels, f"array {key!r} in {path}")
             for key in ("train", "test")
         )
-        if train.shape[1:] != test.shape[1:]:
-            said = f"are {train.shape[1:]} but those of 'test' {test.shape[1:]}"
-            raise UserError(f"images of 'train' in {path} {said}; give both the same shape")
-        extra, classes = _checked(extra, {"train": len(train), "test": len(test)}, path)
+        extra, classes = _checked(extra, {"train": train, "test": test}, path)
         decoded_cache.write(folder, train, test, levels, extra, [*map(str, range(classes))])
     return decoded_cache.read(folder, f"arrays:{path.name}")
 
@@ -62,17 +58,17 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _checked(
-    extra: Mapping[str, np.ndarray], counts: Mapping[str, int], path: Path
+    extra: dict[str, np.ndarray], images: dict[str, np.ndarray], path: Path
 ) -> tuple[dict[str, np.ndarray], int]:
     """Returns what else there is of each image, conditions as float32 [n, k], and the classes.
 
-    Raises UserError unless each image has one of each.
+    Raises UserError unless each image has one of each, of one shape in both parts.
     """
     found, classes = dict(extra), 0
     for key, values in extra.items():
         part, kind = key.split("_")
-        if values.shape[: 1 if kind == "condition" else None] != (counts[part],):
-            wanted = f"a {kind} for each image of {part!r}, ({counts[part]},)"
+        if values.shape[: 1 if kind == "condition" else None] != (count := len(images[part]),):
+            wanted = f"a {kind} for each image of {part!r}, ({count},)"
             raise UserError(f"'{key}' in {path} has shape {values.shape}; wanted {wanted}")
         if kind == "label":
             hint = "number the classes from 0 on (np.unique(labels, return_inverse=True))"
@@ -80,14 +76,11 @@ def _checked(
             classes = max(classes, 1 + int(values.max()))
         if kind == "condition":
             found[key] = as_conditions(values, f"'{key}' in {path}")
-    for kind in ("label", "condition"):
-        names = f"train_{kind}", f"test_{kind}"
-        there = [extra[name] for name in names if name in extra]
-        if len(there) == 1:
-            said = f"has but one of {names[0]!r} and {names[1]!r}"
-            raise UserError(f"{path} {said}; give both or none")
-        shapes = [values.shape[1:] for values in there]
-        if there and shapes[0] != shapes[1]:
-            said = f"is {shapes[0]} for each image, but {names[1]!r} {shapes[1]}"
-            raise UserError(f"{names[0]!r} in {path} {said}; give both the same shape")
+    every = extra | images
+    for kind in ("", "_label", "_condition"):
+        names = [name for name in (f"train{kind}", f"test{kind}") if name in every]
+        shapes = {name: every[name].shape[1:] for name in names}
+        if len(names) == 1 or len({*shapes.values()}) > 1:
+            wanted = f"give 'train{kind}' and 'test{kind}' of one shape, or none"
+            raise UserError(f"{path} has for each image {shapes}; {wanted}")
     return found, classes

@@ -18,10 +18,12 @@ def examples(given: Any, what: str) -> Examples:
 
     Padding becomes 0, and numbers of 64 bits become those of 32 unless JAX computes with 64. Raises
     ValueError, which calls the examples `what`, for other names or lengths, numbers that aren't
-    finite, and a mask that doesn't fit x or has other values than 0 and 1.
+    finite or need 64 bits, and a mask that doesn't fit x or has other values than 0 and 1.
     """
     named = dict(given) if isinstance(given, Mapping) else {"x": given}
-    named = jax.tree.map(_array, {name: of for name, of in named.items() if of is not None})
+    named = {name: of for name, of in named.items() if of is not None}
+    named |= {name: np.asarray(named[name]) for name in ("x", "mask") if name in named}
+    named = jax.tree.map(lambda leaf: _array(leaf, what), named)
     wanted = "x and, if there are any, condition and mask"
     _require({"x"} <= named.keys() <= NAMES.keys(), f"{what} has {[*named]}; wanted {wanted}.")
     x, mask = named["x"], named.get("mask")
@@ -46,23 +48,34 @@ def _require(good: Any, said: str) -> None:
         raise ValueError(said)
 
 
-def _array(leaf: Any) -> np.ndarray:
+def _array(leaf: Any, what: str) -> np.ndarray:
     array = np.asarray(leaf)  # np.memmap -> a plain view: much cheaper to index
     numbers = array.dtype.kind in "biuf"
     dtype = jax.dtypes.canonicalize_dtype(array.dtype) if numbers else array.dtype
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype, copy=False)
+    same = found is array or array.dtype.kind == "f" or np.array_equal(found, array)
+    _require(same, f"{what}: {form(array)} holds integers that {dtype} can't; wanted smaller ones.")
+    return found
 
 
 def check_values(of: Examples, event_shape: tuple[int, ...], levels: Any, what: str) -> None:
-    """Raises ValueError unless x is of the model's event: integers in [0, levels), or floats."""
+    """Raises ValueError unless x is of the model's event: integers in [0, levels), or floats.
+
+    Features of several kinds, `levels` as a tuple, are floats: whole ones where there are levels.
+    """
     x, shape = of["images"], tuple(event_shape)
     _require(x.shape[1:] == shape, f"{what}: x is {form(x)}, the model's event {shape}.")
     fits = isinstance(levels, int) == (x.dtype.kind in "iu")
     wanted = "integers for a number of levels, else floats"
     _require(fits, f"{what}: x is {form(x)}, levels={levels}; wanted {wanted}.")
-    if isinstance(levels, int):
-        within, ends = x.min() >= 0 and x.max() < levels, f"{x.min()} to {x.max()}"
-        _require(within, f"{what}: x holds {ends}; wanted integers in [0, {levels}).")
+    features = zip(range(x.shape[-1]), levels, strict=False) if isinstance(levels, tuple) else ()
+    parts = [(f"feature {i} of x", x[..., i], level) for i, level in features]
+    for name, part, level in parts or [("x", x, levels)]:
+        if level is not None:  # the padding is 0
+            odd = part[(part < 0) | (part >= level) | (part % 1 != 0)]
+            wanted = f"integers in [0, {level})"
+            _require(not odd.size, f"{what}: {name} holds {odd[:1]}; wanted {wanted}.")
 
 
 def check_alike(data: Examples, test: Examples) -> None:

@@ -238,11 +238,13 @@ def profile(
       reference: index in the grid; by default that of each example's best theta.
       solver: fields of `vdm_jax.ode.Solver`, for the ODE.
 
-    Raises ValueError where log p is not finite.
+    Raises ValueError for a reference that isn't in the grid, and where log p is not finite.
     """
     checks.choice(by, "by", get_args(By))
     repeats, times = draws
     checks.count(repeats, "the number of repeats", least=2)
+    if reference is not None:
+        checks.count(reference, "reference", 0, len(jax.tree.leaves(grid)[0]) - 1)
     keys, data = jax.random.split(key, repeats), jnp.asarray(x)
 
     def at(theta: Any) -> jax.Array:

@@ -6,6 +6,7 @@ left to chance which of them are x (`permuted`).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 from vdm_jax.types import Key, Tensor
 
 DISTANCES = ("mmd", "sliced_wasserstein")
+DIRECTIONS = 256
 
 
 def median_distance(x: ArrayLike) -> Tensor:
@@ -79,6 +81,14 @@ def directions(key: Key, num: int, size: int) -> Tensor:
     """Returns `num` independent unit vectors, uniform on the sphere: [num, size]."""
     normal = jax.random.normal(key, (num, size))
     return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
+
+
+def compiled(held_out: ArrayLike) -> dict[str, Callable[[ArrayLike, ArrayLike], Tensor]]:
+    """Returns the distances by name, with scales and directions that suit held-out points."""
+    scales = float(median_distance(held_out)) * np.array([0.5, 1.0, 2.0], np.float32)
+    along = directions(jax.random.key(0), DIRECTIONS, np.size(held_out) // np.shape(held_out)[0])
+    of = partial(mmd, scales=scales), partial(sliced_wasserstein, along=along)
+    return dict(zip(DISTANCES, map(jax.jit, of), strict=True))
 
 
 def permuted(

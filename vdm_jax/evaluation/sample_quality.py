@@ -25,7 +25,6 @@ from vdm_jax.train.progress import Bar
 from vdm_jax.types import Images, Key, Tensor
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
-DIRECTIONS = 256
 PERMUTATIONS = 50
 COLUMNS = 10  # of a path
 
@@ -146,14 +145,8 @@ class _Measure:
 
     def __init__(self, held_out: np.ndarray, levels: int):
         self.scale = max(levels - 1, 1)
-        points = self.held_out = np.asarray(held_out, np.float32) / self.scale
-        scales = float(sample_distances.median_distance(points)) * np.array([0.5, 1, 2], np.float32)
-        along = sample_distances.directions(jax.random.key(0), DIRECTIONS, points[0].size)
-        by_name = {
-            "mmd": lambda x, y: sample_distances.mmd(x, y, scales),
-            "sliced_wasserstein": lambda x, y: sample_distances.sliced_wasserstein(x, y, along),
-        }
-        self.by_name = {name: jax.jit(of) for name, of in by_name.items()}
+        self.held_out = np.asarray(held_out, np.float32) / self.scale
+        self.by_name = sample_distances.compiled(self.held_out)
 
     def __call__(self, images: np.ndarray, chance: Key | None = None) -> dict[str, np.ndarray]:
         """Returns each distance of images; given a key, those of random partitions instead."""

@@ -12,9 +12,7 @@ from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
 from vdm_jax.types import Kind, PerExample, Tensor
 
-_WAVES = (
-    8  # sines and cosines of gamma, of few turns: a differential equation can be solved with it
-)
+_WAVES = 8  # sines and cosines of gamma, of few turns, so that an ODE can be solved with it
 _HARMONICS = 3  # of a periodic position
 
 
@@ -33,12 +31,14 @@ class SetTransformer(nn.Module):
       dropout: rate inside the blocks; needs `deterministic=False` and an rng named "dropout".
       head: kind of the prediction.
       periodic: period of the points x on a torus, hence alpha_t times this of z_t, which is seen
-        through sines and cosines alone. The prediction, which must be of v, is periodic: with
-        eps_hat = sigma_t z_t + alpha_t v_hat the model still ends at N(0, I). Best with a period
-        of about 3.5, which gives uniform coordinates the variance 1.
+        through sines and cosines alone. The prediction, which must be of v, is periodic, the
+        model's density is not: it is one on R^d, of which the torus has the sum over all shifts by
+        periods. Give positions in [-period / 2, period / 2), and a period of about 3.5, for which
+        uniform coordinates have the variance 1.
       centred: takes the centre of mass of the points that are there out of z_t and out of the
-        prediction, which is then invariant to translations. Each coordinate of the points' sum over
-        sqrt(n) has the density N(0, 1 + exp(gamma)), with gamma_1 for "eps" and gamma_0 for "v".
+        prediction, which is then invariant to translations. By the ODE each coordinate of the
+        points' sum over sqrt(n) has the density N(0, 1 + exp(gamma)), with gamma = gamma_1 for
+        "eps" and gamma_0 for "v"; the bound is sigmoid(gamma) / 2 nats below its logarithm.
     """
 
     gamma_min: float
@@ -63,14 +63,19 @@ class SetTransformer(nn.Module):
         """Returns the prediction [batch, n, d], 0 where the mask is.
 
         z_t is [batch, n, d], gamma_t [batch]; `conditioning` is any pytree of arrays [batch, ...];
-        `mask` is [batch, n, 1] or [batch, n], 1 where there is a point: what z_t holds elsewhere
-        changes nothing. Raises ValueError for a periodic head other than "v", or a centred one.
+        `mask` is [batch, n], or broadcasts to [batch, n, 1], 1 where there is a point: what z_t
+        holds elsewhere changes nothing. Raises ValueError for a mask of single coordinates, and
+        for a periodic head other than "v", or a centred one.
         """
         if self.periodic is not None and (self.head != "v" or self.centred):
             got = f"head={self.head!r} and centred={self.centred}"
             raise ValueError(f"a periodic set needs head='v' and no centre of mass, got {got}.")
         batch, n, d = z_t.shape
-        there = jnp.ones((1, n, 1), bool) if mask is None else mask.reshape(-1, n, 1) != 0
+        there = jnp.ones((1, n, 1), bool) if mask is None else jnp.asarray(mask) != 0
+        there = there[..., None] if there.ndim == 2 else there
+        if there.ndim != 3 or there.shape[2] != 1:
+            wanted = "one number for each point, [batch, n, 1] or [batch, n]"
+            raise ValueError(f"mask has shape {jnp.shape(mask)}; wanted {wanted}.")
         there = jnp.broadcast_to(there, (batch, n, 1))
         z = self._centre(jnp.where(there, z_t, 0.0), there)
         context = self._context(gamma_t, conditioning, there)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -15,10 +15,11 @@ from vdm_jax import data
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.evaluation.bound import Draws, Evaluation
 from vdm_jax.evaluation.sample_quality import conditioning_of
-from vdm_jax.evaluation.subject import Subject
+from vdm_jax.evaluation.subject import Batches, Subject
 from vdm_jax.train import loop, memory, optimizer, plots, sharding, step
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop
 from vdm_jax.train.model import Model
 from vdm_jax.train.progress import Bar
@@ -101,25 +102,50 @@ def chunks(config: ConfigDict, images: ImageData) -> Callable[[int], Any]:
     return lambda start: data.stacked(batches, start, calls)
 
 
+def first_state(
+    model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh,
+    checkpoints: Checkpoints | None,
+) -> TrainState:  # fmt: skip
+    """Returns the state of the newest checkpoint, or a new one."""
+    if checkpoints is None or checkpoints.latest_step() is None:
+        return step.start(model, optimizer, key, mesh)
+    state = checkpoints.restore(step.abstract_state(model, optimizer, mesh))
+    print(f"going on from step {int(state.step)}")
+    return state
+
+
+def drawer(
+    model: Model, batches: Batches, calls: int, mesh: Mesh, stop: Stop, key: jax.Array
+) -> Callable[[TrainState, int], Draws]:
+    """Returns the function (state, repeats) -> draws of the bound on the batches, `calls` many."""
+    eval_step = evaluation.make_eval_step(model, mesh)
+
+    def checked() -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in batches():
+            stop.check()
+            yield batch
+
+    def draw(state: TrainState, repeats: int) -> Draws:
+        with Bar("evaluating", repeats * calls) as bar:
+            call, params = bar.counted(eval_step), state.ema_params
+            return cast(Draws, evaluation.collect(call, params, checked, mesh, key, repeats))
+
+    return draw
+
+
 def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, bool], Evaluation]:
     """Returns the function (state, whether it is the last time) -> the bound on the test set."""
     config, images, mesh, model, *_, stop = experiment
-    c, eval_step = config.eval, evaluation.make_eval_step(model, mesh)
+    c = config.eval
     subject = Subject(model, None, images, c.batch_size, mesh)
-
-    def checked() -> Iterator[Mapping[str, np.ndarray]]:
-        for batch in subject.batches()():
-            stop.check()
-            yield batch
+    draw = drawer(model, subject.batches(), subject.calls(1), mesh, stop, key)
 
     def evaluate(state: TrainState, last: bool) -> Evaluation:
         with _lower("evaluation", "eval.batch_size", c.batch_size, state):
             repeats = c.final_repeats if last else c.repeats
             if last:
                 print(f"final evaluation: {len(images.test)} images, {repeats} draws each")
-            with Bar("evaluating", subject.calls(repeats)) as bar:
-                call = bar.counted(eval_step)
-                draws = evaluation.collect(call, state.ema_params, checked, mesh, key, repeats)
+            draws = draw(state, repeats)
             return evaluation.summarise(draws, model.bind(state.ema_params), subject.groups)
 
     return evaluate

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,11 @@ from vdm_jax.data import eval_batches, stacked, train_batches
 from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, lock
+from vdm_jax.run import build, experiment, lock
 from vdm_jax.train import loop, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
-from vdm_jax.train.model import Bound, Model, Params
-from vdm_jax.train.progress import Bar
+from vdm_jax.train.model import Model, Params
 from vdm_jax.train.step import TrainState
 
 DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
@@ -88,7 +87,14 @@ def fit(
         held_out = examples(test, "test")
         check_alike(train, held_out)
         check_values(held_out, facts.event_shape, levels, "test")
-        evaluate = _evaluator(model, facts, held_out, batching, mesh, stop, keys[2])
+        batches = functools.partial(eval_batches, held_out, **batching)
+        calls = -(-len(held_out["images"]) // given.batch_size)
+        draw = experiment.drawer(model, batches, calls, mesh, stop, keys[2])
+
+        def evaluate(state: TrainState, last: bool) -> Evaluation:
+            draws = draw(state, LAST_DRAWS if last else DRAWS)
+            return evaluation.summarise(draws, facts, mask=held_out.get("mask"))
+
     dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
     stream = train_batches(train, seed=given.seed, **batching)
@@ -97,7 +103,10 @@ def fit(
     calls = plan, step.make_step(training, mesh), keys[1], functools.partial(stacked, stream)
     try:
         with _opened(workdir, given, train) as (folder, checkpoints):
-            state = _first_state(training, steps, checkpoints, keys[0], mesh)
+            if checkpoints and steps < (newest := checkpoints.latest_step() or 0):
+                said = f"workdir holds a run that is at step {newest}"
+                raise ValueError(f"steps is {steps}, but {said}.")
+            state = experiment.first_state(model, optimizer, keys[0], mesh, checkpoints)
             run = loop.Run(*calls, evaluate, None, checkpoints, folder, mesh, stop)
             state, result = loop.train(run, state)
     except Stopped as stopped:  # its state is saved: the signal does what it does without us
@@ -134,40 +143,3 @@ def _opened(
         checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
         with checkpoints.full_disk(), checkpoints:
             yield folder, checkpoints
-
-
-def _first_state(
-    of: step.Training, steps: int, checkpoints: Checkpoints | None, key: jax.Array, mesh: Mesh
-) -> TrainState:
-    """Returns the state of the newest checkpoint, or a new one."""
-    newest = checkpoints.latest_step() if checkpoints else None
-    if checkpoints is None or newest is None:
-        return step.start(of.model, of.optimizer, key, mesh)
-    if newest > steps:
-        raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {newest}.")
-    state = checkpoints.restore(step.abstract_state(of.model, of.optimizer, mesh))
-    print(f"going on from step {newest}")
-    return state
-
-
-def _evaluator(
-    model: Model, facts: Bound, test: Examples, batching: dict[str, Any], mesh: Mesh, stop: Stop,
-    key: jax.Array,
-) -> Callable[[TrainState, bool], Evaluation]:  # fmt: skip
-    """Returns the function (state, whether it is the last time) -> the bound on `test`."""
-    eval_step = evaluation.make_eval_step(model, mesh)
-    calls = -(-len(test["images"]) // batching["batch_size"])
-
-    def batches() -> Iterator[Mapping[str, Any]]:
-        for batch in eval_batches(test, **batching):
-            stop.check()
-            yield batch
-
-    def evaluate(state: TrainState, last: bool) -> Evaluation:
-        repeats = LAST_DRAWS if last else DRAWS
-        with Bar("evaluating", repeats * calls) as bar:
-            call = bar.counted(eval_step)
-            draws = evaluation.collect(call, state.ema_params, batches, mesh, key, repeats)
-        return evaluation.summarise(draws, facts, mask=test.get("mask"))
-
-    return evaluate

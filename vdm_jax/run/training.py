@@ -90,7 +90,11 @@ def _train(of: Experiment, options: Options) -> Evaluation:
                 learned = _learned(options.init_from, template.params, of.mesh)
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
-            state = _first_state(of, checkpoints, template, options)
+            init = experiment.keys_of(config)["init"]
+            state = experiment.first_state(of.model, of.optimizer, init, of.mesh, checkpoints)
+            if options.allow_config_change or int(state.skipped) >= config.train.max_skipped:
+                # Steps that other settings could not do don't count against these.
+                state = state._replace(skipped=0 * state.skipped)
             if learned is not None:
                 state = state._replace(params=learned, ema_params=jax.tree.map(jnp.copy, learned))
             if jax.process_index() == 0:
@@ -147,20 +151,6 @@ def _watched(workdir: Path, timeout: float | None) -> Callable[[], Any]:
         return contextlib.nullcontext
     file, folder = workdir / f"hang-{jax.process_index()}.txt", workdir / "checkpoints"
     return Watchdog(timeout, file, lambda: f"the same command {_again(folder)}").watched
-
-
-def _first_state(
-    of: Experiment, checkpoints: Checkpoints, template: TrainState, options: Options
-) -> TrainState:
-    """Returns the state of the newest checkpoint, or a new one."""
-    if checkpoints.latest_step() is None:
-        return step.start(of.model, of.optimizer, experiment.keys_of(of.config)["init"], of.mesh)
-    state = checkpoints.restore(template)
-    print(f"going on from step {int(state.step)}")
-    if options.allow_config_change or int(state.skipped) >= of.config.train.max_skipped:
-        # Steps that other settings could not do don't count against these.
-        state = state._replace(skipped=0 * state.skipped)
-    return state
 
 
 def _learned(init_from: str, expected: Params, mesh: Mesh) -> Params:

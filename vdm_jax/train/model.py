@@ -78,15 +78,16 @@ class Model(NamedTuple):
     def dropping(self, rate: float) -> "Model":
         """Returns the model that in training sees zeros for a condition with probability `rate`."""
 
-        def bind(params: Params, condition: Any, dropout: Key | None, **given: Any) -> Any:
+        def bind(
+            params: Params, conditioning: Any = None, dropout: Key | None = None, **given: Any
+        ) -> Any:
             if dropout is not None:
                 dropout, key = jax.random.split(dropout)
-                rows = len(jax.tree.leaves(condition)[0])
+                rows = len(jax.tree.leaves(conditioning)[0])
                 kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
-                condition = jax.tree.map(
-                    lambda leaf: (leaf.T * kept).T.astype(leaf.dtype), condition
-                )
-            return self.bind(params, condition, dropout, **given)
+                drop = lambda leaf: (leaf.T * kept).T.astype(leaf.dtype)  # noqa: E731
+                conditioning = jax.tree.map(drop, conditioning)
+            return self.bind(params, conditioning, dropout, **given)
 
         return self._replace(bind=bind)
 
@@ -101,9 +102,9 @@ class Model(NamedTuple):
         """Returns the images of a batch as the bound takes them."""
         return images if self.pixel_levels is None else loss.to_data(images, self.pixel_levels)
 
-    def sample(self, params: Params, key: Key, conditioning: Tensor, num_steps: int) -> Images:
+    def sample(self, params: Params, key: Key, conditioning: Any, num_steps: int) -> Images:
         """Returns one sample for each row of `conditioning`, of data as in a batch."""
         bound = self.bind(params, conditioning)
         if self.pixel_levels is not None:
             bound = bound._replace(levels=self.pixel_levels)
-        return bound.sample(key, len(conditioning), num_steps)
+        return bound.sample(key, len(jax.tree.leaves(conditioning)[0]), num_steps)
