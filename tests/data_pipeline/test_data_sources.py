@@ -75,7 +75,7 @@ def test_data_dir_from_the_environment_and_one_that_is_none(tmp_path, monkeypatc
     np.savez(tmp_path / "x.npz", train=np.zeros((2, 3, 3), int), test=np.zeros((1, 3, 3), int))
     monkeypatch.setenv("VDM_JAX_DATA", str(tmp_path / "elsewhere"))
     load("arrays", path=tmp_path / "x.npz")
-    assert list((tmp_path / "elsewhere" / "decoded").glob("arrays-*-levels256-*/train.npy"))
+    assert list((tmp_path / "elsewhere" / "decoded").glob("npz-*-levels256-*/train.npy"))
     (tmp_path / "file").write_text("not a folder")
     with one_clear_line("arrays can't be kept in data_dir=.*choose another data_dir"):
         load("arrays", path=tmp_path / "x.npz", data_dir=tmp_path / "file")

@@ -254,7 +254,7 @@ def test_dropout_acts_in_training_alone_and_fields_of_the_vdm_are_the_settings()
     model = make_model(c, SHAPE, LEVELS)
     params = disturbed(model)
     vdm = model.bind(params)
-    assert vdm[2:] == (SHAPE, LEVELS, "x", 7, "transition", "uniform")
+    assert vdm[2:] == (SHAPE, LEVELS, "x", 7, "transition", "uniform", None)
     np.testing.assert_allclose(vdm.gamma(jnp.array([0.0, 0.5, 1.0])), [-4.0, -0.5, 3.0], rtol=1e-6)
     z_t, gamma_t = jnp.ones((2, *SHAPE)), jnp.zeros(2)
     plain, *dropped = (
