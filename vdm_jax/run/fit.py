@@ -74,9 +74,8 @@ def fit(
 
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
-    checks.count(steps, "steps")
     given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
-    _check(given, mesh, train)
+    _check(given, steps, mesh, train)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
@@ -108,8 +107,9 @@ def fit(
     return Fitted(state.ema_params, result)
 
 
-def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
+def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> None:
     """Raises ValueError for a number out of its range."""
+    checks.count(steps, "steps")
     build.check_batch_size(of.batch_size, mesh, name="batch_size")
     checks.count(of.eval_every or 1, "eval_every")
     checks.count(of.checkpoint_every or 1, "checkpoint_every")
