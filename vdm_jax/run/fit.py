@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ from vdm_jax import checks, errors
 from vdm_jax.data import eval_batches, stacked, train_batches
 from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
-from vdm_jax.evaluation.bound import Evaluation
+from vdm_jax.evaluation.bound import Draws, Evaluation
 from vdm_jax.run import build, experiment, lock
 from vdm_jax.train import loop, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
-from vdm_jax.train.model import Model, Params
+from vdm_jax.train.model import Bound, Model, Params
 from vdm_jax.train.step import TrainState
 
 DRAWS, LAST_DRAWS = 4, 32  # of time and noise for each example of an evaluation
@@ -74,9 +74,8 @@ def fit(
 
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
-    checks.count(steps, "steps")
     given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
-    _check(given, mesh, train)
+    _check(given, steps, mesh, train)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
@@ -90,11 +89,7 @@ def fit(
         batches = functools.partial(eval_batches, held_out, **batching)
         calls = -(-len(held_out["images"]) // given.batch_size)
         draw = experiment.drawer(model, batches, calls, mesh, stop, keys[2])
-
-        def evaluate(state: TrainState, last: bool) -> Evaluation:
-            draws = draw(state, LAST_DRAWS if last else DRAWS)
-            return evaluation.summarise(draws, facts, mask=held_out.get("mask"))
-
+        evaluate = _evaluator(draw, facts, held_out.get("mask"))
     dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
     stream = train_batches(train, seed=given.seed, **batching)
@@ -102,10 +97,7 @@ def fit(
     plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
     calls = plan, step.make_step(training, mesh), keys[1], functools.partial(stacked, stream)
     try:
-        with _opened(workdir, given, train) as (folder, checkpoints):
-            if checkpoints and steps < (newest := checkpoints.latest_step() or 0):
-                said = f"workdir holds a run that is at step {newest}"
-                raise ValueError(f"steps is {steps}, but {said}.")
+        with _opened(workdir, given, train, steps) as (folder, checkpoints):
             state = experiment.first_state(model, optimizer, keys[0], mesh, checkpoints)
             run = loop.Run(*calls, evaluate, None, checkpoints, folder, mesh, stop)
             state, result = loop.train(run, state)
@@ -115,8 +107,9 @@ def fit(
     return Fitted(state.ema_params, result)
 
 
-def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
+def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> None:
     """Raises ValueError for a number out of its range."""
+    checks.count(steps, "steps")
     build.check_batch_size(of.batch_size, mesh, name="batch_size")
     checks.count(of.eval_every or 1, "eval_every")
     checks.count(of.checkpoint_every or 1, "checkpoint_every")
@@ -129,7 +122,7 @@ def _check(of: Settings, mesh: Mesh, train: Examples) -> None:
 
 @contextlib.contextmanager
 def _opened(
-    workdir: str | os.PathLike[str] | None, settings: Settings, train: Examples
+    workdir: str | os.PathLike[str] | None, settings: Settings, train: Examples, steps: int
 ) -> Iterator[tuple[Path | None, Checkpoints | None]]:
     """Opens the folder of a run and its checkpoints, which say what the state's path depends on."""
     if workdir is None:
@@ -142,4 +135,15 @@ def _opened(
         may_differ = ("eval_every", "checkpoint_every")
         checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
         with checkpoints.full_disk(), checkpoints:
+            if steps < (at := checkpoints.latest_step() or 0):
+                raise ValueError(f"steps is {steps}, but workdir holds a run that is at step {at}.")
             yield folder, checkpoints
+
+
+def _evaluator(
+    draw: Callable[[TrainState, int], Draws], facts: Bound, mask: Any
+) -> Callable[[TrainState, bool], Evaluation]:
+    """Returns the function (state, whether it is the last time) -> the bound on `test`."""
+    return lambda state, last: evaluation.summarise(
+        draw(state, LAST_DRAWS if last else DRAWS), facts, mask=mask
+    )
