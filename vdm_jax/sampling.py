@@ -13,8 +13,6 @@ d(z / alpha) = eps_hat d(sigma / alpha). Two ways to a better prediction make it
 * "heun": the mean of eps_hat at both ends of the step, two calls: Heun's method in sigma / alpha
   (Karras et al. 2022, algorithm 1; what it does in its last step, to sigma = 0, is done here in any
   step over which sigma / alpha falls more than tenfold: it is of first order).
-
-A step is one pure function of a `State`.
 """
 
 import math
@@ -68,15 +66,15 @@ def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | T
 
 
 class Guided:
-    """A guided model: all that its VDM has, but for a likelihood, as no density is known of it."""
+    """A guided model: all that its VDM has but for a likelihood, as no density is known of it."""
 
     def __init__(self, vdm: "VDM", scale: float) -> None:
         self.scale, self._vdm = scale, vdm
 
     def __getattr__(self, name: str) -> Any:
         if name in ("elbo", "elbo_given", "elbo_by_keys", "log_prob", "_replace"):
-            said = f"a model guided with scale {self.scale:g} has no likelihood"
-            raise ValueError(f"{said}: take {name} of the conditional model.")
+            said = f"take {name} of the conditional model"
+            raise ValueError(f"a model guided with scale {self.scale:g} has no likelihood: {said}.")
         return getattr(self._vdm, name)
 
 
@@ -84,7 +82,7 @@ def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
     """Returns the model to sample whose noise is (1 + scale) eps_conditional - scale eps_other.
 
     The other is `unconditional` (Ho & Salimans 2022, arXiv 2207.12598, eq. 6). A learned variance
-    is the conditional one. With a scale of 0 samples are those of `conditional`, bit for bit.
+    is the conditional one. With scale 0 samples are those of `conditional`, bit for bit.
     """
 
     def eps_of(vdm: "VDM", z_t: Tensor, gamma_t: Tensor) -> tuple[Tensor, Any]:
@@ -96,9 +94,8 @@ def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
         eps = (1.0 + scale) * eps - scale * eps_of(unconditional, z_t, gamma_t)[0]
         return (eps, share) if conditional.reverse_var == "learned" else eps
 
-    if scale == 0.0:
-        return Guided(conditional, scale)
-    return Guided(conditional._replace(denoise=denoise, kind="eps"), scale)
+    led = conditional._replace(denoise=denoise, kind="eps")
+    return Guided(led if scale else conditional, scale)
 
 
 def default_steps(vdm: "VDM") -> int:
@@ -116,10 +113,9 @@ def to_images(
     z_0 = jnp.asarray(z_0)
     gamma_0 = expand(gamma_0, z_0)
     if isinstance(levels, tuple):
-        found = []
-        for i, (level, z, gamma) in enumerate(mixed.parts(levels, z_0, gamma_0)):
-            own = None if key is None else jax.random.fold_in(key, i)
-            found.append(to_images(z, gamma, level, own))
+        parts = list(mixed.parts(levels, z_0, gamma_0))
+        keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))
+        found = (to_images(z, at, n, k) for (n, z, at), k in zip(parts, keys, strict=True))
         return mixed.joined(levels, found)
     x = z_0 / alpha(gamma_0)
     return x if levels is None else pixels.decode(x, gamma_0, levels, key)

@@ -75,7 +75,7 @@ class SetTransformer(nn.Module):
         there = there[..., None] if there.ndim == 2 else there
         if there.ndim != 3 or there.shape[2] != 1:
             wanted = "one number for each point, [batch, n, 1] or [batch, n]"
-            raise ValueError(f"mask has shape {jnp.shape(mask)}; wanted {wanted}.")
+            raise ValueError(f"mask has shape {there.shape}; wanted {wanted}.")
         there = jnp.broadcast_to(there, (batch, n, 1))
         z = self._centre(jnp.where(there, z_t, 0.0), there)
         context = self._context(gamma_t, conditioning, there)

@@ -87,8 +87,8 @@ def fit(
         check_alike(train, held_out)
         check_values(held_out, facts.event_shape, levels, "test")
         batches = functools.partial(eval_batches, held_out, **batching)
-        calls = -(-len(held_out["images"]) // given.batch_size)
-        draw = experiment.drawer(model, batches, calls, mesh, stop, keys[2])
+        number = -(-len(held_out["images"]) // given.batch_size)
+        draw = experiment.drawer(model, batches, number, mesh, stop, keys[2])
         evaluate = _evaluator(draw, facts, held_out.get("mask"))
     dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
