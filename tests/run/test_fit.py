@@ -77,10 +77,15 @@ def test_a_fit_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return 1.0
 
-    with monkeypatch.context() as patch:
-        patch.setattr(progress.TrainingBar, "metrics", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit(linear(), X, ADAM, 40, tmp_path / "b")
+    # In the background a shell's commands ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(progress.TrainingBar, "metrics", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fit(linear(), X, ADAM, 40, tmp_path / "b")
+    finally:
+        signal.signal(signal.SIGINT, before)
     saved = [int(path.name) for path in (tmp_path / "b" / "checkpoints").iterdir()]
     assert len(saved) == 1 and 20 <= saved[0] < 40
     assert_equal(fit(linear(), X, ADAM, 40, tmp_path / "b").params, whole.params)
