@@ -105,7 +105,8 @@ def test_the_command_trains_and_writes_table_figure_and_numbers(short, tmp_path,
     found = sets.main(arguments)
     assert [each["name"] for each in found] == list(point_sets.NAMES)
     assert found == json.loads((tmp_path / "runs" / "sets.json").read_text())
-    assert all(0.0 < each["bound"]["mean"] < 1.0 for each in found)  # of a network hardly trained
+    for bound in (each["bound"] for each in found):  # of a network hardly trained
+        assert -4.0 * bound["error"] < bound["mean"] < 1.0
     text = Path(page).read_text()
     assert f"| mixture | {found[0]['bound']['mean']:+.4f} ± " in text
     assert (tmp_path / "sets" / "profiles.png").is_file()
