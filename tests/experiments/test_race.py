@@ -36,3 +36,9 @@ def test_rows_table_and_figure(tmp_path, monkeypatch):
     assert f"| b | {rows[3]['seconds']:,.0f} | {rows[3]['step']:,} | " in page
     assert f" | {rows[3]['bpd']:.4f} ± {rows[3]['standard_error']:.4f} |" in page
     assert (tmp_path / "photos" / "race.png").stat().st_size > 10_000
+
+    def trained(*_):
+        raise AssertionError("what is in the folder is trained again")
+
+    monkeypatch.setattr(race, "_trained", trained)
+    assert race.race(["race", *arguments]) == rows
