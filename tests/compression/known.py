@@ -50,9 +50,16 @@ class Known(NamedTuple):
     def vdm(self) -> VDM:
         return self.bind(self.params)
 
-    def compress(self, images: np.ndarray, num_steps: int = 100, grid: int = 2, blocks: Any = None,
-                 **given: Any) -> tuple[bytes, compression.Summary]:  # fmt: skip
-        options = compression.Options(num_steps, grid, blocks)
+    def compress(
+        self,
+        images: np.ndarray,
+        num_steps: int = 100,
+        grid: int = 2,
+        blocks: Any = None,
+        placed: bool = False,
+        **given: Any,
+    ) -> tuple[bytes, compression.Summary]:
+        options = compression.Options(num_steps, grid, blocks, placed=placed)
         return compression.compress(images, *self, options=options, **given)
 
     def decompress(self, content: bytes) -> tuple[np.ndarray, bytes]:

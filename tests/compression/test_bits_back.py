@@ -10,6 +10,7 @@ from vdm_jax import process
 from vdm_jax.compression import bits_back, chain
 from vdm_jax.compression.ans import Stacks
 from vdm_jax.compression.network import Bound, Network
+from vdm_jax.compression.steps import equal
 
 STEPS, LANES, BATCHES = 30, 2048, 2
 
@@ -40,8 +41,11 @@ def rates():
     """Returns net bits, bound and path of 4,096 images, and what is known of their noise."""
     with jax.enable_x64(True):
         model = known.model()
-        steps = chain.make(model.vdm.gamma, STEPS, known.LEVELS, chain.DEFAULT_GRID)
-        network, bound = Network(model.bind, model.params, steps, LANES), Bound(model.vdm, steps)
+        steps = chain.make(equal(model.vdm.gamma, STEPS), known.LEVELS, chain.DEFAULT_GRID)
+        network, bound = (
+            Network(model.bind, model.params, steps.gammas, LANES),
+            Bound(model.vdm, steps),
+        )
         coder, noise = bits_back.Coder(steps, network), Noise(steps, bound)
         rng, stacks = np.random.default_rng(1), Stacks(LANES)
         stacks.words = rng.integers(0, 2**32, (LANES, 60), dtype=np.uint32)

@@ -16,10 +16,10 @@ from jax.typing import ArrayLike
 
 from vdm_jax import pixels, process, schedule
 from vdm_jax.compression import tables
+from vdm_jax.compression.steps import Steps
 from vdm_jax.compression.tables import GaussianTable, PixelTable
 from vdm_jax.errors import UserError
 from vdm_jax.parameterization import to_x
-from vdm_jax.types import Gamma, ReverseVar
 
 MOST_STEPS = 4096
 MOST_PARTS = 1 << 15  # T times grid: the tables grow with it, to about a GB
@@ -45,6 +45,7 @@ class Chain:
     of_z: np.ndarray  # [T]
     of_eps: np.ndarray  # [T]
     decoders: list[GaussianTable]  # T tables, of p(z_{i-1}|z_i)
+    share: np.ndarray | None  # [T], of each step; None if the network tells it
     shares: np.ndarray  # [T], the number of values of `share`, each with widths of its own; or 1
     prior: GaussianTable  # of p(z_T)
     values: np.ndarray  # [levels], x of each level
@@ -66,32 +67,31 @@ class Chain:
         return running.digest()
 
 
-def make(
-    gamma: Gamma, num_steps: int, levels: int, grid: int, reverse_var: ReverseVar = "posterior"
-) -> Chain:
-    """Returns the chain of a schedule t -> gamma(t) of float64. Needs 64-bit JAX.
+def make(steps: Steps, levels: int, grid: int) -> Chain:
+    """Returns the chain of these steps. Needs 64-bit JAX.
 
     `levels` is the number of values of a pixel, `grid` that of parts into which the narrowest
     standard deviation of a level is divided. Raises UserError for a gamma that doesn't rise, or
-    hardly in some steps, and for num_steps times grid above MOST_PARTS.
+    hardly in some steps, and for the number of steps times grid above MOST_PARTS.
     """
+    gammas, share = steps
+    num_steps = len(gammas) - 1
     if num_steps * grid > MOST_PARTS:
         raise UserError(f"num_steps times grid is {num_steps * grid}, may be {MOST_PARTS} at most")
-    gammas = np.asarray(gamma(jnp.arange(num_steps + 1) / num_steps), np.float64)
     if not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
         raise UserError(f"gamma must rise in each of the {num_steps} steps; it doesn't.")
     s, t = jnp.asarray(gammas[:-1]), jnp.asarray(gammas[1:])
     one, zero = jnp.ones(num_steps), jnp.zeros(num_steps)
-    share = float(reverse_var == "transition")
     first, step = process.marginal(jnp.ones(1), gammas[0]), process.transition(one, s, t)
-    of_z = process.reverse(one, to_x(zero, one, t, "eps"), s, t, share)
-    of_eps = process.reverse(zero, to_x(one, zero, t, "eps"), s, t, share)
+    wider = 0.0 if share is None else share
+    of_z = process.reverse(one, to_x(zero, one, t, "eps"), s, t, wider)
+    of_eps = process.reverse(zero, to_x(one, zero, t, "eps"), s, t, wider)
 
     there = np.sqrt(np.concatenate([first.var, step.var]))
     back = np.sqrt(np.append(of_z.var, 1.0))  # of z_0, ..., z_T: the last is the prior's
     grids = _float32(np.minimum(there, back) / grid)
     there, back = there / grids, back / grids
-    widest = np.asarray(process.variance_log_ratio(s, t)) * (reverse_var == "learned")
+    widest = np.asarray(process.variance_log_ratio(s, t)) * (share is None)
     shares = np.minimum(1 + np.ceil(widest / _SHARE_STEP).astype(int), _MOST_SHARES)
     width_0 = _float32(grids[0] / np.asarray(schedule.alpha(gammas[0])))
     return Chain(
@@ -102,6 +102,7 @@ def make(
         of_z=_float32(of_z.mean * grids[1:] / grids[:-1]),
         of_eps=_float32(of_eps.mean * EPS_GRID / grids[:-1]),
         decoders=[_decoder(*level) for level in zip(back, widest, shares, strict=False)],
+        share=share,
         shares=shares,
         prior=tables.gaussian(_float32(back[-1:]), True),
         values=_float32(pixels.level_values(levels)),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vdm_jax import checks
-from vdm_jax.compression import blocks, chain, file
+from vdm_jax.compression import blocks, chain, file, steps
 from vdm_jax.compression.bits_back import Coder
 from vdm_jax.compression.blocks import Progress
 from vdm_jax.compression.file import RAW, Header, VdmzError
@@ -28,6 +28,7 @@ class Options(NamedTuple):
     grid: int = chain.DEFAULT_GRID  # parts of a level's narrowest standard deviation
     blocks: int | None = None  # number of stacks; None: one for each 256 images, up to 64
     conditioning: np.ndarray | None = None  # [n, k], of each image, for `bind`; kept in the file
+    placed: bool = True  # put the steps where these images need them, else equally far in t
 
 
 class Summary(NamedTuple):
@@ -83,24 +84,27 @@ def compress(
     """
     vdm, levels = _bound(bind, params)
     images = _checked(images, vdm.event_shape, levels)
-    num_steps, grid, *_ = options
+    grid = options.grid
     told = _conditioning(options.conditioning, len(images))
     count = _block_count(options, len(images))
     model, meta = digest(vdm, params, settings)[:16], bytes(memoryview(meta))
     if len(meta) > file.MOST_META:
         raise ValueError(f"meta has {len(meta):,} bytes; at most {file.MOST_META:,} are kept.")
     with jax.enable_x64(True):
-        steps = chain.make(vdm.gamma, num_steps, levels, grid, vdm.reverse_var)
-        network = Network(bind, params, steps, count, told)
-        probe = network.probe()
+        network = Network(bind, params, steps.knots(vdm.gamma), count, told)
+        network.probe()  # compiles it
         network.seconds, began = 0.0, time.perf_counter()
+        profile = steps.profile(network.errors(images, levels)) if options.placed else b""
+        levels_of = chain.make(_steps(vdm, options.num_steps, profile), levels, grid)
+        network.gammas = levels_of.gammas
+        probe = network.probe()
         parts = np.array_split(images, count)
-        coder, bound = Coder(steps, network, network.choose), Bound(vdm, steps)
+        coder, bound = Coder(levels_of, network, network.choose), Bound(vdm, levels_of)
         made, payloads, bits = blocks.encode(parts, levels, coder, bound, progress)
         seconds = time.perf_counter() - began
-    tables, shape = steps.digest[:4], vdm.event_shape
-    kept = b"" if told is None else told.astype("<f4").tobytes()
-    header = Header(model, tables, probe, shape, levels, num_steps, grid, tuple(made), meta, kept)
+    tables, shape, numbers = levels_of.digest[:4], vdm.event_shape, (options.num_steps, grid)
+    kept = b"" if told is None else told.astype("<f4").tobytes(), profile
+    header = Header(model, tables, probe, shape, levels, *numbers, tuple(made), meta, *kept)
     content = file.pack(header, b"".join(payloads))
     return content, _summary(header, len(content), bits, (seconds, network.seconds))
 
@@ -197,16 +201,23 @@ def _conditioning(given: np.ndarray | None, images: int) -> np.ndarray | None:
 def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     """Returns what decodes. Raises VdmzError if this machine computes what another didn't."""
     vdm = bind(params)
-    steps = chain.make(vdm.gamma, header.num_steps, header.levels, header.grid, vdm.reverse_var)
-    if steps.digest[:4] != header.tables:
+    placed = _steps(vdm, header.num_steps, header.profile)
+    levels_of = chain.make(placed, header.levels, header.grid)
+    if levels_of.digest[:4] != header.tables:
         raise VdmzError("this machine computes other coding tables; take the one that made it")
     kept = np.frombuffer(header.conditioning, "<f4").astype(np.float32)
     told = kept.reshape(header.images, -1) if kept.size else None
-    network = Network(bind, params, steps, len(header.blocks), told)
+    network = Network(bind, params, placed.gammas, len(header.blocks), told)
     if network.probe() != header.probe:
         said = "this machine computes the network otherwise (a probe of its outputs differs)"
         raise VdmzError(f"{said}; take the one that made it, or the versions that it had")
-    return Coder(steps, network, network.choose)
+    return Coder(levels_of, network, network.choose)
+
+
+def _steps(vdm: VDM, num_steps: int, profile: bytes) -> steps.Steps:
+    if profile:
+        return steps.placed(vdm.gamma, num_steps, vdm.reverse_var, profile)
+    return steps.equal(vdm.gamma, num_steps, vdm.reverse_var)
 
 
 def _summary(header: Header, size: int, bits: np.ndarray, seconds: tuple[float, float]) -> Summary:

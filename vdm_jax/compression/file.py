@@ -11,10 +11,11 @@ import zlib
 from typing import NamedTuple
 
 from vdm_jax.compression.chain import MOST_PARTS, MOST_STEPS
+from vdm_jax.compression.steps import KNOTS
 from vdm_jax.errors import UserError
 
 MAGIC = b"VDMZ"
-VERSIONS = 1, 2  # without and with a conditioning of each image
+VERSIONS = 1, 2, 3  # 2: with a conditioning of each image; 3: that may be empty, and a profile
 START = 5  # bytes of both
 RAW, FALLBACK, CHAIN = range(3)
 """Modes of a block: its bytes as they are, by the simple model alone, by the VDM."""
@@ -55,6 +56,7 @@ class Header(NamedTuple):
     blocks: tuple[Block, ...]  # in the order of their images; the network's batches are as large
     meta: bytes  # what the user of the codec keeps beside the pixels
     conditioning: bytes = b""  # float32, little-endian, of each image the same number of them
+    profile: bytes = b""  # by which the steps were placed; without, they are equally far in t
 
     @property
     def images(self) -> int:
@@ -70,19 +72,22 @@ class Header(NamedTuple):
 def pack(header: Header, payload: bytes) -> bytes:
     """Returns the bytes of a file."""
     model = header.model, header.tables, header.probe
-    told = [zlib.compress(header.conditioning, 9)] if header.conditioning else []
-    content = bytearray(_FIXED.pack(MAGIC, VERSIONS[len(told)], *model, zlib.crc32(payload)))
+    told = zlib.compress(header.conditioning, 9) if header.conditioning else b""
+    parts = [header.meta, told, header.profile]
+    while not parts[-1] and len(parts) > 1:
+        parts.pop()
+    content = bytearray(_FIXED.pack(MAGIC, len(parts), *model, zlib.crc32(payload)))
     numbers = [header.num_steps, header.grid, header.levels - 1, *header.event_shape]
     numbers.append(len(header.blocks))
     for block in header.blocks:
         numbers += block[:4]
-    for number in (*numbers, *map(len, (header.meta, *told))):
+    for number in (*numbers, *map(len, parts)):
         while number >= 0x80:
             content.append(number & 0x7F | 0x80)
             number >>= 7
         content.append(number)
     content += struct.pack(f"<{len(header.blocks)}I", *(block.crc for block in header.blocks))
-    content += b"".join([header.meta, *told])
+    content += b"".join(parts)
     return bytes(content) + struct.pack("<I", zlib.crc32(content)) + payload
 
 
@@ -91,7 +96,7 @@ def check_start(content: bytes) -> None:
     if content[:4] != MAGIC[: len(content)] or not content:
         raise VdmzError("it is no VDMZ file")
     if len(content) > 4 and content[4] not in VERSIONS:
-        raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads 1 and 2")
+        raise VdmzError(f"it is of VDMZ version {content[4]}; this program reads 1 to 3")
 
 
 def unpack(content: bytes) -> tuple[Header, memoryview]:
@@ -158,19 +163,20 @@ def _header(reader: io.BytesIO) -> tuple[Header, int, bytes]:
     if not 1 <= count <= MOST_BLOCKS:
         raise VdmzError(_DAMAGED)
     rows = [[_varint(reader) for _ in range(4)] for _ in range(count)]
-    # Of meta, and in version 2 of the packed conditioning.
+    # Of meta, and in later versions of the packed conditioning and the profile.
     sizes = [_varint(reader) for _ in range(version)]
-    if max(sizes) > MOST_META:
+    if max(sizes) > MOST_META or sizes[2:] not in ([], [KNOTS]):
         raise VdmzError(_DAMAGED)
     crcs = _crcs(_take(reader, 4 * count))
     blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
-    meta, *told = (_take(reader, size) for size in sizes)
+    meta, told, profile, *_ = *(_take(reader, size) for size in sizes), b"", b""
     found = zlib.crc32(reader.getbuffer()[: reader.tell()])
     if _crcs(_take(reader, 4)) != (found,):
         raise VdmzError(_DAMAGED)
     shape = tuple(event_shape)
-    header = Header(model, tables, probe, shape, below + 1, num_steps, grid, blocks, meta)
-    return header, payload_crc, b"".join(told)
+    numbers = below + 1, num_steps, grid
+    header = Header(model, tables, probe, shape, *numbers, blocks, meta, profile=profile)
+    return header, payload_crc, told
 
 
 def _take(reader: io.BytesIO, size: int) -> bytes:

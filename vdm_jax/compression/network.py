@@ -22,6 +22,7 @@ Bind = Callable[..., VDM]
 """Function parameters -> VDM, of images [height, width, channels] of up to 256 levels; or
 (parameters, conditioning [batch, k]) -> VDM."""
 _PROBED = 4  # levels
+_MEASURED = 8  # images, at least
 
 
 def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> bytes:
@@ -40,14 +41,15 @@ def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> 
 class Network:
     """The noise that a model sees in latents of `lanes` images (`bits_back.Noise`).
 
-    Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took.
-    `told` is the conditioning of all images, [n, k], if there is one.
+    Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took,
+    `gammas` are those of the levels. `told` is the conditioning of all images, [n, k], if there is.
     """
 
     def __init__(
-        self, bind: Bind, params: Any, chain: Chain, lanes: int, told: np.ndarray | None = None
-    ) -> None:
-        self.seconds, self._chain, self._told = 0.0, chain, told
+        self, bind: Bind, params: Any, gammas: np.ndarray, lanes: int,
+        told: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.seconds, self.gammas, self._told = 0.0, gammas, told
         self._now = [] if told is None else [np.zeros((lanes, told.shape[1]), told.dtype)]
         self._shape = (lanes, *bind(params).event_shape)
         self._params = jax.tree.map(_wide, params)
@@ -69,7 +71,7 @@ class Network:
     def __call__(self, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns eps_hat and share, see `bits_back.Noise`."""
         began = time.perf_counter()
-        gamma_t = np.full(self._shape[0], self._chain.gammas[level])
+        gamma_t = np.full(self._shape[0], self.gammas[level])
         eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t, *self._now)
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
@@ -82,13 +84,34 @@ class Network:
         """Returns the CRC32 of the rounded noise of fixed latents, to compare two machines by."""
         found = 0
         values = np.arange(np.prod(self._shape)).reshape(self._shape[0], -1)
-        for level in np.linspace(1, self._chain.num_steps, _PROBED).astype(int):
+        for level in np.linspace(1, len(self.gammas) - 1, _PROBED).astype(int):
             z = (values * 7919 % 401 - 200) / 128.0  # in [-1.6, 1.6], exact in binary
             for part in self(z, int(level)):
                 if part is not None:
                     with np.errstate(invalid="ignore"):  # what isn't finite, the coder refuses
                         found = zlib.crc32(np.rint(part / EPS_GRID).astype("<i8").tobytes(), found)
         return found
+
+    def errors(self, images: np.ndarray, levels: int) -> np.ndarray:
+        """Returns the mean squared error of a pixel's noise at each level.
+
+        Measured on some of the images [n, *event_shape], with the same noise at each level.
+        """
+        lanes = self._shape[0]
+        count = lanes * -(-_MEASURED // lanes)
+        chosen = np.linspace(0, len(images) - 1, count).astype(int).reshape(-1, lanes)
+        generator, total, now = np.random.default_rng(0), np.zeros(len(self.gammas)), self._now
+        gammas = jnp.asarray(self.gammas)
+        alphas, sigmas = (np.asarray(of(gammas)) for of in (schedule.alpha, schedule.sigma))
+        for some in chosen:
+            self.choose(some)
+            x = np.asarray(loss.to_data(jnp.asarray(images[some]), levels)).reshape(lanes, -1)
+            eps = generator.standard_normal(x.shape)
+            for level in range(len(total)):
+                eps_hat, _ = self(alphas[level] * x + sigmas[level] * eps, level)
+                total[level] += np.mean((eps_hat - eps) ** 2)
+        self._now = now  # `probe` is of fixed inputs alone
+        return total / len(chosen)
 
 
 def _wide(leaf: Any) -> jax.Array:
@@ -105,7 +128,6 @@ class Bound:
 
     def __init__(self, vdm: VDM, chain: Chain) -> None:
         self._chain = chain
-        self._share = np.float64(vdm.reverse_var == "transition")
         gamma_0, gamma_1, levels = chain.gammas[0], chain.gammas[-1], len(chain.values)
 
         def start(images: Images, z_0: Tensor) -> tuple[Tensor, PerExample, PerExample]:
@@ -139,7 +161,8 @@ class Bound:
             self._x, self._bound, self._path = self._start(self._images, z)
         else:
             times = self._chain.gammas[level - 1 : level + 1]
-            shares = self._share if share is None else share
+            steps = self._chain.share
+            shares = share if steps is None else steps[level - 1]
             kl, path = self._step(self._x, self._z, z, eps_hat, shares, times)
             self._bound, self._path = self._bound + kl, self._path + path
         if level == self._chain.num_steps:
