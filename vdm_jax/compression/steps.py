@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import process
 from vdm_jax.types import Gamma, ReverseVar
 
-KNOTS = 65  # of a profile, equally far apart in gamma
+KNOTS = 17  # of a profile, equally far apart in gamma
 _FINE = 8192  # parts, of the integral of the density
 _LEAST = 0.03  # of the highest density
 
