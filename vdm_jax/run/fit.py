@@ -90,7 +90,7 @@ def fit(
         number = -(-len(held_out["images"]) // given.batch_size)
         draw = experiment.drawer(model, batches, number, mesh, stop, keys[2])
         evaluate = _evaluator(draw, facts, held_out.get("mask"))
-    dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
+    dropping = model.dropping(given.condition_dropout)
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
     stream = train_batches(train, seed=given.seed, **batching)
     every = given.eval_every or steps, steps, given.checkpoint_every or steps

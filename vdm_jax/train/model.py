@@ -81,13 +81,7 @@ class Model(NamedTuple):
         def bind(
             params: Params, conditioning: Any = None, dropout: Key | None = None, **given: Any
         ) -> Any:
-            if dropout is not None:
-                dropout, key = jax.random.split(dropout)
-                rows = len(jax.tree.leaves(conditioning)[0])
-                kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
-                drop = lambda leaf: (leaf.T * kept).T.astype(leaf.dtype)  # noqa: E731
-                conditioning = jax.tree.map(drop, conditioning)
-            return self.bind(params, conditioning, dropout, **given)
+            return self.bind(params, *dropped(conditioning, dropout, rate), **given)
 
         return self._replace(bind=bind)
 
@@ -108,3 +102,16 @@ class Model(NamedTuple):
         if self.pixel_levels is not None:
             bound = bound._replace(levels=self.pixel_levels)
         return bound.sample(key, len(jax.tree.leaves(conditioning)[0]), num_steps)
+
+
+def dropped(condition: Any, dropout: Key | None, rate: float) -> tuple[Any, Key | None]:
+    """Returns a condition, a pytree with leaves [batch, ...], and a dropout key for the network.
+
+    In training, where there is a key, all of an example's condition is 0 with probability `rate`.
+    """
+    if dropout is None or not rate:
+        return condition, dropout
+    dropout, key = jax.random.split(dropout)
+    rows = len(jax.tree.leaves(condition)[0])
+    kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
+    return jax.tree.map(lambda leaf: (leaf.T * kept).T.astype(leaf.dtype), condition), dropout
