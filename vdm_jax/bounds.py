@@ -7,7 +7,7 @@ and 1 - r^2 = -expm1(gamma - gamma') is left of its variance: neither a small st
 sigma cancels anything.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,7 @@ from vdm_jax.process import expand, marginal, transition, variance_log_ratio
 from vdm_jax.sampling import scan
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
-
-if TYPE_CHECKING:
-    from vdm_jax.vdm import VDM
+from vdm_jax.vdm import VDM
 
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
@@ -42,7 +40,7 @@ def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     return jnp.log(float(log_weights.shape[axis])) - logsumexp(log_weights, axis=axis)
 
 
-def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
+def chain(vdm: VDM, key: Key, images: Images | Tensor) -> PerExample:
     """Returns the log weight of one chain, log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x).
 
     It is [batch], in nats. The latents are drawn from q, from z_T down, by T = `vdm.num_steps`
@@ -80,7 +78,7 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
 
 
 def chains(
-    vdm: "VDM", key: Key, images: Images | Tensor, num_chains: int
+    vdm: VDM, key: Key, images: Images | Tensor, num_chains: int
 ) -> Float[Array, "chains batch"]:
     """Returns log weights of independent chains, one after the other in the memory of one."""
     checks.count(num_chains, "num_chains")
@@ -95,7 +93,7 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor, mask: ArrayLike | 
     return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1), mask)
 
 
-def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms:
+def consistency(vdm: VDM, key: Key, images: Images | Tensor) -> loss.ElboTerms:
     """Returns one sample of the bound of T steps in Luo's consistency form (eq. 44 and 45).
 
     The same number as `vdm.elbo` in expectation, at the same cost. Its variance is the same for a
@@ -126,7 +124,7 @@ def prior_matching(
 
 
 def consistency_term(
-    vdm: "VDM", x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
+    vdm: VDM, x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
 ) -> PerExample:
     """Returns T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into.
 
@@ -172,7 +170,7 @@ def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
 
 
 def _predict(
-    vdm: "VDM", x: Tensor, e_t: Tensor, gamma_t: PerExample
+    vdm: VDM, x: Tensor, e_t: Tensor, gamma_t: PerExample
 ) -> tuple[Tensor, Tensor | float]:
     """Returns the noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the share."""
     z_t = marginal(x, gamma_t).at(e_t)
@@ -180,7 +178,7 @@ def _predict(
     return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
 
-def _num_steps(vdm: "VDM") -> int:
+def _num_steps(vdm: VDM) -> int:
     _ = vdm.elbo  # a guided model has none
     checks.count(vdm.num_steps, "num_steps")
     return cast(int, vdm.num_steps)

@@ -118,11 +118,7 @@ def dequantized_nats(
 
 
 def _dequantized(
-    key: Key,
-    images: Images,
-    gamma_0: Tensor,
-    levels: Levels,
-    method: pixels.Dequantization,
+    key: Key, images: Images, gamma_0: Tensor, levels: Levels, method: pixels.Dequantization
 ) -> tuple[Tensor, Tensor]:
     """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, and log alpha_0.
 
@@ -137,7 +133,7 @@ def _dequantized(
         z_0, log_q = (mixed.joined(levels, each) for each in zip(*found, strict=True))
         return z_0, log_q
     if levels is not None:
-        return pixels.dequantize_each(key, images, levels, gamma_0, method)
+        return pixels.dequantize(key, images, levels, gamma_0, method)
     scale = alpha(gamma_0)
     images = cnf.as_batch(images, "data without levels")
     return scale * images, jnp.broadcast_to(-jnp.log(scale), jnp.shape(images))

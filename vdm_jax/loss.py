@@ -73,10 +73,7 @@ def reconstruction(
 
 
 def expected_reconstruction(
-    images: Images | Tensor,
-    gamma_0: ArrayLike,
-    levels: Levels,
-    mask: ArrayLike | None = None,
+    images: Images | Tensor, gamma_0: ArrayLike, levels: Levels, mask: ArrayLike | None = None
 ) -> PerExample:
     """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding.
 

@@ -46,7 +46,6 @@ class OfficialModel(NamedTuple):
     levels: int
     num_steps: int | None
     timesteps: timestep.Method
-    sample_softmax: bool  # pixels were drawn, as `sampler.to_images` does by a key; else the likely
     step: int  # number of steps that it was trained
 
     def gamma(self, t: Tensor) -> Tensor:
@@ -102,7 +101,6 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
         levels=int(model_config["vocab_size"]),
         num_steps=int(steps) if steps > 0 else None,  # there 0 stands for continuous time
         timesteps="antithetic" if model_config["antithetic_time_sampling"] else "uniform",
-        sample_softmax=model_config["sample_softmax"],
         step=tree["step"],
     )
 

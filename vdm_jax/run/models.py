@@ -21,7 +21,8 @@ from vdm_jax.nn.small import MLP, ResNet
 from vdm_jax.nn.unet import UNet
 from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy
-from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.related.binomial import BinomialDiffusion
+from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.run import defaults
 from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
@@ -65,9 +66,7 @@ def _vdm(c: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    start, apply = _with_conditioning(
-        _network(c, levels), event_shape, condition, c.condition_dropout
-    )
+    start, apply = _with_conditioning(c, event_shape, levels, condition)
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
 
@@ -93,9 +92,7 @@ def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
-    init, apply = _with_conditioning(
-        _network(with_keep, 2), event_shape, condition, c.condition_dropout
-    )
+    init, apply = _with_conditioning(with_keep, event_shape, 2, condition)
 
     def bind(
         params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
@@ -170,9 +167,10 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
 
 
 def _with_conditioning(
-    network: nn.Module, event_shape: Shape, condition: Condition, rate: float
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
+    network, rate = _network(c, levels), c.condition_dropout
     trained = network
     if isinstance(network, UNet | Pyramid):
         # As it is trained, and with forward derivatives on any device.

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from vdm_jax import loss
-from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.related.binomial import BinomialDiffusion
+from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.types import Images, Key, Tensor
 from vdm_jax.vdm import VDM
 
