@@ -136,7 +136,7 @@ def minimise(
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, total + value
 
-    run = jax.jit(lambda *of: jax.lax.fori_loop(*of[:2], one, (*of[2:], jnp.zeros(()))))
+    run = jax.jit(lambda a, b, *of: jax.lax.fori_loop(a, b, one, (*of, jnp.zeros(()))))
     state, losses = optimizer.init(params), list[tuple[int, float]]()
     for start in range(0, steps, CHUNK):
         stop = min(start + CHUNK, steps)

@@ -157,16 +157,12 @@ def consistency_term(
     # q's and p's log-densities averaged over the bridge, of variance c c1 / c2. In their difference
     # what is of order 1 for small steps has been cancelled by hand.
     kappa = jnp.square(r) * (rho**4 * rise - jnp.square(c1) * (1.0 + jnp.square(rho))) / c2
-    constant = _log_ratio(c, c1, rise) - jnp.square(rho) * c
+    near = jnp.abs(rise) < 0.5 * c1  # log(c / c1), by log1p of nearly equal numbers
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, rise / c1, 0.0)), jnp.log(c / c1))
+    constant = log_ratio - jnp.square(rho) * c
     cross = 2.0 * c * jnp.square(rho) * r / jnp.sqrt(c2) * g * eps_u
     twice = constant + kappa * (jnp.square(eps_u) - 1.0) + c * jnp.square(g) - cross
     return 0.5 * num_steps * loss.sum_event(twice, vdm.mask)
-
-
-def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
-    """Returns log(a / b), by log1p of the given a - b for nearly equal numbers."""
-    near = jnp.abs(difference) < 0.5 * b
-    return jnp.where(near, jnp.log1p(jnp.where(near, difference / b, 0.0)), jnp.log(a / b))
 
 
 def _predict(
