@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from vdm_jax import checks
-from vdm_jax.data import augment as augment_lib
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch, np.random.Generator], Batch]
@@ -66,28 +65,6 @@ def train_batches(
         blocks = changed.batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
-
-
-def augmented(augment: str, event_shape: tuple[int, ...]) -> Transform:
-    """Returns the transform of images [height, width, channels] that `augment.get` names.
-
-    Its "conditioning" is `flagged`: 1 where an augmentation was applied and else 0.
-    """
-    change = augment_lib.get(augment, event_shape)
-
-    def transform(example: Batch, rng: np.random.Generator) -> Batch:
-        image, changed = change(example["images"], rng)
-        return {"images": image, "conditioning": flagged(changed, example["conditioning"])}
-
-    return transform
-
-
-def flagged(changed: Any, condition: np.ndarray | None) -> np.ndarray:
-    """Returns float32 flags [...], or with a `condition` [..., k] behind them [..., 1 + k]."""
-    flags = np.asarray(changed, np.float32)
-    if condition is None:
-        return flags
-    return np.concatenate([flags[..., None], condition], axis=-1, dtype=np.float32)
 
 
 def stacked(
