@@ -6,18 +6,16 @@ _DATA = (
     "PIL", "filelock", "grain", "importlib_resources", "requests", "rich", "sklearn",
     "tensorflow_datasets",
 )  # fmt: skip
-_TRAIN = (
-    *_DATA, "absl", "chex", "etils", "matplotlib", "ml_collections", "optax", "orbax",
-    "tensorboardX",
-)  # fmt: skip
-# The modules that each extra of pyproject.toml installs for us.
+# The modules that each extra of pyproject.toml installs for a part of the package.
 MODULES = {
     "nn": ("flax", "msgpack"),
     "ode": ("diffrax", "equinox"),
     "data": _DATA,
-    "train": _TRAIN,
-    "all": ("diffrax", "equinox", "flax", "msgpack", *_TRAIN, "scipy"),
-}
+    "train": (
+        *_DATA, "absl", "chex", "etils", "matplotlib", "ml_collections", "optax", "orbax",
+        "tensorboardX",
+    ),
+}  # fmt: skip
 
 
 def need(extra: str) -> None:

@@ -1,4 +1,4 @@
-"""The wheel, installed where nothing else is: on the oldest and the newest Python of the machine."""
+"""The wheel where nothing else is installed: on the oldest and the newest Python of the machine."""
 
 import os
 import re
@@ -111,9 +111,8 @@ def test_what_needs_more_says_in_one_line_which_extra(installed, tmp_path):
 
 
 def test_a_type_checker_sees_the_types(installed, tmp_path):
-    code = "import vdm_jax\nreveal_type(vdm_jax.VDM.sample)\nvdm_jax.loss.bits_per_dim(1.0)\n"
-    (tmp_path / "own.py").write_text(code)
+    """Of a package without `py.typed` it sees nothing that could be wrong."""
+    (tmp_path / "own.py").write_text("from vdm_jax import loss\n\nloss.bits_per_dim(1.0)\n")
     words = ["-m", "mypy", f"--python-executable={installed}", "--cache-dir=mypy", "own.py"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
     assert 'own.py:3: error: Missing positional argument "event_shape"' in done.stdout
-    assert re.search(r"own\.py:2: note: .*self: vdm_jax\.vdm\.VDM", done.stdout), done.stdout
