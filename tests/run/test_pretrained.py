@@ -7,6 +7,7 @@ import pytest
 import tiny
 import vdmz
 
+from experiments import compress
 from experiments.export import export
 from vdm_jax import loss
 from vdm_jax.data import Condition, load
@@ -130,3 +131,11 @@ def test_the_digits_model_has_the_figure_of_its_card(tmp_path):
     assert of.data["fingerprint"] == images.fingerprint and of.step == 5000
     assert abs(bound_of(of, images.test, draws=4) - 1.6972) < 2 * 0.02
     assert set(pretrained.NAMES) == {"digits", "photos"}
+
+
+def test_a_model_of_the_package_compresses_the_images_that_it_was_tested_on(tmp_path):
+    flags = ("workdir", "official", "checkpoint", "model", "tile")
+    options = dict.fromkeys(flags) | {"pretrained": "digits", "split": "test"}
+    _, name, pictures = compress.images_for(None, options)
+    np.testing.assert_array_equal(pictures.images, load("digits", data_dir=tmp_path).test)
+    assert name == "digits, step 5000"
