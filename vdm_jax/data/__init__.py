@@ -8,6 +8,10 @@ Points in the plane, of a known density, are in `points`.
 (64, 8, 8, 1)
 """
 
+from vdm_jax import extras
+
+extras.need("data")
+
 from vdm_jax.data import points
 from vdm_jax.data.augment import AUGMENTATIONS, augmented, flagged
 from vdm_jax.data.batches import Batch, eval_batches, stacked, train_batches
