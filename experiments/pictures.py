@@ -39,7 +39,7 @@ from vdm_jax.vdm import VDM
 
 ROWS, SHOWN = 5, 7  # images of the first picture, and noise levels on the way
 CHAIN = 240  # steps of its chains
-IMAGES, LEVELS = 36, 80  # of the second
+IMAGES, LEVELS = 36, 50  # of the second
 STEPS, BATCH, LEARNING_RATE = 400, 64, 1e-2  # of the third's training
 
 
@@ -112,7 +112,7 @@ def _draw_chains(path: Path, of: Subject, key: Key) -> None:
     at = np.linspace(0, CHAIN, SHOWN).round().astype(int)
     noise = np.asarray(jax.nn.sigmoid(rule.gammas(vdm.gamma)))[at]
     title = f"From image to noise and back: {of.images.name}"
-    with figure(path, title, (12, 0.9 * len(images) + 2), (1, 2)) as axes:
+    with figure(path, title, (12, 0.8 * len(images) + 1.4), (1, 2)) as axes:
         for one, z, shares, label in (
             (axes[0], up[at], noise[::-1], r"forward, $q(z_t|z_s)$: noise is added $\rightarrow$"),
             (axes[1], down[at], noise, r"back, $p(z_s|z_t)$: the network takes it out $\rightarrow$"),
@@ -126,6 +126,7 @@ def _draw_chains(path: Path, of: Subject, key: Key) -> None:
             one.set_xticks(places, [f"{share:.2f}" for share in shares])
             one.set(title=label, xlabel=r"variance of the noise, $\sigma_t^2$", yticks=[])
             one.spines[:].set_visible(False)
+            one.grid(visible=False)
 
 
 def measure(of: Subject, key: Key) -> Costs:
@@ -158,11 +159,12 @@ def cost(vdm: VDM, images: Images, eps: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _draw_levels(path: Path, found: list[tuple[Subject, Costs]]) -> None:
-    with figure(path, "What each noise level costs", (8, 5)) as (axes,):
+    title = "What each noise level costs: the area is the diffusion term"
+    with figure(path, title, (8, 5)) as (axes,):
         for number, (of, costs) in enumerate(found):
             mean, area = costs.bits.mean(axis=1), costs.area
-            label = f"{of.images.name}: area {area.mean:.2f} ± {area.standard_error:.2f}"
-            axes.plot(costs.gamma, mean, label=f"{label} bits per dim, the diffusion term")
+            label = f"{of.images.name}: area {area.mean:.2f} ± {area.standard_error:.2f} bits per dim"
+            axes.plot(costs.gamma, mean, label=label)
             axes.fill_between(costs.gamma, mean, color=f"C{number}", alpha=0.15)
         axes.set_xlabel(r"$\gamma = -\log\,\mathrm{SNR}$: from little noise to much")
         axes.set_ylabel("bits per dim\nfor each unit of " + r"$\gamma$")
@@ -214,17 +216,18 @@ def spread(costs: Costs, gamma: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _draw_schedules(path: Path, costs: Costs, gamma: Gamma) -> None:
-    t = np.linspace(0.0, 1.0, 401)
+    t = np.linspace(0.0, 1.0, 101)
     learned = np.asarray(gamma(jnp.asarray(t)), np.float64)
     line = learned[0] + (learned[-1] - learned[0]) * t
     title = "A schedule learned for the least variance of the loss"
     with figure(path, title, (8, 7), (2, 1)) as (above, below):
         for name, of_t in (("linear in t", line), ("learned", learned)):
             rms, least = spread(costs, of_t, t)
-            variance = np.mean(rms**2) - costs.area.mean**2
+            variance = np.trapezoid(rms**2, t) - costs.area.mean**2
             above.plot(t, of_t, label=f"{name}: variance of a draw {variance:.2f}")
             below.plot(t, rms)
-        below.axhline(least, color="grey", linewidth=1, linestyle=":")
+        below.axhline(least, color="black", linestyle=":", label="the least that can be")
+        below.legend()
         above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
         below.set(xlabel="t", ylabel="root mean square of a draw,\nbits per dim")
 
