@@ -46,7 +46,7 @@ def _title(found: Mapping[str, Any]) -> str:
     rows = [(words, row) for key, words in names.items() if (row := found[key])]
     nats = ", ".join(f"{n} {row['nats']:.3f} ± {row['standard_error']:.3f}" for n, row in rows)
     kind = "VDM" if found["model"] == "vdm" else "normalising flow"
-    return f"{kind}, {found['steps']} steps. Test nats per point: {nats}"
+    return f"{kind}, {found['steps']} steps. Nats per test point:\n{nats}"
 
 
 def _square(axes: Axes, title: str, reach: float = REACH) -> None:
