@@ -1,14 +1,10 @@
-"""Draws what a trained model does: digits to noise and back, what noise costs, a learned schedule.
+"""Draws what a trained model does: images to noise and back, what noise costs, a learned schedule.
 
     python -m experiments.pictures [--workdir=RUN | --pretrained=digits] [--beside=photos]
 
-Leaves in --out, by default docs/pictures,
-
-* noise_and_back.png: test images on their way to noise, and from there back to other images,
-* noise_levels.png: the loss per unit of gamma, whose area is the diffusion term, beside that of
-  another model,
-* learned_schedule.png: a schedule learned for the network as it is, and how evenly it spreads the
-  loss over t.
+Leaves in --out noise_and_back.png: test images on their way to noise, and from there to others;
+noise_levels.png: the loss per unit of gamma, beside that of another model; learned_schedule.png: a
+schedule learned for the network as it is, and how it spreads the loss over t.
 """
 
 import sys
@@ -22,35 +18,31 @@ import numpy as np
 import optax
 from absl import flags
 
-from vdm_jax import loss, process, sampling
+from vdm_jax import loss, process, sampling, schedule, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.estimate import Estimate, estimate
 from vdm_jax.evaluation.sample_quality import conditioning_of
 from vdm_jax.evaluation.subject import Subject
-from vdm_jax.nn.gamma import MonotoneGamma
+from vdm_jax.nn.gamma import END_POINTS, MonotoneGamma
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli, restore
-from vdm_jax.train import schedule_variance
-from vdm_jax.train.model import Batch, Model, Params
+from vdm_jax.train import fit
+from vdm_jax.train.model import Model, Params
 from vdm_jax.train.plots import figure
 from vdm_jax.train.progress import Bar
 from vdm_jax.types import Gamma, Images, Key, Tensor
 from vdm_jax.vdm import VDM
 
-ROWS, SHOWN = 5, 7  # images of the first picture, and noise levels on the way
-CHAIN = 240  # steps of its chains
+ROWS, SHOWN, CHAIN = 5, 7, 240  # of the first picture: images, noise levels, steps of a chain
 IMAGES, LEVELS = 36, 50  # of the second
-STEPS, BATCH, LEARNING_RATE = 400, 64, 1e-2  # of the third's training
+STEPS = 400  # of the schedule's training
 
 
 class Costs(NamedTuple):
-    """The loss per unit of gamma, m(gamma) / 2: bits per dim [levels, images] at gamma [levels].
+    """The loss per unit of gamma, in bits per dim, and the area below it, the diffusion term."""
 
-    The area is the diffusion term of these images.
-    """
-
-    gamma: np.ndarray
-    bits: np.ndarray
+    gamma: np.ndarray  # [levels]
+    bits: np.ndarray  # [levels, images]
     area: Estimate
 
 
@@ -60,7 +52,7 @@ def pictures(argv: list[str]) -> Costs:
     text, _, _ = cli.definers(values)
     text("workdir", "folder of a run")
     text("pretrained", "a model in one file; default digits, if there is no --workdir")
-    text("beside", "another run's folder or model's file, its costs beside; none if empty", "photos")
+    text("beside", "a run's folder or a model's file whose costs are drawn, too; or none", "photos")
     text("out", "folder for the pictures", "docs/pictures")
     options, _ = cli.parse_flags(values, argv, __doc__)
     if options["workdir"] and options["pretrained"]:
@@ -70,12 +62,11 @@ def pictures(argv: list[str]) -> Costs:
     subjects = [restore.from_workdir(given, mesh) for given in named if given]
     key = jax.random.key(0)
     _draw_chains(out / "noise_and_back.png", subjects[0], key)
-    found = [(of, measure(of, key)) for of in subjects]
-    _draw_levels(out / "noise_levels.png", found)
-    gamma = learn_schedule(subjects[0], key)
-    _draw_schedules(out / "learned_schedule.png", found[0][1], gamma)
+    found = [measure(of, key) for of in subjects]
+    _draw_levels(out / "noise_levels.png", [of.images.name for of in subjects], found)
+    _draw_schedules(out / "learned_schedule.png", found[0], learn_schedule(subjects[0]))
     print(f"{out}: noise_and_back.png, noise_levels.png, learned_schedule.png")
-    return found[0][1]
+    return found[0]
 
 
 def _bound(of: Subject, index: np.ndarray) -> tuple[VDM, Images]:
@@ -107,101 +98,82 @@ def chains(vdm: VDM, key: Key, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
 
 def _draw_chains(path: Path, of: Subject, key: Key) -> None:
     vdm, images = _bound(of, np.arange(min(ROWS, len(of.images.test))))
-    rule = Rule("ancestral", CHAIN, "angle")
-    up, down = jax.jit(partial(chains, vdm, rule=rule))(key, loss.to_data(images, vdm.levels))
-    at = np.linspace(0, CHAIN, SHOWN).round().astype(int)
-    noise = np.asarray(jax.nn.sigmoid(rule.gammas(vdm.gamma)))[at]
-    title = f"From image to noise and back: {of.images.name}"
-    with figure(path, title, (12, 0.8 * len(images) + 1.4), (1, 2)) as axes:
-        for one, z, shares, label in (
-            (axes[0], up[at], noise[::-1], r"forward, $q(z_t|z_s)$: noise is added $\rightarrow$"),
-            (axes[1], down[at], noise, r"back, $p(z_s|z_t)$: the network takes it out $\rightarrow$"),
-        ):
-            tiles = np.clip(0.5 + 0.5 * np.asarray(z), 0.0, 1.0)
-            tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1.0)
-            columns, rows, height, width, channels = tiles.shape
-            whole = tiles.transpose(1, 2, 0, 3, 4).reshape(rows * height, columns * width, channels)
-            one.imshow(whole[:-1, :-1], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-            places = width * (np.arange(columns) + 0.5) - 1.0
-            one.set_xticks(places, [f"{share:.2f}" for share in shares])
-            one.set(title=label, xlabel=r"variance of the noise, $\sigma_t^2$", yticks=[])
-            one.spines[:].set_visible(False)
+    rule, at = Rule("ancestral", CHAIN, "angle"), np.linspace(0, CHAIN, SHOWN).astype(int)
+    found = jax.jit(partial(chains, vdm, rule=rule))(key, loss.to_data(images, vdm.levels))
+    noise = np.asarray(schedule.variance(rule.gammas(vdm.gamma)))[at]
+    shares, words = (noise[::-1], noise), ("noise is added", "the network takes it out")
+    title, size = f"From image to noise and back: {of.images.name}", (12, 0.8 * len(images) + 1.4)
+    with figure(path, title, size, (1, 2)) as axes:
+        for one, z, share, what in zip(axes, found, shares, words, strict=True):
+            lined = np.pad(z[at], [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1.0)
+            columns, rows, height, width, channels = lined.shape
+            whole = lined.transpose(1, 2, 0, 3, 4).reshape(rows * height, -1, channels)
+            one.imshow(np.clip(0.5 + 0.5 * whole[:-1, :-1], 0.0, 1.0), cmap="gray", vmin=0, vmax=1)
+            one.set_xticks(width * (np.arange(columns) + 0.5) - 1.0, [f"{v:.2f}" for v in share])
+            one.set(title=what + r" $\rightarrow$", xlabel=r"variance of the noise, $\sigma_t^2$")
+            one.set_yticks([])
             one.grid(visible=False)
+            one.spines[:].set_visible(False)
 
 
 def measure(of: Subject, key: Key) -> Costs:
-    """Returns what each noise level costs on test images, evenly chosen, of one noise each."""
+    """Returns what each noise level costs on test images, evenly chosen, each with one noise."""
     count = len(of.images.test)
     index = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
     vdm, images = _bound(of, index)
-    gamma_0, gamma_1 = (float(end) for end in vdm.gamma(jnp.array([0.0, 1.0])))
-    gammas = gamma_0 + (gamma_1 - gamma_0) * (np.arange(LEVELS) + 0.5) / LEVELS
-    one = jax.jit(partial(cost, vdm, images, jax.random.normal(key, images.shape)))
+    edges = np.linspace(*timestep.end_points(vdm.gamma), LEVELS + 1)
+    gammas = 0.5 * (edges[1:] + edges[:-1])
     with Bar("noise levels", LEVELS) as bar:
-        counted = bar.counted(one)
-        bits = np.stack([np.asarray(counted(gamma), np.float64) for gamma in gammas])
-    areas = bits.mean(axis=0) * (gamma_1 - gamma_0)
+        one = bar.counted(jax.jit(partial(cost, vdm, images, jax.random.normal(key, images.shape))))
+        bits = np.stack([np.asarray(one(gamma), np.float64) for gamma in gammas])
+    areas = bits.mean(axis=0) * (edges[-1] - edges[0])
     groups = None if of.groups is None else of.groups[index]
     return Costs(gammas, bits, estimate(areas[None], groups))
 
 
 def cost(vdm: VDM, images: Images, eps: Tensor, gamma: Tensor) -> Tensor:
-    """Returns the diffusion loss per unit of gamma, ||eps - eps_hat||^2 / 2, in bits per dim.
+    """Returns ||eps - eps_hat||^2 / 2 at one gamma, in bits per dim, [batch].
 
-    It is `loss.diffusion` of the schedule of slope 1 through `gamma`, [batch]. The area below it
-    from gamma_0 to gamma_1 is the diffusion term, whatever the schedule (VDM eq. 18).
+    Its integral from gamma_0 to gamma_1 is the diffusion term, whatever the schedule (VDM eq. 18).
     """
-    x, start = loss.to_data(images, vdm.levels), jnp.zeros(len(images))
-    nats = loss.diffusion(
-        x, eps, start, vdm.denoise, lambda t: gamma + t, None, vdm.kind, vdm.reverse_var
-    )
-    return loss.bits_per_dim(nats, vdm.event_shape)
+    x, line = loss.to_data(images, vdm.levels), lambda t: gamma + t  # a schedule of slope 1
+    rest = vdm.denoise, line, None, vdm.kind, vdm.reverse_var
+    return loss.bits_per_dim(loss.diffusion(x, eps, jnp.zeros(len(x)), *rest), vdm.event_shape)
 
 
-def _draw_levels(path: Path, found: list[tuple[Subject, Costs]]) -> None:
+def _draw_levels(path: Path, names: list[str], found: list[Costs]) -> None:
     title = "What each noise level costs: the area is the diffusion term"
     with figure(path, title, (8, 5)) as (axes,):
-        for number, (of, costs) in enumerate(found):
+        for number, (name, costs) in enumerate(zip(names, found, strict=True)):
             mean, area = costs.bits.mean(axis=1), costs.area
-            label = f"{of.images.name}: area {area.mean:.2f} ± {area.standard_error:.2f} bits per dim"
+            label = f"{name}: area {area.mean:.2f} ± {area.standard_error:.2f} bits per dim"
             axes.plot(costs.gamma, mean, label=label)
             axes.fill_between(costs.gamma, mean, color=f"C{number}", alpha=0.15)
         axes.set_xlabel(r"$\gamma = -\log\,\mathrm{SNR}$: from little noise to much")
-        axes.set_ylabel("bits per dim\nfor each unit of " + r"$\gamma$")
-        axes.set_ylim(bottom=0.0)
+        axes.set(ylabel="bits per dim\nfor each unit of " + r"$\gamma$", ylim=(0.0, None))
 
 
-def learn_schedule(of: Subject, key: Key) -> Gamma:
-    """Returns the schedule of least variance (VDM appendix I.2) for the network as it is.
+def learn_schedule(of: Subject) -> Gamma:
+    """Returns a schedule trained for the least variance (VDM appendix I.2).
 
-    It has the end points of the model's own, and is learned on training images.
+    The network and the end points of the schedule stay as they are.
     """
-    gamma_0, gamma_1 = (float(end) for end in of.vdm.gamma(jnp.array([0.0, 1.0])))
-    shape = MonotoneGamma(gamma_0, gamma_1, learn_end_points=False)
+    ends = map(float, timestep.end_points(of.vdm.gamma))
+    shape = MonotoneGamma(*ends, learn_end_points=False)
+
+    def init(key: Key) -> Params:
+        return {"gamma": shape.init(key, jnp.zeros(1))["params"], "score_model": {}}
 
     def bind(params: Params, conditioning: Tensor | None = None, dropout: Key | None = None) -> VDM:
         gamma = partial(shape.apply, {"params": params["gamma"]})
         return of.at(None).model.bind(of.params, conditioning)._replace(gamma=gamma)
 
-    gradient = schedule_variance.gradient(Model(lambda _: of.params, bind))
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
-
-    @jax.jit
-    def step(params: Params, state: optax.OptState, batch: Batch, key: Key) -> tuple:
-        grads, _ = gradient({"gamma": params, "score_model": {}}, batch, key)
-        updates, state = optimizer.update(grads["gamma"], state)
-        return optax.apply_updates(params, updates), state
-
-    params = shape.init(key, jnp.zeros(1))["params"]
-    state, rng = optimizer.init(params), np.random.default_rng(0)
-    with Bar("steps of the schedule's training", STEPS) as bar:
-        counted = bar.counted(step)
-        for i in range(STEPS):
-            rows = rng.integers(len(of.images.train), size=BATCH)
-            given = conditioning_of(rows, of.images.given("train"))
-            batch = {"images": of.images.train[rows], "conditioning": given}
-            params, state = counted(params, state, batch, jax.random.fold_in(key, i))
-    return partial(shape.apply, {"params": params})
+    every = np.arange(len(of.images.train))
+    data = {"x": of.images.train, "condition": conditioning_of(every, of.images.given("train"))}
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
+    model = Model(init, bind, END_POINTS)
+    fitted = fit(model, data, optimizer, STEPS, batch_size=64, ema_rate=0.9)
+    return partial(shape.apply, {"params": fitted.params["gamma"]})
 
 
 def spread(costs: Costs, gamma: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, float]:
@@ -226,7 +198,7 @@ def _draw_schedules(path: Path, costs: Costs, gamma: Gamma) -> None:
             variance = np.trapezoid(rms**2, t) - costs.area.mean**2
             above.plot(t, of_t, label=f"{name}: variance of a draw {variance:.2f}")
             below.plot(t, rms)
-        below.axhline(least, color="black", linestyle=":", label="the least that can be")
+        below.axhline(least, color="black", linestyle=":", label="least possible, if even")
         below.legend()
         above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
         below.set(xlabel="t", ylabel="root mean square of a draw,\nbits per dim")
