@@ -85,7 +85,7 @@ def _plot_sweep(path: Path, rows: list[Row]) -> None:
         for (trained, steps), bpd in PAPER_SWEEP.items()
     ]
     both = {"digits, here": rows, "CIFAR-10, paper": paper}
-    with figure(path, "Bound by the number of steps T", (10, 5), (1, 2)) as both_axes:
+    with figure(path, "Bound by the number of steps T", (9, 4.3), (1, 2)) as both_axes:
         for axes, (title, some) in zip(both_axes, both.items(), strict=True):
             _plot_bounds(axes, some)
             axes.set(title=title, xscale="log", ylabel="bits per dim")
@@ -108,7 +108,7 @@ def _plot_forms(path: Path, rows: list[Row]) -> None:
     with figure(path, "Two forms of one bound: variance of a draw") as (axes,):
         for form, label in FORMS.items():
             variances = [row[form]["variance"] for row in rows]
-            axes.loglog([row["num_steps"] for row in rows], variances, marker="o", label=label)
+            axes.loglog([row["num_steps"] for row in rows], variances, "o-", label=label)
         axes.set(xlabel="number of steps T", ylabel="variance of one draw, (bits per dim)²")
 
 
