@@ -48,7 +48,8 @@ def test_both_chains_have_the_marginals_of_the_process():
     up, down = map(np.asarray, run(jax.random.key(2), x))
     np.testing.assert_array_equal(down[0], up[-1])
     gammas = np.asarray(rule.gammas(MODEL.gamma))
-    for z, gamma in (*zip(up[::50], gammas[::-50], strict=True), *zip(down[::50], gammas[::50])):
+    shown = np.concatenate([up[::50], down[::50]])
+    for z, gamma in zip(shown, [*gammas[::-50], *gammas[::50]], strict=True):
         alpha, sigma = np.sqrt(1 / (1 + np.exp(gamma))), np.sqrt(1 / (1 + np.exp(-gamma)))
         np.testing.assert_allclose(z.mean(axis=0), alpha * DATA.mean, atol=0.06)
         exact = alpha**2 * DATA.cov + sigma**2 * np.eye(2)
