@@ -137,7 +137,7 @@ def _plot_objectives(path: Path, found: Found) -> None:
     with figure(path, title, (7, 4)) as (axes,):
         for row in rows:
             steps, bpd = zip(*row["curve"], strict=True)
-            axes.plot(steps, bpd, "o-", markersize=3, label=PREDICTIONS[row["name"]])
+            axes.plot(steps, bpd, marker="o", markersize=4, label=PREDICTIONS[row["name"]])
         low = min(bpd for row in rows for _, bpd in row["curve"])
         axes.set_ylim(low - 0.1, low + 3.0)
         xlabel = "step (values more than 3 above the best are cut off)"

@@ -168,9 +168,8 @@ def _plot(found: Rows, path: Path) -> None:
         ):
             for name in dict.fromkeys(row["name"] for row in found):
                 rows = [row for row in found if row["name"] == name]
-                axis.plot(
-                    [row[key] for row in rows], [row["bpd"] for row in rows], "o-", label=name
-                )
+                took, bpd = [row[key] for row in rows], [row["bpd"] for row in rows]
+                axis.plot(took, bpd, marker="o", label=name)
             axis.set(xscale="log", xlabel=label, ylabel="test bits per dim")
 
 

@@ -39,6 +39,6 @@ def test_the_loss_curve_is_a_picture_with_ink_for_each_split(tmp_path):
     metrics += [{"step": 90, "split": "test", "bpd": 3.3, "bpd_standard_error": 0.2}]
     plots.plot_losses(metrics, tmp_path / "b.png", 90)
     a, b = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("a.png", "b.png"))
-    blue, orange = (31, 119, 180), (255, 127, 14)
+    blue, orange = (0, 114, 178), (213, 94, 0)  # Okabe and Ito's
     assert (a == blue).all(-1).any() and not (a == orange).all(-1).any()
     assert (b == orange).all(-1).any()

@@ -111,7 +111,7 @@ def _plot_profile(profile: Row, path: Path) -> None:
     title = "Learned or given schedule, and what each noise level costs"
     t = profile["t"]
     with figure(path, title, (7, 6), (2, 1)) as (above, below):
-        above.plot(t, profile["gamma"], color="tab:green")
+        above.plot(t, profile["gamma"])
         above.set(ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
         below.step(t, profile["mean"], where="mid", label="mean (its area is the diffusion term)")
         below.step(

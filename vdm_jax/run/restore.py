@@ -101,9 +101,9 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
     return _restored(of, mesh, of.config, model)._replace(condition=condition)
 
 
-def from_workdir(workdir: Path, mesh: Mesh) -> Subject:
-    """Returns the newest model of a run's folder, with the data that it was trained on."""
-    return _newest(lambda: _with_images(saved(workdir), {}, mesh))
+def from_workdir(workdir: Path | str, mesh: Mesh) -> Subject:
+    """Returns the newest model of a run's folder, or that in one file, with its training's data."""
+    return _newest(lambda: _with_images(named(str(workdir)), {}, mesh))
 
 
 def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,7 @@ from vdm_jax import files
 from vdm_jax.train.model import unit_of
 
 WIDTH = 512  # of a grid, at least: it is looked at
+STYLE = Path(__file__).with_name("vdm_jax.mplstyle")
 
 
 def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -47,19 +49,26 @@ def write_image(path: Path, image: np.ndarray, title: str = "") -> None:
 
 @contextlib.contextmanager
 def figure(
-    path: Path, title: str, size: tuple[float, float] = (6.5, 4.0), shape: tuple[int, int] = (1, 1)
+    path: Path,
+    title: str,
+    size: tuple[float, float] = (7.0, 4.5),
+    shape: tuple[int, int] = (1, 1),
+    share_x: bool = True,
 ) -> Iterator[list[Axes]]:
-    """Gives the axes of a figure of rows and columns; saves it with title, grids and a legend."""
-    drawn = Figure(figsize=size, layout="constrained")
-    axes = list(drawn.subplots(*shape, sharex="col", squeeze=False).flat)
-    yield axes
-    drawn.suptitle(title)
-    for one in [one for one in axes if one.get_legend_handles_labels()[1]][:1]:
-        one.legend()
-    for one in axes:
-        one.grid(alpha=0.3)
-    with files.whole(path) as file:
-        drawn.savefig(file, dpi=110)
+    """Gives the axes of a figure of rows and columns, a column's with one x-axis if `share_x`.
+
+    Saves it in the style of all plots, with the title and a legend in the first axes with labels.
+    """
+    with style.context(STYLE):
+        drawn = Figure(figsize=size)
+        axes = list(drawn.subplots(*shape, sharex="col" if share_x else "none", squeeze=False).flat)
+        yield axes
+        drawn.suptitle(title)
+        for one in [one for one in axes if one.get_legend_handles_labels()[1]][:1]:
+            one.legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.whole(path) as file:
+            drawn.savefig(file)
 
 
 def plot_losses(metrics: list[dict], path: Path, last_step: int) -> None:
