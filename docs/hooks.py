@@ -1,0 +1,61 @@
+"""What MkDocs does beside its plugins: MathJax, the notebooks, and links to the reference."""
+
+import inspect
+import os
+import pydoc
+import re
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+
+_FENCES = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_NAMES = re.compile(r"(?<!\[)`((?:\w+\.)+\w+)`")
+_SECONDS = 180  # that a cell may take
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds MathJax, and a page for each notebook, which is run unless NOTEBOOKS=no."""
+    from mkdocs.structure.files import File
+
+    script = (resources("mathjax") / "static/mathjax/es5/tex-svg.js").read_bytes()
+    files.append(File.generated(config, "mathjax/tex-svg.js", content=script))
+    for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if os.environ.get("NOTEBOOKS") != "no":
+            at = {"metadata": {"path": str(Path(config.docs_dir).parent)}}
+            ExecutePreprocessor(timeout=_SECONDS, kernel_name="python3").preprocess(notebook, at)
+        text, found = MarkdownExporter().from_notebook_node(notebook)
+        for name, content in found["outputs"].items():
+            picture = f"{path.stem}-{name}"
+            text = text.replace(f"({name})", f"({picture})")
+            files.append(File.generated(config, f"notebooks/{picture}", content=content))
+        text += f"\n\n[This page as a notebook]({path.name})\n"
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Returns a page whose functions are linked to the reference, and notebooks to their pages."""
+    if page.file.src_uri.startswith("api/"):
+        return markdown
+    markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
+    # What lies outside docs/ is named, and not a part of the site.
+    markdown = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
+    parts = _FENCES.split(markdown)
+    return "".join(part if part.startswith("```") else _linked(part) for part in parts)
+
+
+def _linked(text: str) -> str:
+    def link(match: re.Match[str]) -> str:
+        found = pydoc.locate("vdm_jax." + match[1].removeprefix("vdm_jax."))
+        if found is None:
+            return match[0]
+        if inspect.ismodule(found):
+            return f"[{match[0]}][{found.__name__}]"
+        return f"[{match[0]}][{found.__module__}.{found.__qualname__}]"
+
+    return _NAMES.sub(link, text)
