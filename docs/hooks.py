@@ -13,6 +13,7 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
 _FENCES = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_TESTS = re.compile(r"`([\w/]+\.py)::test_(\w+)`")
 _NAMES = re.compile(r"(?<!\[)`((?:\w+\.)+\w+)`")
 _SECONDS = 180  # that a cell may take
 
@@ -50,6 +51,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _linked(text: str) -> str:
+    """Returns text whose functions are links, and whose tests are told in words."""
     def link(match: re.Match[str]) -> str:
         found = pydoc.locate("vdm_jax." + match[1].removeprefix("vdm_jax."))
         if found is None:
@@ -58,4 +60,5 @@ def _linked(text: str) -> str:
             return f"[{match[0]}][{found.__name__}]"
         return f"[{match[0]}][{found.__module__}.{found.__qualname__}]"
 
-    return _NAMES.sub(link, text)
+    words = lambda match: f'<span title="{match[1]}">{match[2].replace("_", " ")}</span>'  # noqa: E731
+    return _NAMES.sub(link, _TESTS.sub(words, text))
