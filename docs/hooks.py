@@ -15,7 +15,6 @@ from nbconvert.preprocessors import ExecutePreprocessor
 _FENCES = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 _TESTS = re.compile(r"`([\w/]+\.py)::test_(\w+)`")
 _NAMES = re.compile(r"(?<!\[)`((?:\w+\.)+\w+)`")
-_SECONDS = 180  # that a cell may take
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -28,7 +27,7 @@ def on_files(files: Any, config: Any) -> Any:
         notebook = nbformat.read(path, as_version=4)
         if os.environ.get("NOTEBOOKS") != "no":
             at = {"metadata": {"path": str(Path(config.docs_dir).parent)}}
-            ExecutePreprocessor(timeout=_SECONDS, kernel_name="python3").preprocess(notebook, at)
+            ExecutePreprocessor(timeout=None, kernel_name="python3").preprocess(notebook, at)
         text, found = MarkdownExporter().from_notebook_node(notebook)
         for name, content in found["outputs"].items():
             picture = f"{path.stem}-{name}"
@@ -43,15 +42,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Returns a page whose functions are linked to the reference, and notebooks to their pages."""
     if page.file.src_uri.startswith("api/"):
         return markdown
-    markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
-    # What lies outside docs/ is named, and not a part of the site.
-    markdown = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
+    if "/" not in page.file.src_uri:
+        markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
+        # What lies outside docs/ is named, and not a part of the site.
+        markdown = re.sub(r"\[([^]]*)\]\(\.\./[^)]*\)", r"\1", markdown)
     parts = _FENCES.split(markdown)
     return "".join(part if part.startswith("```") else _linked(part) for part in parts)
 
 
 def _linked(text: str) -> str:
     """Returns text whose functions are links, and whose tests are told in words."""
+
     def link(match: re.Match[str]) -> str:
         found = pydoc.locate("vdm_jax." + match[1].removeprefix("vdm_jax."))
         if found is None:

@@ -18,7 +18,7 @@ import pytest
 from commands import ROOT
 
 CHROMIUM = shutil.which("chromium")
-# Pictures that the browser didn't get, and formulas that MathJax left as they were or couldn't read.
+# Pictures that the browser didn't get, and formulas that MathJax left undrawn or couldn't read.
 PROBE = b"""<script>addEventListener("load", () => MathJax.startup.promise.then(() => {
   const broken = [...document.images].filter(image => !image.naturalWidth).map(image => image.src);
   const plain = [...document.querySelectorAll(".arithmatex")]
@@ -46,10 +46,11 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         self.ids |= {given["id"]} if "id" in given else set()
         self.formulas += "arithmatex" in given.get("class", "").split()
-        if tag == "a" and "href" in given:
-            self.links.add(given["href"])
-        elif tag in ("script", "img", "link", "iframe") and given.get("rel") != "canonical":
-            self.loads |= {given[name] for name in ("src", "href") if name in given}
+        found = {given[name] for name in ("src", "href") if name in given}
+        if tag == "a":
+            self.links |= found
+        elif tag in ("script", "img", "link", "iframe"):
+            self.loads |= found
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,9 @@ def test_functions_of_the_map_and_of_the_ladder_lead_to_the_reference(pages):
         leads = {link for link in pages[name].links if link.startswith("api/")}
         assert len(leads) > least, name
     for rung in range(1, 7):
-        assert any(f"notebooks/ladder.html#rung-{rung}-" in link for link in pages["ladder.html"].links)
+        assert any(
+            f"notebooks/ladder.html#rung-{rung}-" in link for link in pages["ladder.html"].links
+        )
 
 
 @pytest.fixture(scope="module")
