@@ -54,7 +54,7 @@ test: install
 
 # The rest: several processes, kills, full disks, fuzzing, whole trainings; compiled as users'
 # programs are.
-test-thorough: install
+test-thorough: install $(VENV)/docs
 	VDM_JAX_TESTS_DEVICES=8 $(BIN)/python -m pytest -n 2 --dist loadfile tests/thorough
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExecutePreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 _FENCES = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 _TESTS = re.compile(r"`([\w/]+\.py)::test_(\w+)`")
@@ -28,12 +28,13 @@ def on_files(files: Any, config: Any) -> Any:
         if os.environ.get("NOTEBOOKS") != "no":
             at = {"metadata": {"path": str(Path(config.docs_dir).parent)}}
             ExecutePreprocessor(timeout=None, kernel_name="python3").preprocess(notebook, at)
+            CoalesceStreamsPreprocessor().preprocess(notebook, {})
         text, found = MarkdownExporter().from_notebook_node(notebook)
         for name, content in found["outputs"].items():
             picture = f"{path.stem}-{name}"
             text = text.replace(f"({name})", f"({picture})")
             files.append(File.generated(config, f"notebooks/{picture}", content=content))
-        text += f"\n\n[This page as a notebook]({path.name})\n"
+        text = f"---\nhide: [toc]\n---\n{text}\n\n[This page as a notebook]({path.name})\n"
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
     return files
 
