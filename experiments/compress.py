@@ -49,7 +49,7 @@ def compress(argv: list[str]) -> Summary:
     _, number, choice = cli.definers(values)
     define_flags(values)
     flags.DEFINE_string("output", None, "the file to write", short_name="o", flag_values=values)
-    choice("split", "in place of INPUT: a part of the run's own images", ("train", "test"), None)
+    choice("split", "in place of INPUT: a part of the model's own images", ("train", "test"), None)
     about = "pixels a side of the squares that pictures of any sizes are cut into"
     number("tile", about, None, 1, 512)
     number("num_steps", "T, the steps of the chain", 100, 1, chain.MOST_STEPS)
@@ -76,10 +76,10 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
     """Returns the model that the flags name, its name, and the images of `path` or of --split."""
     if path is not None:
         pictures = pictures_io.read(path, options.get("tile"))
-    elif options["official"] or not options["workdir"]:
+    elif options["official"] or not (options["workdir"] or options["pretrained"]):
         raise UserError("--split is of a run's images: name its --workdir, or INPUT")
     else:
-        saved = restore.saved(Path(options["workdir"]), options["checkpoint"])
+        saved = restore.saved_by(options)
         _, images = restore.images_of(saved, {})
         part = np.ascontiguousarray(getattr(images, options["split"]))
         words = f"{len(part)} {options['split']} images of {images.name}"

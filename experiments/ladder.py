@@ -8,31 +8,34 @@ already is not trained again. Leaves all numbers in DIR/ladder.json. --scale sho
 every training, for a copy of the page in another --out.
 """
 
-import dataclasses
 import json
-import re
+import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments import closed_forms, ladder_tables, trainings
+from experiments import ladder_tables, trainings
 from experiments.configs import binomial, digits, mhvae, vae
 from experiments.ladder_tables import PREDICTIONS
 from experiments.toy2d import mean, toy2d
 from experiments.toy_models import STEPS as STEPS_2D
-from vdm_jax import files, loss
+from experiments.trainings import Study
+from vdm_jax import files, loss, pixels, process, schedule
 from vdm_jax.data import ImageData
 from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.subject import Subject
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.related import mixture
 from vdm_jax.run import build, cli
 from vdm_jax.train.logging import read_metrics
 from vdm_jax.train.model import unit
+from vdm_jax.types import Gamma
 
 _SHORT, _LONG = {"train.steps": 1_500}, {"train.steps": 3_000}
 _CURVE = _SHORT | {"eval.every": 150, "eval.repeats": 8}
@@ -85,67 +88,46 @@ RUNS: dict[str, dict[str, tuple[Callable[[], ConfigDict], dict[str, Any]]]] = {
 
 def ladder(argv: list[str]) -> dict[str, Any]:
     """Parses `argv`, trains, evaluates, and puts the numbers, which are returned, into the page."""
-    workdir, page, scale = trainings.parse(argv, __doc__, "ladder.md", ladder_tables.TABLES)
-    at = _Ladder(workdir, build.make_mesh(), scale)
+    study = trainings.parse(argv, __doc__, "ladder.md", ladder_tables.TABLES)
     grey, binary = build.load(digits.get_config()), build.load(binomial.get_config())
-    rungs = _rungs(at)
+    rungs = _rungs(study)
     found: dict[str, Any] = {
-        "scale": scale,
+        "scale": study.scale,
         "histogram": _histogram_row(grey),
         "rungs": rungs,
         "restrictions": [
             *(row | {"name": "none"} for row in rungs if row["name"] == FOUR),
-            *(at.row("restriction", name) for name in RUNS["restriction"]),
+            *(_row(study, "restriction", name) for name in RUNS["restriction"]),
         ],
-        "variances": [row for steps in STEPS for row in _variances(at, steps)],
-        "objectives": [_objective(at, name) for name in RUNS["objective"]],
-        "densities": [at.row("density", name) for name in RUNS["density"]],
+        "variances": [row for steps in STEPS for row in _variances(study, steps)],
+        "objectives": [_objective(study, name) for name in RUNS["objective"]],
+        "densities": [_row(study, "density", name) for name in RUNS["density"]],
         "bits": [
             _histogram_row(binary) | {"name": "Bernoulli histogram"},
-            *(at.row("bits", name) for name in RUNS["bits"]),
+            *(_row(study, "bits", name) for name in RUNS["bits"]),
         ],
-        "flow": trainings.likelihoods(at.train("rung", LAST)[0]),  # of the same VDM
-        "forward": closed_forms.forgetting(),
-        "priors": closed_forms.prior_nats_per_dim(grey.test, grey.levels),
-        "reverse": closed_forms.reverse_step(),
-        "points": _points(at, page.with_suffix("")),
-        "minutes": at.minutes,
+        "flow": trainings.likelihoods(_train(study, "rung", LAST)[0]),  # of the same VDM
+        "forward": forgetting(),
+        "priors": prior_nats_per_dim(grey.test, grey.levels),
+        "reverse": reverse_step(),
+        "points": _points(study),
+        "minutes": study.minutes,
     }
-    files.write_json(workdir / "ladder.json", found)
-    ladder_tables.write(page, found)
-    print(f"{at.minutes:.1f} minutes of training; written to {page}")
+    study.report(found, ladder_tables.TABLES, ladder_tables.PLOTS)
     return found
 
 
-@dataclasses.dataclass
-class _Ladder:
-    """The folder of the runs, and what their trainings took."""
+def _train(study: Study, group: str, name: str) -> tuple[Subject, Row]:
+    """Returns the trained model, and its name, number of parameters, steps and minutes."""
+    base, changes = RUNS[group][name]
+    model, about = study.train(f"{group} {name}", base(), changes)
+    return model, {"name": name} | about
 
-    workdir: Path
-    mesh: Mesh
-    scale: float
-    minutes: float = 0.0
 
-    def folder(self, group: str, name: str) -> Path:
-        """Returns the folder of a run."""
-        return self.workdir / "-".join(re.sub("[(),=]", "", f"{group} {name}").split())
-
-    def train(self, group: str, name: str) -> tuple[Subject, Row]:
-        """Returns the trained model, and its number of parameters, steps and minutes."""
-        print(f"\n== {group}: {name}", flush=True)
-        base, changes = RUNS[group][name]
-        once = {"eval.final_repeats": 1}  # the bound that is reported is evaluated afterwards
-        config = trainings.make_config(base(), changes | once, self.scale)
-        model, minutes = trainings.train(config, self.folder(group, name), self.mesh)
-        self.minutes += minutes
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-        about = {"parameters": parameters, "steps": config.train.steps, "minutes": minutes}
-        return model, {"name": name} | about
-
-    def row(self, group: str, name: str) -> Row:
-        """Returns the row of one run: its bound, parameters, steps and minutes."""
-        model, about = self.train(group, name)
-        return _bound(model)[0] | about
+def _row(study: Study, group: str, name: str) -> Row:
+    """Returns the row of one run: its bound, parameters, steps and minutes."""
+    model, about = _train(study, group, name)
+    return _bound(model)[0] | about
 
 
 def _bound(model: Subject, **fields: Any) -> tuple[Row, np.ndarray]:
@@ -154,12 +136,12 @@ def _bound(model: Subject, **fields: Any) -> tuple[Row, np.ndarray]:
     return row, np.asarray(unit(model.bound).of(draws.terms.total, model.bound.event_shape))
 
 
-def _rungs(at: _Ladder) -> list[Row]:
+def _rungs(study: Study) -> list[Row]:
     """Returns the ladder's rows, each with its gain over the one before, image by image."""
     rows: list[Row] = []
     before = None
     for name in RUNS["rung"]:
-        model, about = at.train("rung", name)
+        model, about = _train(study, "rung", name)
         row, bits = _bound(model)
         gain = None if before is None else difference(before, bits)
         rows.append(row | about | {"gain": gain})
@@ -167,10 +149,10 @@ def _rungs(at: _Ladder) -> list[Row]:
     return rows
 
 
-def _variances(at: _Ladder, steps: int) -> list[Row]:
+def _variances(study: Study, steps: int) -> list[Row]:
     """Returns the bounds of three reverse variances, and their gains over the posterior's."""
-    fixed, about = at.train("variance", f"posterior, T = {steps}")
-    learned, learned_about = at.train("variance", f"learned, T = {steps}")
+    fixed, about = _train(study, "variance", f"posterior, T = {steps}")
+    learned, learned_about = _train(study, "variance", f"learned, T = {steps}")
     row, base = _bound(fixed)
     rows = [row | about | {"num_steps": steps, "kind": "posterior", "gain": None}]
     for kind, model, of in (("transition", fixed, about), ("learned", learned, learned_about)):
@@ -180,24 +162,25 @@ def _variances(at: _Ladder, steps: int) -> list[Row]:
     return rows
 
 
-def _objective(at: _Ladder, name: str) -> Row:
+def _objective(study: Study, name: str) -> Row:
     """Returns a parameterization's row, with its test bound during training."""
-    row = at.row("objective", name)
-    lines = read_metrics(at.folder("objective", name) / "metrics.jsonl")
+    row = _row(study, "objective", name)
+    lines = read_metrics(study.folder(f"objective {name}") / "metrics.jsonl")
     curve = [(line["step"], line["bpd"]) for line in lines if line["split"] == "test"]
     return row | {"curve": curve}
 
 
-def _points(at: _Ladder, pictures: Path) -> dict[str, Any]:
-    found, folder = {}, at.workdir / "points"
+def _points(study: Study) -> dict[str, Any]:
+    found, folder = {}, study.workdir / "points"
     for kind in ("vdm", "cnf"):
         print(f"\n== swirl by {kind}", flush=True)
-        steps = max(round(STEPS_2D[kind] * at.scale), 20)
+        steps = max(round(STEPS_2D[kind] * study.scale), 20)
         result = folder / f"swirl-{kind}-{steps}-0.json"
         if not result.exists():
             toy2d(["toy2d", f"--workdir={folder}", f"--model={kind}", f"--steps={steps}"])
         found[kind] = json.loads(result.read_text(encoding="utf-8"))
-        files.write(pictures / f"swirl-{kind}.png", result.with_suffix(".png").read_bytes())
+        drawn = result.with_suffix(".png").read_bytes()
+        files.write(study.page.with_suffix("") / f"swirl-{kind}.png", drawn)
     return found
 
 
@@ -220,6 +203,48 @@ def _histogram_row(images: ImageData) -> Row:
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Returns the mean of `before` - `after`, [draws, images], and its standard error."""
     return mean(before.mean(axis=0) - after.mean(axis=0), "mean")
+
+
+# ---- the numbers that no network is trained for ----
+
+SCHEDULES: dict[str, Gamma] = {
+    "VDM, linear from -13.3 to 5": schedule.linear(-13.3, 5.0),
+    "cosine from -13.3 to 5": schedule.cosine(-13.3, 5.0),
+    "Nichol & Dhariwal, cosine, T = 1000": schedule.from_betas(schedule.cosine_betas(1000)),
+    "Nichol & Dhariwal, cosine, T = 4000": schedule.from_betas(schedule.cosine_betas(4000)),
+    "DDPM, T = 1000": schedule.from_betas(schedule.ddpm_betas()),
+    # Song et al.'s integral of beta over [0, 1], of beta_min = 0.1 and beta_max = 20, is 10.05.
+    "VP-SDE": schedule.beta_linear(-13.3, math.log(math.expm1(10.05))),
+}
+
+
+def prior_nats_per_dim(images: ArrayLike, levels: int) -> dict[str, float]:
+    """Returns the prior matching term KL(q(z_1|x) || N(0, I)) in nats per dimension, by schedule.
+
+    It is the mean over images [n, *event], integers in [0, levels).
+    """
+    x = pixels.encode(jnp.asarray(images), levels)
+    ends = {name: gamma(jnp.ones(1))[0] for name, gamma in SCHEDULES.items()}
+    return {name: float(jnp.mean(loss.prior(x, end))) / x[0].size for name, end in ends.items()}
+
+
+def forgetting() -> list[dict[str, float]]:
+    """Returns KL(q(z_t) || N(0, 1)) in nats of data N(0.7, 0.3^2) along a linear schedule."""
+    data = Gaussian(jnp.array([0.7]), jnp.array([0.09]))
+    times = jnp.linspace(0.0, 1.0, 5)
+    rows = []
+    for t, gamma in zip(times, schedule.linear(-8.0, 5.0)(times), strict=True):
+        kl = process.marginal_of_gaussian(data, gamma).kl(Gaussian(jnp.zeros(1), jnp.ones(1)))
+        rows.append({"t": float(t), "gamma": float(gamma), "kl": float(kl[0])})
+    return rows
+
+
+def reverse_step() -> list[dict[str, float]]:
+    """Returns the mean KL in nats of a mixture's q(z_s|z_t) to its best Gaussian, by step size."""
+    steps = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+    with jax.enable_x64(True):
+        data = mixture.Mixture.of(jnp.array([0.3, 0.5, 0.2]), jnp.array([-1.0, 0.1, 0.9]), 0.01)
+        return [{"step": h, "kl": float(mixture.reverse_negentropy(data, -h, 0.0))} for h in steps]
 
 
 if __name__ == "__main__":

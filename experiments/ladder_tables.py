@@ -22,15 +22,6 @@ PREDICTIONS = {"x": "the data x", "eps": "the noise eps", "score": "the score", 
 COSTS = {"parameters": ",", "steps": ",", "minutes": ".1f"}
 
 
-def write(page: Path, found: Found) -> None:
-    """Replaces the tables of the page, and draws its plots into the folder of its name."""
-    plots = page.with_suffix("")
-    _plot_rungs(plots / "rungs.png", found)
-    _plot_objectives(plots / "objectives.png", found["objectives"])
-    _plot_reverse(plots / "feller.png", found["reverse"])
-    tables.replace(page, {name: make(found) for name, make in TABLES.items()})
-
-
 def _rungs(found: Found) -> str:
     first = ("no latents: each pixel by its own frequencies", estimate(found["histogram"]))
     rows = [(r["name"], estimate(r), _gain(r), *_costs(r)) for r in found["rungs"]]
@@ -140,7 +131,8 @@ def _plot_rungs(path: Path, found: Found) -> None:
         axes.set_ylabel("test bits per dim")
 
 
-def _plot_objectives(path: Path, rows: list[Row]) -> None:
+def _plot_objectives(path: Path, found: Found) -> None:
+    rows = found["objectives"]
     title = "Test bound during training, by what the network predicts"
     with figure(path, title, (7, 4)) as (axes,):
         for row in rows:
@@ -152,9 +144,12 @@ def _plot_objectives(path: Path, rows: list[Row]) -> None:
         axes.set(xlabel=xlabel, ylabel="test bits per dim")
 
 
-def _plot_reverse(path: Path, rows: list[Row]) -> None:
-    steps, kl = np.array([(row["step"], row["kl"]) for row in rows]).T
+def _plot_reverse(path: Path, found: Found) -> None:
+    steps, kl = np.array([(row["step"], row["kl"]) for row in found["reverse"]]).T
     with figure(path, "How far a reverse step is from a Gaussian", (6, 4)) as (axes,):
         axes.loglog(steps, kl, "o-", label="mean over z_t")
         axes.loglog(steps, kl[-1] * (steps / steps[-1]) ** 3, ":", label="the cube of the step")
         axes.set(xlabel="step in gamma", ylabel="KL to the best Gaussian, nats")
+
+
+PLOTS = {"rungs": _plot_rungs, "objectives": _plot_objectives, "feller": _plot_reverse}

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from scipy import special, stats
 
 from experiments import tables, trainings
-from vdm_jax import VDM, files, schedule
+from vdm_jax import VDM, schedule
 from vdm_jax.data import point_sets
 from vdm_jax.evaluation import report, sample_distances
 from vdm_jax.evaluation.likelihood import By, LikelihoodProfile, profile
@@ -91,22 +91,19 @@ def make_model(most: int) -> Model:
 
 def fit_number(data: Sets, steps: int) -> Callable[[ArrayLike], Categorical]:
     """Returns theta [batch] -> the number of points, trained by maximum likelihood."""
-    network, tx = Counts(point_sets.MOST[data.name]), optax.adam(3e-3)
+    network = Counts(point_sets.MOST[data.name])
     thetas, numbers = jnp.asarray(data.theta), jnp.asarray(data.number)
 
     def of(params: Params, theta: ArrayLike) -> Categorical:
         return cast(Categorical, network.apply(params, theta))
 
-    def one(i: Any, carry: Any) -> Any:
-        params, state = carry
-        rows = jax.random.randint(jax.random.key(i), (512,), 0, len(thetas))
-        loss = lambda p: -jnp.mean(of(p, thetas[rows]).log_prob(numbers[rows]))  # noqa: E731
-        updates, state = tx.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
+    def nats(params: Params, key: Key) -> Tensor:
+        rows = jax.random.randint(key, (512,), 0, len(thetas))
+        return -jnp.mean(of(params, thetas[rows]).log_prob(numbers[rows]))
 
-    params = network.init(jax.random.key(0), thetas[:1])
-    run = jax.jit(lambda carry: jax.lax.fori_loop(0, steps, one, carry))
-    params, _ = run((params, tx.init(params)))
+    key_init, key_data = jax.random.split(jax.random.key(0))
+    start = network.init(key_init, thetas[:1])
+    params, _ = trainings.minimise(nats, start, optax.adam(3e-3), steps, key_data)
     return partial(of, params)
 
 
@@ -224,7 +221,7 @@ def _features(theta: np.ndarray, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def draw(file: Path, fitted: dict[str, SetModel], found: list[dict[str, Any]]) -> None:
+def draw(fitted: dict[str, SetModel], file: Path, found: list[dict[str, Any]]) -> None:
     """Draws, for each name, the profile of several sets together, and the ranks of theta."""
     grid, middle = np.linspace(-0.6, 1.0, 9), 4
     title, shape = "Sets of points with a known density", (len(found), 2)
@@ -247,24 +244,26 @@ def draw(file: Path, fitted: dict[str, SetModel], found: list[dict[str, Any]]) -
             of_ranks.legend()
 
 
-def _row(found: dict[str, Any]) -> list[str]:
-    """Returns a row of the table."""
-    means = found["bound"], found["ode"], found["number"], found["posterior"]
-    nats = [f"{each['mean']:+.4f} ± {each['error']:.4f}" for each in means]
-    p = found["model"]["p"], found["exact"]["p"], found["mmd"], found["sliced_wasserstein"]
-    return [found["name"], *nats, *(f"{value:.3f}" for value in p)]
+def _sets(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for row in found:
+        means = row["bound"], row["ode"], row["number"], row["posterior"]
+        p = row["model"]["p"], row["exact"]["p"], row["mmd"], row["sliced_wasserstein"]
+        nats = [f"{each['mean']:+.4f} ± {each['error']:.4f}" for each in means]
+        rows.append([row["name"], *nats, *(f"{value:.3f}" for value in p)])
+    return report.table(HEADS, rows)
+
+
+TABLES = tables.by_name(_sets)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Trains, compares, writes the files, and returns the numbers."""
-    workdir, page, scale = trainings.parse(argv, __doc__, "sets.md", ["sets"])
-    fitted = {name: train(name, workdir, scale) for name in point_sets.NAMES}
+    study = trainings.parse(argv, __doc__, "sets.md", TABLES)
+    fitted = {name: train(name, study.workdir, study.scale) for name in point_sets.NAMES}
     found = [measure(name, fitted[name]) for name in fitted]
-    files.write_json(workdir / "sets.json", found)
-    draw(page.with_suffix("") / "profiles.png", fitted, found)
-    text = report.table(HEADS, map(_row, found))
-    tables.replace(page, {"sets": text})
-    print(text)
+    study.report(found, TABLES, {"profiles": partial(draw, fitted)})
+    print(_sets(found))
     return found
 
 

@@ -35,7 +35,7 @@ def replace(page: Path, tables: Mapping[str, str]) -> None:
     files.write(page, text)
 
 
-def by_name(*makers: Callable[[Mapping[str, Any]], str]) -> dict[str, Callable]:
+def by_name(*makers: Callable[[Any], str]) -> dict[str, Callable]:
     """Returns the functions that make tables by the names of the tables, which are theirs."""
     return {make.__name__.strip("_"): make for make in makers}
 

@@ -10,7 +10,6 @@ trajectories from noise to data) and its numbers, .json beside it.
 All numbers are in nats per point of a continuous variable: a density has no bits per dim.
 """
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -46,8 +45,6 @@ def toy2d(argv: list[str]) -> dict[str, Any]:
     data = points.draw(settings["data"], TRAIN, settings["seed"])
     fitted = MODELS[settings["model"]](data, settings["steps"], settings["seed"])
     seconds = time.monotonic() - began
-    if not math.isfinite(fitted.losses[-1][1]):
-        raise UserError(f"the loss is {fitted.losses[-1][1]}: training has diverged; try --seed")
     found = settings | {"training_seconds": round(seconds, 1)} | _measure(fitted, settings["data"])
     _print(found)
     toy_figure.draw(workdir / f"{name}.png", fitted, found)

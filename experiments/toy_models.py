@@ -4,25 +4,24 @@ A VDM of continuous data (levels=None), trained on its variational bound, whose 
 is a normalising flow; and a normalising flow trained by maximum likelihood.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments import trainings
 from vdm_jax import cnf, flow, loss
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.small import SmoothMLP
-from vdm_jax.train import optimizer, step
-from vdm_jax.train.model import NATS, Model, Params
+from vdm_jax.train import fit, optimizer
+from vdm_jax.train.model import Model, Params
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
 STEPS = {"vdm": 2500, "cnf": 400}
-CHUNK = 50  # steps of one compiled call
 PIECES = 60  # of a trajectory
 
 # The end points stay as they are: of continuous data the bound has no best gamma_0. Noise of
@@ -30,14 +29,10 @@ PIECES = 60  # of a trajectory
 # across the curve; at gamma_1 = 6 the prior costs less than 0.001.
 GAMMA_0, GAMMA_1 = -12.0, 6.0
 
-Losses = list[tuple[int, float]]
-
 
 class Fitted(NamedTuple):
     """A trained model, as functions of points x [n, 2]."""
 
-    losses: Losses
-    """Pairs (step, mean of the training loss since the last, in nats)."""
     log_prob: Callable[[Tensor, float], PerExample]
     """Function (x, tolerance) -> log-densities by the ODE, in nats."""
     sample: Callable[[Key, int], Tensor]
@@ -48,6 +43,8 @@ class Fitted(NamedTuple):
     """Function (key, x) -> an unbiased sample of the bound on -log p(x), in nats; None without."""
     gamma: Gamma | None = None
     """Learned schedule; None without."""
+    losses: Sequence[tuple[int, float]] = ()
+    """Pairs (step, mean of the training loss since the last, in nats), of a model without gamma."""
 
 
 def train_vdm(points: np.ndarray, steps: int, seed: int) -> Fitted:
@@ -55,20 +52,9 @@ def train_vdm(points: np.ndarray, steps: int, seed: int) -> Fitted:
     model = _vdm()
     rate = optimizer.learning_rate(3e-3, min(100, steps // 10), "cosine", steps)
     tx = optimizer.make(rate, decay_gamma=False)
-    key_init, key_data, key_step = jax.random.split(jax.random.key(seed), 3)
-    data = jnp.asarray(points)
-    training = step.Training(model, tx, 0.99, key_step)
-
-    def one(state: step.TrainState) -> tuple[step.TrainState, jax.Array]:
-        images = _batch(data, key_data, state.step, 512)
-        batch = {"images": images, "conditioning": jnp.zeros(len(images))}
-        state, metrics = step.update(state, batch, training)
-        return state, 2 * metrics[NATS.key]
-
-    state, losses = _run(one, step.init_state(model, tx, key_init), steps)
-    vdm: VDM = model.bind(state.ema_params)
+    fitted = fit(model, points, tx, steps, batch_size=512, seed=seed, ema_rate=0.99)
+    vdm: VDM = model.bind(fitted.params)
     return Fitted(
-        losses,
         jax.jit(
             lambda x, tol: vdm.log_prob(jax.random.key(0), x, rtol=tol, atol=tol), static_argnums=1
         ),
@@ -91,26 +77,22 @@ def train_cnf(points: np.ndarray, steps: int, seed: int) -> Fitted:
         solver = cnf.Solver(rtol=tolerance, atol=tolerance)
         return cnf.log_prob(x, _field(network, params), 0.0, 1.0, solver=solver).log_prob
 
-    def one(state: Any) -> tuple[Any, jax.Array]:
-        i, params, moments = state
-        x = _batch(data, key_data, i, 256)
-        value, grads = jax.value_and_grad(lambda params: -log_prob(params, x, 1e-3).mean())(params)
-        updates, moments = tx.update(grads, moments, params)
-        return (i + 1, optax.apply_updates(params, updates), moments), value
+    def nats(params: Params, key: Key) -> Tensor:
+        rows = jax.random.randint(key, (256,), 0, len(data))
+        return -log_prob(params, data[rows], 1e-3).mean()
 
-    params = network.init(key_init, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
-    state = jnp.zeros((), jnp.int32), params, tx.init(params)
-    (_, params, _), losses = _run(one, state, steps)
+    start = network.init(key_init, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
+    params, losses = trainings.minimise(nats, start, tx, steps, key_data)
     field = _field(network, params)
 
     def sample(key: Key, n: int) -> Tensor:
         return cnf.sample(jax.random.normal(key, (n, 2)), field, 0.0, 1.0).z
 
     return Fitted(
-        losses,
         jax.jit(lambda x, tolerance: log_prob(params, x, tolerance), static_argnums=1),
         jax.jit(sample, static_argnums=1),
         _paths(field, lambda t: t),
+        losses=losses,
     )
 
 
@@ -136,33 +118,6 @@ def _vdm() -> Model:
         return VDM(denoise, cast(Gamma, gamma), (2,), levels=None, kind="v")
 
     return Model(init, bind, end_points=monotone.END_POINTS)
-
-
-def _batch(data: Tensor, key: Key, i: jax.Array, size: int) -> Tensor:
-    return data[jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(data))]
-
-
-def _run(one: Callable[[Any], tuple[Any, jax.Array]], state: Any, steps: int) -> tuple[Any, Losses]:
-    """Takes `steps` steps state -> (state, loss), compiled CHUNK at a time; prints some losses."""
-
-    def body(_: jax.Array, carry: Any) -> Any:
-        state, value = one(carry[0])
-        return state, carry[1] + value
-
-    @jax.jit
-    def many(state: Any, count: jax.Array) -> tuple[Any, jax.Array]:
-        state, total = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
-        return state, total / count
-
-    losses: Losses = []
-    every = max(CHUNK, steps // 10 // CHUNK * CHUNK)
-    for start in range(0, steps, CHUNK):
-        stop = min(start + CHUNK, steps)
-        state, value = many(state, stop - start)
-        losses.append((stop, float(value)))
-        if stop % every == 0 or stop == steps:
-            print(f"step {stop}: training loss {float(value):.3f} nats", flush=True)
-    return state, losses
 
 
 def bound(key: Key, x: Tensor, vdm: VDM) -> PerExample:

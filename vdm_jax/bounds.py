@@ -7,7 +7,7 @@ and 1 - r^2 = -expm1(gamma - gamma') is left of its variance: neither a small st
 sigma cancels anything.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,7 @@ from vdm_jax.process import expand, marginal, transition, variance_log_ratio
 from vdm_jax.sampling import scan
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
-
-if TYPE_CHECKING:
-    from vdm_jax.vdm import VDM
+from vdm_jax.vdm import VDM
 
 
 def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
@@ -42,7 +40,7 @@ def importance_weighted(log_weights: ArrayLike, axis: int = 0) -> Tensor:
     return jnp.log(float(log_weights.shape[axis])) - logsumexp(log_weights, axis=axis)
 
 
-def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
+def chain(vdm: VDM, key: Key, images: Images | Tensor) -> PerExample:
     """Returns the log weight of one chain, log p(x, z_0, ..., z_T) - log q(z_0, ..., z_T|x).
 
     It is [batch], in nats. The latents are drawn from q, from z_T down, by T = `vdm.num_steps`
@@ -80,7 +78,7 @@ def chain(vdm: "VDM", key: Key, images: Images | Tensor) -> PerExample:
 
 
 def chains(
-    vdm: "VDM", key: Key, images: Images | Tensor, num_chains: int
+    vdm: VDM, key: Key, images: Images | Tensor, num_chains: int
 ) -> Float[Array, "chains batch"]:
     """Returns log weights of independent chains, one after the other in the memory of one."""
     checks.count(num_chains, "num_chains")
@@ -95,7 +93,7 @@ def _prior_log_ratio(x: Tensor, e_1: Tensor, gamma_1: Tensor, mask: ArrayLike | 
     return -0.5 * loss.sum_event(excess - jax.nn.log_sigmoid(gamma_1), mask)
 
 
-def consistency(vdm: "VDM", key: Key, images: Images | Tensor) -> loss.ElboTerms:
+def consistency(vdm: VDM, key: Key, images: Images | Tensor) -> loss.ElboTerms:
     """Returns one sample of the bound of T steps in Luo's consistency form (eq. 44 and 45).
 
     The same number as `vdm.elbo` in expectation, at the same cost. Its variance is the same for a
@@ -126,7 +124,7 @@ def prior_matching(
 
 
 def consistency_term(
-    vdm: "VDM", x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
+    vdm: VDM, x: Tensor, eps_s: Tensor, eps_u: Tensor, t: PerExample
 ) -> PerExample:
     """Returns T E[log q(z_i|z_{i-1}) - log p(z_i|z_{i+1})] of the step that `t` falls into.
 
@@ -159,20 +157,16 @@ def consistency_term(
     # q's and p's log-densities averaged over the bridge, of variance c c1 / c2. In their difference
     # what is of order 1 for small steps has been cancelled by hand.
     kappa = jnp.square(r) * (rho**4 * rise - jnp.square(c1) * (1.0 + jnp.square(rho))) / c2
-    constant = _log_ratio(c, c1, rise) - jnp.square(rho) * c
+    near = jnp.abs(rise) < 0.5 * c1  # log(c / c1), by log1p of nearly equal numbers
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, rise / c1, 0.0)), jnp.log(c / c1))
+    constant = log_ratio - jnp.square(rho) * c
     cross = 2.0 * c * jnp.square(rho) * r / jnp.sqrt(c2) * g * eps_u
     twice = constant + kappa * (jnp.square(eps_u) - 1.0) + c * jnp.square(g) - cross
     return 0.5 * num_steps * loss.sum_event(twice, vdm.mask)
 
 
-def _log_ratio(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
-    """Returns log(a / b), by log1p of the given a - b for nearly equal numbers."""
-    near = jnp.abs(difference) < 0.5 * b
-    return jnp.where(near, jnp.log1p(jnp.where(near, difference / b, 0.0)), jnp.log(a / b))
-
-
 def _predict(
-    vdm: "VDM", x: Tensor, e_t: Tensor, gamma_t: PerExample
+    vdm: VDM, x: Tensor, e_t: Tensor, gamma_t: PerExample
 ) -> tuple[Tensor, Tensor | float]:
     """Returns the noise that the network sees in z_t = alpha_t x + sigma_t e_t, and the share."""
     z_t = marginal(x, gamma_t).at(e_t)
@@ -180,7 +174,7 @@ def _predict(
     return to_eps(prediction, z_t, gamma_t, vdm.kind), share
 
 
-def _num_steps(vdm: "VDM") -> int:
+def _num_steps(vdm: VDM) -> int:
     _ = vdm.elbo  # a guided model has none
     checks.count(vdm.num_steps, "num_steps")
     return cast(int, vdm.num_steps)

@@ -13,7 +13,7 @@ makes of it a bound on the probability of an image. Needs diffrax, and is theref
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,7 @@ from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Images, Key, PerExample, Tensor
-
-if TYPE_CHECKING:
-    from vdm_jax.vdm import VDM
+from vdm_jax.vdm import VDM
 
 
 class DequantizedNats(NamedTuple):
@@ -42,7 +40,7 @@ class DequantizedNats(NamedTuple):
     num_evaluations: Array
 
 
-def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
+def drift(vdm: VDM, z: Tensor, gamma: ArrayLike) -> Tensor:
     """Returns dz / dgamma = (alpha sigma / 2) v_hat(z, gamma), at a gamma scalar or [batch].
 
     A schedule of each feature gives gamma [1, *event] or [batch, *event]. Padding stands still.
@@ -54,7 +52,7 @@ def drift(vdm: "VDM", z: Tensor, gamma: ArrayLike) -> Tensor:
     return masks.keep(0.5 * alpha(gamma) * sigma(gamma) * v, vdm.mask)
 
 
-def _field(vdm: "VDM", ends: tuple[Tensor, Tensor]) -> tuple[cnf.Field, tuple[Any, Any]]:
+def _field(vdm: VDM, ends: tuple[Tensor, Tensor]) -> tuple[cnf.Field, tuple[Any, Any]]:
     """Returns the flow with its start and end: in gamma, or in t if each feature has its own."""
     if ends[0].ndim == 0:
         return lambda gamma, z: drift(vdm, z, gamma), ends
@@ -66,7 +64,7 @@ def _field(vdm: "VDM", ends: tuple[Tensor, Tensor]) -> tuple[cnf.Field, tuple[An
     return in_time, (0.0, 1.0)
 
 
-def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
+def log_prob(vdm: VDM, z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, by `cnf.log_prob`; its z is z_1."""
     z_0, ends = _checked(vdm, z_0)
     field, times = _field(vdm, ends)
@@ -74,7 +72,7 @@ def log_prob(vdm: "VDM", z_0: Tensor, solver: Solver = DEFAULT, key: Key | None 
     return cnf.log_prob(z_0, field, *times, base, solver, key)
 
 
-def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
+def sample(vdm: VDM, z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
     """Returns the flow from z_1 ~ N(0, I) back to z_0 (`sampling.to_images` makes it pixels)."""
     z_1, ends = _checked(vdm, z_1)
     field, times = _field(vdm, ends)
@@ -82,7 +80,7 @@ def sample(vdm: "VDM", z_1: Tensor, solver: Solver = DEFAULT) -> Sample:
 
 
 def dequantized_nats(
-    vdm: "VDM",
+    vdm: VDM,
     key: Key,
     images: Images,
     dequantization: pixels.Dequantization = "truncated_normal",
@@ -107,7 +105,7 @@ def dequantized_nats(
     fixed = vdm
     if gamma_0.ndim == 0:
         # The end points are computed once, and not again in the loop, where they round otherwise.
-        fixed = vdm._replace(gamma=lambda t: jnp.stack([gamma_0, gamma_1]).astype(t.dtype))
+        fixed = vdm._replace(gamma=lambda t: jnp.where(t == 0.0, gamma_0, gamma_1).astype(t.dtype))
 
     def draw(key: Key) -> tuple[PerExample, Array]:
         key_z, key_probes = jax.random.split(key)
@@ -120,11 +118,7 @@ def dequantized_nats(
 
 
 def _dequantized(
-    key: Key,
-    images: Images,
-    gamma_0: Tensor,
-    levels: Levels,
-    method: pixels.Dequantization,
+    key: Key, images: Images, gamma_0: Tensor, levels: Levels, method: pixels.Dequantization
 ) -> tuple[Tensor, Tensor]:
     """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, and log alpha_0.
 
@@ -139,13 +133,13 @@ def _dequantized(
         z_0, log_q = (mixed.joined(levels, each) for each in zip(*found, strict=True))
         return z_0, log_q
     if levels is not None:
-        return pixels.dequantize_each(key, images, levels, gamma_0, method)
+        return pixels.dequantize(key, images, levels, gamma_0, method)
     scale = alpha(gamma_0)
     images = cnf.as_batch(images, "data without levels")
     return scale * images, jnp.broadcast_to(-jnp.log(scale), jnp.shape(images))
 
 
-def _checked(vdm: "VDM", z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Returns `z` and gamma's ends. Raises ValueError where they are known and can't be meant."""
     z = masks.keep(cnf.as_batch(z, "latents"), vdm.mask)
     gamma_0, gamma_1 = timestep.end_points(vdm.gamma, z.dtype)

@@ -73,10 +73,7 @@ def reconstruction(
 
 
 def expected_reconstruction(
-    images: Images | Tensor,
-    gamma_0: ArrayLike,
-    levels: Levels,
-    mask: ArrayLike | None = None,
+    images: Images | Tensor, gamma_0: ArrayLike, levels: Levels, mask: ArrayLike | None = None
 ) -> PerExample:
     """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding.
 
@@ -159,9 +156,9 @@ def diffusion(
     if gamma_t.ndim not in (1, x.ndim):
         got = f"{gamma_t.shape} for data of {x.shape}"
         raise ValueError(f"gamma must map times [n] to [n] or [n, *event], got {got}.")
-    square, share = _squared_error(
-        x, eps, gamma_t, masks.denoiser(denoise, mask), kind, reverse_var
-    )
+    z_t = marginal(x, gamma_t).at(eps)
+    prediction, share = split(masks.denoiser(denoise, mask)(z_t, gamma_t), reverse_var)
+    square = jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind))
     if num_steps is None or reverse_var == "posterior":
         if weight.ndim == 1:
             return 0.5 * weight * sum_event(square, mask)
@@ -170,15 +167,6 @@ def diffusion(
     r = jnp.exp(log_r)
     wider = num_steps * excess(jnp.expm1(log_r), r)
     return 0.5 * sum_event(wider + r * expand(weight, x) * square, mask)
-
-
-def _squared_error(
-    x: Tensor, eps: Tensor, gamma_t: PerExample, denoise: Denoise, kind: Kind, var: ReverseVar
-) -> tuple[Tensor, Tensor | float]:
-    """Returns (eps - eps_hat)^2 elementwise, and the share of `process.reverse`."""
-    z_t = marginal(x, gamma_t).at(eps)
-    prediction, share = split(denoise(z_t, gamma_t), var)
-    return jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind)), share
 
 
 def elbo(

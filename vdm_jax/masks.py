@@ -23,18 +23,22 @@ def keep(values: Tensor, mask: ArrayLike | None) -> Tensor:
     """
     if mask is None:
         return values
-    _check(mask, np.shape(values))
+    check(mask, np.shape(values))
     return jnp.where(jnp.asarray(mask) != 0, values, jnp.zeros((), jnp.asarray(values).dtype))
 
 
-def _check(mask: ArrayLike, wanted: tuple[int, ...]) -> None:
+def check(mask: ArrayLike, wanted: tuple[int, ...], name: str = "mask") -> None:
+    """Raises ValueError, by `name`, unless the mask is one for data of the shape `wanted`.
+
+    Its values are looked at where they are known.
+    """
     shape = np.shape(mask)
     if len(shape) != len(wanted) or not all(np.isin(shape, 1) | np.equal(shape, wanted)):
         axes = "the same axes, each whole or of size 1"
-        raise ValueError(f"mask has shape {shape} for data of {wanted}; wanted {axes}.")
+        raise ValueError(f"{name} has shape {shape} for data of {wanted}; wanted {axes}.")
     known = checks.known(mask)
-    if known is not None and known.dtype != bool and not np.isin(known, (0, 1)).all():
-        raise ValueError("mask must hold 1 (there) and 0 (padding), and holds other values.")
+    if known is not None and known.dtype != bool and (odd := known[~np.isin(known, (0, 1))]).size:
+        raise ValueError(f"{name} must hold 1 (there) and 0 (padding), and holds {odd[0]}.")
 
 
 def denoiser(denoise: Denoise, mask: ArrayLike | None) -> Denoise:
@@ -57,6 +61,6 @@ def dims(event_shape: Sequence[int], mask: ArrayLike | None) -> Tensor | int:
     if mask is None:
         return whole
     mask = jnp.asarray(mask)
-    _check(mask, (*mask.shape[:1], *event_shape))
+    check(mask, (*mask.shape[:1], *event_shape))
     repeated = whole // math.prod(mask.shape[1:])  # of the mask's axes of size 1
     return repeated * jnp.sum(mask != 0, axis=tuple(range(1, mask.ndim)))

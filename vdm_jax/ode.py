@@ -6,16 +6,19 @@ Needs diffrax, and is therefore not imported by `vdm_jax` itself.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from vdm_jax import checks
+from vdm_jax import checks, extras
 from vdm_jax.process import expand
 from vdm_jax.types import Tensor
+
+extras.need("ode")
+
+import diffrax
+import equinox as eqx
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]

@@ -13,7 +13,7 @@ from vdm_jax import checks
 from vdm_jax.distributions import Gaussian
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
-from vdm_jax.types import Images, Key, PerExample, Tensor
+from vdm_jax.types import Images, Key, Tensor
 
 Dequantization = Literal["uniform", "truncated_normal"]
 MOST_LEVELS = 2**16
@@ -196,8 +196,8 @@ def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | Non
 
 def dequantize(
     key: Key, images: Images, levels: int, gamma_0: ArrayLike, method: Dequantization = "uniform"
-) -> tuple[Tensor, PerExample]:
-    """Returns a latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image).
+) -> tuple[Tensor, Tensor]:
+    """Returns a latent z_0 ~ q(z_0|image) within the image's bin, and log q(z_0|image) elementwise.
 
     The bin is |z_0 / alpha_0 - x| < 1 / levels in each element, x = `encode`(image). By Jensen's
     inequality -log P(bin) <= E_q[log q(z_0|image) - log p(z_0)] (Theis et al. 2016).
@@ -207,17 +207,9 @@ def dequantize(
       tau = alpha_0 / (sigma_0 levels): the noise the network knows, cut off at the bin's edges
       (Zheng et al. 2023).
 
-    `images` are integers in [0, levels), [batch, *event] (others give NaN), and so is z_0; log q is
-    [batch], in nats; `gamma_0` is a scalar or [batch].
+    `images` are integers in [0, levels), [batch, *event] (others give NaN), and so are z_0 and
+    log q, in nats; `gamma_0` is a scalar or [batch].
     """
-    z_0, log_q = dequantize_each(key, images, levels, gamma_0, method)
-    return z_0, jnp.sum(log_q, axis=tuple(range(1, z_0.ndim)))
-
-
-def dequantize_each(
-    key: Key, images: Images, levels: int, gamma_0: ArrayLike, method: Dequantization = "uniform"
-) -> tuple[Tensor, Tensor]:
-    """Returns `dequantize` with log q(z_0|image) elementwise."""
     checks.choice(method, "method", DEQUANTIZATIONS)
     x, valid = encode(images, levels), _valid(images, levels)
     gamma_0 = expand(jnp.asarray(gamma_0, x.dtype), x)

@@ -124,12 +124,14 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
 def gammas(gamma: Gamma, t: Tensor) -> Tensor:
     """Returns gamma(t) of times [n]: [n], or [n, *event] for a schedule of each feature.
 
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, as that of one vector over the features.
     """
-    found = gamma(t)
-    if jnp.shape(found)[:1] != t.shape:
-        raise ValueError(f"gamma must map {t.shape} to {t.shape}, but returned {jnp.shape(found)}.")
-    return found
+    # First of one time: a vector over two features would pass for the values at two times.
+    for times in (t[:1], t):
+        got, n = jax.eval_shape(gamma, times).shape, times.shape
+        if got[:1] != n:
+            raise ValueError(f"gamma must map {n} to {n}, but returned {got}.")
+    return gamma(t)
 
 
 def steps(gamma: Gamma, times: Tensor) -> Tensor:

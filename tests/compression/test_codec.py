@@ -341,8 +341,10 @@ def test_networks_that_can_not_be_decoded_with():
         return z_t * jnp.where(gamma_t[:, None, None, None] > 0, jnp.nan, 1.0)
 
     for network, said in ((narrow, "computes in float32"), (nan, "isn't finite at level")):
-        with pytest.raises(ValueError, match=said):
-            known.model(network=network, kind="eps").compress(known.images(14), 12)
+        for placed in (False, True):
+            model = known.model(network=network, kind="eps")
+            with pytest.raises(ValueError, match=said):
+                model.compress(known.images(14), 12, placed=placed)
     continuous = MODEL._replace(bind=lambda params: MODEL.vdm._replace(levels=None))
     with pytest.raises(ValueError, match="levels None"):
         continuous.compress(known.images(2), 2)

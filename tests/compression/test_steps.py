@@ -98,7 +98,7 @@ def test_the_profile_is_the_error_of_the_network():
     gammas = steps.knots(model.vdm.gamma)
     x = known.pixels.level_values(known.LEVELS)
     p, z = known.probabilities(), np.linspace(-9.0, 9.0, 4001)
-    for i in range(0, steps.KNOTS, 8):
+    for i in range(0, steps.KNOTS, 2):
         a, sigma = (float(of(gammas[i])) for of in (schedule.alpha, schedule.sigma))
         joint = p * np.exp(-0.5 * ((z[:, None] - a * x) / sigma) ** 2) / sigma / np.sqrt(2 * np.pi)
         density = joint.sum(axis=1)

@@ -63,7 +63,7 @@ def ancestral(shape=(2, 3), num_steps=2):
         (elbo(ZEROS + 0j), "images must be integers .* complex"),
         (elbo(denoise=lambda z, g: None), "the prediction has shape NoneType"),
         (elbo(denoise=lambda z, g: z[:, 0]), r"prediction has shape \(2,\), but z_t has \(2, 3\)"),
-        (elbo(gamma=lambda t: t.sum()), r"gamma must map \(2,\) to \(2,\), but returned \(\)"),
+        (elbo(gamma=lambda t: t.sum()), r"gamma must map \(1,\) to \(1,\), but returned \(\)"),
         (elbo(gamma=lambda t: 5 - 9 * t), "gamma must rise with t"),
         (
             elbo(gamma=schedule.linear(-80.0, 80.0), num_steps=1),

@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from vdm_jax import extras
+
 ROOT = Path(__file__).parents[2]
-HEAVY = ["flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"]
-HEAVY += ["diffrax", "equinox"]  # of vdm_jax.flow and cnf, which are imported by name
 
 # What the parts of vdm_jax may import beside themselves; the core is each file at its top.
 ALLOWED = {
@@ -76,18 +76,32 @@ def graph(at_import: bool = False) -> dict[str, set[str]]:
     return found
 
 
-def test_importing_the_package_imports_nothing_heavier_than_jax():
+def test_the_core_needs_jax_alone_and_each_other_part_names_its_extra():
+    absent = ["tensorflow", *(name for names in extras.MODULES.values() for name in names)]
+    parts = {"nn": "nn", "nn.gamma": "nn", "flow": "ode", "cnf": "ode", "data": "data"}
+    parts |= {"train": "train", "train.step": "train", "run.fit": "train", "run.cli": "train"}
+    parts |= {"evaluation.bound": "data", "compression.other_codecs": "data"}
     code = (
-        "import sys, vdm_jax\n"
+        "import importlib, sys\n"
+        f"sys.modules |= dict.fromkeys({absent})\n"  # importing them fails
+        "import vdm_jax, vdm_jax.compression, vdm_jax.related.hierarchy\n"
         "assert vdm_jax.loss.elbo and vdm_jax.sampler.ancestral and vdm_jax.Gaussian\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        f"for part in {list(parts)}:\n"
+        "    try:\n"
+        "        importlib.import_module(f'vdm_jax.{part}')\n"
+        "    except ImportError as error:\n"
+        "        print(part, error)\n"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "[]"
+    said = "{}: not installed; to add what is needed: pip install 'vdm_jax[{}]'"
+    assert result.stdout.splitlines() == [
+        f"{part} {said.format(', '.join(extras.MODULES[extra]), extra)}"
+        for part, extra in parts.items()
+    ]
 
 
 def test_imports_run_one_way():
@@ -116,8 +130,15 @@ def test_no_module_imports_itself_by_way_of_others():
         visit(module, ())
 
 
-# Declared, but imported by tensorflow-datasets and not by us.
-INDIRECT = {"importlib-resources"}
+# Whose extra declares what a part imports; that of vdm_jax.ode is "ode".
+EXTRA_OF = {"nn": "nn", "data": "data", "compression": "data", "train": "train", "run": "train"}
+EXTRA_OF |= {"evaluation": "core", "related": "core", "core": "core", "experiments": "all"}
+# Imported by way of another extra: what of `run` needs networks imports vdm_jax.nn first.
+EXCEPTIONS = {"vdm_jax.run.models imports flax"}
+INDIRECT = {"importlib-resources"}  # declared, but imported by tensorflow-datasets and not by us
+TOOLS = {"pytest-xdist", "ruff", "mypy"}  # run, not imported
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OWN = {"vdm_jax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 
 
 def distributions(requirements: list[str]) -> set[str]:
@@ -126,29 +147,50 @@ def distributions(requirements: list[str]) -> set[str]:
     return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for_users = distributions(project["dependencies"])
-    for_tests = distributions(project["optional-dependencies"]["dev"])
+def declared(extra: str) -> tuple[set[str], set[str]]:
+    """The distributions that an extra names, or "core" without one, and all that it brings."""
+    requirements = {"core": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}[extra]
+    own = distributions(requirements) - {"vdm-jax"}
+    all_of_it = own | (declared("core")[1] if extra != "core" else set())
+    for each in requirements:
+        if found := re.fullmatch(r"vdm_jax\[(.*)\]", each):
+            all_of_it |= set().union(*(declared(other)[1] for other in found[1].split(",")))
+    return own, all_of_it
+
+
+def imported_distributions(folder: str) -> dict[str, dict[str, set[str]]]:
+    """Of each module below a folder, which others' modules it imports, and who provides them."""
+    known, found = importlib.metadata.packages_distributions(), {}
+    for path in (ROOT / folder).rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        names = {n.split(".")[0] for n in imported_modules(path.read_text(), module) if n}
+        names -= OWN | set(sys.stdlib_module_names)
+        found[module] = {name: distributions(known.get(name, [name])) for name in names}
+    return found
+
+
+def test_each_part_imports_what_its_extra_declares_and_no_extra_declares_more():
+    used: dict[str, set[str]] = {}
+    undeclared = set()
+    for folder in ("vdm_jax", "experiments", "tests", "examples"):
+        for module, names in imported_distributions(folder).items():
+            extra = "ode" if module == "vdm_jax.ode" else EXTRA_OF[part_of(module)]
+            extra = "dev" if folder in ("tests", "examples") else extra
+            for name, providers in names.items():
+                used.setdefault(extra, set()).update(providers)
+                if not providers & declared(extra)[1]:
+                    undeclared.add(f"{module} imports {name}")
+    assert undeclared == EXCEPTIONS
+    extra_names = ("core", "nn", "ode", "data", "train", "all", "dev")
+    unused = {extra: declared(extra)[0] - used[extra] for extra in extra_names}
+    assert set().union(*unused.values()) == INDIRECT | TOOLS
+    assert unused["data"] == INDIRECT and unused["dev"] == TOOLS
+
+
+def test_an_extra_is_checked_by_the_modules_that_it_installs():
     known = importlib.metadata.packages_distributions()
-    imported = {"package": set(), "tests": set()}
-    for folder, where in (
-        ("vdm_jax", "package"),
-        ("experiments", "package"),
-        ("examples", "tests"),
-        ("tests", "tests"),
-    ):
-        own = {"vdm_jax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
-        for path in (ROOT / folder).rglob("*.py"):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            names = {n.split(".")[0] for n in imported_modules(path.read_text(), module) if n}
-            imported[where] |= names - own - set(sys.stdlib_module_names)
-    providers = {
-        where: [distributions(known.get(name, [name])) for name in names]
-        for where, names in imported.items()
-    }
-    assert [each for each in providers["package"] if not each & for_users] == []
-    assert [each for each in providers["tests"] if not each & (for_users | for_tests)] == []
-    assert for_users - set().union(*providers["package"]) == INDIRECT
-    tools = {"pytest-xdist", "ruff", "mypy"}  # run, not imported
-    assert for_tests - set().union(*providers["tests"]) == tools
+    for extra, names in extras.MODULES.items():
+        expected = declared(extra)[1] - declared("core")[1]
+        providers = [distributions(known[name]) & expected for name in names]
+        assert all(len(each) == 1 for each in providers), extra
+        assert set().union(*providers) == expected and len(names) == len(expected)

@@ -162,6 +162,24 @@ def test_a_schedule_of_another_event_is_named():
         model(gamma=lambda t: per_feature(t)[:, 0], event_shape=(4, 2)).elbo(KEY, X)
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_vector_over_the_features_is_no_schedule(count):
+    """Of two times it would pass for the values at them, and those for gamma's ends."""
+
+    def vector(t):
+        return jnp.array([-7.0, -6.0]) + jnp.array([14.0, 13.0]) * t
+
+    m, x = VDM(exact, vector, (2,), None), X[0, :1].repeat(count, axis=0)
+    for use in (
+        lambda: m.elbo(KEY, x),
+        lambda: m.log_prob(KEY, x),
+        lambda: m.sample(KEY, count, 8, "ddim"),
+        lambda: loss.diffusion(x, x, jnp.full(count, 0.5), exact, vector),
+    ):
+        with pytest.raises(ValueError, match=r"gamma must map \(1,\) to \(1,\), .* \(2,\)"):
+            use()
+
+
 # ---- features of several kinds ----
 
 CHARGES = jnp.stack([X[..., 0], jnp.clip(jnp.rint(4.0 + 4.0 * X[..., 1]), 0, 7)], axis=-1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import closed_forms
+from experiments import ladder
 from vdm_jax import schedule
 
 
@@ -27,7 +27,7 @@ ENDS = {
 def test_the_prior_of_each_published_schedule_is_its_closed_form(monkeypatch):
     images = np.random.default_rng(0).integers(0, 17, (50, 4, 4, 1)) ** 2 // 17
     x = (2 * images + 1) / 17 - 1
-    got = closed_forms.prior_nats_per_dim(images, 17)
+    got = ladder.prior_nats_per_dim(images, 17)
     assert got.keys() == ENDS.keys()
     for name, alpha_bar in ENDS.items():
         expected = 0.5 * (alpha_bar * np.mean(x**2) - alpha_bar - np.log1p(-alpha_bar))
@@ -35,6 +35,6 @@ def test_the_prior_of_each_published_schedule_is_its_closed_form(monkeypatch):
         np.testing.assert_allclose(got[name], expected, rtol=5e-5, err_msg=name)
     # x = 0 at the middle level: KL(N(0, 1/2) || N(0, 1)) = (log 2 - 1/2) / 2.
     mine = {"mine": schedule.linear(-2.0, 0.0)}
-    monkeypatch.setattr(closed_forms, "SCHEDULES", mine)
-    got = closed_forms.prior_nats_per_dim(np.full((2, 3), 1), 3)
+    monkeypatch.setattr(ladder, "SCHEDULES", mine)
+    got = ladder.prior_nats_per_dim(np.full((2, 3), 1), 3)
     np.testing.assert_allclose(got["mine"], 0.5 * (np.log(2) - 0.5), rtol=1e-5)

@@ -1,6 +1,6 @@
 """docs/results.md: its runs can be built."""
 
-from experiments import paper_report, paper_tables, trainings
+from experiments import paper_tables, trainings
 from experiments.configs import digits
 from vdm_jax.run.config import check_config
 from vdm_jax.run.models import make_model
@@ -9,7 +9,7 @@ SWEEP = [(10, 10), (100, 100), *((None, num_steps) for num_steps in paper_tables
 
 
 def test_every_run_can_be_built_and_is_what_the_page_says():
-    assert set(paper_report.PAPER_SWEEP) == set(SWEEP)
+    assert set(paper_tables.PAPER_SWEEP) == set(SWEEP)
     kinds = {"eps": "eps", "eps, Fourier features": "eps", "v": "v"}
     for name, changes in paper_tables.RUNS.items():
         config = trainings.make_config(digits.get_config(), changes, 0.01)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ladder_tables, paper_report, tables, trainings
+from experiments import ladder_tables, paper_tables, tables, trainings
 from experiments.benchmarks import compression, speed
 from vdm_jax.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     "ladder.md": ladder_tables.TABLES,
-    "results.md": paper_report.TABLES,
+    "results.md": paper_tables.TABLES,
     "benchmarks.md": speed.TABLES,
     "compression.md": compression.TABLES,
 }
@@ -74,4 +74,4 @@ def test_a_page_without_the_place_is_refused_and_left_alone(tmp_path, text, mess
 )
 def test_mistakes_are_told_before_anything_is_trained(arguments, message):
     with pytest.raises(UserError, match=message):
-        trainings.parse(["study", *arguments], "", "results.md", paper_report.TABLES)
+        trainings.parse(["study", *arguments], "", "results.md", paper_tables.TABLES)

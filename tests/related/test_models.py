@@ -13,7 +13,8 @@ import numpy as np
 from vdm_jax import pixels, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.related import binomial, hierarchy
-from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.related.binomial import BinomialDiffusion
+from vdm_jax.related.hierarchy import HierarchicalVAE
 
 LEVELS, COUNT = 5, 20_000
 A, VAR_1 = 0.7, 0.3  # of z_1 given z_2

@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import cli, compilation_cache, config, distributed, usage
+from vdm_jax.run import cli, compilation_cache, config, distributed
 from vdm_jax.run.cli import Options
 from vdm_jax.train.interrupts import Stopped
 
@@ -98,7 +98,7 @@ def test_help_is_short_and_has_each_setting_once_with_its_own_value(file):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = module.get_config()
-    lines = usage.of_training(file, settings, {"flag": "what it does"}).splitlines()
+    lines = cli.usage(file, settings, {"flag": "what it does"}).splitlines()
     assert len(lines) <= 100 and max(map(len, lines)) <= 100
     parts = "\n".join(lines).split("--config.")
     for group in ("data", "model", "hierarchy", "optimizer", "train", "eval", "sample"):

@@ -175,13 +175,13 @@ REFUSED = {
     "data: x is float32 [2000, 7], the model's event (8,)": {"data": X[:, :7]},
     "data: x is int32 [2000, 8], levels=None; wanted integers for": {"data": X.astype(int)},
     "an example of test is {'images': 'float32 [1, 2]'}, but one of data": {"test": X[:5, :2]},
-    "data: mask is float32 [2000], x float32 [2000, 8]; wanted the axes of x": {
+    "data: mask has shape (2000,) for data of (2000, 8); wanted the same axes": {
         "data": {"x": X, "mask": np.ones(2000)}
     },
     "data: int64 [2] holds integers that int32 can't; wanted smaller ones": {
         "data": {"x": X[:2], "condition": {"theta": np.array([3, 2**32 + 3])}}
     },
-    "data: mask holds [0.5]; wanted 1 for what is there": {
+    "data: mask must hold 1 (there) and 0 (padding), and holds 0.5": {
         "data": {"x": X, "mask": np.full((2000, 1), 0.5)}
     },
     "steps must be an integer of at least 1, got 0": {"steps": 0},

@@ -7,20 +7,20 @@ import filelock
 import pytest
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import lock
+from vdm_jax.run import build
 
 
 def test_a_folder_is_held_and_let_go(tmp_path):
-    with lock.owned(tmp_path):
+    with build.owned(tmp_path):
         said = f"in use by another run (process {os.getpid()} on {platform.node()}): wait until"
-        with pytest.raises(UserError) as error, lock.owned(tmp_path):
+        with pytest.raises(UserError) as error, build.owned(tmp_path):
             pass
         assert said in str(error.value) and f"--workdir={tmp_path}" in str(error.value)
-    with lock.owned(tmp_path):
+    with build.owned(tmp_path):
         pass
     (tmp_path / ".holder").unlink()
     refused = pytest.raises(UserError, match="just starting")
-    with filelock.FileLock(tmp_path / ".lock"), refused, lock.owned(tmp_path):
+    with filelock.FileLock(tmp_path / ".lock"), refused, build.owned(tmp_path):
         pass
 
 
@@ -29,5 +29,5 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsy
         raise NotImplementedError("no locks")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", none)
-    with lock.owned(tmp_path):
+    with build.owned(tmp_path):
         assert "can't be locked (no locks): start no second run in it" in capsys.readouterr().out

@@ -24,14 +24,15 @@ from vdm_jax.run import training
     gamma_min=st.floats(-16.0, 1.0),
     seed=st.integers(0, 99),
     reverse_var=st.sampled_from(["posterior", "transition", "learned"]),
+    placed=st.booleans(),
 )
-def test_any_images(shape, levels, count, num_steps, grid, gamma_min, seed, reverse_var):
+def test_any_images(shape, levels, count, num_steps, grid, gamma_min, seed, reverse_var, placed):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, levels, (count, *shape), dtype=np.int64)
     network = known.learned if reverse_var == "learned" else known.denoise
     model = known.model(gamma_min, shape, levels, network, reverse_var=reverse_var)
     blocks = int(rng.integers(1, count + 1))
-    content, _ = model.compress(images, num_steps, grid, blocks)
+    content, _ = model.compress(images, num_steps, grid, blocks, placed)
     np.testing.assert_array_equal(model.decompress(content)[0], images)
 
 

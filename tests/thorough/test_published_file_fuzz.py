@@ -12,7 +12,7 @@ from golden import DATA, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vdm_jax.nn import published, published_file
+from vdm_jax.nn import published
 
 NAME = "no_fourier_odd_batch"
 WHOLE = (DATA / NAME / "checkpoints-0" / "ckpt-7.flax").read_bytes()
@@ -30,7 +30,7 @@ def shapes_once():
         expected = published._expected
 
         def once(params, gamma_module, score_module):
-            bias = published_file.leaves(params).get(("score_model", "conv_out", "bias"))
+            bias = published.leaves(params).get(("score_model", "conv_out", "bias"))
             key = np.shape(bias) if isinstance(bias, np.ndarray) else None
             if key not in kept:
                 kept[key] = expected(params, gamma_module, score_module)
@@ -195,9 +195,9 @@ def test_a_megabyte_that_declares_gigabytes_needs_none(tmp_path):
     file.write_bytes(b"\x82\xa4step\x01\xaaema_params" + ext(1, b"\x93" + inner))
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from vdm_jax.nn import published_file\n"
+        "from vdm_jax.nn import published\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: published_file.read(Path(sys.argv[1]))\n"
+        "try: published.read(Path(sys.argv[1]))\n"
         "except ValueError: pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )

@@ -11,7 +11,7 @@ import pytest
 from commands import ROOT, TINY, command, environment, refused, run
 from tiny import assert_same_run, last_state
 
-from vdm_jax.run import lock
+from vdm_jax.run import build
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
     assert out.splitlines()[-1] == f"terminated (SIGHUP); the same command goes on at {saved}"
     assert f"--workdir={tmp_path} is in use by another run (process " in refusals[0]
     assert refusals[0].rstrip().endswith("stop it, or give another")
-    with lock.owned(tmp_path):  # the system let it go with the process
+    with build.owned(tmp_path):  # the system let it go with the process
         pass
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.train import checksum
+from vdm_jax.train import record
 
 
 def mixed(x):
@@ -34,7 +34,7 @@ def some(dtype, shape=(6, 10)):
 
 
 def of(array):
-    return checksum.of_leaves({"leaf": array})["leaf"]
+    return record.checksums({"leaf": array})["leaf"]
 
 
 def test_it_is_the_sum_that_the_docstring_says_for_every_dtype_and_shape():
@@ -54,7 +54,7 @@ def test_it_is_the_same_however_the_leaf_is_split_and_nothing_is_gathered_on_the
     for spec in (P(), P("data"), P(None, "data")):
         assert of(jax.device_put(array, NamedSharding(mesh, spec))) == expected(array), spec
     split = jax.device_put(array, NamedSharding(mesh, P("data")))
-    compiled = checksum._function(mesh).lower(split).compile().as_text()
+    compiled = record._function(mesh).lower(split).compile().as_text()
     assert "all-reduce" in compiled and "all-gather" not in compiled
 
 

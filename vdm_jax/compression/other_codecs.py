@@ -12,6 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from vdm_jax import extras
+
+extras.need("data")
+
 from PIL import Image
 
 SIDE = 8192  # pixels of a mosaic at most; WebP takes 16383, and Pillow finds far more suspicious

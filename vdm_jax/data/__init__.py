@@ -8,9 +8,13 @@ Points in the plane, of a known density, are in `points`.
 (64, 8, 8, 1)
 """
 
+from vdm_jax import extras
+
+extras.need("data")
+
 from vdm_jax.data import points
-from vdm_jax.data.augment import AUGMENTATIONS
-from vdm_jax.data.batches import Batch, augmented, eval_batches, flagged, stacked, train_batches
+from vdm_jax.data.augment import AUGMENTATIONS, augmented, flagged
+from vdm_jax.data.batches import Batch, eval_batches, stacked, train_batches
 from vdm_jax.data.folder import FolderOptions
 from vdm_jax.data.image_data import Condition, ImageData, validation_split
 from vdm_jax.data.sources import SOURCES, load

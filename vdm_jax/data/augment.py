@@ -6,9 +6,11 @@ with augmentation: the network learns both densities and is evaluated with 0.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from vdm_jax.data.batches import Batch, Transform
 from vdm_jax.errors import UserError
 
 _Changed = tuple[np.ndarray, bool]
@@ -53,8 +55,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
-    """Returns the augmentation called `name`, for images of shape `event_shape`.
+def augmented(name: str, event_shape: tuple[int, ...]) -> Transform:
+    """Returns the transform of images of shape `event_shape` by the augmentation called `name`.
 
     "flip" mirrors left to right; "flip_rot90" also turns by k * 90 degrees, k uniform in 1, 2, 3
     (the published `cifar10_aug`; square images only); "flip_rot90_channels" also permutes the
@@ -68,4 +70,17 @@ def get(name: str, event_shape: tuple[int, ...]) -> Augmentation:
     if "rot90" in name and height != width:
         said = f"augment={name!r} needs square images, but these are {height}x{width}"
         raise UserError(f"{said} (height x width); use 'none', 'flip' or 'shift', or crop them")
-    return AUGMENTATIONS[name]
+
+    def transform(example: Batch, rng: np.random.Generator) -> Batch:
+        image, changed = AUGMENTATIONS[name](example["images"], rng)
+        return {"images": image, "conditioning": flagged(changed, example["conditioning"])}
+
+    return transform
+
+
+def flagged(changed: Any, condition: np.ndarray | None) -> np.ndarray:
+    """Returns float32 flags [...], or with a `condition` [..., k] behind them [..., 1 + k]."""
+    flags = np.asarray(changed, np.float32)
+    if condition is None:
+        return flags
+    return np.concatenate([flags[..., None], condition], axis=-1, dtype=np.float32)

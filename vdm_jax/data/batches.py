@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from vdm_jax import checks
-from vdm_jax.data import augment as augment_lib
 
 Batch = dict[str, Any]
 Transform = Callable[[Batch, np.random.Generator], Batch]
@@ -30,8 +29,8 @@ def train_batches(
     batch_size: int,
     seed: int,
     transform: Transform | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    process_index: int | None = None,
+    process_count: int | None = None,
 ) -> grain.MapDataset[Any]:
     """Returns the endless, randomly accessible stream of training batches.
 
@@ -44,13 +43,13 @@ def train_batches(
       batch_size: examples in a batch over all processes together; a multiple of their number.
       seed: in [0, 2**32); settles the orders and the random numbers of `transform`.
       transform: what is made of each example; None takes it as it is.
-      process_index, process_count: p and P.
+      process_index, process_count: p and P, by default JAX's own.
 
     Returns:
       `ds` with `ds[step]` = the examples' mapping with leaves [local, ...].
     """
     leaves, structure, count = _checked(examples)
-    local = _local_size(batch_size, process_index, process_count)
+    local, process_index, process_count = _share(batch_size, process_index, process_count)
     checks.count(seed, "seed", least=0, most=2**32 - 1)
 
     def examples_at(index: Any) -> Batch:
@@ -66,28 +65,6 @@ def train_batches(
         blocks = changed.batch(local, drop_remainder=True)
     # Block number step * P + p is process p's contiguous part of global batch number step.
     return blocks[process_index::process_count]
-
-
-def augmented(augment: str, event_shape: tuple[int, ...]) -> Transform:
-    """Returns the transform of images [height, width, channels] that `augment.get` names.
-
-    Its "conditioning" is `flagged`: 1 where an augmentation was applied and else 0.
-    """
-    change = augment_lib.get(augment, event_shape)
-
-    def transform(example: Batch, rng: np.random.Generator) -> Batch:
-        image, changed = change(example["images"], rng)
-        return {"images": image, "conditioning": flagged(changed, example["conditioning"])}
-
-    return transform
-
-
-def flagged(changed: Any, condition: np.ndarray | None) -> np.ndarray:
-    """Returns float32 flags [...], or with a `condition` [..., k] behind them [..., 1 + k]."""
-    flags = np.asarray(changed, np.float32)
-    if condition is None:
-        return flags
-    return np.concatenate([flags[..., None], condition], axis=-1, dtype=np.float32)
 
 
 def stacked(
@@ -110,8 +87,8 @@ def eval_batches(
     examples: Mapping[str, Any],
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    process_index: int | None = None,
+    process_count: int | None = None,
 ) -> Iterator[Batch]:
     """Returns one exact pass over the examples, in order; the last batch is padded.
 
@@ -121,7 +98,7 @@ def eval_batches(
     example's place, -1 for padding.
     """
     leaves, structure, count = _checked(examples)
-    local = _local_size(batch_size, process_index, process_count)
+    local, process_index, _ = _share(batch_size, process_index, process_count)
 
     def batch(start: int) -> Batch:
         index = np.arange(start, start + local)
@@ -148,10 +125,13 @@ def _checked(examples: Mapping[str, Any]) -> tuple[list[np.ndarray], Any, int]:
     return [*leaves.values()], structure, min(counts.values())[0]
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+def _share(batch_size: int, index: int | None, count: int | None) -> tuple[int, int, int]:
+    """Returns how many examples of a batch a process has, its number, and that of all."""
+    index = jax.process_index() if index is None else index
+    count = jax.process_count() if count is None else count
     checks.count(batch_size, "batch_size")
-    checks.count(process_count, "process_count")
-    checks.count(process_index, "process_index", least=0, most=process_count - 1)
-    if batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} is no multiple of process_count={process_count}")
-    return batch_size // process_count
+    checks.count(count, "process_count")
+    checks.count(index, "process_index", least=0, most=count - 1)
+    if batch_size % count:
+        raise ValueError(f"batch_size={batch_size} is no multiple of process_count={count}")
+    return batch_size // count, index, count

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vdm_jax import masks
+
 NAMES = {"x": "images", "condition": "conditioning", "mask": "mask"}
 """What may be given, and what it is called in a batch."""
 
@@ -32,11 +34,7 @@ def examples(given: Any, what: str) -> Examples:
         wanted = "numbers, a row for each example of x"
         _require(rows, f"{what}: {name} is {form(leaf)}; wanted {wanted}.")
     if mask is not None:
-        wanted = "the axes of x, each whole or of size 1"
-        fits = mask.ndim == x.ndim and np.isin(mask.shape, 1) | np.equal(mask.shape, x.shape)
-        _require(np.all(fits), f"{what}: mask is {form(mask)}, x {form(x)}; wanted {wanted}.")
-        odd = mask[(mask != 0) & (mask != 1)]
-        _require(not odd.size, f"{what}: mask holds {odd[:1]}; wanted 1 for what is there, else 0.")
+        masks.check(mask, x.shape, f"{what}: mask")
         named["x"] = np.where(mask == 0, np.zeros((), x.dtype), x)
     for name, leaf in _leaves(named):
         _require(np.isfinite(leaf).all(), f"{what}: {name} holds NaN or infinity.")

@@ -1,20 +1,23 @@
 """`load`: the one door to all datasets."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.data import digits
 from vdm_jax.data.arrays import load_arrays
 from vdm_jax.data.cifar10_mnist import load_published
 from vdm_jax.data.folder import FolderOptions, load_folder
-from vdm_jax.data.image_data import ImageData
+from vdm_jax.data.image_data import ImageData, fingerprint
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.errors import UserError, reason, user_path
 
 SOURCES = ("digits", "digits_binary", "photos32", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
+
+LEVELS = {"digits": 17, "digits_binary": 2}  # the published values are 0..16
+TRAIN_COUNT = 1437  # of the digits
 
 _PathLike = str | os.PathLike[str] | None
 _NO_OPTIONS = FolderOptions()
@@ -48,8 +51,8 @@ def load(
       class_labels: whether labels are wanted: an error where there are none.
     """
     _check_unused(name, path, levels, folder)
-    if name in digits.LEVELS:  # which need no data_dir, so they do without a home, too
-        return digits.load_digits(name)
+    if name in LEVELS:  # which need no data_dir, so they do without a home, too
+        return _digits(name)
     root = _root(data_dir)
     manual = user_path(manual_dir, "manual_dir") if manual_dir else root / "manual"
     try:
@@ -70,6 +73,30 @@ def load(
     if class_labels:
         _check_classes(data)
     return data
+
+
+@functools.cache
+def _digits(name: str) -> ImageData:
+    """Returns the 1797 digits, uint8 [n, 8, 8, 1]: 1437 to train on, 360 to test on.
+
+    "digits" are grey, in [0, 17); "digits_binary" are 1 where the grey level is 8 or more, else 0.
+    The first 1437 entries of `np.random.RandomState(0).permutation(1797)` are the training part.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    published = sklearn_digits()
+    images = published.images.astype(np.uint8)[..., None]
+    if name == "digits_binary":
+        images = (images >= 8).astype(np.uint8)
+    classes = published.target.astype(np.int32)
+    order = np.random.RandomState(0).permutation(len(images))
+    train, test = images[order[:TRAIN_COUNT]], images[order[TRAIN_COUNT:]]
+    labels = {"train": classes[order[:TRAIN_COUNT]], "test": classes[order[TRAIN_COUNT:]]}
+    for part in (train, test, *labels.values()):
+        part.flags.writeable = False  # shared by all callers
+    levels, names = LEVELS[name], tuple(map(str, range(10)))
+    digest = fingerprint(train, test, levels)
+    return ImageData(name, train, test, levels, digest, labels=labels, label_names=names)
 
 
 def _photos(root: Path) -> ImageData:
@@ -95,7 +122,7 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
         raise UserError(f"dataset {name!r} is unknown; choose one of {', '.join(SOURCES)}")
     if type(levels) is not int or not 2 <= levels <= 256:
         raise UserError(f"levels={levels!r} must be a whole number in 2..256, as images are uint8")
-    own = levels if name == "arrays" else digits.LEVELS.get(name, 256)
+    own = levels if name == "arrays" else LEVELS.get(name, 256)
     if levels not in (own, 256):
         raise UserError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):

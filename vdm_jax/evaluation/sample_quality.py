@@ -15,7 +15,6 @@ import numpy as np
 from vdm_jax import parameterization, pixels, sampling
 from vdm_jax.data import ImageData, flagged
 from vdm_jax.evaluation import sample_distances
-from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import Rule
 from vdm_jax.sampling import State
@@ -140,38 +139,26 @@ def conditioning_of(index: np.ndarray, turns: np.ndarray | None) -> np.ndarray:
     return flagged(np.zeros(len(index)), condition)
 
 
-class _Measure:
-    """The squared distances to held-out images, compiled, by name."""
-
-    def __init__(self, held_out: np.ndarray, levels: int):
-        self.scale = max(levels - 1, 1)
-        self.held_out = np.asarray(held_out, np.float32) / self.scale
-        self.by_name = sample_distances.compiled(self.held_out)
-
-    def __call__(self, images: np.ndarray, chance: Key | None = None) -> dict[str, np.ndarray]:
-        """Returns each distance of images; given a key, those of random partitions instead."""
-        x = np.asarray(images, np.float32) / self.scale
-        if chance is None:
-            return {name: np.asarray(of(x, self.held_out)) for name, of in self.by_name.items()}
-        return {
-            name: np.asarray(sample_distances.permuted(chance, x, self.held_out, of, PERMUTATIONS))
-            for name, of in self.by_name.items()
-        }
+def _scaled(images: np.ndarray, levels: int) -> np.ndarray:
+    """Returns pixels in [0, 1], as distances take them."""
+    return np.asarray(images, np.float32) / max(levels - 1, 1)
 
 
-def distances(data: ImageData, images: np.ndarray, seed: int = 0) -> list[Row]:
+def distances(data: ImageData, images: np.ndarray) -> list[Row]:
     """Returns two rows: how far samples, and training images, are from the test images.
 
     Equally many of each, the first ones, with pixels in [0, 1]. Beside each distance the mean and
     the standard deviation of those by chance (`sample_distances.permuted`).
     """
     count = min(len(images), len(data.test), len(data.train), POINTS)
-    measure = _Measure(data.test[:count], data.levels)
-    rows = []
+    held_out, rows = _scaled(data.test[:count], data.levels), []
+    by_name = sample_distances.compiled(held_out)
     for name, points in (("samples", images), ("training images", data.train)):
-        row: Row = {"images": name, "count": count}
-        row |= {which: float(found) for which, found in measure(points[:count]).items()}
-        for which, chance in measure(points[:count], jax.random.key(seed)).items():
+        x, row = _scaled(points[:count], data.levels), {"images": name, "count": count}
+        for which, of in by_name.items():
+            mixed = sample_distances.permuted(jax.random.key(0), x, held_out, of, PERMUTATIONS)
+            chance = np.asarray(mixed)
+            row[which] = float(of(x, held_out))
             row[f"{which}_by_chance"] = [float(chance.mean()), float(chance.std(ddof=1))]
         rows.append(row)
     return rows
@@ -191,14 +178,13 @@ def quality(
     """
     data = subject.images
     count = min(len(data.test), len(data.train), POINTS)
-    measure = _Measure(data.test[:count], data.levels)
-    rows: list[Row] = []
+    held_out, rows = _scaled(data.test[:count], data.levels), list[Row]()
+    by_name = sample_distances.compiled(held_out)
 
     def add(name: str, spacing: str, calls: int, seconds: float, drawn: list[np.ndarray]) -> None:
         row: Row = {"sampler": name, "spacing": spacing, "calls": calls, "seconds": seconds}
-        found = [measure(images) for images in drawn]
-        for which in DISTANCES:
-            values = np.array([float(one[which]) for one in found])
+        for which, of in by_name.items():
+            values = np.array([float(of(_scaled(one, data.levels), held_out)) for one in drawn])
             row[which] = float(values.mean())
             row[f"{which}_error"] = float(values.std(ddof=1) / math.sqrt(sets))
         rows.append(row)

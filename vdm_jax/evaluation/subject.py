@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -62,12 +61,7 @@ class Subject(NamedTuple):
         examples = self.images.examples(part)
         flags = np.zeros(len(examples["images"]))
         examples |= {"conditioning": data.flagged(flags, examples["conditioning"])}
-        return lambda: data.eval_batches(
-            examples,
-            batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return lambda: data.eval_batches(examples, batch_size=self.batch_size)
 
     def calls(self, repeats: int, part: str = "test") -> int:
         """Returns the number of calls of a step, for so many repeats of a part's batches."""

@@ -69,12 +69,7 @@ class Denoiser(nn.Module):
         return size * (self.levels if self.head == "levels" else 1)
 
     def predict(
-        self,
-        last: Tensor,
-        h: Tensor,
-        z_t: Tensor,
-        gamma_t: PerExample,
-        start: Tensor | None = None,
+        self, last: Tensor, h: Tensor, z_t: Tensor, gamma_t: PerExample, start: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the prediction of the last layer's output; with learned variance, `h`'s share.
 

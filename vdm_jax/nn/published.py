@@ -1,7 +1,8 @@
 """The published code's checkpoints, as plain functions.
 
 A checkpoint is a file `ckpt-N.flax` (N counts saves): a Flax msgpack of step, params, ema_params
-and opt_state. What the published evaluation uses, and what is read here, is ema_params.
+and opt_state. What the published evaluation uses, and what is read here, is ema_params. Anyone may
+have written such a file.
 """
 
 import math
@@ -13,12 +14,13 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 from flax import linen as nn
+from flax import serialization
 
 from vdm_jax import checks, timestep
 from vdm_jax.nn import gamma as monotone
-from vdm_jax.nn import published_file
 from vdm_jax.nn.unet import UNet, from_published, to_published
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -32,6 +34,7 @@ _KEYS: dict[str, type] = {  # Real admits integers, and neither admits a bool
 }  # fmt: skip
 _WORDS = {Integral: "an integer", Real: "a number", bool: "True or False", str: "a string"}
 _LEAST = {"vocab_size": 1, "sm_n_timesteps": 0, "sm_n_layer": 0, "sm_pdrop": 0}
+_MOST = 10_000  # entries of a list or dict: its place is taken before they are read
 _GAMMA_TYPES = {"learnable_nnet": "monotone", "learnable_scalar": "scalar", "fixed": "fixed"}
 
 
@@ -46,7 +49,6 @@ class OfficialModel(NamedTuple):
     levels: int
     num_steps: int | None
     timesteps: timestep.Method
-    sample_softmax: bool  # pixels were drawn, as `sampler.to_images` does by a key; else the likely
     step: int  # number of steps that it was trained
 
     def gamma(self, t: Tensor) -> Tensor:
@@ -90,9 +92,9 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
     if not isinstance(path, str | Path):
         raise ValueError(f"path must be a string or Path, got {type(path).__name__}.")
     file = _find(Path(path))
-    tree = published_file.read(file)
+    tree = read(file)
     params = tree["ema_params"]
-    published_file.check_params(params, _expected(params, gamma_module, score_module), file)
+    check_params(params, _expected(params, gamma_module, score_module), file)
     params = {**params, "score_model": from_published(params["score_model"])}
     steps = model_config["sm_n_timesteps"]
     return OfficialModel(
@@ -102,7 +104,6 @@ def load(path: str | Path, model_config: Mapping[str, Any]) -> OfficialModel:
         levels=int(model_config["vocab_size"]),
         num_steps=int(steps) if steps > 0 else None,  # there 0 stands for continuous time
         timesteps="antithetic" if model_config["antithetic_time_sampling"] else "uniform",
-        sample_softmax=model_config["sample_softmax"],
         step=tree["step"],
     )
 
@@ -160,7 +161,7 @@ def _find(path: Path) -> Path:
 def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[str, Any]:
     """Returns the shapes that the configuration calls for, as the file has them."""
     # The number of image channels isn't in the configuration: the last convolution tells it.
-    bias = published_file.leaves(params).get(("score_model", "conv_out", "bias"))
+    bias = leaves(params).get(("score_model", "conv_out", "bias"))
     channels = bias.size if isinstance(bias, np.ndarray) and bias.ndim == 1 and bias.size else 3
 
     def initialise() -> Any:
@@ -171,3 +172,93 @@ def _expected(params: Any, gamma_module: nn.Module, score_module: UNet) -> dict[
         return {"gamma": gamma, "score_model": score_model}
 
     return jax.eval_shape(initialise)
+
+
+# ---- the file ----
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Returns its step, an int, and its other parts as they are; ema_params is a dict.
+
+    Raises ValueError, in one line that names the file, for whatever isn't a published checkpoint.
+    It takes memory for the file's content twice, whatever the file declares.
+    """
+    wanted = "a published checkpoint (a Flax msgpack of step, params, ema_params, opt_state)"
+    try:
+        content = file.read_bytes()
+        _check_sizes(content)
+        tree = serialization.msgpack_restore(content)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error.strerror}.") from error
+    except Exception as error:  # msgpack raises its own kinds, ValueError, UnicodeDecodeError, ...
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{file} is damaged, cut short or not {wanted}: {said}") from error
+    if not isinstance(tree, dict) or not {"step", "ema_params"} <= set(tree):
+        found = ", ".join(ascii(key) for key in tree) if isinstance(tree, dict) else None
+        kind = f"it holds {found[:200] or 'nothing'}" if found is not None else type(tree).__name__
+        raise ValueError(f"{file} is not {wanted}: {kind}.")
+    step = tree["step"]
+    if isinstance(step, np.ndarray) and step.shape == ():
+        step = step[()]
+    said = " ".join(ascii(step).split())
+    if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"{file} is not {wanted}: its step is no count but {said[:100]}.")
+    if not isinstance(tree["ema_params"], dict):
+        kind = type(tree["ema_params"]).__name__
+        raise ValueError(f"{file} is not {wanted}: its ema_params are no dict but {kind}.")
+    return {**tree, "step": int(step)}
+
+
+def check_params(params: Mapping[Any, Any], expected: Mapping[str, Any], file: Path) -> None:
+    """Compares names, shapes, dtypes and values with what the configuration calls for.
+
+    Raises ValueError that names the first leaf, by name, that isn't as expected.
+    """
+    found, wanted = leaves(params), leaves(expected)
+    for path in [path for path, leaf in wanted.items() if leaf == {}]:  # a schedule without any
+        del wanted[path]
+        if isinstance(found.get(path), Mapping):
+            del found[path]
+    for path in sorted(found.keys() | wanted.keys(), key=lambda path: list(map(ascii, path))):
+        name = "/".join(key if isinstance(key, str) else ascii(key) for key in path)
+        name = name[:200] if name.isprintable() else ascii(name)[:200]
+        have, want = (_form(tree.get(path)) for tree in (found, wanted))
+        if have != want:
+            there = f"{file} has {have} for the parameter {name}"
+            raise ValueError(f"{there}, but the configuration calls for {want}.")
+        if not np.isfinite(found[path]).all():
+            raise ValueError(f"the parameter {name} of {file} is not finite.")
+
+
+def _form(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray | jax.ShapeDtypeStruct):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return "nothing" if leaf is None else type(leaf).__name__
+
+
+def leaves(tree: Mapping[Any, Any]) -> dict[tuple[Any, ...], Any]:
+    """Returns each leaf by its keys, of any kind; an empty dict is a leaf, and so is a list.
+
+    Not by recursion: a file may nest deeper than Python calls itself.
+    """
+    found: dict[tuple[Any, ...], Any] = {}
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, Mapping) and (value or not path):
+            waiting += [((*path, key), each) for key, each in value.items()]
+        else:
+            found[path] = value
+    return found
+
+
+def _check_sizes(content: bytes) -> None:
+    """Parses and keeps nothing: so what Flax then parses declares no more than there is."""
+
+    def small(code: int, data: bytes) -> None:
+        if code in (1, 2, 3):  # Flax's arrays, complex numbers and scalars
+            msgpack.unpackb(data, raw=True, max_array_len=100, max_map_len=100)
+
+    msgpack.unpackb(
+        content, ext_hook=small, strict_map_key=False, max_array_len=_MOST, max_map_len=_MOST
+    )

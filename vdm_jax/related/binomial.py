@@ -10,6 +10,7 @@ data itself. Bits are integers or floats in {0, 1} (others give NaN), data and l
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,3 +167,40 @@ def _check_start(keep: Keep) -> None:
         start = checks.known(keep(jnp.zeros(1)))
     if start is not None and not (start == 1.0).all():
         raise ValueError(f"keep(0) must be 1 (z_0 is the data), got {start}.")
+
+
+class BinomialDiffusion(NamedTuple):
+    """Diffusion of black-and-white images (`related.binomial`) with keep(t) = 1 - t."""
+
+    denoise: Denoise  # (z_t in {-1, 1}, keep_t) -> logits of x = 1
+    event_shape: tuple[int, ...]
+    num_steps: int
+    timesteps: timestep.Method = "antithetic"
+    levels: int = 2
+
+    @property
+    def words(self) -> str:
+        """The kind of model and its T, for reports."""
+        return f"binomial diffusion, T = {self.num_steps}"
+
+    @property
+    def note(self) -> str:
+        """The meaning of its terms, for reports."""
+        return "the reconstruction is the last of the steps, and within diffusion"
+
+    def elbo(self, key: Key, images: Images) -> ElboTerms:
+        """Returns one sample of the bound, whose reconstruction is one of the steps."""
+        key_t, key_u = jax.random.split(key)
+        u = jax.random.uniform(key_u, jnp.shape(images))
+        t = timestep.draw(key_t, len(images), self.timesteps)
+        return elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
+
+    def elbo_by_keys(self, images: Images, t: PerExample, keys: Key) -> ElboTerms:
+        """Returns the same at given times, with the noise of one key per example, [batch]."""
+        u = jax.vmap(lambda key: jax.random.uniform(key, self.event_shape))(keys)
+        return elbo(images, u, t, self.denoise, constant_erasure, self.num_steps)
+
+    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
+        """Returns `n` ancestral samples, integers in {0, 1}."""
+        shape, steps = (n, *self.event_shape), num_steps or self.num_steps
+        return sample(key, self.denoise, constant_erasure, shape, steps)

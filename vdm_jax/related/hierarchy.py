@@ -13,22 +13,22 @@ Conditionals are callables z -> distribution; a distribution has `sample(key)` a
 `log_prob(z)`, as `Gaussian` and `Bernoulli` have, for latents [batch, ...] of any shape.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax import pixels
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.loss import sum_event
+from vdm_jax.loss import ElboTerms, sum_event, to_data
 from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import reverse, transition
 from vdm_jax.timestep import check_num_steps
-from vdm_jax.types import Key, PerExample, Tensor
-
-if TYPE_CHECKING:
-    from vdm_jax.vdm import VDM
+from vdm_jax.types import Images, Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
 
 Conditional = Callable[[Tensor], Any]
 """A latent -> the distribution of the next one."""
@@ -104,7 +104,7 @@ def ancestral(key: Key, z_last: Tensor, decoders: Sequence[Conditional]) -> Tens
 
 
 def of_diffusion(
-    vdm: "VDM",
+    vdm: VDM,
 ) -> tuple[Callable[[Any, Tensor], Gaussian], Callable[[Any, Tensor], Gaussian]]:
     """Returns encode(i, z) and decode(i, z) of a VDM of T = `vdm.num_steps` steps.
 
@@ -128,3 +128,59 @@ def of_diffusion(
         return reverse(z, x_hat, gammas[i + 1], gamma_t, share)
 
     return encode, decode
+
+
+class HierarchicalVAE(NamedTuple):
+    """A VAE (one latent) or Markovian hierarchical VAE with prior N(0, I)."""
+
+    encoders: Sequence[Conditional]  # q(z_1|x), ..., q(z_L|z_{L-1})
+    decoders: Sequence[Conditional]  # p(z_1|z_2), ..., p(z_{L-1}|z_L)
+    likelihood: Conditional  # z_1 -> the Gaussian that p(x|z_1) is the density of, or discretises
+    event_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]  # of the last latent
+    levels: int | None
+    words: str  # its name in reports
+
+    @property
+    def note(self) -> str:
+        """The meaning of its terms, for reports."""
+        return (
+            "prior is what the last latent costs given the one before, diffusion the latents "
+            "between; only the total compares with a VDM's"
+        )
+
+    def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
+        """Returns one sample of the bound: reconstruction, last latent's KL, the rest."""
+        x = to_data(images, self.levels)
+        return self._terms(images, x, sample_latents(key, x, self.encoders))
+
+    def elbo_by_keys(self, images: Images | Tensor, t: PerExample, keys: Key) -> ElboTerms:
+        """Returns the same with the noise of one key per example, [batch]; it has no times."""
+        depth = len(self.encoders)
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.split(key)[0], depth))(keys)
+        x = to_data(images, self.levels)
+        latents = [x]
+        for i, encode in enumerate(self.encoders):
+            q = encode(latents[-1])
+            normal = functools.partial(jax.random.normal, shape=q.mean.shape[1:])
+            latents.append(q.at(jax.vmap(normal)(keys[:, i])))
+        return self._terms(images, x, latents[1:])
+
+    def _terms(self, images: Images | Tensor, x: Tensor, latents: Sequence[Tensor]) -> ElboTerms:
+        def log_likelihood(z_1: Tensor) -> PerExample:
+            p = self.likelihood(z_1)
+            if self.levels is None:
+                return sum_event(p.log_prob(x))
+            return sum_event(pixels.log_prob(images, p.mean, jnp.log(p.var), self.levels))
+
+        found = elbo(x, latents, self.encoders, self.decoders, log_likelihood)
+        return ElboTerms(found.reconstruction, found.levels[-1], found.levels[:-1].sum(0))
+
+    def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images | Tensor:
+        """Returns the most likely pixels given z_1, or its mean; the steps are its latents."""
+        key_last, key_rest = jax.random.split(key)
+        z_last = jax.random.normal(key_last, (n, *self.latent_shape))
+        p: Gaussian = self.likelihood(ancestral(key_rest, z_last, self.decoders))
+        if self.levels is None:
+            return p.mean
+        return pixels.decode(p.mean, jnp.log(jnp.broadcast_to(p.var, p.mean.shape)), self.levels)

@@ -1,13 +1,16 @@
 """The data, the devices and the folder, with which training and evaluation both begin."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -85,6 +88,28 @@ def make_workdir(workdir: Path, flag: str = "workdir") -> Path:
         raise UserError(f"--{flag}={workdir} {why}") from error
     distributed.check_shared(workdir, flag)
     return workdir.absolute()
+
+
+@contextlib.contextmanager
+def owned(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` within the block; the system lets it go however the process ends.
+
+    Raises UserError, naming who holds it, if another process does. Warns where there are no locks.
+    """
+    holder = workdir / ".holder"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(workdir / ".lock", timeout=0))
+        except Timeout:
+            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "just starting"
+            said = f"--workdir={workdir} is in use by another run ({who})"
+            raise UserError(f"{said}: wait until it ends, stop it, or give another") from None
+        except NotImplementedError as error:  # flock isn't there
+            print(f"warning: {workdir} can't be locked ({error}): start no second run in it")
+        files.write(holder, f"process {os.getpid()} on {platform.node()}\n")
+        files.remove_partials(workdir)
+        files.remove_partials(workdir / "samples")
+        yield
 
 
 def eval_name(config: ConfigDict) -> str:

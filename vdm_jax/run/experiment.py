@@ -91,8 +91,6 @@ def _stream(config: ConfigDict, images: ImageData) -> Any:
         batch_size=config.train.batch_size,
         seed=config.seed,
         transform=data.augmented(config.data.augment, images.event_shape),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
 
 

@@ -17,7 +17,7 @@ from vdm_jax.data import eval_batches, stacked, train_batches
 from vdm_jax.data.examples import Examples, check_alike, check_values, examples, fingerprints
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Draws, Evaluation
-from vdm_jax.run import build, experiment, lock
+from vdm_jax.run import build, experiment
 from vdm_jax.train import loop, sharding, step
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
@@ -80,19 +80,18 @@ def fit(
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
     stop, keys = Stop(mesh), jax.random.split(jax.random.key(given.seed), 3)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batching, evaluate = {"batch_size": given.batch_size, **here}, None
+    size, evaluate = given.batch_size, None
     if test is not None:
         held_out = examples(test, "test")
         check_alike(train, held_out)
         check_values(held_out, facts.event_shape, levels, "test")
-        batches = functools.partial(eval_batches, held_out, **batching)
-        number = -(-len(held_out["images"]) // given.batch_size)
+        batches = functools.partial(eval_batches, held_out, batch_size=size)
+        number = -(-len(held_out["images"]) // size)
         draw = experiment.drawer(model, batches, number, mesh, stop, keys[2])
         evaluate = _evaluator(draw, facts, held_out.get("mask"))
-    dropping = model.dropping(given.condition_dropout) if given.condition_dropout else model
+    dropping = model.dropping(given.condition_dropout)
     training = step.Training(dropping, optimizer, given.ema_rate, keys[1])
-    stream = train_batches(train, seed=given.seed, **batching)
+    stream = train_batches(train, batch_size=size, seed=given.seed)
     every = given.eval_every or steps, steps, given.checkpoint_every or steps
     plan = loop.Plan(steps, 1, -(-steps // LOGS), *every, training.max_skipped)
     calls = plan, step.make_step(training, mesh), keys[1], functools.partial(stacked, stream)
@@ -131,7 +130,7 @@ def _opened(
     folder = errors.user_path(workdir, "workdir")
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"data": fingerprints(train), **settings._asdict()}
-    with lock.owned(folder):
+    with build.owned(folder):
         may_differ = ("eval_every", "checkpoint_every")
         checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
         with checkpoints.full_disk(), checkpoints:

@@ -21,11 +21,12 @@ from vdm_jax.nn.small import MLP, ResNet
 from vdm_jax.nn.unet import UNet
 from vdm_jax.nn.vae import HierarchicalVAE as HierarchyNetwork
 from vdm_jax.related import hierarchy
-from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.related.binomial import BinomialDiffusion
+from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.run import defaults
 from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
-from vdm_jax.train.model import Model, Params
+from vdm_jax.train.model import Model, Params, dropped
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -65,9 +66,7 @@ def _vdm(c: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    start, apply = _with_conditioning(
-        _network(c, levels), event_shape, condition, c.condition_dropout
-    )
+    start, apply = _with_conditioning(c, event_shape, levels, condition)
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
 
@@ -93,9 +92,7 @@ def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
-    init, apply = _with_conditioning(
-        _network(with_keep, 2), event_shape, condition, c.condition_dropout
-    )
+    init, apply = _with_conditioning(with_keep, event_shape, 2, condition)
 
     def bind(
         params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
@@ -170,9 +167,10 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
 
 
 def _with_conditioning(
-    network: nn.Module, event_shape: Shape, condition: Condition, rate: float
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
+    network, rate = _network(c, levels), c.condition_dropout
     trained = network
     if isinstance(network, UNet | Pyramid):
         # As it is trained, and with forward derivatives on any device.
@@ -189,35 +187,31 @@ def _with_conditioning(
     ) -> Any:  # fmt: skip
         given = jnp.zeros(z_t.shape[:1]) if given is None else given
         if condition.size:
-            key = None
-            if rate and dropout is not None:
-                dropout, key = jax.random.split(dropout)
-            given = _columns(given, condition, rate, key)
+            given, dropout = _columns(given, condition, rate, dropout)
         module, rngs = (network, {}) if dropout is None else (trained, {"dropout": dropout})
         return module.apply({"params": params}, z_t, gamma_t, given, dropout is None, rngs=rngs)
 
     return init, apply
 
 
-def _columns(given: Tensor, condition: Condition, rate: float, key: Key | None) -> Tensor:
-    """Returns what the network is told beside gamma: the augmentation flag and the condition.
+def _columns(
+    given: Tensor, condition: Condition, rate: float, dropout: Key | None
+) -> tuple[Tensor, Key | None]:
+    """Returns what the network is told beside gamma, and what `dropped` leaves of the dropout key.
 
-    Where conditions are dropped at a `rate` a last column says whether this one is there, else it
-    is all zeros; it is dropped by `key`, or where `given` is the flag alone, [batch].
+    That is the augmentation flag and the condition. Where conditions are dropped at a `rate` a last
+    column says whether this one is there, else it is all zeros, as where `given` is the flag alone.
     """
     if given.ndim == 1:
         if not rate:
             raise ValueError(f"the network needs the {condition.word} of each image, [batch, n].")
-        return jnp.pad(given[:, None], ((0, 0), (0, condition.size + 1)))
+        return jnp.pad(given[:, None], ((0, 0), (0, condition.size + 1))), dropout
     flag, told = given[:, :1], given[:, 1:]
     if condition.classes:
         told = jax.nn.one_hot(told[:, 0].astype(int), condition.classes)
-    if not rate:
-        return jnp.concatenate([flag, told], axis=1)
-    there = jnp.ones_like(flag)
-    if key is not None:
-        there = there * jax.random.bernoulli(key, 1.0 - rate, flag.shape)
-    return jnp.concatenate([flag, told * there, there], axis=1)
+    parts = (told, jnp.ones_like(flag)) if rate else (told,)
+    parts, dropout = dropped(parts, dropout, rate)
+    return jnp.concatenate([flag, *parts], axis=1), dropout
 
 
 def _network(c: ConfigDict, levels: int) -> nn.Module:

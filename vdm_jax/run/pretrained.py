@@ -18,7 +18,7 @@ from vdm_jax import files
 from vdm_jax.data import Condition
 from vdm_jax.errors import UserError, reason, user_path
 from vdm_jax.run import defaults
-from vdm_jax.train import checksum, record, sharding
+from vdm_jax.train import record, sharding
 from vdm_jax.train.load_checkpoint import load_params
 from vdm_jax.train.model import Params
 
@@ -44,7 +44,7 @@ def write(path: Path, of: Saved, params: Params) -> None:
     settings = of.config.to_dict()
     settings["data"] |= {"dir": None, "manual_dir": None, "path": None}
     text = json.dumps({"step": of.step, "config": settings, "data": dict(of.data)})
-    leaves = checksum.named_leaves(jax.device_get(params))
+    leaves = record.named_leaves(jax.device_get(params))
     with np.errstate(over="ignore"):
         arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -93,6 +93,6 @@ def parameters(of: Saved, expected: Params, mesh: Mesh) -> Params:
         return load_params(of.folder, expected, mesh, of.step)[1]
     forms = {name: record.form(array) for name, array in of.params.items()}
     record.check_fits({"leaves": forms}, expected, of.workdir)
-    leaves = [of.params[name] for name in checksum.named_leaves(expected)]
+    leaves = [of.params[name] for name in record.named_leaves(expected)]
     params = jax.tree.unflatten(jax.tree.structure(expected), leaves)
     return jax.device_put(params, sharding.of_parameters(mesh, params))

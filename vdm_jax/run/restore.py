@@ -69,7 +69,7 @@ def from_options(options: Mapping[str, Any], mesh: Mesh) -> Subject:
     if options["official"]:
         found = _from_official(options, data, mesh)
     else:
-        found = _newest(lambda: _with_images(_saved(options), data, mesh))
+        found = _newest(lambda: _with_images(saved_by(options), data, mesh))
     distributed.agree({"data": build.describe(found.images)})
     return found._replace(batch_size=options["batch_size"] or found.batch_size)
 
@@ -85,7 +85,7 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
     _check_flags(options)
     if options["official"]:
         return _official(options, mesh, shape, "what is given")
-    return _newest(lambda: _to_compress(_saved(options), mesh, shape))
+    return _newest(lambda: _to_compress(saved_by(options), mesh, shape))
 
 
 def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
@@ -218,7 +218,8 @@ def _newest(read: Callable[[], T]) -> T:
     return read()
 
 
-def _saved(options: Mapping[str, Any]) -> Saved:
+def saved_by(options: Mapping[str, Any]) -> Saved:
+    """Returns the settings that --pretrained names, or --workdir and --checkpoint."""
     if given := options["pretrained"]:
         return pretrained.read(given)
     return saved(Path(options["workdir"]), options["checkpoint"])

@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files, signals
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
-from vdm_jax.run import build, defaults, distributed, experiment, lock, pretrained, restore
+from vdm_jax.run import build, defaults, distributed, experiment, pretrained, restore
 from vdm_jax.run.cli import Options
 from vdm_jax.run.config import check_config, check_devices
 from vdm_jax.run.experiment import Experiment
@@ -26,7 +25,6 @@ from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.loop import TrainingError
-from vdm_jax.train.model import Params
 from vdm_jax.train.record import DamagedError
 from vdm_jax.train.step import TrainState
 
@@ -65,7 +63,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
         adamw = experiment.make_optimizer(config)
         workdir = build.make_workdir(workdir)  # nothing was written before
         of = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
-        with lock.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        with build.owned(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
             return _train(of, options)
 
 
@@ -87,7 +85,9 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             if checkpoints.latest_step() is not None:
                 checkpoints.check(template)
             elif options.init_from:
-                learned = _learned(options.init_from, template.params, of.mesh)
+                saved = restore.named(options.init_from)
+                learned = pretrained.parameters(saved, template.params, of.mesh)
+                print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
             init = experiment.keys_of(config)["init"]
@@ -151,14 +151,6 @@ def _watched(workdir: Path, timeout: float | None) -> Callable[[], Any]:
         return contextlib.nullcontext
     file, folder = workdir / f"hang-{jax.process_index()}.txt", workdir / "checkpoints"
     return Watchdog(timeout, file, lambda: f"the same command {_again(folder)}").watched
-
-
-def _learned(init_from: str, expected: Params, mesh: Mesh) -> Params:
-    """Returns the averaged parameters of another model, of the shapes that are expected."""
-    saved = restore.named(init_from)
-    params = pretrained.parameters(saved, expected, mesh)
-    print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
-    return params
 
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:

@@ -3,6 +3,10 @@
 import os
 from typing import Any
 
+from vdm_jax import extras
+
+extras.need("train")
+
 # chex imports absl's test cases, which look for a folder for temporary files unless they are told
 # one: where nothing can be written there is none, and a command would end with a traceback.
 os.environ.setdefault("TEST_TMPDIR", os.curdir)

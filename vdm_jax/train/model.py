@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from vdm_jax import loss
-from vdm_jax.related.models import BinomialDiffusion, HierarchicalVAE
+from vdm_jax.related.binomial import BinomialDiffusion
+from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.types import Images, Key, Tensor
 from vdm_jax.vdm import VDM
 
@@ -81,13 +82,7 @@ class Model(NamedTuple):
         def bind(
             params: Params, conditioning: Any = None, dropout: Key | None = None, **given: Any
         ) -> Any:
-            if dropout is not None:
-                dropout, key = jax.random.split(dropout)
-                rows = len(jax.tree.leaves(conditioning)[0])
-                kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
-                drop = lambda leaf: (leaf.T * kept).T.astype(leaf.dtype)  # noqa: E731
-                conditioning = jax.tree.map(drop, conditioning)
-            return self.bind(params, conditioning, dropout, **given)
+            return self.bind(params, *dropped(conditioning, dropout, rate), **given)
 
         return self._replace(bind=bind)
 
@@ -108,3 +103,16 @@ class Model(NamedTuple):
         if self.pixel_levels is not None:
             bound = bound._replace(levels=self.pixel_levels)
         return bound.sample(key, len(jax.tree.leaves(conditioning)[0]), num_steps)
+
+
+def dropped(condition: Any, dropout: Key | None, rate: float) -> tuple[Any, Key | None]:
+    """Returns a condition, a pytree with leaves [batch, ...], and a dropout key for the network.
+
+    In training, where there is a key, all of an example's condition is 0 with probability `rate`.
+    """
+    if dropout is None or not rate:
+        return condition, dropout
+    dropout, key = jax.random.split(dropout)
+    rows = len(jax.tree.leaves(condition)[0])
+    kept = jax.random.bernoulli(key, 1.0 - rate, (rows,))
+    return jax.tree.map(lambda leaf: (leaf.T * kept).T.astype(leaf.dtype), condition), dropout

@@ -1,5 +1,6 @@
 """AdamW as the published code uses it, Muon, and their learning-rate schedule."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -56,9 +57,7 @@ def make(
         names = names[:-1] if names[-1:] == ["value"] else names  # of an NNX variable
         return names[-1:] != ["bias"] and (decay_gamma or names[:1] != ["gamma"])
 
-    def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(decays, params)
-
+    mask = functools.partial(jax.tree_util.tree_map_with_path, decays)
     if name == "adamw":
         chosen = optax.adamw(rate, *betas, eps, weight_decay=weight_decay, mask=mask)
     elif name == "muon":

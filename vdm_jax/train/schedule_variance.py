@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import loss
+from vdm_jax import loss, timestep
 from vdm_jax.train.model import Batch, Model, Params, unit
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -37,7 +37,7 @@ def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> Schedu
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     if slope.ndim > 1:
         raise ValueError("minimising the variance needs one schedule, not one of each feature.")
-    return ScheduleValues(gamma_t, slope, *gamma(jnp.array([0.0, 1.0], t.dtype)))
+    return ScheduleValues(gamma_t, slope, *timestep.end_points(gamma, t.dtype))
 
 
 def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.ElboTerms]]:
@@ -59,7 +59,10 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
         def bound(network: Params, at: ScheduleValues) -> tuple[Tensor, loss.ElboTerms]:
             bound_params = {"gamma": params["gamma"], "score_model": network}
             denoise = cast(VDM, model.bind_batch(bound_params, batch, key_dropout)).denoise
-            gamma = lambda s: at.gamma_t + at.slope * (s - t)  # noqa: E731  # at t the same
+
+            def gamma(s: PerExample) -> PerExample:  # of the times t, or the first of them
+                return at.gamma_t[: len(s)] + at.slope[: len(s)] * (s - t[: len(s)])
+
             rest = None, vdm.kind, vdm.reverse_var, vdm.mask
             terms = loss.ElboTerms(
                 loss.reconstruction(images, eps_0, at.gamma_0, vdm.levels, vdm.mask),
