@@ -43,7 +43,7 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/docs: $(STAMP) docs/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/requirements.txt
 	@touch $@
 
 # Most of the time of the tests is compiling programs that run once: here they are compiled with few

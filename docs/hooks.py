@@ -1,10 +1,10 @@
 """What MkDocs does beside its plugins: MathJax, the notebooks, and links to the reference."""
 
-import inspect
 import os
 import pydoc
 import re
 from importlib.resources import files as resources
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,10 @@ def _linked(text: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         found = pydoc.locate("vdm_jax." + match[1].removeprefix("vdm_jax."))
-        if found is None:
+        if not hasattr(found, "__name__"):  # nothing, or a number or a table
             return match[0]
-        if inspect.ismodule(found):
-            return f"[{match[0]}][{found.__name__}]"
-        return f"[{match[0]}][{found.__module__}.{found.__qualname__}]"
+        parts = [found.__name__] if ismodule(found) else [found.__module__, found.__qualname__]
+        return f"[{match[0]}][{'.'.join(parts)}]"
 
     words = lambda match: f'<span title="{match[1]}">{match[2].replace("_", " ")}</span>'  # noqa: E731
     return _NAMES.sub(link, _TESTS.sub(words, text))
