@@ -1,6 +1,7 @@
 # `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
 # reproduce` puts the tables of docs/results.md anew, `make ladder` those of docs/ladder.md, `make bench`
-# those of docs/benchmarks.md (OFFICIAL_CODE=PATH compares with a copy of the published code). All
+# those of docs/benchmarks.md (OFFICIAL_CODE=PATH compares with a copy of the published code); `make docs`
+# builds the site into site/ (NOTEBOOKS=no: without running its notebooks). All
 # install into .venv first, at the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench test test-thorough test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench docs test test-thorough test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -36,6 +37,15 @@ ladder: install
 bench: install
 	$(BIN)/python -m experiments.benchmarks.speed --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
 
+NOTEBOOKS ?= yes
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/docs: $(STAMP) docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/requirements.txt
+	@touch $@
+
 # Most of the time of the tests is compiling programs that run once: here they are compiled with few
 # optimisations, in less than half the time. Golden values ask for the usual ones themselves.
 test: install
@@ -44,7 +54,7 @@ test: install
 
 # The rest: several processes, kills, full disks, fuzzing, whole trainings; compiled as users'
 # programs are.
-test-thorough: install
+test-thorough: install $(VENV)/docs
 	VDM_JAX_TESTS_DEVICES=8 $(BIN)/python -m pytest -n 2 --dist loadfile tests/thorough
 
 # Each direct dependency at the lower bound of pyproject.toml, the others as they go with it.
@@ -76,4 +86,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) workdirs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) workdirs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info site
