@@ -9,10 +9,10 @@ import pytest
 import tiny
 from oracles import GaussianData
 from PIL import Image
+from vdm_jax.data.digits import load_digits
 
 from experiments import pictures
 from vdm_jax import loss, schedule
-from vdm_jax.data.digits import load_digits
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.rule import Rule
