@@ -152,10 +152,8 @@ def diffusion(
     x, eps, t = masks.keep(jnp.asarray(x), mask), jnp.asarray(eps), checks.as_float(t)
     checks.same_shape(x, eps, "x", "eps")
     checks.per_example(t, x)
+    timestep.check_event(gamma, x.shape[1:])
     gamma_s, gamma_t, weight = noise_level(t, gamma, num_steps)
-    if gamma_t.ndim not in (1, x.ndim):
-        got = f"{gamma_t.shape} for data of {x.shape}"
-        raise ValueError(f"gamma must map times [n] to [n] or [n, *event], got {got}.")
     z_t = marginal(x, gamma_t).at(eps)
     prediction, share = split(masks.denoiser(denoise, mask)(z_t, gamma_t), reverse_var)
     square = jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind))

@@ -54,6 +54,7 @@ def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | T
     its noise from fold_in(key, i).
     """
     rule = rule or Rule("ancestral", default_steps(vdm))
+    timestep.check_event(vdm.gamma, checks.shape(vdm.event_shape, "event_shape", least=1))
     if rule.sampler == "ancestral" and rule.spacing == "time":
         shape = (n, *vdm.event_shape)
         args = vdm.predict, vdm.gamma, shape, rule.num_steps, vdm.kind, vdm.reverse_var
@@ -84,6 +85,10 @@ def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
     The other is `unconditional` (Ho & Salimans 2022, arXiv 2207.12598, eq. 6). A learned variance
     is the conditional one. With scale 0 samples are those of `conditional`, bit for bit.
     """
+
+    if unconditional.event_shape != conditional.event_shape:
+        shapes = f"{unconditional.event_shape} and {conditional.event_shape}"
+        raise ValueError(f"both models must be of the same event, got event_shape {shapes}.")
 
     def eps_of(vdm: "VDM", z_t: Tensor, gamma_t: Tensor) -> tuple[Tensor, Any]:
         prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)

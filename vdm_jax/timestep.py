@@ -6,6 +6,7 @@ that root mean square (`profile`), make a density of it (`proposal`), and send t
 any method through it (`Proposal.at`).
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -132,6 +133,17 @@ def gammas(gamma: Gamma, t: Tensor) -> Tensor:
         if got[:1] != n:
             raise ValueError(f"gamma must map {n} to {n}, but returned {got}.")
     return gamma(t)
+
+
+def check_event(gamma: Gamma, event_shape: Sequence[int]) -> None:
+    """Raises ValueError unless gamma gives one number, or one for each feature of the event."""
+    got, wanted = jax.eval_shape(gamma, jnp.zeros(1)).shape, (1, *event_shape)
+    fits = len(got) == len(wanted) and all(np.isin(got, 1) | np.equal(got, wanted))
+    if got[1:] and not fits:
+        raise ValueError(
+            f"gamma must map times [n] to [n] or [n, *event], event {tuple(event_shape)}; of one "
+            f"time it returned {got}."
+        )
 
 
 def steps(gamma: Gamma, times: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax import loss, masks, sampling, timestep
@@ -54,10 +55,17 @@ class VDM(NamedTuple):
 
     def elbo(self, key: Key, images: Images | Tensor) -> ElboTerms:
         """Returns one unbiased sample of the bound's three terms, [batch] nats (`loss.elbo`)."""
+        self._check(images)
         return loss.elbo(
             key, images, self.denoise, self.gamma, self.levels, self.num_steps, self.kind,
             self.timesteps, self.reverse_var, self.mask,
         )  # fmt: skip
+
+    def _check(self, images: Images | Tensor) -> None:
+        if np.shape(images)[1:] != tuple(self.event_shape):
+            wanted = f"[batch, *event_shape], event_shape {self.event_shape}"
+            raise ValueError(f"the data must be {wanted}, got {np.shape(images)}.")
+        timestep.check_event(self.gamma, self.event_shape)
 
     def elbo_given(
         self, images: Images | Tensor, eps: Tensor, t: PerExample, eps_0: Tensor | None = None
@@ -66,6 +74,7 @@ class VDM(NamedTuple):
 
         Without `eps_0` the reconstruction is its expectation (`loss.expected_reconstruction`).
         """
+        self._check(images)
         x = loss.to_data(images, self.levels, self.mask)
         at_t = loss.diffusion(
             x, eps, t, self.denoise, self.gamma, self.num_steps, self.kind, self.reverse_var,
@@ -103,4 +112,5 @@ class VDM(NamedTuple):
         """
         from vdm_jax import flow, ode
 
+        self._check(x)
         return -flow.dequantized_nats(self, key, x, solver=ode.Solver(**solver)).nats

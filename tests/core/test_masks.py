@@ -157,9 +157,21 @@ def test_wrong_masks_are_named(mask, message):
         loss.nats_per_dim(jnp.ones(4), (4, 2), mask)
 
 
-def test_a_schedule_of_another_event_is_named():
-    with pytest.raises(ValueError, match=r"gamma must map times \[n\] to \[n\] or \[n, \*event\]"):
-        model(gamma=lambda t: per_feature(t)[:, 0], event_shape=(4, 2)).elbo(KEY, X)
+@pytest.mark.parametrize(
+    "wrong", [lambda t: per_feature(t)[:, 0], lambda t: per_feature(t)[..., :1].repeat(3, 2)]
+)
+def test_a_schedule_of_another_event_is_named(wrong):
+    m = model(gamma=wrong, event_shape=(4, 2))
+    for use in (
+        lambda: m.elbo(KEY, X),
+        lambda: m.sample(KEY, 2, 3),
+        lambda: m.sample(KEY, 2, 3, "ddim"),
+        lambda: m.log_prob(KEY, X),
+    ):
+        with pytest.raises(
+            ValueError, match=r"gamma must map times \[n\] to \[n\] or \[n, \*event\]"
+        ):
+            use()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -49,6 +49,21 @@ def test_the_terms_are_those_of_the_loss():
     assert VDM_OF_ALL._replace(num_steps=None).words == "continuous time"
 
 
+def test_data_of_another_event_are_refused():
+    """Their bits per dimension would be of the wrong number of dimensions."""
+    vdm = VDM(lambda z_t, gamma_t: z_t, schedule.linear(-5.0, 5.0), (4, 2), None)
+    x, key, half = jnp.ones((3, 5, 2)), jax.random.key(0), jnp.full(3, 0.5)
+    for use in (
+        lambda: vdm.elbo(key, x),
+        lambda: vdm.elbo_given(x, x, half),
+        lambda: vdm.log_prob(key, x),
+    ):
+        with pytest.raises(ValueError, match=r"event_shape \(4, 2\), got \(3, 5, 2\)"):
+            use()
+    with pytest.raises(ValueError, match="both models must be of the same event"):
+        sampling.guided(vdm, vdm._replace(event_shape=(2, 2)), 1.0)
+
+
 def test_sample_is_the_ancestral_chain_and_reaches_every_sampler():
     plain = VDM_OF_ALL._replace(levels=None, num_steps=None)
 

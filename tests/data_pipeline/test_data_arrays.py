@@ -124,6 +124,10 @@ TOLD = TWO | {"train_condition": np.ones((2, 3)), "test_condition": np.ones((2, 
     ("arrays", "match"),
     [
         ({"train": _images(2)}, "no array 'test'; found train; wanted an .npz"),
+        (
+            TWO | {"train_conditions": [0, 1]},
+            "array 'train_conditions', which means nothing; known",
+        ),
         (TWO | {"train": _images(2) / 255}, "'train' in .* holds float64 .*quantise"),
         (TWO | {"train": _images(0)}, r"'train' in .* has shape \(0, 4, 4, 3\).*one image"),
         (TWO | {"test": _images(2, (4, 5, 3))}, r"'train': \(4, 4, 3\), 'test': \(4, 5, 3\)}"),

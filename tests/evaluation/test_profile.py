@@ -74,6 +74,7 @@ def test_what_has_no_profile_is_refused():
         ("by must be one of bound, ode, got 'iw'", lambda: profile(bind, X, GRID, key, "iw")),
         ("number of repeats must be an integer of at least 2, got 1",
          lambda: profile(bind, X, GRID, key, draws=(1, 8))),
+        ("draw is no argument of profile", lambda: profile(bind, X, GRID, key, draw=(2, 2))),
         ("reference must be at most 4, got 5",
          lambda: profile(None, X, GRID, key, reference=5)),
         ("not finite in 3000 of 3000 draws", lambda: profile(broken, X, GRID, key, draws=(2, 2))),

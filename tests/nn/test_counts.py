@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from scipy import stats
 
 from vdm_jax.nn.counts import Categorical, Counts
@@ -48,6 +49,13 @@ def fitted(n, conditioning, rate):
 def truncated_poisson(mean):
     p = stats.poisson(mean).pmf(np.arange(13))
     return p / p.sum(axis=-1, keepdims=True)
+
+
+def test_numbers_that_are_none_are_refused():
+    found = Categorical(jnp.zeros((3, 4)))
+    for wrong in (jnp.ones(3), 2, jnp.ones((3, 1), int), jnp.ones(2, int)):
+        with pytest.raises(ValueError, match=r"numbers of points must be integers \[3\], got"):
+            found.log_prob(wrong)
 
 
 def test_a_fit_to_poisson_numbers_gives_their_frequencies_or_their_law():

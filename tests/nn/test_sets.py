@@ -118,3 +118,12 @@ def test_a_fresh_network_predicts_z_t_as_eps_and_zero_as_v(head):
     got, _ = network.init_with_output(jax.random.key(0), Z, GAMMA, mask=THERE)
     want = Z * THERE[..., None] if head == "eps" else np.zeros_like(Z)
     np.testing.assert_array_equal(got, want)
+
+
+def test_another_head_and_conditions_of_another_batch_are_refused():
+    for options, given, said in (
+        ({"head": "q"}, None, "SetTransformer head must be one of eps, x, v, score, got 'q'"),
+        ({}, jnp.ones((len(Z) + 1, 2)), f"conditioning has {len(Z) + 1} rows for {len(Z)} sets"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SetTransformer(**SMALL, **options).init(jax.random.key(0), Z, GAMMA, given)

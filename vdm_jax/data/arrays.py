@@ -54,6 +54,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if key not in found:
             known = ", ".join(there) or "none"
             raise UserError(f"{path} has no array {key!r}; found {known}; wanted {_WANTED}")
+    odd = [name for name in there if name not in kinds and name.startswith(("train", "test"))]
+    if odd:  # a slip in a condition's name would train a model without it
+        known = ", ".join(kinds)
+        raise UserError(f"{path} has the array {odd[0]!r}, which means nothing; known are {known}")
     return found
 
 

@@ -241,6 +241,8 @@ def profile(
     Raises ValueError for a reference that isn't in the grid, and where log p is not finite.
     """
     checks.choice(by, "by", get_args(By))
+    if by == "bound" and solver:
+        raise ValueError(f"{next(iter(solver))} is no argument of profile, or only of by='ode'.")
     repeats, times = draws
     checks.count(repeats, "the number of repeats", least=2)
     if reference is not None:

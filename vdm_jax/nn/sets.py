@@ -1,12 +1,13 @@
 """A network for sets of points: a transformer that is equivariant to their order."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax import checks
 from vdm_jax.nn.features import finish
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
@@ -70,6 +71,10 @@ class SetTransformer(nn.Module):
         if self.periodic is not None and (self.head != "v" or self.centred):
             got = f"head={self.head!r} and centred={self.centred}"
             raise ValueError(f"a periodic set needs head='v' and no centre of mass, got {got}.")
+        checks.choice(self.head, "SetTransformer head", get_args(Kind))
+        for leaf in jax.tree.leaves(conditioning):
+            if len(leaf) != len(z_t):
+                raise ValueError(f"conditioning has {len(leaf)} rows for {len(z_t)} sets.")
         batch, n, d = z_t.shape
         there = jnp.ones((1, n, 1), bool) if mask is None else jnp.asarray(mask) != 0
         there = there[..., None] if there.ndim == 2 else there

@@ -182,9 +182,11 @@ def _announce(of: Experiment, template: TrainState) -> None:
     images, devices = of.images, of.mesh.devices
     parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     shape = "x".join(map(str, images.event_shape))
+    told = images.condition
+    given = f", given their {told.word} ({told.size})" if told.word else ""
     print(
         f"{images.name}: {len(images.train)} training and {len(images.test)} "
-        f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels\n"
+        f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels{given}\n"
         f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
         f"{devices.size} {devices.flat[0].platform} device(s); compiling"
         + _lag(of.config.optimizer.ema_rate, of.config.train.steps),

@@ -90,7 +90,10 @@ class Model(NamedTuple):
         """Returns its bound with abstract parameters: no more than static fields can be read."""
         found: list[Bound] = []
         key = jax.random.key(0)
-        jax.eval_shape(lambda: found.append(self.bind_batch(self.init(key), batch or {})))
+        params = jax.eval_shape(self.init, key)
+        jax.eval_shape(lambda params: found.append(self.bind_batch(params, batch or {})), params)
+        if not isinstance(found[0], Bound):
+            raise ValueError(f"bind must return a vdm_jax.VDM, it returned {type(found[0])}.")
         return found[0]
 
     def data(self, images: Images | Tensor) -> Images | Tensor:
