@@ -154,7 +154,7 @@ def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row,
     if fields:
         subject = subject._replace(model=subject.model.with_fields(**fields))
     draws, _ = Evaluator(PLAIN, jax.random.key(0), repeats).draw(subject)
-    return likelihood.of_draws(draws, subject.bound), draws, subject
+    return likelihood.of_draws(draws, subject.bound, subject.groups), draws, subject
 
 
 def likelihoods(subject: Subject, **more: Any) -> list[Row]:
