@@ -44,9 +44,8 @@ def pictures(argv: list[str]) -> list[Row]:
     options, names = cli.parse_flags(values, argv, __doc__, most=2)
     mesh, out = build.make_mesh(), build.make_workdir(Path(options["out"]), "out")
     subjects = [restore.from_workdir(name, mesh) for name in names or ("digits", "photos")]
-    lines = [schedule.linear(*_ends(of)) for of in subjects]
     _draw_chains(out / "noise_and_back.png", subjects[0], jax.random.key(0))
-    rows = [_measured(*each, "linear in t") for each in zip(subjects, lines, strict=True)]
+    rows = [_measured(of, schedule.linear(*_ends(of)), "linear in t") for of in subjects]
     _draw_levels(out / "noise_levels.png", [of.images.name for of in subjects], rows)
     rows.append(_measured(subjects[0], learn_schedule(subjects[0]), "learned"))
     title = "A schedule learned for the least variance of the loss"
