@@ -124,7 +124,7 @@ def _draw_levels(path: Path, names: list[str], rows: list[Row]) -> None:
 
 
 def learn_schedule(of: Subject) -> Gamma:
-    """Returns a schedule between the same ends trained for the least variance (VDM appendix I.2)."""
+    """Returns a schedule with the same ends, trained for the least variance (VDM appendix I.2)."""
     shape = MonotoneGamma(*_ends(of), learn_end_points=False)
 
     def init(key: Key) -> Params:
