@@ -106,9 +106,16 @@ def _measure_variance(trained: Subject) -> list[Row]:
         "cosine": {"gamma": schedule.cosine(*ENDS)},
         "beta-linear": {"gamma": schedule.beta_linear(*ENDS)},
     }
+    return measure_schedules(trained, schedules, 4 * trainings.REPEATS)
+
+
+def measure_schedules(
+    trained: Subject, schedules: Mapping[str, Mapping[str, Gamma]], repeats: int
+) -> list[Row]:
+    """Returns the bound with each schedule, the variance of a draw, and its profile over t."""
     rows = []
     for name, gamma in schedules.items():
-        row, draws, of = trainings.bound(trained, 4 * trainings.REPEATS, **gamma)
+        row, draws, of = trainings.bound(trained, repeats, **gamma)
         variance = float(np.var(loss.bits_per_dim(draws.terms.total, of.vdm.event_shape)))
         profile = likelihood.loss_profile(draws, of.vdm)
         rows.append(row | {"schedule": name, "variance": variance, "profile": profile})
@@ -217,17 +224,21 @@ def _plot_forms(path: Path, found: Found) -> None:
 
 
 def _plot_schedules(path: Path, found: Found) -> None:
-    rows = found["variance"]
     title = "Four schedules with the same end points, and what each t costs"
+    draw_schedules(path, title, found["variance"])
+
+
+def draw_schedules(path: Path, title: str, rows: list[Row]) -> None:
+    """Draws schedules, and below them the root mean square of a draw of the loss at each t."""
     with figure(path, title, (7, 6), (2, 1)) as (above, below):
         for row in rows:
-            profile = row["profile"]
-            above.plot(profile["t"], profile["gamma"], label=row["schedule"])
-            below.plot(profile["t"], np.maximum(profile["rms"], 1e-3), label=row["schedule"])
+            profile, label = row["profile"], f"{row['schedule']}: variance {row['variance']:.2f}"
+            above.plot(profile["t"], profile["gamma"], label=label)
+            below.plot(profile["t"], profile["rms"])
         above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
         below.set(xlabel="t", ylabel="root mean square of a draw,\nbits per dim")
-        learned = next(row["profile"]["rms"] for row in rows if row["schedule"] == "learned")
-        below.set_ylim(0.0, 4.0 * max(learned))
+        peaks = [max(row["profile"]["rms"]) for row in rows]
+        below.set_ylim(0.0, min(4.0 * min(peaks), 1.05 * max(peaks)))
 
 
 PLOTS = {"steps": _plot_sweep, "schedules": _plot_schedules, "forms": _plot_forms}

@@ -1,16 +1,16 @@
-"""Draws what a trained model does: images to noise and back, what noise costs, a learned schedule.
+"""Draws what trained models do: images to noise and back, what noise costs, a learned schedule.
 
-    python -m experiments.pictures [--workdir=RUN | --pretrained=digits] [--beside=photos]
+    python -m experiments.pictures [MODEL [OTHER]] [--out=docs/pictures]
 
-Leaves in --out noise_and_back.png: test images on their way to noise, and from there to others;
-noise_levels.png: the loss per unit of gamma, beside that of another model; learned_schedule.png: a
-schedule learned for the network as it is, and how it spreads the loss over t.
+MODEL is a run's folder, a model's file or the name of one in the package; without any, digits and
+photos. Leaves noise_and_back.png: test images of MODEL on their way to noise, and from there to
+others; noise_levels.png: the loss of both models per unit of gamma; learned_schedule.png: a
+schedule learned for the network of MODEL as it is, beside a line.
 """
 
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ import numpy as np
 import optax
 from absl import flags
 
+from experiments.paper_tables import draw_schedules, measure_schedules
 from vdm_jax import loss, process, sampling, schedule, timestep
-from vdm_jax.errors import UserError
-from vdm_jax.evaluation.estimate import Estimate, estimate
+from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.sample_quality import conditioning_of
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.nn.gamma import END_POINTS, MonotoneGamma
@@ -29,137 +29,103 @@ from vdm_jax.run import build, cli, restore
 from vdm_jax.train import fit
 from vdm_jax.train.model import Model, Params
 from vdm_jax.train.plots import figure
-from vdm_jax.train.progress import Bar
-from vdm_jax.types import Gamma, Images, Key, Tensor
+from vdm_jax.types import Gamma, Key, Tensor
 from vdm_jax.vdm import VDM
 
-ROWS, SHOWN, CHAIN = 5, 7, 240  # of the first picture: images, noise levels, steps of a chain
-IMAGES, LEVELS = 36, 50  # of the second
+ROWS, COLUMNS, BETWEEN = 5, 7, 40  # of a chain: images, noise levels shown, steps between two
 STEPS = 400  # of the schedule's training
 
 
-class Costs(NamedTuple):
-    """The loss per unit of gamma, in bits per dim, and the area below it, the diffusion term."""
-
-    gamma: np.ndarray  # [levels]
-    bits: np.ndarray  # [levels, images]
-    area: Estimate
-
-
-def pictures(argv: list[str]) -> Costs:
-    """Parses `argv`, draws the pictures, and returns what each noise level costs."""
+def pictures(argv: list[str]) -> list[Row]:
+    """Parses `argv`, draws the pictures, and returns the bounds that they show."""
     values = flags.FlagValues()
     text, _, _ = cli.definers(values)
-    text("workdir", "folder of a run")
-    text("pretrained", "a model in one file; default digits, if there is no --workdir")
-    text("beside", "a run's folder or a model's file whose costs are drawn, too; or none", "photos")
     text("out", "folder for the pictures", "docs/pictures")
-    options, _ = cli.parse_flags(values, argv, __doc__)
-    if options["workdir"] and options["pretrained"]:
-        raise UserError("--workdir and --pretrained exclude each other")
+    options, names = cli.parse_flags(values, argv, __doc__, most=2)
     mesh, out = build.make_mesh(), build.make_workdir(Path(options["out"]), "out")
-    named = [options["workdir"] or options["pretrained"] or "digits", options["beside"]]
-    subjects = [restore.from_workdir(given, mesh) for given in named if given]
-    key = jax.random.key(0)
-    _draw_chains(out / "noise_and_back.png", subjects[0], key)
-    found = [measure(of, key) for of in subjects]
-    _draw_levels(out / "noise_levels.png", [of.images.name for of in subjects], found)
-    _draw_schedules(out / "learned_schedule.png", found[0], learn_schedule(subjects[0]))
+    subjects = [restore.from_workdir(name, mesh) for name in names or ("digits", "photos")]
+    _draw_chains(out / "noise_and_back.png", subjects[0], jax.random.key(0))
+    rows = [_measured(of, schedule.linear(*_ends(of)), "linear in t") for of in subjects]
+    _draw_levels(out / "noise_levels.png", [of.images.name for of in subjects], rows)
+    rows.append(_measured(subjects[0], learn_schedule(subjects[0]), "learned"))
+    title = "A schedule learned for the least variance of the loss"
+    draw_schedules(out / "learned_schedule.png", title, [rows[0], rows[-1]])
     print(f"{out}: noise_and_back.png, noise_levels.png, learned_schedule.png")
-    return found[0]
+    return rows
 
 
-def _bound(of: Subject, index: np.ndarray) -> tuple[VDM, Images]:
-    """Returns the model in continuous time, and test images, by number."""
-    if of.vdm.levels is None:
-        raise UserError(f"{of.name} is a model of a density, whose loss is no number of bits")
-    given = conditioning_of(index, of.images.given("test"))
-    return of.at(None).model.bind(of.params, given), jnp.asarray(of.images.test[index])
+def _ends(of: Subject) -> tuple[float, float]:
+    gamma_0, gamma_1 = timestep.end_points(of.vdm.gamma)
+    return float(gamma_0), float(gamma_1)
 
 
-def chains(vdm: VDM, key: Key, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Returns z of the forward chain from gamma_0 on, and of the reverse chain from its z_1 on.
+def _measured(of: Subject, gamma: Gamma, name: str) -> Row:
+    return measure_schedules(of.at(None), {name: {"gamma": gamma}}, of.repeats)[0]
 
-    Each is [steps + 1, batch, *event], at the gammas of `rule`, of which the reverse chain's fall.
+
+def chains(vdm: VDM, key: Key, x: Tensor, gammas: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns z of the forward chain at rising gammas, and of the reverse chain from its end back.
+
+    Each is [gammas, batch, *event], in the order of the chain.
     """
-    gammas, (key_up, key_down) = rule.gammas(vdm.gamma), jax.random.split(key)
-    up = process.simulate(key_up, x, gammas[::-1])
+    key_up, key_down = jax.random.split(key)
+    up = process.simulate(key_up, x, gammas)
 
-    def back(state: sampling.State, at: tuple) -> tuple[sampling.State, Tensor]:
-        i, gamma_t, gamma_s = at
-        eps = jax.random.normal(jax.random.fold_in(key_down, i), x.shape)
-        state = sampling.step(state, eps, vdm, gamma_s, gamma_t, rule)
-        return state, state.z
+    def back(z: Tensor, at: tuple[Key, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        key, gamma_t, gamma_s = at
+        part = vdm._replace(gamma=lambda t: gamma_s + (gamma_t - gamma_s) * t)
+        z = sampling.solve(z, part, Rule("ancestral", BETWEEN), jax.random.split(key, len(z)))
+        return z, z
 
-    steps = jnp.arange(rule.num_steps), gammas[:-1], gammas[1:]
-    _, down = jax.lax.scan(back, sampling.start(up[-1], gammas[0]), steps)
+    keys, falling = jax.random.split(key_down, len(gammas) - 1), gammas[::-1]
+    _, down = jax.lax.scan(back, up[-1], (keys, falling[:-1], falling[1:]))
     return up, jnp.concatenate([up[-1:], down])
 
 
 def _draw_chains(path: Path, of: Subject, key: Key) -> None:
-    vdm, images = _bound(of, np.arange(min(ROWS, len(of.images.test))))
-    rule, at = Rule("ancestral", CHAIN, "angle"), np.linspace(0, CHAIN, SHOWN).astype(int)
-    found = jax.jit(partial(chains, vdm, rule=rule))(key, loss.to_data(images, vdm.levels))
-    noise = np.asarray(schedule.variance(rule.gammas(vdm.gamma)))[at]
-    shares, words = (noise[::-1], noise), ("noise is added", "the network takes it out")
-    title, size = f"From image to noise and back: {of.images.name}", (12, 0.8 * len(images) + 1.4)
+    index = np.arange(min(ROWS, len(of.images.test)))
+    vdm = of.model.bind(of.params, conditioning_of(index, of.images.given("test")))
+    x = loss.to_data(jnp.asarray(of.images.test[index]), of.images.levels)
+    gammas = Rule("ancestral", COLUMNS - 1, "angle").gammas(vdm.gamma)[::-1]
+    both, noise = jax.jit(partial(chains, vdm))(key, x, gammas), schedule.variance(gammas)
+    shares, words = (noise, noise[::-1]), ("noise is added", "the network takes it out")
+    title, size = f"From image to noise and back: {of.images.name}", (12, 0.8 * len(x) + 1.4)
     with figure(path, title, size, (1, 2)) as axes:
-        for one, z, share, what in zip(axes, found, shares, words, strict=True):
-            lined = np.pad(z[at], [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=1.0)
+        for one, z, share, what in zip(axes, both, shares, words, strict=True):
+            lined = np.pad(z, [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)], constant_values=1.0)
             columns, rows, height, width, channels = lined.shape
             whole = lined.transpose(1, 2, 0, 3, 4).reshape(rows * height, -1, channels)
-            one.imshow(np.clip(0.5 + 0.5 * whole[:-1, :-1], 0.0, 1.0), cmap="gray", vmin=0, vmax=1)
-            one.set_xticks(width * (np.arange(columns) + 0.5) - 1.0, [f"{v:.2f}" for v in share])
+            one.imshow(np.clip(0.5 + 0.5 * whole, 0.0, 1.0), cmap="gray", vmin=0, vmax=1)
+            one.set_xticks(width * (np.arange(columns) + 0.5), [f"{v:.2f}" for v in share])
             one.set(title=what + r" $\rightarrow$", xlabel=r"variance of the noise, $\sigma_t^2$")
-            one.set_yticks([])
+            one.set(yticks=[], frame_on=False)
             one.grid(visible=False)
-            one.spines[:].set_visible(False)
 
 
-def measure(of: Subject, key: Key) -> Costs:
-    """Returns what each noise level costs on test images, evenly chosen, each with one noise."""
-    count = len(of.images.test)
-    index = np.linspace(0, count - 1, min(IMAGES, count)).round().astype(int)
-    vdm, images = _bound(of, index)
-    edges = np.linspace(*timestep.end_points(vdm.gamma), LEVELS + 1)
-    gammas = 0.5 * (edges[1:] + edges[:-1])
-    with Bar("noise levels", LEVELS) as bar:
-        one = bar.counted(jax.jit(partial(cost, vdm, images, jax.random.normal(key, images.shape))))
-        bits = np.stack([np.asarray(one(gamma), np.float64) for gamma in gammas])
-    areas = bits.mean(axis=0) * (edges[-1] - edges[0])
-    groups = None if of.groups is None else of.groups[index]
-    return Costs(gammas, bits, estimate(areas[None], groups))
+def cost(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Returns noise levels gamma, and what a unit of gamma costs there, in the unit of the row.
 
-
-def cost(vdm: VDM, images: Images, eps: Tensor, gamma: Tensor) -> Tensor:
-    """Returns ||eps - eps_hat||^2 / 2 at one gamma, in bits per dim, [batch].
-
-    Its integral from gamma_0 to gamma_1 is the diffusion term, whatever the schedule (VDM eq. 18).
+    Its integral is the diffusion term, whatever schedule it was measured with (VDM eq. 18).
     """
-    x, line = loss.to_data(images, vdm.levels), lambda t: gamma + t  # a schedule of slope 1
-    rest = vdm.denoise, line, None, vdm.kind, vdm.reverse_var
-    return loss.bits_per_dim(loss.diffusion(x, eps, jnp.zeros(len(x)), *rest), vdm.event_shape)
+    t, gamma, mean = (np.asarray(row["profile"][name]) for name in ("t", "gamma", "mean"))
+    return gamma, mean / np.gradient(gamma, t)
 
 
-def _draw_levels(path: Path, names: list[str], found: list[Costs]) -> None:
+def _draw_levels(path: Path, names: list[str], rows: list[Row]) -> None:
     title = "What each noise level costs: the area is the diffusion term"
     with figure(path, title, (8, 5)) as (axes,):
-        for number, (name, costs) in enumerate(zip(names, found, strict=True)):
-            mean, area = costs.bits.mean(axis=1), costs.area
-            label = f"{name}: area {area.mean:.2f} ± {area.standard_error:.2f} bits per dim"
-            axes.plot(costs.gamma, mean, label=label)
-            axes.fill_between(costs.gamma, mean, color=f"C{number}", alpha=0.15)
+        for name, row in zip(names, rows, strict=True):
+            area, (gamma, each) = row["terms"]["diffusion"], cost(row)
+            words = f"{name}: area {area['mean']:.2f} ± {area['standard_error']:.2f} {row['unit']}"
+            (line,) = axes.plot(gamma, each, label=words)
+            axes.fill_between(gamma, each, color=line.get_color(), alpha=0.15)
         axes.set_xlabel(r"$\gamma = -\log\,\mathrm{SNR}$: from little noise to much")
-        axes.set(ylabel="bits per dim\nfor each unit of " + r"$\gamma$", ylim=(0.0, None))
+        axes.set(ylabel=f"{rows[0]['unit']}\nfor each unit of " + r"$\gamma$", ylim=(0.0, None))
 
 
 def learn_schedule(of: Subject) -> Gamma:
-    """Returns a schedule trained for the least variance (VDM appendix I.2).
-
-    The network and the end points of the schedule stay as they are.
-    """
-    ends = map(float, timestep.end_points(of.vdm.gamma))
-    shape = MonotoneGamma(*ends, learn_end_points=False)
+    """Returns a schedule with the same ends, trained for the least variance (VDM appendix I.2)."""
+    shape = MonotoneGamma(*_ends(of), learn_end_points=False)
 
     def init(key: Key) -> Params:
         return {"gamma": shape.init(key, jnp.zeros(1))["params"], "score_model": {}}
@@ -174,34 +140,6 @@ def learn_schedule(of: Subject) -> Gamma:
     model = Model(init, bind, END_POINTS)
     fitted = fit(model, data, optimizer, STEPS, batch_size=64, ema_rate=0.9)
     return partial(shape.apply, {"params": fitted.params["gamma"]})
-
-
-def spread(costs: Costs, gamma: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the root mean square of a draw at times t [n] for gamma(t), and its least mean.
-
-    A draw is gamma'(t) times the loss per unit of gamma. No schedule with these end points has a
-    smaller mean square than one for which it is the same at every t, int rms dgamma.
-    """
-    rms = np.sqrt(np.mean(costs.bits**2, axis=1))
-    least = float(rms.mean() * (gamma[-1] - gamma[0]))
-    return np.gradient(gamma, t) * np.interp(gamma, costs.gamma, rms), least
-
-
-def _draw_schedules(path: Path, costs: Costs, gamma: Gamma) -> None:
-    t = np.linspace(0.0, 1.0, 101)
-    learned = np.asarray(gamma(jnp.asarray(t)), np.float64)
-    line = learned[0] + (learned[-1] - learned[0]) * t
-    title = "A schedule learned for the least variance of the loss"
-    with figure(path, title, (8, 7), (2, 1)) as (above, below):
-        for name, of_t in (("linear in t", line), ("learned", learned)):
-            rms, least = spread(costs, of_t, t)
-            variance = np.trapezoid(rms**2, t) - costs.area.mean**2
-            above.plot(t, of_t, label=f"{name}: variance of a draw {variance:.2f}")
-            below.plot(t, rms)
-        below.axhline(least, color="black", linestyle=":", label="least possible, if even")
-        below.legend()
-        above.set_ylabel(r"$\gamma(t) = -\log\,\mathrm{SNR}$")
-        below.set(xlabel="t", ylabel="root mean square of a draw,\nbits per dim")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@
 
 Leaves samples.png, a grid; samples.npz with `images` [n, height, width, channels] and what made
 them; and samples.json in a new folder below DIR/sampling. --distances says how far the samples are
-from the test images, beside the same of training images; --trajectory draws in trajectory.png what
-the network takes the first eight for on their way from noise. --quality measures these distances
-for every sampler at several numbers of network calls, and leaves quality.json and quality.md.
+from the test images, beside the same of training images. --quality measures these distances for
+every sampler at several numbers of network calls, and leaves quality.json and quality.md.
 """
 
 import math
@@ -39,7 +38,7 @@ COMPARED: tuple[tuple[Sampler, Spacing], ...] = (  # by --quality, at so many ne
 CALLS = (5, 8, 10, 15, 20, 25, 50)
 SINGLE = (
     "sampler", "num_steps", "spacing", "eta", "n", "seed", "class", "condition", "guidance",
-    "distances", "trajectory",
+    "distances",
 )  # fmt: skip
 
 
@@ -59,7 +58,6 @@ def _flags() -> flags.FlagValues:
     about = "scale s of guidance: eps is (1 + s) times the conditional, less s times the other"
     flags.DEFINE_float("guidance", 0.0, about, flag_values=values)
     flags.DEFINE_bool("distances", False, "compare with the test images", flag_values=values)
-    flags.DEFINE_bool("trajectory", False, "draw the way from noise to samples", flag_values=values)
     flags.DEFINE_bool("quality", False, "compare the samplers instead", flag_values=values)
     return values
 
@@ -82,7 +80,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
             say = lambda row: print(*report.of_quality(row), sep=", ", flush=True)  # noqa: E731
             found["quality"] = sample_quality.quality(subject, _rules(), say=say)
         else:
-            images, path = _draw(subject, rule, options, found)
+            images = _draw(subject, rule, options, found)
     found["data"] = build.describe(subject.images)
     found["command"] = shlex.join(["python", "-m", "experiments.sample", *argv[1:]])
     if jax.process_index() == 0:
@@ -93,7 +91,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
             files.write(folder / "quality.md", f"    {found['command']}\n\n{text}")
             print(f"\n{text}written to {folder}")
         else:
-            _write(folder, found, (images, path), subject, options)
+            _write(folder, found, images, subject, options["distances"])
     return found
 
 
@@ -168,8 +166,8 @@ def _turns(subject: Subject, options: Mapping[str, Any]) -> np.ndarray | None:
 
 def _draw(
     subject: Subject, rule: Rule, options: Mapping[str, Any], found: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the samples and their path; `found` gets how, and how long it took."""
+) -> np.ndarray:
+    """Returns the samples; `found` gets how they were drawn, and how long it took."""
     n, guidance, *given = (options[name] for name in ("n", "guidance", "seed", "turns"))
     calls = rule.network_calls * (2 if guidance else 1)
     how = f"{rule.sampler}, {rule.num_steps} steps ({rule.spacing}), {calls} calls"
@@ -177,42 +175,29 @@ def _draw(
     scale = f", guided with scale {guidance:g}" if guidance else ""
     print(f"{name}: {n} samples by {how} of the network each{scale}", flush=True)
     began = time.monotonic()
-    drawer = sample_quality.Drawer(subject, rule, guidance)
-    images = drawer.draw(rule, n, *given)
+    images = sample_quality.Drawer(subject, rule, guidance).draw(rule, n, *given)
     found["settings"] = {**vars(rule), "network_calls": calls, "n": n}
     found["settings"] |= {name: options[name] for name in ("seed", "class", "condition")}
     found["settings"]["guidance"] = guidance or None
     found["seconds"] = round(time.monotonic() - began, 2)
-    first = min(n, 8, subject.batch_size)
-    return images, drawer.path(rule, first, *given) if options["trajectory"] else None
+    return images
 
 
 def _write(
-    folder: Path,
-    found: dict[str, Any],
-    drawn: tuple[np.ndarray, np.ndarray | None],
-    subject: Subject,
-    options: Mapping[str, Any],
+    folder: Path, found: dict[str, Any], images: np.ndarray, subject: Subject, compare: bool
 ) -> None:
-    """Writes samples.png, samples.npz, samples.json and, with --trajectory, trajectory.png.
+    """Writes samples.png, samples.npz and samples.json.
 
     What was drawn is written before its distances are computed, which go into `found`.
     """
-    (images, path), levels = drawn, subject.images.levels
+    levels = subject.images.levels
     kept = {name: value for name, value in found["settings"].items() if value is not None}
     kept |= {"images": images.astype(np.uint8 if levels <= 256 else np.uint16), "levels": levels}
     with files.whole(folder / "samples.npz") as file:
         np.savez_compressed(file, step=found["model"]["step"], **kept)
     plots.write_image(folder / "samples.png", plots.image_grid(images, levels))
-    if path is not None:  # a row for each sample, with a line between the pictures
-        lined = np.pad(path, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
-        n, height, columns, width, channels = lined.shape
-        whole = lined.reshape(1, n * height, columns * width, channels)[:, :-1, :-1]
-        title = f"From noise to sample: what the network takes {n} images for at each noise level"
-        plots.write_image(folder / "trajectory.png", plots.image_grid(whole, levels), title)
     with memory.exhausted(lambda said: UserError(f"no distances: out of memory ({said})")):
-        asked = options["distances"]
-        found["distances"] = sample_quality.distances(subject.images, images) if asked else []
+        found["distances"] = sample_quality.distances(subject.images, images) if compare else []
     files.write_json(folder / "samples.json", found)
     if found["distances"]:
         print(report.of_distances(found["distances"]))

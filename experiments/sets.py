@@ -27,7 +27,7 @@ from experiments import tables, trainings
 from vdm_jax import VDM, schedule
 from vdm_jax.data import point_sets
 from vdm_jax.evaluation import report, sample_distances
-from vdm_jax.evaluation.likelihood import By, LikelihoodProfile, profile
+from vdm_jax.evaluation.likelihood import By, profile
 from vdm_jax.nn.counts import Categorical, Counts
 from vdm_jax.nn.sets import SetTransformer
 from vdm_jax.run import cli
@@ -158,7 +158,8 @@ def _mean(values: np.ndarray, of: np.ndarray) -> dict[str, float]:
 def log_points(fitted: SetModel, sets: Sets, by: str) -> np.ndarray:
     """Returns the model's log p(x_1, ..., x_N | N, theta), [sets]."""
     vdm, one = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32)
-    return _profile(lambda _: vdm, sets, one, by).log_prob[0]  # each set has its own theta
+    found = profile(lambda _: vdm, sets.x, one, jax.random.key(7), cast(By, by), DRAWS, **SOLVER)
+    return found.log_prob[0]  # each set has its own theta
 
 
 def exact(sets: Sets, grid: np.ndarray) -> np.ndarray:
@@ -171,17 +172,11 @@ def log_likelihoods(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's log p(set | theta) less that at the reference, and its standard error."""
     grid = grid.astype(np.float32)
-    found = _profile(lambda theta: fitted.points(theta, sets.mask), sets, grid, by, reference)
+    bind, key = lambda theta: fitted.points(theta, sets.mask), jax.random.key(7)
+    found = profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **SOLVER)
     repeated = (np.full(len(sets.x), theta) for theta in grid)
     number = np.array([fitted.number(theta).log_prob(sets.number) for theta in repeated])
     return found.difference + number - number[reference], found.error
-
-
-def _profile(
-    bind: Callable[[Any], VDM], sets: Sets, grid: np.ndarray, by: str, reference: int = 0
-) -> LikelihoodProfile:
-    solver, key = SOLVER if by == "ode" else {}, jax.random.key(7)
-    return profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **solver)
 
 
 def posterior(log_prob: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from typing import Any
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import TERMS
+from vdm_jax.run import build
 
 
 def check(page: Path, names: Iterable[str]) -> None:
@@ -23,6 +24,15 @@ def check(page: Path, names: Iterable[str]) -> None:
         if count != 1:
             ends = f"<!-- table: {name} --> and <!-- end -->"
             raise UserError(f"{page} has {count} places for the table {name!r}; wanted one: {ends}")
+
+
+def places(options: Mapping[str, Any], name: str, tables: Iterable[str]) -> tuple[Path, Path]:
+    """Returns the folder --workdir, and the page of a name in --out, which `check` has passed."""
+    if not options["workdir"]:
+        raise UserError("--workdir=DIR is missing: the folder for what is trained or measured")
+    page = Path(options["out"]) / name
+    check(page, tables)
+    return build.make_workdir(Path(options["workdir"])), page
 
 
 def replace(page: Path, tables: Mapping[str, str]) -> None:

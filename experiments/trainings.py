@@ -76,17 +76,14 @@ def parse(argv: list[str], doc: str | None, page: str, names: Iterable[str]) -> 
     flags.DEFINE_string("workdir", None, "folder for the runs", flag_values=values)
     flags.DEFINE_string("out", "docs", f"folder that holds {page}", flag_values=values)
     flags.DEFINE_float("scale", 1.0, "factor of every number of steps", flag_values=values)
-    cli.parse_flags(values, argv, doc)
-    if not values.workdir:
-        raise UserError("--workdir=DIR is missing: the folder for the runs")
+    options, _ = cli.parse_flags(values, argv, doc)
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
     if values.scale != 1 and values.out == "docs":
         raise UserError(f"--scale={values.scale:g} needs --out=DIR with a copy of docs/{page}")
-    file = Path(values.out) / page
-    tables.check(file, names)
+    workdir, file = tables.places(options, page, names)
     build.make_workdir(file.with_suffix(""), "out")
-    return Study(build.make_workdir(Path(values.workdir)), file, values.scale, build.make_mesh())
+    return Study(workdir, file, values.scale, build.make_mesh())
 
 
 def make_config(base: ConfigDict, changes: Mapping[str, Any], scale: float = 1.0) -> ConfigDict:
@@ -154,7 +151,7 @@ def bound(subject: Subject, repeats: int = REPEATS, **fields: Any) -> tuple[Row,
     if fields:
         subject = subject._replace(model=subject.model.with_fields(**fields))
     draws, _ = Evaluator(PLAIN, jax.random.key(0), repeats).draw(subject)
-    return likelihood.of_draws(draws, subject.bound), draws, subject
+    return likelihood.of_draws(draws, subject.bound, subject.groups), draws, subject
 
 
 def likelihoods(subject: Subject, **more: Any) -> list[Row]:

@@ -27,7 +27,6 @@ from experiments import tables
 from experiments.benchmarks import contenders
 from experiments.configs import cifar10, photos
 from vdm_jax import files
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli, experiment
 from vdm_jax.run.experiment import Experiment
@@ -72,11 +71,7 @@ def race(argv: list[str]) -> Rows:
     about = "processor minutes of training of the published network; ours gets a tenth"
     flags.DEFINE_float("minutes", 120.0, about, 1e-3, 1e5, flag_values=values)
     options, _ = cli.parse_flags(values, argv, __doc__)
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder for the numbers")
-    page = Path(options["out"]) / "photos.md"
-    tables.check(page, TABLES)
-    workdir = build.make_workdir(Path(options["workdir"]))
+    workdir, page = tables.places(options, "photos.md", TABLES)
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before JAX begins its threads
     path, seconds = workdir / "race.json", 60.0 * options["minutes"]
     found: Rows = json.loads(path.read_text())["rows"] if path.exists() else []

@@ -27,9 +27,8 @@ from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
 from vdm_jax import data, files
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
-from vdm_jax.run import build, cli
+from vdm_jax.run import cli
 
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
@@ -58,11 +57,7 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     """Parses `argv`, measures, and puts the numbers, which are returned, into the page."""
     values = _flags()
     options, _ = cli.parse_flags(values, argv, __doc__)
-    if not options["workdir"]:
-        raise UserError("--workdir=DIR is missing: the folder for the numbers")
-    page = Path(options["out"]) / "benchmarks.md"
-    tables.check(page, TABLES)
-    workdir = build.make_workdir(Path(options["workdir"]))
+    workdir, page = tables.places(options, "benchmarks.md", TABLES)
     jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}

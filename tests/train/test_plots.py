@@ -25,10 +25,6 @@ def test_grids_are_pictures_enlarged_by_a_whole_factor(tmp_path):
         plots.write_image(tmp_path / "x" / "grid.png", grid)
         with Image.open(tmp_path / "x" / "grid.png") as picture:
             assert picture.size == (515, 412) and np.all(np.asarray(picture) == 255)
-        plots.write_image(tmp_path / "titled.png", grid, "what it is")
-        with Image.open(tmp_path / "titled.png") as picture:
-            head, rest = np.split(np.asarray(picture), [24])
-            assert rest.shape[0] == 412 and np.all(rest == 255) and head.min() < 64
 
 
 def test_the_loss_curve_is_a_picture_with_ink_for_each_split(tmp_path):

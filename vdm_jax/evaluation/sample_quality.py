@@ -5,14 +5,12 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import parameterization, pixels, sampling
+from vdm_jax import sampling
 from vdm_jax.data import ImageData, flagged
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.subject import Subject
@@ -21,11 +19,10 @@ from vdm_jax.sampling import State
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Params
 from vdm_jax.train.progress import Bar
-from vdm_jax.types import Images, Key, Tensor
+from vdm_jax.types import Key
 
 POINTS = 1000  # of each sample, at most, that distances are measured with
 PERMUTATIONS = 50
-COLUMNS = 10  # of a path
 
 Row = dict[str, Any]
 
@@ -52,7 +49,10 @@ class Drawer:
 
         def move(state: State, given: tuple, params: Params, key: Key, at: tuple) -> State:
             (index, conditioning), (i, gamma_s, gamma_t, last) = given, at
-            vdm = self._bind(params, conditioning)
+            vdm = subject.model.bind(params, conditioning)
+            if guidance:
+                other = subject.model.bind(params, conditioning[:, 0])
+                vdm = sampling.guided(vdm, other, guidance)
             eps = sampling.noise(keys(key, index), i, event_shape) if rule.noisy else None
             return sampling.step(state, eps, vdm, gamma_s, gamma_t, rule, last)
 
@@ -63,37 +63,20 @@ class Drawer:
         self._begin = jax.jit(begin, in_shardings=(split, whole, whole), out_shardings=states)
         self._move = jax.jit(move, in_shardings=given, out_shardings=states)
         self._finish = jax.jit(finish, in_shardings=(states, whole), out_shardings=whole)
-        self._subject, self._whole, self._guidance = subject, whole, guidance
+        self._subject = subject
 
-    def _bind(self, params: Params, conditioning: jax.Array) -> Any:
-        """Returns the VDM that is sampled."""
-        bind = self._subject.model.bind
-        conditional = bind(params, conditioning)
-        if not self._guidance:
-            return conditional
-        return sampling.guided(conditional, bind(params, conditioning[:, 0]), self._guidance)
-
-    def draw(
-        self,
-        rule: Rule,
-        n: int,
-        seed: int,
-        turns: np.ndarray | None = None,
-        each: Callable[[int, State, tuple], None] = lambda *_: None,
-        words: str = "sampling steps",
-    ) -> np.ndarray:
+    def draw(self, rule: Rule, n: int, seed: int, turns: np.ndarray | None = None) -> np.ndarray:
         """Returns `n` samples, integers [n, *event]; the same whatever the batches and the devices.
 
         Sample number i is that of fold_in(key of `seed`, i) by `vdm_jax.sampling.solve`. `turns`
-        are the conditions that they take in turn, [m, k]; by default `ImageData.turns`. `each` is
-        called with each step of a batch, the state before it, (index, conditioning).
+        are the conditions that they take in turn, [m, k]; by default `ImageData.turns`.
         """
         subject, mesh = self._subject, self._subject.mesh
         size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
         key = jax.random.key(seed)
         gammas = np.asarray(rule.gammas(subject.vdm.gamma))
         turns, found = subject.images.turns() if turns is None else turns, []
-        with Bar(words, rule.num_steps * math.ceil(n / size)) as bar:
+        with Bar("sampling steps", rule.num_steps * math.ceil(n / size)) as bar:
             move = bar.counted(self._move)
             for first in range(0, n, size):
                 index = np.arange(first, first + size, dtype=np.int32)
@@ -104,33 +87,8 @@ class Drawer:
                     before, at = state, (i, gamma_s, gamma_t, i == rule.num_steps - 1)
                     state = move(before, given, subject.params, key, at)
                     before.z.block_until_ready()  # one step in flight, never a long queue
-                    each(i, before, given)
                 found.append(np.asarray(self._finish(state, gammas[-1])))
         return np.concatenate(found)[:n]
-
-    def path(self, rule: Rule, n: int, seed: int, turns: np.ndarray | None = None) -> np.ndarray:
-        """Returns [n, COLUMNS, *event]: what the network takes samples for on the way, and these.
-
-        Its x_hat as pixels, at steps spread evenly from z_1 on; `n` at most the batch size.
-        """
-        subject, seen = self._subject, {}
-        gammas = np.asarray(rule.gammas(subject.vdm.gamma))
-        steps = np.linspace(0, rule.num_steps - 1, COLUMNS - 1).round().astype(int)
-
-        @partial(jax.jit, out_shardings=self._whole)
-        def guess(z: Tensor, conditioning: jax.Array, params: Params, gamma_t: jax.Array) -> Images:
-            vdm = self._bind(params, conditioning)
-            per_example = jnp.full(len(z), gamma_t)
-            prediction, _ = parameterization.split(vdm.denoise(z, per_example), vdm.reverse_var)
-            x_hat = parameterization.to_x(prediction, z, per_example, vdm.kind)
-            return pixels.decode(x_hat, gammas[-1], subject.images.levels)
-
-        def look(i: int, state: State, given: tuple) -> None:
-            if i in steps:
-                seen[i] = np.asarray(guess(state.z, given[1], subject.params, gammas[i]))
-
-        samples = self.draw(rule, n, seed, turns, look, "steps of the trajectory")
-        return np.stack([*(seen[i][:n] for i in steps), samples], axis=1)
 
 
 def conditioning_of(index: np.ndarray, turns: np.ndarray | None) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from vdm_jax import files
 from vdm_jax.train.model import unit_of
@@ -33,15 +33,10 @@ def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def write_image(path: Path, image: np.ndarray, title: str = "") -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
     """Writes uint8 [height, width, 1 or 3] as PNG, `WIDTH` wide or more by a whole factor."""
     factor = max(1, -(-WIDTH // image.shape[1]))
     enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    if title:
-        head = Image.new("L", (enlarged.shape[1], 24), 255)
-        ImageDraw.Draw(head).text((6, 4), title, 0, ImageFont.load_default(14))
-        lines = np.repeat(np.asarray(head)[..., None], enlarged.shape[-1], axis=-1)
-        enlarged = np.concatenate([lines, enlarged])
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as file:
         Image.fromarray(enlarged[..., 0] if enlarged.shape[-1] == 1 else enlarged).save(file, "PNG")
