@@ -11,6 +11,7 @@ schedule learned for the network of MODEL as it is, beside a line.
 import sys
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def learn_schedule(of: Subject) -> Gamma:
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
     model = Model(init, bind, END_POINTS)
     fitted = fit(model, data, optimizer, STEPS, batch_size=64, ema_rate=0.9)
-    return partial(shape.apply, {"params": fitted.params["gamma"]})
+    return cast(Gamma, partial(shape.apply, {"params": fitted.params["gamma"]}))
 
 
 if __name__ == "__main__":
