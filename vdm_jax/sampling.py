@@ -54,11 +54,9 @@ def sample(key: Key, vdm: "VDM", n: int, rule: Rule | None = None) -> Images | T
     its noise from fold_in(key, i).
     """
     rule = rule or Rule("ancestral", default_steps(vdm))
-    timestep.check_event(vdm.gamma, checks.shape(vdm.event_shape, "event_shape", least=1))
     if rule.sampler == "ancestral" and rule.spacing == "time":
-        shape = (n, *vdm.event_shape)
-        args = vdm.predict, vdm.gamma, shape, rule.num_steps, vdm.kind, vdm.reverse_var
-        z_0 = ancestral(key, *args)
+        args = vdm.gamma, (n, *vdm.event_shape), rule.num_steps, vdm.kind, vdm.reverse_var
+        z_0 = ancestral(key, vdm.predict, *args)
     else:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
         z_0 = solve(initial(keys, vdm.event_shape), vdm, rule, keys)
@@ -87,8 +85,7 @@ def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
     """
 
     if unconditional.event_shape != conditional.event_shape:
-        shapes = f"{unconditional.event_shape} and {conditional.event_shape}"
-        raise ValueError(f"both models must be of the same event, got event_shape {shapes}.")
+        raise ValueError("both models must be of the same event; their event_shape differs.")
 
     def eps_of(vdm: "VDM", z_t: Tensor, gamma_t: Tensor) -> tuple[Tensor, Any]:
         prediction, share = split(vdm.denoise(z_t, gamma_t), vdm.reverse_var)
@@ -115,8 +112,7 @@ def to_images(
 
     Without levels it is x = z_0 / alpha_0; floats, where features are of several kinds.
     """
-    z_0 = jnp.asarray(z_0)
-    gamma_0 = expand(gamma_0, z_0)
+    z_0, gamma_0 = jnp.asarray(z_0), expand(gamma_0, z_0)
     if isinstance(levels, tuple):
         parts = list(mixed.parts(levels, z_0, gamma_0))
         keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))

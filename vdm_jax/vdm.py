@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import loss, masks, sampling, timestep
+from vdm_jax import checks, loss, masks, sampling, timestep
 from vdm_jax.loss import ElboTerms
 from vdm_jax.mixed import Levels
 from vdm_jax.rule import Rule, Sampler, Spacing
@@ -99,6 +99,7 @@ class VDM(NamedTuple):
 
         `num_steps` is by default the model's, or 1000; the rest is as for `sampling.Rule`.
         """
+        timestep.check_event(self.gamma, checks.shape(self.event_shape, "event_shape", least=1))
         steps = sampling.default_steps(self) if num_steps is None else num_steps
         return sampling.sample(key, self, n, Rule(sampler, steps, spacing, eta))
 
