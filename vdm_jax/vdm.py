@@ -65,7 +65,6 @@ class VDM(NamedTuple):
         if np.shape(images)[1:] != tuple(self.event_shape):
             wanted = f"[batch, *event_shape], event_shape {self.event_shape}"
             raise ValueError(f"the data must be {wanted}, got {np.shape(images)}.")
-        timestep.check_event(self.gamma, self.event_shape)
 
     def elbo_given(
         self, images: Images | Tensor, eps: Tensor, t: PerExample, eps_0: Tensor | None = None
@@ -114,4 +113,5 @@ class VDM(NamedTuple):
         from vdm_jax import flow, ode
 
         self._check(x)
+        timestep.check_event(self.gamma, self.event_shape)
         return -flow.dequantized_nats(self, key, x, solver=ode.Solver(**solver)).nats

@@ -95,14 +95,14 @@ def compress(
         network.probe()  # compiles it
         network.seconds, began = 0.0, time.perf_counter()
         profile = steps.profile(network.errors(images, levels)) if options.placed else b""
-        levels_of = chain.make(_steps(vdm, options.num_steps, profile), levels, grid)
-        network.gammas = levels_of.gammas
+        the_chain = chain.make(_steps(vdm, options.num_steps, profile), levels, grid)
+        network.gammas = the_chain.gammas
         probe = network.probe()
         parts = np.array_split(images, count)
-        coder, bound = Coder(levels_of, network, network.choose), Bound(vdm, levels_of)
+        coder, bound = Coder(the_chain, network, network.choose), Bound(vdm, the_chain)
         made, payloads, bits = blocks.encode(parts, levels, coder, bound, progress)
         seconds = time.perf_counter() - began
-    tables, shape, numbers = levels_of.digest[:4], vdm.event_shape, (options.num_steps, grid)
+    tables, shape, numbers = the_chain.digest[:4], vdm.event_shape, (options.num_steps, grid)
     kept = b"" if told is None else told.astype("<f4").tobytes(), profile
     header = Header(model, tables, probe, shape, levels, *numbers, tuple(made), meta, *kept)
     content = file.pack(header, b"".join(payloads))
@@ -202,8 +202,8 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     """Returns what decodes. Raises VdmzError if this machine computes what another didn't."""
     vdm = bind(params)
     placed = _steps(vdm, header.num_steps, header.profile)
-    levels_of = chain.make(placed, header.levels, header.grid)
-    if levels_of.digest[:4] != header.tables:
+    the_chain = chain.make(placed, header.levels, header.grid)
+    if the_chain.digest[:4] != header.tables:
         raise VdmzError("this machine computes other coding tables; take the one that made it")
     kept = np.frombuffer(header.conditioning, "<f4").astype(np.float32)
     told = kept.reshape(header.images, -1) if kept.size else None
@@ -211,7 +211,7 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     if network.probe() != header.probe:
         said = "this machine computes the network otherwise (a probe of its outputs differs)"
         raise VdmzError(f"{said}; take the one that made it, or the versions that it had")
-    return Coder(levels_of, network, network.choose)
+    return Coder(the_chain, network, network.choose)
 
 
 def _steps(vdm: VDM, num_steps: int, profile: bytes) -> steps.Steps:
