@@ -62,7 +62,7 @@ def check_fits(record: Mapping[str, Any], expected: Any, where: Path, below: str
     have = {n.removeprefix(below): x.split()[0] for n, x in leaves if n.startswith(below)}
     want = {name: form(leaf) for name, leaf in named_leaves(expected).items()}
     for name in sorted(have.keys() | want.keys()):
-        a, b = have.get(name, "absent"), want.get(name, "absent")
+        a, b = have.get(name, "absent"), want.get(name, "nothing")
         if a != b:
             said = f"the parameter {name} of {where} is {a}, but the configuration calls for {b}"
             raise CheckpointError(f"{said}: they belong to different models.")
