@@ -238,7 +238,7 @@ def _give_up(run: Run, state: TrainState) -> NoReturn:
     at = "there is no checkpoint" if saved is None else f"the newest checkpoint is of {saved}"
     raise TrainingError(
         f"training has diverged: from step {first} on, {count} steps in a row had a loss or "
-        f"gradient that isn't finite. None was applied; {at}. Usually a lower learning rate, or "
+        f"gradient that isn't finite. None was applied; {at}. Usually a lower learning_rate, or "
         "gradients clipped to a norm of at most 1, help."
     )
 
