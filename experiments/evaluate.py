@@ -109,7 +109,7 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
             raise UserError(f"--{name} is for a VDM; this run is another model: {bound.words}")
     if bound.levels is None and (options["chains"] or options["ode_images"]):
         said = "--chains and --ode_images are of discrete images, in bits; this run's decoder is a"
-        raise UserError(f"{said} density (config.model.decoder), in nats: the two don't compare")
+        raise UserError(f"{said} density (config.model.decoder), in nats: they can't be compared")
     trace, tolerance, asked = options["trace"], options["tolerance"], options["dequantization"]
     if trace == "auto":
         small = math.prod(bound.event_shape) <= EXACT_UP_TO
