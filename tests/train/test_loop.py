@@ -199,7 +199,7 @@ def test_skipped_steps_are_noted_with_their_key_and_left_out_of_the_mean(tmp_pat
 
 def test_after_too_many_in_a_row_the_state_before_them_is_saved(tmp_path):
     fake = Fake(skipped={2: 1, 3: 2, 4: 3, 5: 3, 6: 3, 7: 3})
-    said = r"from step 2 on, 3 steps in a row .*learning rate"
+    said = r"from step 2 on, 3 steps in a row .*learning_rate"
     with pytest.raises(loop.TrainingError, match=said):
         fake.train(tmp_path, loop.Plan(12, 1, 1, 12, 12, 12, 3))
     assert fake.events[-1] == ("save", 2) and int(fake.last.skipped) == 0
