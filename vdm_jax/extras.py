@@ -16,6 +16,7 @@ MODULES = {
         "tensorboardX",
     ),
 }  # fmt: skip
+MODULES["all"] = (*MODULES["nn"], *MODULES["ode"], *MODULES["train"])  # JAX brings SciPy
 
 
 def need(extra: str) -> None:

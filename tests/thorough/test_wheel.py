@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel):
     about = f"vdm_jax-{vdm_jax.__version__}.dist-info/"
     files = {name for name in names if not name.startswith(about)}
     there = {*(ROOT / "vdm_jax").rglob("*.py"), *(ROOT / "vdm_jax").rglob("*.npz")}
-    there.add(ROOT / "vdm_jax" / "py.typed")
+    there |= {*(ROOT / "vdm_jax").rglob("*.mplstyle"), ROOT / "vdm_jax" / "py.typed"}
     assert files == {path.relative_to(ROOT).as_posix() for path in there}
     assert {f"{about}licenses/LICENSE", f"{about}METADATA"} <= set(names)
 
@@ -109,6 +109,17 @@ def test_what_needs_more_says_in_one_line_which_extra(installed, tmp_path):
             f"ImportError: {missing}: not installed; to add what is needed: "
             f"pip install 'vdm_jax[{extra}]'"
         )
+
+
+def test_a_command_says_so_too_and_their_list_needs_no_extra(installed):
+    done = subprocess.run(
+        [installed, "-m", "experiments.evaluate"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        f"error: {', '.join(extras.MODULES['all'])}: not installed; to add what is needed: "
+        "pip install 'vdm_jax[all]'"
+    ]
+    assert "python -m experiments.evaluate " in output(installed, "-m", "experiments", cwd=ROOT)
 
 
 def test_a_type_checker_sees_the_types(installed, tmp_path):
