@@ -7,6 +7,7 @@ import golden
 import numpy as np
 import pytest
 import vdmz
+from PIL import Image
 
 from vdm_jax import compression
 from vdm_jax.compression import file
@@ -41,6 +42,7 @@ def images(tmp_path_factory):
     folder, good = tmp_path_factory.mktemp("in"), vdmz.digits(3)
     for name, array in {"good": good, "small": good[:, :7], "bright": good + 1}.items():
         np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "several.npz", train=good)
     return folder
 
 
@@ -76,6 +78,21 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([GOLDEN, "--split=test"], "--split is of a run's images"),
     ):
         assert words in refused(vdmz.plain_compress, *arguments)
+
+
+def test_sizes_and_values_that_no_model_takes(images, refused, tmp_path):
+    """In the words of the command: it has no configuration, and no setting `levels`."""
+    Image.new("RGB", (70, 70)).save(tmp_path / "a.png")
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
+    pixels = "quantise or rescale them ((x * 255).round().astype('uint8') of x in [0, 1])"
+    for given, words in (
+        ([tmp_path, "--tile=63"], "multiples of 4, but what is given is 63x63; --tile=64 cuts"),
+        ([tmp_path], "multiples of 4, but what is given is 70x70; --tile=64 cuts"),
+        ([tmp_path / "float.npy"], f"holds float64 values; wanted integers in [0, 256): {pixels}"),
+        ([images / "several.npz"], "several.npz is an .npz; wanted an .npy of integers"),
+    ):
+        said = refused(vdmz.plain_compress, "--pretrained=photos", *given)
+        assert words in said and "config" not in said and "levels" not in said
 
 
 def test_what_decompress_refuses(digits_run, digits_file, images, refused):

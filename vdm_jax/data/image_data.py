@@ -102,7 +102,8 @@ def as_images(array: np.ndarray, levels: int, what: str) -> np.ndarray:
         wanted = "at least one image, as [n, height, width] or [n, height, width, channels]"
         raise UserError(f"{what} has shape {array.shape}; wanted {wanted}")
     quantised = f"(x * {levels - 1}).round().astype('uint8') of x in [0, 1]"
-    check_range(array, levels, what, f"quantise or rescale them ({quantised}), or set levels=")
+    more = ", or set levels=" * (levels < 256)
+    check_range(array, levels, what, f"quantise or rescale them ({quantised}){more}")
     return np.array(array, np.uint8, order="C").reshape(*array.shape[:3], -1)
 
 

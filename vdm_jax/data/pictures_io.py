@@ -128,7 +128,8 @@ def _read_npy(path: Path) -> Pictures:
     try:
         array = npy.mapped(path)
     except ValueError as error:
-        raise UserError(f"{path} can't be read ({error}); wanted {_WANTED}") from error
+        what = "is an .npz" if path.suffix == ".npz" else f"can't be read ({error})"
+        raise UserError(f"{path} {what}; wanted {_WANTED}") from error
     images = as_images(array, 256, str(path))
     by = "x".join(map(str, images.shape[1:]))
     words = f"{len(images)} images {by} of {path.name} ({array.dtype.name})"

@@ -96,7 +96,11 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
         if given[2:] not in ((), shape[2:]):
             said = f"{of.workdir} is for images of {shape[2]} channel(s), but what is given has"
             raise UserError(f"{said} {given[2]}")
-        shape = (*given[:2], shape[2])
+        shape, parts = (*given[:2], shape[2]), 2 ** of.config.model.multipliers.count(",")
+        if of.config.model.network == "pyramid" and any(side % parts for side in given[:2]):
+            said = f"{of.workdir} takes images whose sides are multiples of {parts}, but what is"
+            hint = f"--tile={16 * parts} cuts the pictures of a folder into such"
+            raise UserError(f"{said} given is {given[0]}x{given[1]}; {hint}")
     model = make_model(of.config, shape, levels, condition)
     return _restored(of, mesh, of.config, model)._replace(condition=condition)
 
