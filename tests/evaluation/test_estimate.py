@@ -35,7 +35,6 @@ def test_one_draw_of_each_image_has_the_standard_deviation_between_images():
     found = estimate(draws)
     assert found.mean == draws.mean() and np.isnan(found.monte_carlo)
     np.testing.assert_allclose(found.standard_error, draws.std(ddof=1) / 50**0.5, rtol=1e-12)
-    assert np.isnan(estimate(draws[:, :1]).standard_error)
     assert str(Estimate(1.98767, 0.01234)) == "1.9877 ± 0.0123"
     # Of two images of one mean, the draws alone say that there is an error.
     found = estimate(np.array([[0.0, 0.0], [1.0, 1.0]]))
@@ -89,6 +88,16 @@ def test_taking_out_the_times_of_pure_noise_leaves_its_variance():
     found = [estimate(rng.normal(size=(4, 32)), None, t) for _ in range(400)]
     variance = np.mean([one.monte_carlo**2 for one in found]) * 4 * 32
     np.testing.assert_allclose(variance, 1.0, rtol=0.06)
+
+
+def test_one_image_or_one_source_tells_the_error_of_the_draws_alone():
+    """Of an image, the deviation of its two draws over the root of 2: half their difference."""
+    found = estimate(np.array([[1.0], [1.5]]))
+    assert np.isnan(found.standard_error) and found.monte_carlo == 0.25
+    assert str(found) == "1.2500 (± 0.2500 of the draws)" and str(estimate(np.array([[1.5]]))) == "1.5000"
+    draws = np.random.default_rng(2).normal(size=(4, 10))
+    photo = estimate(draws, np.zeros(10))
+    assert np.isnan(photo.standard_error) and photo.monte_carlo == estimate(draws).monte_carlo
 
 
 def test_images_that_belong_together_count_as_one():

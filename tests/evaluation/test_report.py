@@ -74,10 +74,17 @@ def test_the_files_hold_every_number_and_a_folder_is_never_used_twice(tmp_path):
     assert "± between sources" in text and "Fewer than 20 sources" in text and "Before" not in text
     assert text.endswith("\nImages of one source are alike: the error is that of 12 sources.\n")
     assert not (folders[1] / "diffusion_loss.png").exists()
+    row = ODE | {"standard_error": math.nan, "between_images_error": math.nan}
+    report.write(folders[2], of_sources | {"groups": 1, "rows": [row]})
+    text = (folders[2] / "result.md").read_text()
+    assert "| 3.2500 | - | 0.5000 | - |" in text and "rough" not in text and "alike" not in text
+    assert text.endswith("\nOf one source there is no error between sources, nor one in all.\n")
 
 
 def test_a_row_in_words_and_the_rows_of_samples():
     assert report.line(ROW) == "bound, T = 5: 3.2500 ± 0.1250 bits per dim"
+    of_one = ODE | {"standard_error": math.nan}
+    assert report.line(of_one) == "ODE: 3.2500 (± 0.5000 of the draws) bits per dim"
     distances = {"images": "samples", "count": 9, "mmd": 0.0123456, "sliced_wasserstein": 0.5}
     by_chance = {"mmd_by_chance": (0.001, 0.0005), "sliced_wasserstein_by_chance": (0.25, 0.125)}
     assert report.of_distances([distances | by_chance]).splitlines() == [

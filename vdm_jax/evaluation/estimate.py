@@ -12,7 +12,8 @@ class Estimate:
     """A mean over images, each the mean of its draws, and its standard error by cause."""
 
     mean: float
-    standard_error: float  # deviation between images, or groups of them, over the root of them
+    # Deviation between images, or groups of them, over the root of their number; NaN of one.
+    standard_error: float
     monte_carlo: float = np.nan  # its part due to the draws; NaN of one draw of each image
 
     @property
@@ -22,7 +23,10 @@ class Estimate:
         return float(np.sqrt(np.maximum(rest, 0.0)))
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+        if not np.isnan(self.standard_error):
+            return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+        known = not np.isnan(self.monte_carlo)
+        return f"{self.mean:.4f}" + f" (± {self.monte_carlo:.4f} of the draws)" * known
 
 
 def estimate(

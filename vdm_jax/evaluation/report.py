@@ -8,6 +8,7 @@ from typing import Any
 
 from vdm_jax import files
 from vdm_jax.evaluation.bound import TERMS
+from vdm_jax.evaluation.estimate import Estimate
 from vdm_jax.evaluation.sample_distances import DISTANCES
 from vdm_jax.train.model import unit_of
 from vdm_jax.train.plots import figure
@@ -65,9 +66,12 @@ def _markdown(found: Row) -> str:
         notes.append(f"Of this model {found['note']}.")
     if any(row["between_images_error"] == 0.0 for row in rows):
         notes.append("Between images 0: too small to be seen beside the draws; --repeats helps.")
-    if (sources or min(row["num_images"] for row in rows)) < 20:
+    number = sources or min(row["num_images"] for row in rows)
+    if number == 1:
+        notes.append(f"Of one {units[:-1]} there is no error between {units}, nor one in all.")
+    elif number < 20:
         notes.append(f"Fewer than 20 {units}: the errors between them are themselves rough.")
-    if sources:
+    if sources and sources > 1:
         notes.append(f"Images of one source are alike: the error is that of {sources} sources.")
     on = f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
     text = f"{on}{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
@@ -91,7 +95,7 @@ def value(row: Row) -> float:
 
 def estimate(row: Row) -> str:
     """Returns the number of a row and its standard error, as in 1.2345 ± 0.0067."""
-    return f"{value(row):.4f} ± {row['standard_error']:.4f}"
+    return str(Estimate(value(row), row["standard_error"], row["monte_carlo_error"]))
 
 
 def line(row: Row) -> str:
