@@ -40,7 +40,7 @@ STEPS, TRAIN = 3000, 200_000
 TEST, BY_ODE, RANKED, SAMPLES, PERMUTED = 2000, 100, 400, 400, 400  # sets, and permutations
 TOGETHER = 20  # sets of one theta, whose profile is drawn
 DRAWS = 8, 16  # of the bound, for each set: repeats and times
-SOLVER: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+SOLVER: dict[str, dict[str, float]] = {"bound": {}, "ode": {"rtol": 1e-4, "atol": 1e-4}}
 CELLS, BINS = 24, 10  # of the posterior of theta on [-1, 1], and of the ranks
 HEADS = ("sets", "bound", "ODE", "number", "posterior", "ranks", "ranks, exact", "MMD", "sliced W2")
 
@@ -157,8 +157,8 @@ def _mean(values: np.ndarray, of: np.ndarray) -> dict[str, float]:
 
 def log_points(fitted: SetModel, sets: Sets, by: str) -> np.ndarray:
     """Returns the model's log p(x_1, ..., x_N | N, theta), [sets]."""
-    vdm, one = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32)
-    found = profile(lambda _: vdm, sets.x, one, jax.random.key(7), cast(By, by), DRAWS, **SOLVER)
+    vdm, one, key = fitted.points(sets.theta, sets.mask), np.zeros(1, np.float32), jax.random.key(7)
+    found = profile(lambda _: vdm, sets.x, one, key, cast(By, by), DRAWS, **SOLVER[by])
     return found.log_prob[0]  # each set has its own theta
 
 
@@ -173,7 +173,7 @@ def log_likelihoods(
     """Returns the model's log p(set | theta) less that at the reference, and its standard error."""
     grid = grid.astype(np.float32)
     bind, key = lambda theta: fitted.points(theta, sets.mask), jax.random.key(7)
-    found = profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **SOLVER)
+    found = profile(bind, sets.x, grid, key, cast(By, by), DRAWS, reference, **SOLVER[by])
     repeated = (np.full(len(sets.x), theta) for theta in grid)
     number = np.array([fitted.number(theta).log_prob(sets.number) for theta in repeated])
     return found.difference + number - number[reference], found.error
@@ -225,10 +225,10 @@ def draw(fitted: dict[str, SetModel], file: Path, found: list[dict[str, Any]]) -
             sets = make_sets(numbers["name"], TOGETHER, 6, grid[middle])
             nats = exact(sets, grid).sum(axis=1)
             of_profile.plot(grid, nats - nats[middle], color="grey", label="exact")
-            for by, style in (("bound", "o"), ("ode", "x")):
+            for by, words, style in (("bound", "bound", "o"), ("ode", "ODE", "x")):
                 each, error = log_likelihoods(fitted[sets.name], sets, grid, by, middle)
                 errors = np.sqrt(np.sum(error**2, axis=1))
-                label = f"model, by the {by}"
+                label = f"model, by the {words}"
                 of_profile.errorbar(grid, each.sum(axis=1), errors, fmt=style, label=label)
             of_profile.set(
                 title=f"log p({TOGETHER} sets | theta), {sets.name}", xlabel="theta", ylabel="nats"

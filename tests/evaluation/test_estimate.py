@@ -94,7 +94,10 @@ def test_one_image_or_one_source_tells_the_error_of_the_draws_alone():
     """Of an image, the deviation of its two draws over the root of 2: half their difference."""
     found = estimate(np.array([[1.0], [1.5]]))
     assert np.isnan(found.standard_error) and found.monte_carlo == 0.25
-    assert str(found) == "1.2500 (± 0.2500 of the draws)" and str(estimate(np.array([[1.5]]))) == "1.5000"
+    assert (
+        str(found) == "1.2500 (± 0.2500 of the draws)"
+        and str(estimate(np.array([[1.5]]))) == "1.5000"
+    )
     draws = np.random.default_rng(2).normal(size=(4, 10))
     photo = estimate(draws, np.zeros(10))
     assert np.isnan(photo.standard_error) and photo.monte_carlo == estimate(draws).monte_carlo

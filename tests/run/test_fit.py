@@ -3,11 +3,13 @@
 import os
 import signal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from toy import assert_equal
 
 from vdm_jax import VDM, schedule
@@ -139,6 +141,24 @@ def test_a_model_that_forgets_its_mask_is_refused():
     forgets = linear((7, 1)).with_fields(mask=None)
     with pytest.raises(ValueError, match=r"the data have a mask, but bind.* return VDM\(..., mask"):
         fit(forgets, sets(8, 0), ADAM, 5, batch_size=8)
+
+
+class Stateful(nnx.Module):
+    """A module whose state isn't of parameters alone: random numbers, too."""
+
+    def __init__(self, key):
+        self.dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(key))
+
+
+def test_a_bind_of_fewer_arguments_and_whole_modules_are_refused_in_one_line():
+    model = linear((2,))
+    for given, said in (
+        (Model(model.init, lambda params: model.bind(params)), "too many positional arguments."),
+        (Model(lambda key: eqx.nn.MLP(2, 2, 8, 1, key=key), model.bind), "eqx.is_inexact_array"),
+        (Model(Stateful, model.bind), "not uint32: .* nnx.Param"),
+    ):
+        with pytest.raises(ValueError, match=rf"^(bind must take|init must return)[^\n]*{said}"):
+            fit(given, X, optax.adam(0.1), 1)
 
 
 def test_a_condition_is_dropped_as_a_whole_and_only_in_training():

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -76,6 +78,7 @@ def fit(
     """
     given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
     _check(given, steps, mesh, train)
+    _check_model(model)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
@@ -117,6 +120,20 @@ def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {rate}.")
     if of.condition_dropout and "conditioning" not in train:
         raise ValueError("condition_dropout needs data with a condition; there is none.")
+
+
+def _check_model(of: Model) -> None:
+    """Raises ValueError for a `bind` of other arguments, or parameters that can't be trained."""
+    try:
+        inspect.signature(of.bind).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(f"bind must take (params, conditioning, dropout): {error}.") from error
+    returned: list[Params] = []
+    jax.eval_shape(lambda key: returned.append(of.init(key)), jax.random.key(0))
+    for leaf in jax.tree.leaves(returned):
+        if not jnp.issubdtype(kind := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+            hint = "eqx.filter(module, eqx.is_inexact_array) or nnx.state(module, nnx.Param)"
+            raise ValueError(f"init must return arrays of floats alone, not {kind}: {hint}.")
 
 
 @contextlib.contextmanager
