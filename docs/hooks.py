@@ -40,9 +40,16 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Returns a page whose functions are linked to the reference, and notebooks to their pages."""
+    """Returns a page whose functions are linked to the reference, and notebooks to their pages.
+
+    The start page has README's example in the place of a comment.
+    """
     if page.file.src_uri.startswith("api/"):
         return markdown
+    if page.is_homepage:
+        readme = Path(config.docs_dir, "..", "README.md").read_text(encoding="utf-8")
+        example = _FENCES.search(readme, readme.index("## As a library"))
+        markdown = markdown.replace("<!-- the first example of README.md -->", example[0])
     if "/" not in page.file.src_uri:
         markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
         # What lies outside docs/ is named, and not a part of the site.

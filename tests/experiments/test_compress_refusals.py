@@ -86,8 +86,8 @@ def test_sizes_and_values_that_no_model_takes(images, refused, tmp_path):
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
     pixels = "quantise or rescale them ((x * 255).round().astype('uint8') of x in [0, 1])"
     for given, words in (
-        ([tmp_path, "--tile=63"], "multiples of 4, but what is given is 63x63; --tile=64 cuts"),
-        ([tmp_path], "multiples of 4, but what is given is 70x70; --tile=64 cuts"),
+        ([tmp_path, "--tile=63"], "multiples of 4, not 63x63; --tile=64 cuts a folder's"),
+        ([tmp_path], "multiples of 4, not 70x70; --tile=64 cuts a folder's"),
         ([tmp_path / "float.npy"], f"holds float64 values; wanted integers in [0, 256): {pixels}"),
         ([images / "several.npz"], "several.npz is an .npz; wanted an .npy of integers"),
     ):

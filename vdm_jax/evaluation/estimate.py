@@ -12,8 +12,7 @@ class Estimate:
     """A mean over images, each the mean of its draws, and its standard error by cause."""
 
     mean: float
-    # Deviation between images, or groups of them, over the root of their number; NaN of one.
-    standard_error: float
+    standard_error: float  # deviation between images or groups over the root of them; NaN of one
     monte_carlo: float = np.nan  # its part due to the draws; NaN of one draw of each image
 
     @property
@@ -25,8 +24,8 @@ class Estimate:
     def __str__(self) -> str:
         if not np.isnan(self.standard_error):
             return f"{self.mean:.4f} ± {self.standard_error:.4f}"
-        known = not np.isnan(self.monte_carlo)
-        return f"{self.mean:.4f}" + f" (± {self.monte_carlo:.4f} of the draws)" * known
+        draws = "" if np.isnan(self.monte_carlo) else f" (± {self.monte_carlo:.4f} of the draws)"
+        return f"{self.mean:.4f}{draws}"
 
 
 def estimate(

@@ -98,9 +98,8 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
             raise UserError(f"{said} {given[2]}")
         shape, parts = (*given[:2], shape[2]), 2 ** of.config.model.multipliers.count(",")
         if of.config.model.network == "pyramid" and any(side % parts for side in given[:2]):
-            said = f"{of.workdir} takes images whose sides are multiples of {parts}, but what is"
-            hint = f"--tile={16 * parts} cuts the pictures of a folder into such"
-            raise UserError(f"{said} given is {given[0]}x{given[1]}; {hint}")
+            said = f"{of.workdir} takes images whose sides are multiples of {parts}, not"
+            raise UserError(f"{said} {given[0]}x{given[1]}; --tile={16 * parts} cuts a folder's")
     model = make_model(of.config, shape, levels, condition)
     return _restored(of, mesh, of.config, model)._replace(condition=condition)
 
