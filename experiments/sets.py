@@ -40,7 +40,7 @@ STEPS, TRAIN = 3000, 200_000
 TEST, BY_ODE, RANKED, SAMPLES, PERMUTED = 2000, 100, 400, 400, 400  # sets, and permutations
 TOGETHER = 20  # sets of one theta, whose profile is drawn
 DRAWS = 8, 16  # of the bound, for each set: repeats and times
-SOLVER: dict[str, dict[str, float]] = {"bound": {}, "ode": {"rtol": 1e-4, "atol": 1e-4}}
+SOLVER: dict[str, dict[str, Any]] = {"bound": {}, "ode": {"rtol": 1e-4, "atol": 1e-4}}
 CELLS, BINS = 24, 10  # of the posterior of theta on [-1, 1], and of the ranks
 HEADS = ("sets", "bound", "ODE", "number", "posterior", "ranks", "ranks, exact", "MMD", "sliced W2")
 
