@@ -57,9 +57,9 @@ class Contender:
 
 def ours(name: str, config: ConfigDict) -> Contender:
     """Returns this code in the mode of the configuration, on one device."""
-    model = make_model(config, SHAPE, 256)
-    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
     mesh = sharding.make_mesh(jax.devices()[:1])
+    model = make_model(config, SHAPE, 256, mesh=mesh)
+    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
     training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
     batch = config.train.batch_size
     chunk = {"images": _images(batch)[None], "conditioning": jnp.zeros((1, batch))}

@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
         images = build.load(config)
         mesh = build.make_mesh(config.train.shard_params)
         check_devices(config, mesh)
-        model = make_model(config, images.event_shape, images.levels, images.condition)
+        model = make_model(config, images.event_shape, images.levels, images.condition, mesh)
         adamw = experiment.make_optimizer(config)
         workdir = build.make_workdir(workdir)  # nothing was written before
         of = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
