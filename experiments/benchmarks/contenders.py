@@ -50,7 +50,7 @@ class Contender:
         return seconds | {
             "name": self.name, "compile_step": self.step_seconds, "sample": sample,
             "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
-            "need": memory.need(self.step) or 0, "tflops": tflops,
+            "need": memory.need(self.step, jax.devices()[0]) or 0, "tflops": tflops,
             "share": None if peak is None else tflops / peak,
         }  # fmt: skip
 

@@ -155,7 +155,8 @@ def _watched(workdir: Path, timeout: float | None) -> Callable[[], Any]:
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
     """Prints what a step needs on each device; raises UserError if the device can't have it."""
-    need, room = memory.need(compiled), memory.room(jax.local_devices()[0])
+    device = jax.local_devices()[0]
+    need, room = memory.need(compiled, device), memory.room(device)
     if need is None:
         return
     said = f"needs about {memory.words(need)} per device"
