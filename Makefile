@@ -53,7 +53,7 @@ $(COMPILE)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(DISK_GB) * 10**9)' || { \
 	  echo "make compile TARGET=$(TARGET) needs $(DISK_GB) GB of free disk for its compiler: make space here"; exit 2; }
 	$(PYTHON) -m venv $(COMPILE)
-	$(COMPILE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,nn,$(KIND)]'
+	$(COMPILE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,$(KIND)]'
 	@touch $@
 
 NOTEBOOKS ?= yes

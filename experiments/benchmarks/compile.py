@@ -78,7 +78,7 @@ def run(argv: list[str]) -> list[Row]:
     for name, traced in programs.items():
         print(f"compiling {name} for {target.name}", flush=True)
         rows.append(_compiled(name, traced, target, folder))
-    print("", *_tables(rows, target), sep="\n\n")
+    print("", *tables(rows, target), sep="\n\n")
     if folder:
         files.write_json(folder / "compile.json", {"options": options, "rows": rows})
     return rows
@@ -189,7 +189,7 @@ def _compiled(
     return Row(name, seconds, need, code, hlo.summarise(text))
 
 
-def _tables(rows: Sequence[Row], target: targets.Target) -> tuple[str, str]:
+def tables(rows: Sequence[Row], target: targets.Target) -> tuple[str, str]:
     """Returns the table of sizes, and that of the estimated times by kind of operation."""
     head = (
         f"{target.name}, compiled", "peak memory, MiB", "of the chip's", "program, MiB",

@@ -19,6 +19,7 @@ _MOVES = set(
     "parameter constant copy copy-start copy-done bitcast slice dynamic-slice dynamic-update-slice "
     "broadcast transpose reshape pad concatenate tuple get-tuple-element fusion custom-call".split()
 )
+_OP = r" ([a-z][a-z0-9-]*)\("  # of an instruction: NAME = SHAPE OP(OPERANDS), ATTRIBUTES
 _MOST_CYCLES = 10**9  # of one operation; the compiler says more where it has no model of it
 _WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s64": 8, "u64": 8,
            "f64": 8}  # fmt: skip
@@ -67,10 +68,12 @@ def computations(text: str) -> tuple[Computations, str]:
 
 def result_bytes(line: str) -> int:
     """Returns the bytes of an instruction's result; of a start, those that its end will give."""
-    shape = re.search(r" = (.*?) [a-z][a-z0-9-]*\(", line)
-    assert shape is not None, line
-    parts = re.findall(r"\([^()]*(?:\([^()]*\)[^()]*)*\)|\w+\[[\d,]*\]", shape[1].strip("()"))
-    return sum(map(_size, parts))
+    shape = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", re.split(_OP, line.split(" = ", 1)[1])[0])
+    arrays = re.findall(r"\w+\[[\d,]*\]", shape)
+    if _op(line) in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...)
+        several = re.match(r"\(\(.*?\), \((.*?)\)", shape)
+        arrays = re.findall(r"\w+\[[\d,]*\]", several[1]) if several else arrays[1:2]
+    return sum(map(_size, arrays))
 
 
 def _size(shape: str) -> int:
@@ -140,8 +143,8 @@ def _source(lines: list[str], name: str) -> str:
 
 
 def _operands(line: str) -> list[str]:
-    inside = re.search(r" = .*? [a-z][a-z0-9-]*\((.*?)\)", line)
-    return re.findall(r"%([\w.-]+)", inside[1]) if inside else []
+    found = re.search(_OP + r"(.*?)\)", line)
+    return re.findall(r"%([\w.-]+)", found[2]) if found else []
 
 
 def _constant(line: str) -> int | None:
@@ -173,7 +176,7 @@ def _collective(line: str) -> str | None:
 
 
 def _op(line: str) -> str:
-    found = re.search(r" = .*? ([a-z][a-z0-9-]*)\(", line)
+    found = re.search(_OP, line)
     return found[1] if found else ""
 
 

@@ -109,19 +109,19 @@ def _cuda(count: int) -> topologies.TopologyDescription:
 
 def _check(package: str, extra: str, name: str) -> None:
     """Raises UserError unless the compiler is installed, in a version that this JAX asks for."""
-    asked = _asked(metadata.requires("jax") or [], package, extra)
+    wanted = asked(metadata.requires("jax") or [], package, extra)
     how = f"make compile TARGET={name} installs it into a folder of its own"
     try:
         found = metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise UserError(f"--target={name} needs {package} {asked}: {how}") from None
-    if asked and not fnmatch.fnmatch(found, asked):
+        raise UserError(f"--target={name} needs {package} {wanted}: {how}") from None
+    if wanted and not fnmatch.fnmatch(found, wanted):
         raise UserError(
-            f"--target={name}: {package} is {found}, but jax {jax.__version__} wants {asked}: {how}"
+            f"--target={name}: {package} is {found}, but jax {jax.__version__} wants {wanted}: {how}"
         )
 
 
-def _asked(requirements: Sequence[str], package: str, extra: str) -> str:
+def asked(requirements: Sequence[str], package: str, extra: str) -> str:
     """Returns the version, or its pattern, that an extra of a package asks for; "" for any."""
     pattern = rf"{package}(?:\[.*\])?[<=]=([\d.*]+).*extra == .{extra}.$"
     found = (re.match(pattern, line) for line in requirements)
