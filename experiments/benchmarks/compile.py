@@ -1,4 +1,4 @@
-"""What a TPU's or a GPU's compiler makes of this code, on a machine that has neither.
+"""Programs of this code compiled for a TPU or a GPU, on a machine that has neither.
 
     make compile TARGET=v5p:2x2x1 [ARGS="--config=FILE --config.model.num_blocks=8"]
     python -m experiments.benchmarks.compile --target=v5p:2x2x1 [--config=FILE] [--effort=-1]
@@ -87,7 +87,7 @@ def run(argv: list[str]) -> list[Row]:
 def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     values = flags.FlagValues()
     text, number, _ = cli.definers(values)
-    text("target", f"chips to compile for, as {targets.EXAMPLES}")
+    text("target", f"chips to compile for, as {targets.EXAMPLES}", "v5p:1x1x1")
     text("programs", "which of them", ",".join(PROGRAMS))
     text("image", "size and channels of the images", "32x32x3")
     number("levels", "of a pixel", 256, 2, 256)
@@ -107,15 +107,13 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     except Exception as error:  # a configuration file is a program: it may do this
         raise UserError(cli.one_line(error, argv)) from error
     check_config(config)
-    if not options["target"]:
-        raise UserError(f"--target is missing: wanted one such as {targets.EXAMPLES}")
-    for name, pattern in (("image", r"\d+x\d+x[13]"), ("programs", r"\w+(,\w+)*")):
+    names = "|".join(PROGRAMS)
+    for name, pattern in (("image", r"\d+x\d+x[13]"), ("programs", rf"({names})(,({names}))*")):
         if not re.fullmatch(pattern, options[name]):
-            raise UserError(f"--{name}={options[name]}: wanted such as {values[name].default}")
+            said = f"--{name}={options[name]}: wanted such as {values[name].default}"
+            raise UserError(said)
     options["image"] = tuple(map(int, options["image"].split("x")))
     options["programs"] = options["programs"].split(",")
-    if unknown := set(options["programs"]) - set(PROGRAMS):
-        raise UserError(f"--programs: there is no {min(unknown)}; wanted {', '.join(PROGRAMS)}")
     return {name: value for name, value in options.items() if "config" not in name}, config
 
 
