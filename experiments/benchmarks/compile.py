@@ -62,11 +62,11 @@ class Row(NamedTuple):
 def run(argv: list[str]) -> list[Row]:
     """Parses `argv`, compiles, prints the tables; returns their rows."""
     options, config = _parse(argv)
+    target = targets.find(options["target"])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # it can't load another's programs
-    jax.config.update("jax_exec_time_optimization_effort", options["effort"])
-    jax.config.update("jax_memory_fitting_effort", options["effort"])
-    target = targets.find(options["target"])
+    for name in ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort"):
+        jax.config.update(name, options["effort"])
     mesh = _mesh(target.devices, config.train.shard_params)
     check_devices(config, mesh)
     of = described(config, mesh, options["image"], options["levels"], options["classes"])
