@@ -22,7 +22,7 @@ DRAWN=64
 if [ "${SMALL:-no}" = yes ]; then
   BATCH=1 LARGER=2 MINUTES=1 DRAWN=4
   SPEED+=(--channels=64 --num_blocks=1 --rounds=1)
-  TRAIN=(--config.model.channels=32 --config.train.batch_size=4 --config.train.log_every=5)
+  TRAIN=(--config.train.batch_size=4 --config.train.log_every=5)
 fi
 
 part() { # NAME SECONDS COMMAND...: runs it within its time; what it prints goes into NAME.log
