@@ -133,9 +133,10 @@ def described(
     """
     count = max(config.train.batch_size, config.eval.batch_size)
     zeros = np.broadcast_to(np.uint8(0), (count, *shape))
-    labels = dict.fromkeys(("train", "test"), np.zeros(count, np.int32))
-    named = {"labels": labels, "label_names": ("",) * classes} if config.data.class_labels else {}
-    images = ImageData(config.data.name, zeros, zeros, levels, "", **named)
+    labelled = config.data.class_labels
+    labels = dict.fromkeys(("train", "test"), np.zeros(count, np.int32)) if labelled else None
+    names = ("",) * classes if labelled else ()
+    images = ImageData(config.data.name, zeros, zeros, levels, "", None, labels, names)
     model = make_model(config, images.event_shape, levels, images.condition, mesh)
     where = cast(Mesh, mesh)
     optimizer = experiment.make_optimizer(config)
@@ -153,7 +154,8 @@ def program(of: Experiment, name: str) -> jax.stages.Traced:
     subject = Subject(of.model, None, of.images, of.config.eval.batch_size, of.mesh)
     batch = jax.eval_shape(lambda: next(iter(subject.batches()())))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return make_eval_step(of.model, of.mesh).trace(params, batch, key, 0, 1)
+    step: Any = make_eval_step(of.model, of.mesh)
+    return cast(jax.stages.Traced, step.trace(params, batch, key, 0, 1))
 
 
 def published(of: Experiment, folder: Path) -> jax.stages.Traced:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = (
-    "convolutions and products", "attention", "random bits", "copies and slices", "elementwise",
+    "convolutions and products", "the same with random bits", "attention", "random bits",
+    "copies and slices", "elementwise and sums",
 )  # fmt: skip
 
 Computation = dict[str, str]
@@ -17,10 +18,11 @@ _OP = r" ([a-z][a-z0-9-]*)\("
 _COLLECTIVES = {
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
 }  # fmt: skip
-_MOVES = set(
-    "parameter constant copy bitcast slice dynamic-slice dynamic-update-slice broadcast transpose "
-    "reshape pad concatenate tuple get-tuple-element fusion custom-call".split()
-)
+_MOVES = {
+    "parameter", "constant", "copy", "bitcast", "slice", "dynamic-slice", "dynamic-update-slice",
+    "broadcast", "transpose", "reshape", "pad", "concatenate", "tuple", "get-tuple-element",
+    "fusion", "custom-call",
+}  # fmt: skip
 _MOST_CYCLES = 10**9  # of one operation; the compiler says more where it has no model of it
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s64": 8, "u64": 8,
           "f64": 8}  # fmt: skip
@@ -122,12 +124,13 @@ def _inside(found: dict[str, Computation], line: str) -> Iterator[str]:
 
 
 def _kind(line: str, ops: list[str]) -> str:
-    products, attention, bits, moves, rest = KINDS
+    products, products_with_bits, attention, bits, moves, rest = KINDS
+    random = "rng-bit-generator" in ops or ops.count("xor") > 10  # those of threefry
     if re.search(r'op_name="[^"]*\battn', line):
         return attention
     if {"convolution", "dot"} & set(ops):
-        return products
-    if "rng-bit-generator" in ops or ops.count("xor") > 10:
+        return products_with_bits if random else products
+    if random:
         return bits
     return moves if set(ops) <= _MOVES else rest
 
@@ -155,4 +158,5 @@ def _operands(line: str) -> list[str]:
 
 def _named(line: str, what: str) -> str:
     """Returns the name of a computation that an instruction runs."""
-    return re.findall(rf"{what}=%?([\w.-]+)", line)[0]  # type: ignore[no-any-return]
+    found: list[str] = re.findall(rf"{what}=%?([\w.-]+)", line)
+    return found[0]

@@ -81,7 +81,9 @@ def _contend(options: Mapping[str, Any]) -> list[Row]:
     modes = MODES | (ON_GPU if jax.default_backend() == "gpu" else {})
     modes = {name: of for name, of in modes.items() if re.search(options["modes"], name)}
     if not modes:
-        raise UserError(f"--modes={options['modes']}: no mode has that; there are {', '.join(MODES)}")
+        raise UserError(
+            f"--modes={options['modes']}: no mode has that; there are {', '.join(MODES)}"
+        )
     configs = {name: _config(options, changes) for name, changes in modes.items()}
     # What a process compiles first takes longer: nothing of that is counted.
     contenders.ours(*next(iter(configs.items())))

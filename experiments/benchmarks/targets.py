@@ -102,9 +102,8 @@ def _check(package: str, extra: str, name: str) -> None:
     except metadata.PackageNotFoundError:
         raise UserError(f"--target={name} needs {package} {wanted}: {how}") from None
     if wanted and not fnmatch.fnmatch(found, wanted):
-        raise UserError(
-            f"--target={name}: {package} is {found}, but jax {jax.__version__} wants {wanted}: {how}"
-        )
+        said = f"{package} is {found}, but jax {jax.__version__} wants {wanted}"
+        raise UserError(f"--target={name}: {said}: {how}")
 
 
 def asked(requirements: Sequence[str], package: str, extra: str) -> str:

@@ -55,7 +55,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %gte.4 = f32[4]{0} get-tuple-element(%while.1), index=0
   %sum = (f32[4]{0}, f32[3,2]{1,0}) all-reduce(%gte.4, %gte.4), to_apply=%add
   %move = f32[4]{0} fusion(%gte.4), calls=%fused_slice, x={"estimated_cycles":"7"}
-  %attend = f32[4]{0} exponential(%move), metadata={op_name="jit(f)/mid/attn/exp"}, x={"estimated_cycles":"11"}
+  %attend = f32[4]{0} exponential(%move), x={op_name="f/attn/exp" "estimated_cycles":"11"}
   %odd = f32[4]{0} tanh(%attend), x={"estimated_cycles":"9000000000000"}
   ROOT %out = f32[4]{0} tanh(%odd), x={"estimated_cycles":"13"}
 }
@@ -63,10 +63,13 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 
 def test_a_program_s_text_is_read_with_its_loops_counted():
-    """(17 - 2) / 3 = 5 turns; a start counts what its end gives, and 9e12 cycles are no estimate."""
+    """(17 - 2) / 3 = 5 turns; a start counts what its end gives; 9e12 cycles are no estimate."""
     found = hlo.summarise(LOOP)
-    products, attention, _, moves, rest = hlo.KINDS
+    products, with_bits, attention, _, moves, rest = hlo.KINDS
     assert found.cycles == {products: 500, attention: 11, moves: 7, rest: 13}
+    bits = "\n".join(f"  %x.{i} = u32[4]{{0}} xor(%y, %y)" for i in range(11))
+    drawn = hlo.summarise(LOOP.replace("  ROOT %conv.1", f"{bits}\n  ROOT %conv.1"))
+    assert drawn.cycles == {with_bits: 500, attention: 11, moves: 7, rest: 13}
     assert found.collectives == {"all-gather": (5, 5 * 32), "all-reduce": (1, 4 * (4 + 6))}
     assert found.unknown_loops == 0
 
@@ -132,7 +135,7 @@ def test_the_tables_tell_what_is_estimated_and_compare_with_the_published_step()
         "9 |",
     ]  # fmt: skip
     assert published[4:6] == ["3 all-reduce (3.0)", "4.00"]
-    assert times.splitlines()[2] == "| step | 2.00 | - | - | - | - |"
+    assert times.splitlines()[2] == "| step | 2.00 | - | - | - | - | - |"
 
 
 @pytest.mark.parametrize(
