@@ -72,7 +72,7 @@ def find(name: str) -> Target:
     except UserError:
         raise
     except Exception as error:  # the compilers raise several kinds
-        said = str(error).strip().splitlines()[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--target={name}: its compiler says: {said}") from error
     return Target(name, chip, made.devices)
 
