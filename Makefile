@@ -1,6 +1,7 @@
 # `make train` trains and evaluates on embedded real images; `make test` passes the tests; `make
 # reproduce` puts the tables of docs/results.md anew, `make ladder` those of docs/ladder.md, `make bench`
-# those of docs/benchmarks.md (OFFICIAL_CODE=PATH compares with a copy of the published code); `make docs`
+# those of docs/benchmarks.md (OFFICIAL_CODE=PATH compares with a copy of the published code); `make
+# compile TARGET=v5p:2x2x1` compiles for a TPU, or TARGET=h100:1 for a GPU, without having it; `make docs`
 # builds the site into site/ (NOTEBOOKS=no: without running its notebooks). All
 # install into .venv first, at the versions of constraints.txt.
 
@@ -14,7 +15,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 TESTS ?=
 
-.PHONY: install train reproduce ladder bench docs test test-thorough test-oldest test-newest check lint format clean
+.PHONY: install train reproduce ladder bench compile docs test test-thorough test-oldest test-newest check lint format clean
 
 install: $(STAMP)
 
@@ -36,6 +37,24 @@ ladder: install
 
 bench: install
 	$(BIN)/python -m experiments.benchmarks.speed --workdir=workdirs/bench $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE))
+
+# What TARGET's compiler needs goes into an environment of its own, 5 GB of it for a GPU.
+TARGET ?= v5p:1x1x1
+ARGS ?=
+KIND := $(if $(filter h%,$(TARGET)),cuda,tpu)
+COMPILE := .venv-compile-$(KIND)
+DISK_GB := $(if $(filter h%,$(TARGET)),12,3)
+
+compile: $(COMPILE)/installed
+	$(COMPILE)/bin/python -m experiments.benchmarks.compile --target=$(TARGET) \
+	  $(if $(OFFICIAL_CODE),--official-code=$(OFFICIAL_CODE)) $(ARGS)
+
+$(COMPILE)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < $(DISK_GB) * 10**9)' || { \
+	  echo "make compile TARGET=$(TARGET) needs $(DISK_GB) GB of free disk for its compiler: make space here"; exit 2; }
+	$(PYTHON) -m venv $(COMPILE)
+	$(COMPILE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,$(KIND)]'
+	@touch $@
 
 NOTEBOOKS ?= yes
 

@@ -50,16 +50,16 @@ class Contender:
         return seconds | {
             "name": self.name, "compile_step": self.step_seconds, "sample": sample,
             "temporaries": 0 if found is None else int(found.temp_size_in_bytes),
-            "need": memory.need(self.step) or 0, "tflops": tflops,
+            "need": memory.need(self.step, jax.devices()[0]) or 0, "tflops": tflops,
             "share": None if peak is None else tflops / peak,
         }  # fmt: skip
 
 
 def ours(name: str, config: ConfigDict) -> Contender:
     """Returns this code in the mode of the configuration, on one device."""
-    model = make_model(config, SHAPE, 256)
-    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
     mesh = sharding.make_mesh(jax.devices()[:1])
+    model = make_model(config, SHAPE, 256, mesh=mesh)
+    adamw = optimizer.make(optimizer.learning_rate(2e-4, warmup_steps=100))
     training = step.Training(model, adamw, config.optimizer.ema_rate, jax.random.key(1))
     batch = config.train.batch_size
     chunk = {"images": _images(batch)[None], "conditioning": jnp.zeros((1, batch))}

@@ -113,7 +113,7 @@ def _trained(name: str, config: ConfigDict, seconds: float, workdir: Path) -> It
 def _experiment(config: ConfigDict, workdir: Path) -> Experiment:
     images, mesh = build.load(config), sharding.make_mesh(jax.devices()[:1])
     images = dataclasses.replace(images, test=images.test[::EVERY], source=None)
-    model = make_model(config, images.event_shape, images.levels)
+    model = make_model(config, images.event_shape, images.levels, mesh=mesh)
     adamw = experiment.make_optimizer(config)
     return Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
 

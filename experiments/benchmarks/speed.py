@@ -27,14 +27,19 @@ from experiments.benchmarks.contenders import SHAPE, Contender, Row
 from experiments.benchmarks.published_code import PublishedCode
 from experiments.configs import cifar10
 from vdm_jax import data, files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import cli
+from vdm_jax.train import memory
 
 MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls": {},
     "ours, remat blocks": {"remat": "blocks"},
     "ours, remat matmuls, bfloat16": {"dtype": "bfloat16"},
     "ours, remat blocks, bfloat16": {"remat": "blocks", "dtype": "bfloat16"},
+}
+ON_GPU: dict[str, dict[str, Any]] = {
+    "ours, remat matmuls, bfloat16, cuDNN": {"dtype": "bfloat16", "fused_attention": True},
 }
 
 
@@ -48,6 +53,7 @@ def _flags() -> flags.FlagValues:
     number("channels", "of the network", 128)
     number("num_blocks", "of the network", 32)
     number("rounds", "in which contenders take turns", 5)
+    text("modes", "pattern: of this code, only the modes that have it in their names", "")
     about = "of the device in bfloat16, for the share of it"
     flags.DEFINE_float("peak_tflops", None, about, lower_bound=1e-6, flag_values=values)
     return values
@@ -62,6 +68,8 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}
     found |= {"steps": _contend(options), "loader": _loader()}
+    room = memory.room(jax.devices()[0])
+    found["memory"] = room and room.most
     files.write_json(workdir / "bench.json", found)
     made = {name: make(found) for name, make in TABLES.items()}
     print("\n\n".join(made.values()))
@@ -70,7 +78,13 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
 
 
 def _contend(options: Mapping[str, Any]) -> list[Row]:
-    configs = {name: _config(options, changes) for name, changes in MODES.items()}
+    modes = MODES | (ON_GPU if jax.default_backend() == "gpu" else {})
+    modes = {name: of for name, of in modes.items() if re.search(options["modes"], name)}
+    if not modes:
+        raise UserError(
+            f"--modes={options['modes']}: no mode has that; there are {', '.join(MODES)}"
+        )
+    configs = {name: _config(options, changes) for name, changes in modes.items()}
     # What a process compiles first takes longer: nothing of that is counted.
     contenders.ours(*next(iter(configs.items())))
     made: list[Contender] = []

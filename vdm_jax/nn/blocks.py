@@ -46,11 +46,10 @@ class Compute:
 
     def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
         """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
-        own = self.reverse_only and jax.default_backend() == "cpu"
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
         conv = nn.Conv(
             features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
-            conv_general_dilated=convolution_for_loops if own else None,
+            conv_general_dilated=convolution_for_loops if self.reverse_only else None,
         )  # fmt: skip
         return lambda x: checkpoint_name(conv(x), _KEPT)
 

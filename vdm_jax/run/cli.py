@@ -122,7 +122,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
         rest = values(argv)[1:]
         config = ConfigDict(holder.value)  # raises if the file could not be loaded
     except (Exception, SystemExit) as error:  # a configuration file is a program: it may do this
-        said = _one_line(error, argv)
+        said = one_line(error, argv)
         if "there is no file" in said:
             known = ", ".join(sorted(path.name for path in config_file.parent.glob("[!_]*.py")))
             said += f"; {config_file.parent} has {known}"
@@ -171,7 +171,7 @@ def parse_flags(
     try:
         rest = values(_at_home(argv))[1:]
     except flags.Error as error:
-        raise UserError(_one_line(error, argv)) from error
+        raise UserError(one_line(error, argv)) from error
     if values.help:
         print((doc or "").strip() + "\n\nFlags:")
         for name in values:
@@ -182,7 +182,7 @@ def parse_flags(
     return {name: values[name].value for name in values if name != "help"}, rest
 
 
-def _one_line(error: BaseException, argv: list[str]) -> str:
+def one_line(error: BaseException, argv: list[str]) -> str:
     """Returns the telling part of an error of the flag parser, on one line."""
     text = str(error)
     unknown = re.search(r"""'(\w+)\\*'(?:.*Did you mean "(\w+)")?""", text, re.DOTALL)

@@ -71,6 +71,11 @@ def plan(config: ConfigDict) -> loop.Plan:
 
 def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
     """Returns the training step compiled from shapes alone: nothing is put on the devices."""
+    return traced_step(experiment).lower().compile()
+
+
+def traced_step(experiment: Experiment) -> jax.stages.Traced:
+    """Returns the training step traced with the shapes of its state and batches."""
     config, images, mesh, model, adamw, *_ = experiment
     c = config.train
     key, ema_rate = keys_of(config)["train"], config.optimizer.ema_rate
@@ -82,7 +87,7 @@ def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
         _stream(config, images)[0],
     )
     state = step.abstract_state(model, adamw, mesh)
-    return step.make_step(training, mesh).lower(state, chunk, 0, 1).compile()
+    return step.make_step(training, mesh).trace(state, chunk, 0, 1)
 
 
 def _stream(config: ConfigDict, images: ImageData) -> Any:
@@ -149,18 +154,23 @@ def evaluator(experiment: Experiment, key: jax.Array) -> Callable[[TrainState, b
     return evaluate
 
 
-def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np.ndarray]:
-    """Returns the function state -> a picture of samples."""
-    config, images, mesh, model, *_, stop = experiment
-    count = config.sample.count
-    conditioning = conditioning_of(np.arange(count), images.turns())
+def compiled_sampler(experiment: Experiment, key: jax.Array) -> jax.stages.Wrapped:
+    """Returns the function params -> samples, compiled over the mesh."""
+    config, images, mesh, model, *_ = experiment
+    conditioning = conditioning_of(np.arange(config.sample.count), images.turns())
 
     def draw(params: object) -> jax.Array:
         given = jax.numpy.asarray(conditioning)
         whole_params = sharding.gathered(mesh, params)
         return model.sample(whole_params, key, given, config.sample.num_steps)
 
-    compiled = jax.jit(draw, out_shardings=sharding.replicated(mesh))
+    return jax.jit(draw, out_shardings=sharding.replicated(mesh))
+
+
+def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np.ndarray]:
+    """Returns the function state -> a picture of samples."""
+    config, images, *_, stop = experiment
+    compiled, count = compiled_sampler(experiment, key), config.sample.count
 
     def sample(state: TrainState) -> np.ndarray:
         print(f"drawing {count} samples in {config.sample.num_steps} steps each", flush=True)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep
@@ -26,6 +27,7 @@ from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.run import defaults
 from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
+from vdm_jax.train import sharding
 from vdm_jax.train.model import Model, Params, dropped
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -35,24 +37,26 @@ Apply = Callable[[Params, Tensor, PerExample, Tensor | None, Key | None], Any]
 
 
 def make_model(
-    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition = UNCONDITIONAL
-) -> Model:
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition = UNCONDITIONAL,
+    mesh: Mesh | AbstractMesh | None = None,
+) -> Model:  # fmt: skip
     """Returns the model of `config.model` and `config.hierarchy` for images of a shape and levels.
 
     The conditioning is the augmentation flag, [batch], or with a `condition` [batch, 1 + k], the
     flag and behind it the class or the numbers; with config.model.condition_dropout the flag alone
     stands for any condition. A VDM's parameters are {"gamma": …, "score_model": …}, as in the
-    published code. Raises UserError for settings that don't fit together.
+    published code. Given the `mesh` that trains it, it trains as is fastest there. Raises UserError
+    for settings that don't fit together.
     """
     check_model(config, levels, condition)
-    hierarchical = config.hierarchy.depth is not None
+    hierarchical, on_cpus = config.hierarchy.depth is not None, sharding.on_cpus(mesh)
     try:
         if hierarchical:
-            model = _hierarchy(config, event_shape, levels, condition)
+            model = _hierarchy(config, event_shape, levels, condition, on_cpus)
         elif config.model.process == "binomial":
-            model = _binomial(config.model, event_shape, condition)
+            model = _binomial(config.model, event_shape, condition, on_cpus)
         else:
-            model = _vdm(config.model, event_shape, levels, condition)
+            model = _vdm(config.model, event_shape, levels, condition, on_cpus)
         model.facts()
     except UserError:  # which names the setting
         raise
@@ -62,11 +66,13 @@ def make_model(
     return model
 
 
-def _vdm(c: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
+def _vdm(
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+) -> Model:
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    start, apply = _with_conditioning(c, event_shape, levels, condition)
+    start, apply = _with_conditioning(c, event_shape, levels, condition, on_cpus)
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
 
@@ -88,11 +94,11 @@ def _vdm(c: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -
     return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition) -> Model:
+def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition, on_cpus: bool) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
-    init, apply = _with_conditioning(with_keep, event_shape, 2, condition)
+    init, apply = _with_conditioning(with_keep, event_shape, 2, condition, on_cpus)
 
     def bind(
         params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
@@ -105,10 +111,12 @@ def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition) -> Model:
     return Model(init, bind)
 
 
-def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
+def _hierarchy(
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+) -> Model:
     c, h = config.model, config.hierarchy
     if h.data_size and h.fixed_encoder:
-        return _restricted(config, event_shape, levels, condition)
+        return _restricted(config, event_shape, levels, condition, on_cpus)
     words = "VAE" if h.depth == 1 else f"hierarchical VAE of {h.depth} latents"
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
@@ -134,7 +142,9 @@ def _hierarchy(config: ConfigDict, event_shape: Shape, levels: int, condition: C
     return Model(init, bind, pixel_levels=pixel_levels)
 
 
-def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: Condition) -> Model:
+def _restricted(
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+) -> Model:
     """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
     It has a VDM's networks, and if it also ends at N(0, I) it is the VDM of T = depth - 1.
@@ -146,7 +156,7 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
         words += f", a VDM of T = {num_steps}"
     else:
         c.gamma_max = 0.0
-    model = _vdm(c, event_shape, levels, condition)
+    model = _vdm(c, event_shape, levels, condition, on_cpus)
 
     data_levels = None if model.pixel_levels else levels
 
@@ -167,14 +177,15 @@ def _restricted(config: ConfigDict, event_shape: Shape, levels: int, condition: 
 
 
 def _with_conditioning(
-    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     network, rate = _network(c, levels), c.condition_dropout
     trained = network
     if isinstance(network, UNet | Pyramid):
         # As it is trained, and with forward derivatives on any device.
-        trained, network = network.clone(reverse_only=True), network.clone(fused_attention=False)
+        trained = network.clone(reverse_only=on_cpus)
+        network = network.clone(fused_attention=False)
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))

@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
         images = build.load(config)
         mesh = build.make_mesh(config.train.shard_params)
         check_devices(config, mesh)
-        model = make_model(config, images.event_shape, images.levels, images.condition)
+        model = make_model(config, images.event_shape, images.levels, images.condition, mesh)
         adamw = experiment.make_optimizer(config)
         workdir = build.make_workdir(workdir)  # nothing was written before
         of = Experiment(config, images, mesh, model, adamw, workdir, Stop(mesh))
@@ -155,7 +155,8 @@ def _watched(workdir: Path, timeout: float | None) -> Callable[[], Any]:
 
 def _check_room(config: ConfigDict, compiled: jax.stages.Compiled) -> None:
     """Prints what a step needs on each device; raises UserError if the device can't have it."""
-    need, room = memory.need(compiled), memory.room(jax.local_devices()[0])
+    device = jax.local_devices()[0]
+    need, room = memory.need(compiled, device), memory.room(device)
     if need is None:
         return
     said = f"needs about {memory.words(need)} per device"

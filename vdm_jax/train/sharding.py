@@ -30,12 +30,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
+def on_cpus(mesh: Mesh | AbstractMesh | None) -> bool:
+    """Returns whether a mesh, if there is one, is of CPUs, whatever this process runs on."""
+    return mesh is not None and mesh.abstract_mesh.abstract_device.platform == "cpu"
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_over(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def split_over(mesh: Mesh | AbstractMesh, axis: int = 0) -> NamedSharding:
     """Returns the sharding of axis number `axis` over all devices, the others whole."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
@@ -58,7 +63,7 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
     return jax.tree.map(of_leaf, tree)
 
 
-def gathered(mesh: Mesh, tree: T) -> T:
+def gathered(mesh: Mesh | AbstractMesh, tree: T) -> T:
     """Returns the same parameters, of which every device has all from here on in the program."""
     # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
     # exchange activations of the whole batch, many times the bytes of the parameters.

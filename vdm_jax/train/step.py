@@ -69,7 +69,7 @@ class Training(NamedTuple):
 
 
 def update(
-    state: TrainState, batch: Batch, training: Training, mesh: Mesh | None = None
+    state: TrainState, batch: Batch, training: Training, mesh: Mesh | AbstractMesh | None = None
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step on the mean bound of `batch`, and its metrics.
 
@@ -79,7 +79,9 @@ def update(
     """
     chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
-    compute = _accumulated(_gradient(training.model), training.accumulate)
+    # Convolutions inside a loop are many times slower on a CPU: there the loop is unrolled.
+    unroll = training.accumulate if sharding.on_cpus(mesh) else 1
+    compute = _accumulated(_gradient(training.model), training.accumulate, unroll)
     grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -135,7 +137,7 @@ def ema_update(average: Params, params: Params, rate: float) -> Params:
     return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), average, params)
 
 
-def _accumulated(gradient: Callable, parts: int) -> Callable:
+def _accumulated(gradient: Callable, parts: int, unroll: int) -> Callable:
     """Returns the mean of `gradient` over `parts` interleaved parts of the batch."""
     if parts == 1:
         return gradient
@@ -150,15 +152,13 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
         def body(total: Any, part: tuple[Batch, Key]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
-        # Convolutions inside a loop are many times slower on a CPU: there the loop is unrolled.
-        unroll = parts if jax.default_backend() == "cpu" else 1
         total, _ = jax.lax.scan(body, zeros, (split, keys), unroll=unroll)
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
     return mean_gradient
 
 
-def make_step(training: Training, mesh: Mesh) -> jax.stages.Wrapped:
+def make_step(training: Training, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
     """Returns `update` compiled over a mesh: step(state, chunk, start, stop) -> (state, metrics).
 
     `chunk`'s leaves are [steps_per_call, batch, ...], the second axis split over the devices; the
