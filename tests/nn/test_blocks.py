@@ -108,6 +108,18 @@ def test_rematerialisation_changes_no_value_and_no_gradient(params, plain):
     assert difference(gradient, exact) < 1e-5  # the same dropout included
 
 
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("matmuls", 1), ("blocks", 2)])
+def test_dropout_is_drawn_once_unless_blocks_are_computed_anew(params, remat, times):
+    net = network(remat=remat)
+
+    def value(params):
+        rngs = {"dropout": jax.random.key(3)}
+        return net.apply({"params": params}, Z, GAMMA, None, False, rngs=rngs).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(value))(params))
+    assert text.count("random_bits[") == times * 5  # a scanned layer each way, three in between
+
+
 def test_forward_derivatives_are_there_unless_given_up(params):
     tangent = jax.random.normal(jax.random.key(5), Z.shape)
 

@@ -17,12 +17,13 @@ from jax.ad_checkpoint import checkpoint_name
 from vdm_jax.types import Tensor
 
 Remat = Literal["none", "matmuls", "blocks"]
-"""The values that the forward pass keeps for the backward pass: all; the inputs of blocks and the
-results of convolutions and matrix products; the inputs of blocks. The rest is computed again."""
+"""The values that the forward pass keeps for the backward pass: all; the inputs of blocks, the
+results of convolutions and matrix products, the statistics of normalisations and what dropout
+drops; the inputs of blocks. The rest is computed again."""
 
 REMATS: tuple[Remat, ...] = get_args(Remat)
 
-_KEPT = "convolution"
+_KEPT = "kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,8 @@ def rematerialised(module: type[nn.Module], remat: Remat, scanned: bool) -> type
     policies = jax.checkpoint_policies
     keep = policies.nothing_saveable
     if remat == "matmuls":
-        convolutions = policies.save_only_these_names(_KEPT)
-        keep = policies.save_from_both_policies(policies.dots_saveable, convolutions)
+        named = policies.save_only_these_names(_KEPT)
+        keep = policies.save_from_both_policies(policies.dots_saveable, named)
     # In a scan nothing can be merged with the forward pass, against which there are barriers else.
     return nn.remat(module, policy=keep, prevent_cse=not scanned)
 
@@ -127,8 +128,8 @@ class ResidualBlock(nn.Module):
         if not dropped:
             return h
         bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)
-        scale = whole / (whole - dropped)
-        return jnp.where(bits >= dropped, h * scale, jnp.zeros_like(h))
+        there = checkpoint_name(bits >= dropped, _KEPT)  # drawn once
+        return jnp.where(there, h * (whole / (whole - dropped)), jnp.zeros_like(h))
 
 
 class AttentionBlock(nn.Module):
@@ -180,8 +181,8 @@ class GroupNorm(nn.Module):
             group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
             return jnp.repeat(group, channels // groups, axis=-1)
 
-        mean = average(pixels.mean(axis=1))
-        square = average(jnp.square(pixels).mean(axis=1))
+        mean = checkpoint_name(average(pixels.mean(axis=1)), _KEPT)
+        square = checkpoint_name(average(jnp.square(pixels).mean(axis=1)), _KEPT)
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
         shift = bias - mean * factor
         return (pixels * factor[:, None] + shift[:, None]).reshape(x.shape)
