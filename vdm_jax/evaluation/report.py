@@ -95,7 +95,7 @@ def value(row: Row) -> float:
 
 def estimate(row: Row) -> str:
     """Returns the number of a row and its standard error, as in 1.2345 ± 0.0067."""
-    return str(Estimate(value(row), row["standard_error"], row["monte_carlo_error"]))
+    return str(Estimate(value(row), row["standard_error"], row.get("monte_carlo_error", math.nan)))
 
 
 def line(row: Row) -> str:
