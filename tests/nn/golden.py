@@ -19,6 +19,7 @@ from vdm_jax.vdm import VDM
 DATA = Path(__file__).parent.parent / "data"
 NAMES = ("scalar_gamma", "nnet_gamma_attention", "no_fourier_odd_batch")
 
+
 class Golden(NamedTuple):
     """A published model with its inputs and results."""
 
