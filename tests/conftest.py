@@ -28,7 +28,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import pytest
-from shared_runs import compiled_once, digits_file, digits_run, digits_vdm  # noqa: F401
+from shared_runs import (  # noqa: F401
+    compiled_once,
+    digits_file,
+    digits_run,
+    digits_vdm,
+    programs_kept,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

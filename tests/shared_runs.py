@@ -44,10 +44,17 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Commands on one device that share what they compile, by far the most of their time."""
+def programs_kept(tmp_path_factory) -> Iterator[None]:
+    """What is compiled is kept for the session: by far the most of the time of a run of seconds."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
-    with tiny.jax_settings(), tiny.one_device():
+    with tiny.jax_settings():
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs_kept) -> Iterator[None]:
+    """Commands on one device that share what they compile."""
+    with tiny.one_device():
         yield

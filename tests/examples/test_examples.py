@@ -6,6 +6,7 @@ import re
 import pytest
 from commands import ROOT
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
 SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
