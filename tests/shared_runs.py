@@ -1,5 +1,7 @@
 """What the tests of compress and decompress share: a tiny run, and a file made with it."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,16 @@ from vdm_jax.run import training
 from vdm_jax.run import vdmz as commands
 
 
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """What is compiled is kept for the session and its workers: most of a run of seconds."""
+    with tiny.jax_settings():
+        folder = Path(os.environ["VDM_JAX_TESTS_CACHE"], "tests")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The folder of a run on digits, 8x8 of 17 levels, with checkpoints of steps 20, 40 and 60."""
@@ -21,7 +33,7 @@ def digits_run(tmp_path_factory) -> Path:
     config.model.update(network="mlp", head="levels")
     config.eval.final_repeats = 1
     config.sample.update(num_steps=1, count=1)
-    with tiny.one_device():
+    with kept_programs(), tiny.one_device():
         training.train(config, workdir)
     return workdir
 
@@ -44,12 +56,8 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 
 
 @pytest.fixture(scope="module")
-def programs_kept(tmp_path_factory) -> Iterator[None]:
-    """What is compiled is kept for the session: by far the most of the time of a run of seconds."""
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    with tiny.jax_settings():
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def programs_kept() -> Iterator[None]:
+    with kept_programs():
         yield
 
 
