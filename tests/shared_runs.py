@@ -21,7 +21,7 @@ def kept_programs() -> Iterator[None]:
     with tiny.jax_settings():
         folder = Path(os.environ["VDM_JAX_TESTS_CACHE"], "tests")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield
 
 
