@@ -113,7 +113,7 @@ def test_conditions_are_kept_and_each_image_is_coded_given_its_own(blocks, place
     assert (plain[4], content[4]) == ((3, 3) if placed else (1, 2))
     np.testing.assert_allclose(summary.net, of_one_class.net, rtol=0.05)
     wrong = options._replace(conditioning=told[::-1])
-    assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 0.8
+    assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 0.5
     # Others in the file, and nothing decodes.
     swapped = np.float32(told[::-1]).tobytes()
     with pytest.raises(VdmzError):
