@@ -175,7 +175,7 @@ def test_blocks_of_all_kinds_in_one_file():
     rng, shape = np.random.default_rng(0), (15, 4, 4, 1)
     usual, noise = rng.integers(80, 90, shape, np.uint8), rng.integers(0, 256, shape, np.uint8)
     plain = np.full(shape, 255, np.uint8)
-    plain[:3] = noise[:3]  # as seeds they have bits enough
+    usual[:4] = plain[:4] = noise[:4]  # as seeds they have bits enough
     images, model = np.concatenate([usual, noise, plain]), known.model(levels=256)
     content, summary = round_trip(images, model, num_steps=20, blocks=3)
     header, payload = file.unpack(content)

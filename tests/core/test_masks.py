@@ -229,18 +229,20 @@ def test_equal_kinds_are_one_kind():
 @pytest.mark.parametrize("gamma", [LINEAR, per_feature], ids=["one", "each"])
 def test_terms_of_several_kinds_add_up(gamma):
     """Features that the network treats by themselves: a set of each kind by itself."""
-    both = model(gamma=gamma, levels=(None, 8))
     times, keys = jnp.linspace(0.05, 0.95, 4), jax.random.split(KEY, 4)
     eps = loss.noise(keys, (4, 2))
-    whole = both.elbo_given(CHARGES, eps, times)
-    parts = []
-    for i, (levels, data) in enumerate(
-        ((None, CHARGES[..., :1]), (8, CHARGES[..., 1:].astype(int)))
-    ):
-        alone = per_feature if gamma is per_feature else None
-        schedule_of = LINEAR if alone is None else lambda t, i=i: per_feature(t)[..., i : i + 1]
-        one = model(gamma=schedule_of, levels=levels, event_shape=(4, 1))
-        parts.append(one.elbo_given(data, eps[..., i : i + 1], times))
+
+    def alone(i, levels, x):
+        of = LINEAR if gamma is LINEAR else lambda t: per_feature(t)[..., i : i + 1]
+        one = model(gamma=of, levels=levels, event_shape=(4, 1))
+        return one.elbo_given(x, eps[..., i : i + 1], times)
+
+    @jax.jit
+    def terms(x):
+        whole = model(gamma=gamma, levels=(None, 8)).elbo_given(x, eps, times)
+        return whole, [alone(0, None, x[..., :1]), alone(1, 8, x[..., 1:].astype(int))]
+
+    whole, parts = terms(CHARGES)
     for name in whole._fields:
         summed = sum(getattr(part, name) for part in parts)
         np.testing.assert_allclose(getattr(whole, name), summed, rtol=1e-4, atol=1e-4)
