@@ -65,22 +65,22 @@ def test_it_evaluates_and_compresses_as_its_run(digits_run, model_file, tmp_path
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vdmz.digits(6))
 
 
-def test_a_training_starts_from_a_file_or_a_run(digits_run, model_file, tmp_path, capsys):
+def test_a_training_starts_from_a_file(digits_run, model_file, tmp_path, capsys):
+    """From a run's folder: tests/thorough/test_restarts.py."""
     config = tiny.config()
     config.model.update(network="mlp", head="levels")
     config.optimizer.learning_rate = 1e-12
     config.optimizer.weight_decay = 0.0
     config.train.update(steps=10, checkpoint_every=10)
     config.sample.update(num_steps=1, count=1)
-    wanted = averaged(digits_run, 60)
-    for name, given in (("file", model_file), ("run", digits_run)):
-        training.train(config, tmp_path / name, Options(init_from=str(given)))
-        assert f"starting from the parameters of {given}, step 60" in capsys.readouterr().out
-        for found, leaf in zip(
-            jax.tree.leaves(averaged(tmp_path / name, 10)), jax.tree.leaves(wanted), strict=True
-        ):
-            same = leaf if name == "run" else jnp.asarray(leaf, jnp.float16).astype(jnp.float32)
-            np.testing.assert_allclose(found, same, rtol=0, atol=1e-9)
+    training.train(config, tmp_path, Options(init_from=str(model_file)))
+    assert f"starting from the parameters of {model_file}, step 60" in capsys.readouterr().out
+    pairs = zip(
+        *(jax.tree.leaves(averaged(*of)) for of in ((tmp_path, 10), (digits_run, 60))), strict=True
+    )
+    for found, leaf in pairs:
+        rounded = jnp.asarray(leaf, jnp.float16).astype(jnp.float32)
+        np.testing.assert_allclose(found, rounded, rtol=0, atol=1e-9)
 
 
 def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys):
