@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import vdmz
 
-from vdm_jax.run import training
+from vdm_jax import loss
+from vdm_jax.run import pretrained, training
 from vdm_jax.run import vdmz as commands
+from vdm_jax.train import sharding
 
 
 @contextlib.contextmanager
@@ -66,3 +69,14 @@ def compiled_once(programs_kept) -> Iterator[None]:
     """Commands on one device that share what they compile."""
     with tiny.one_device():
         yield
+
+
+def bound_of(of, images, draws):
+    """The mean bound of images by a model of the package, in bits per dim."""
+    shape, levels, _ = pretrained.images_told(of)
+    model = training.make_model(of.config, shape, levels)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    params = pretrained.parameters(of, expected, sharding.make_mesh(jax.devices()[:1]))
+    bound = jax.jit(lambda params, key: model.bind(params).elbo(key, jnp.asarray(images)).total)
+    nats = np.mean([bound(params, jax.random.key(n)) for n in range(draws)])
+    return loss.bits_per_dim(nats, shape)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shared_runs
 import tiny
 import vdmz
 
 from experiments import compress
 from experiments.export import export
-from vdm_jax import loss
 from vdm_jax.data import Condition, load
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
@@ -103,25 +103,11 @@ def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys
         export(["export", "-o", "x.npz"])
 
 
-def bound_of(of, images, draws):
-    """The mean bound of images by a model of the package, in bits per dim."""
-    shape, levels, _ = pretrained.images_told(of)
-    model = training.make_model(of.config, shape, levels)
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    params = pretrained.parameters(of, expected, sharding.make_mesh(jax.devices()[:1]))
-    bound = jax.jit(lambda params, key: model.bind(params).elbo(key, jnp.asarray(images)).total)
-    nats = np.mean([bound(params, jax.random.key(n)) for n in range(draws)])
-    return loss.bits_per_dim(nats, shape)
-
-
-def test_the_photographs_model_is_better_than_jpeg_xl_on_photographs(tmp_path):
-    """On 16 test crops of each photograph; JPEG-XL needs 3.88 bits per dim of all of them."""
-    of = pretrained.read("photos")
-    images = load("photos32", data_dir=tmp_path)
+def test_the_photographs_model_is_of_the_photographs(tmp_path):
+    """That it is better than JPEG-XL on them: tests/thorough/test_pretrained.py."""
+    of, images = pretrained.read("photos"), load("photos32", data_dir=tmp_path)
     assert pretrained.images_told(of) == ((32, 32, 3), 256, Condition())
     assert of.data["fingerprint"] == images.fingerprint and of.step == 5000
-    chosen = [np.flatnonzero(images.source["test"] == n)[:16] for n in range(5)]
-    assert 3.0 < bound_of(of, images.test[np.concatenate(chosen)], draws=2) < 3.75
 
 
 def test_the_digits_model_has_the_figure_of_its_card(tmp_path):
@@ -129,7 +115,7 @@ def test_the_digits_model_has_the_figure_of_its_card(tmp_path):
     of, images = pretrained.read("digits"), load("digits", data_dir=tmp_path)
     assert pretrained.images_told(of) == ((8, 8, 1), 17, Condition())
     assert of.data["fingerprint"] == images.fingerprint and of.step == 5000
-    assert abs(bound_of(of, images.test, draws=4) - 1.6972) < 2 * 0.02
+    assert abs(shared_runs.bound_of(of, images.test, draws=4) - 1.6972) < 2 * 0.02
     assert set(pretrained.NAMES) == {"digits", "photos"}
 
 
