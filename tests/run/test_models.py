@@ -41,7 +41,7 @@ def disturbed(model, seed=0, scale=0.3):
 @functools.partial(jax.jit, static_argnums=0)
 def terms_of(model, params, image):
     """The terms of many draws of the bound of one image."""
-    images = model.data(jnp.broadcast_to(jnp.asarray(image), (40_000, *SHAPE)))
+    images = model.data(jnp.broadcast_to(jnp.asarray(image), (100_000, *SHAPE)))
     return model.bind(params).elbo(jax.random.key(3), images)
 
 
