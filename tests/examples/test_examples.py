@@ -1,4 +1,4 @@
-"""The scripts of examples/: networks of own libraries, resumed; their bounds are above the truth."""
+"""The scripts of examples/: networks of other libraries, resumed; bounds above the truth."""
 
 import importlib
 import re
