@@ -167,25 +167,7 @@ def test_the_digest_is_of_parameters_and_settings():
 
 
 # ---- nothing is lost ----
-
-
-def test_blocks_of_all_kinds_in_one_file():
-    """Noise stays raw, a value that the model hardly knows goes to the simple one alone; what the
-    summary says is of the images by the VDM, whatever the others are."""
-    rng, count, shape = np.random.default_rng(0), 9, (9, 4, 4, 1)
-    usual, noise = rng.integers(80, 90, shape, np.uint8), rng.integers(0, 256, shape, np.uint8)
-    plain = np.full(shape, 255, np.uint8)
-    plain[:4] = noise[:4]  # as seeds they have bits enough
-    images, model = np.concatenate([usual, noise, plain]), known.model(levels=256)
-    content, summary = round_trip(images, model, num_steps=20, blocks=3)
-    header, payload = file.unpack(content)
-    assert [block.mode for block in header.blocks] == [file.CHAIN, file.RAW, file.FALLBACK]
-    assert (summary.coded, summary.raw) == (count - header.blocks[0].seeds, count)
-    assert summary.seeds == count + header.blocks[0].seeds
-    other, alone = model.compress(np.concatenate([usual, plain, noise]), 20, blocks=3)
-    size = header.blocks[0].size
-    assert payload[:size] == file.unpack(other)[1][:size]  # lanes don't mix
-    assert (summary.net, summary.bound) == pytest.approx((alone.net, alone.bound), abs=1e-6)
+# Blocks of all kinds in one file: tests/thorough/test_compression.py.
 
 
 def test_a_network_that_is_all_wrong_loses_nothing():
