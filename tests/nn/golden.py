@@ -78,3 +78,10 @@ def load(name: str) -> Golden:
     model = official.load(folder / "checkpoints-0", config)
     with np.load(folder / "expected.npz") as arrays:
         return Golden(folder, config, model, dict(arrays))
+
+
+def as_dataset(name: str, folder: Path) -> tuple[str, ...]:
+    """The flags that name a model's images as a dataset, kept in a folder."""
+    images = load(name).expected["images"]
+    np.savez(folder / "images.npz", train=images, test=images)
+    return "--data=arrays", f"--path={folder / 'images.npz'}", f"--data_dir={folder / 'cache'}"
