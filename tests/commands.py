@@ -31,7 +31,7 @@ def command(name: str, *arguments: object) -> list[str]:
 def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": os.environ.get("VDM_JAX_TESTS_XLA_FLAGS", ""),
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "200",
         "PYTHONWARNINGS": WARNINGS,

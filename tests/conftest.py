@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = (
 # or device: this makes them as many in every process, or runs would differ in their last bits.
 os.environ["NPROC"] = os.environ["VDM_JAX_TESTS_DEVICES"]
 os.environ["VDM_JAX_CACHE"] = "off"  # nothing is kept in the user's folder
+# Nobody reads in a compiled program where its operations come from, and to write it takes a while.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The commands that tests run share what they compile, for this session alone: most of the time
     # of a run of seconds (tests/commands.py).
@@ -26,7 +28,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import pytest
-from shared_runs import compiled_once, digits_file, digits_run, digits_vdm  # noqa: F401
+from shared_runs import (  # noqa: F401
+    compiled_once,
+    digits_file,
+    digits_run,
+    digits_vdm,
+    programs_kept,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,7 @@ Nothing here calls vdm_jax. Arrays are float64 where the caller has enabled it. 
 gamma = -log SNR, alpha^2 = sigmoid(-gamma), sigma^2 = sigmoid(gamma).
 """
 
+import functools
 from decimal import Decimal, localcontext
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ def over_times_and_noise(run, x, num_steps: int | None, noise=None) -> np.ndarra
     return found.reshape(*found.shape[:-1], len(x), len(t), len(nodes)) @ weights @ t_weights
 
 
+@functools.cache
 def expected_log_prob(level: int, gamma_0: float, levels: int) -> float:
     """E log p(x|z_0) at one level by adaptive quadrature, told where the integrand bends."""
     values, width = 2.0 * (np.arange(levels) + 0.5) / levels - 1.0, np.exp(0.5 * gamma_0)

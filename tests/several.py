@@ -25,7 +25,10 @@ from vdm_jax.train import sharding
 
 EVERY = 20  # steps between the checkpoints of a run
 # Compiles in half the time; the programs are the same ones.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 class Processes:

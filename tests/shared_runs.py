@@ -1,16 +1,31 @@
 """What the tests of compress and decompress share: a tiny run, and a file made with it."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import vdmz
 
-from vdm_jax.run import training
+from vdm_jax import loss
+from vdm_jax.run import pretrained, training
 from vdm_jax.run import vdmz as commands
+from vdm_jax.train import sharding
+
+
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """What is compiled is kept for the session and its workers: most of a run of seconds."""
+    with tiny.jax_settings():
+        folder = Path(os.environ["VDM_JAX_TESTS_CACHE"], "tests")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +36,7 @@ def digits_run(tmp_path_factory) -> Path:
     config.model.update(network="mlp", head="levels")
     config.eval.final_repeats = 1
     config.sample.update(num_steps=1, count=1)
-    with tiny.one_device():
+    with kept_programs(), tiny.one_device():
         training.train(config, workdir)
     return workdir
 
@@ -44,10 +59,24 @@ def digits_file(digits_run, tmp_path_factory) -> vdmz.Made:
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Commands on one device that share what they compile, by far the most of their time."""
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    with tiny.jax_settings(), tiny.one_device():
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def programs_kept() -> Iterator[None]:
+    with kept_programs():
         yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs_kept) -> Iterator[None]:
+    """Commands on one device that share what they compile."""
+    with tiny.one_device():
+        yield
+
+
+def bound_of(of, images, draws):
+    """The mean bound of images by a model of the package, in bits per dim."""
+    shape, levels, _ = pretrained.images_told(of)
+    model = training.make_model(of.config, shape, levels)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    params = pretrained.parameters(of, expected, sharding.make_mesh(jax.devices()[:1]))
+    bound = jax.jit(lambda params, key: model.bind(params).elbo(key, jnp.asarray(images)).total)
+    nats = np.mean([bound(params, jax.random.key(n)) for n in range(draws)])
+    return loss.bits_per_dim(nats, shape)

@@ -31,6 +31,14 @@ def config(**data: Any) -> ConfigDict:
     return config
 
 
+def config_of(workdir: Path, **changes: Any) -> ConfigDict:
+    """The settings of a run, with changes as train__steps=3."""
+    config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
     """Commands take one device: simulated ones, more than cores, keep each other waiting."""

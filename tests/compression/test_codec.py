@@ -98,10 +98,11 @@ def conditions(count):
 @pytest.mark.parametrize(("blocks", "placed"), [(1, False), (3, True)])
 def test_conditions_are_kept_and_each_image_is_coded_given_its_own(blocks, placed):
     """Given the class the images cost as much as those of one class without."""
-    images, told = conditions(40)
-    options = compression.Options(30, 2, blocks, placed=placed)
-    model = told_of_its_class()
-    plain, of_one_class = model.compress(known.images(40), 30, blocks=blocks, placed=placed)
+    count, num_steps = 24, 20
+    images, told = conditions(count)
+    options = compression.Options(num_steps, 2, blocks, placed=placed)
+    model, of_one = told_of_its_class(), known.images(count)
+    plain, of_one_class = model.compress(of_one, num_steps, blocks=blocks, placed=placed)
     content, summary = compression.compress(images, *model, options._replace(conditioning=told))
     found, _ = model.decompress(content)
     np.testing.assert_array_equal(found, images)
@@ -112,7 +113,7 @@ def test_conditions_are_kept_and_each_image_is_coded_given_its_own(blocks, place
     assert (plain[4], content[4]) == ((3, 3) if placed else (1, 2))
     np.testing.assert_allclose(summary.net, of_one_class.net, rtol=0.05)
     wrong = options._replace(conditioning=told[::-1])
-    assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 0.8
+    assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 0.5
     # Others in the file, and nothing decodes.
     swapped = np.float32(told[::-1]).tobytes()
     with pytest.raises(VdmzError):
@@ -166,24 +167,7 @@ def test_the_digest_is_of_parameters_and_settings():
 
 
 # ---- nothing is lost ----
-
-
-def test_blocks_of_all_kinds_in_one_file():
-    """Noise stays raw, a value that the model hardly knows goes to the simple one alone; what the
-    summary says is of the images by the VDM, whatever the others are."""
-    rng, shape = np.random.default_rng(0), (15, 4, 4, 1)
-    usual, noise = rng.integers(80, 90, shape, np.uint8), rng.integers(0, 256, shape, np.uint8)
-    plain = np.full(shape, 255, np.uint8)
-    images, model = np.concatenate([usual, noise, plain]), known.model(levels=256)
-    content, summary = round_trip(images, model, num_steps=20, blocks=3)
-    header, payload = file.unpack(content)
-    assert [block.mode for block in header.blocks] == [file.CHAIN, file.RAW, file.FALLBACK]
-    assert (summary.coded, summary.raw) == (15 - header.blocks[0].seeds, 15)
-    assert summary.seeds == 15 + header.blocks[0].seeds
-    other, alone = model.compress(np.concatenate([usual, plain, noise]), 20, blocks=3)
-    size = header.blocks[0].size
-    assert payload[:size] == file.unpack(other)[1][:size]  # lanes don't mix
-    assert (summary.net, summary.bound) == pytest.approx((alone.net, alone.bound), abs=1e-6)
+# Blocks of all kinds in one file: tests/thorough/test_compression.py.
 
 
 def test_a_network_that_is_all_wrong_loses_nothing():

@@ -11,6 +11,7 @@ from vdm_jax import loss, pixels
 LEVELS = [1, 2, 17, 256, 2**12]
 
 log_prob = jax.jit(pixels.log_prob, static_argnums=3)
+decode = jax.jit(pixels.decode, static_argnums=2)
 decode_log_probs = jax.jit(pixels.decode_log_probs, static_argnums=2)
 expected_log_prob = jax.jit(pixels.expected_log_prob, static_argnums=2)
 dequantize = jax.jit(pixels.dequantize, static_argnums=(2, 4))
@@ -78,54 +79,55 @@ def test_most_likely_pixel_is_the_nearest_level(levels):
     z = np.random.default_rng(2).uniform(-1.3, 1.3, size=(1, 200)).astype(np.float32)
     values = np.asarray(pixels.level_values(levels))
     nearest = np.abs(z[..., None] - values).argmin(-1)
-    np.testing.assert_array_equal(pixels.decode(jnp.asarray(z), -10.0, levels), nearest)
-    np.testing.assert_array_equal(pixels.decode(values, -13.3, levels), np.arange(levels))
+    np.testing.assert_array_equal(decode(z, -10.0, levels), nearest)
+    np.testing.assert_array_equal(decode(values, -13.3, levels), np.arange(levels))
 
 
 def test_draws_have_the_frequencies_of_the_decoder():
     n, levels, gamma_0 = 20_000, 4, -1.0
     z = np.full((n, 1), 0.2, np.float32)
-    drawn = pixels.decode(jnp.asarray(z), gamma_0, levels, jax.random.key(0))
+    drawn = decode(z, gamma_0, levels, jax.random.key(0))
     p = np.exp(definition(z[0], gamma_0, levels))[0]
     counts = np.bincount(np.asarray(drawn).ravel(), minlength=levels)
     assert stats.chisquare(counts, n * p).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("gamma_0", [-20.0, -25.0, -30.0])
-def test_low_noise_is_exact_in_float32(gamma_0):
+def test_low_noise_is_exact_in_float32():
     """exp(gamma_0) against bins of 1/128: the decoder is certain, but half way between two."""
     levels, rng = 256, np.random.default_rng(3)
     images = jnp.asarray(rng.integers(0, levels - 1, (2, 40)), jnp.uint8)
     eps = jnp.asarray(rng.normal(size=images.shape), jnp.float32)
+    middle = pixels.encode(images, levels)
 
     def cost(gamma_0):
         return jnp.sum(loss.reconstruction(images, eps, gamma_0, levels))
 
     def half_way(gamma_0):
-        z = pixels.encode(images, levels) + 1.0 / levels
+        z = middle + 1.0 / levels
         of_all = jnp.take_along_axis(
             pixels.decode_log_probs(z, gamma_0, levels), images[..., None].astype(int), axis=-1
         )
         return pixels.log_prob(images, z, gamma_0, levels), of_all[..., 0]
 
-    for run in (lambda f: f, jax.jit):
-        np.testing.assert_allclose(run(cost)(gamma_0), 0.0, rtol=0, atol=1e-8 * images.size)
-        for found in run(half_way)(gamma_0):
-            np.testing.assert_allclose(found, np.log(0.5), rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(jax.grad(cost))(gamma_0), 0.0, rtol=0, atol=1e-8)
-    sure = pixels.log_prob(images, pixels.encode(images, levels), -100.0, levels)
+    slope = jax.jit(jax.grad(lambda g, z: pixels.log_prob(images + 1, z, g, levels).sum()))
+    cost_slope, compiled = jax.jit(jax.grad(cost)), (jax.jit(cost), jax.jit(half_way))
+    for gamma_0 in (-20.0, -25.0, -30.0):
+        for cost_of, half_way_of in ((cost, half_way), compiled):
+            np.testing.assert_allclose(cost_of(gamma_0), 0.0, rtol=0, atol=1e-8 * images.size)
+            for found in half_way_of(gamma_0):
+                np.testing.assert_allclose(found, np.log(0.5), rtol=1e-6)
+        np.testing.assert_allclose(cost_slope(gamma_0), 0.0, rtol=0, atol=1e-8)
+        # One level off: -(2 d delta + delta^2)/(2 var), some 1e4 nats and more, and finite.
+        z, wrong = middle + np.exp(0.5 * gamma_0) * eps, images + 1
+        exact = definition(np.asarray(z, float), gamma_0, levels)
+        expected = np.take_along_axis(exact, np.asarray(wrong)[..., None].astype(int), -1)[..., 0]
+        np.testing.assert_allclose(log_prob(wrong, z, gamma_0, levels), expected, rtol=1e-4)
+        np.testing.assert_allclose(slope(gamma_0, z), -np.sum(expected), rtol=1e-4)
+    sure = log_prob(images, middle, -100.0, levels)
     np.testing.assert_array_equal(sure, 0.0)  # though exp(100) is no float32
-    # One level off: -(2 d delta + delta^2)/(2 var), some 1e4 nats and more, and finite.
-    z, wrong = pixels.encode(images, levels) + np.exp(0.5 * gamma_0) * eps, images + 1
-    exact = definition(np.asarray(z, float), gamma_0, levels)
-    expected = np.take_along_axis(exact, np.asarray(wrong)[..., None].astype(int), -1)[..., 0]
-    np.testing.assert_allclose(log_prob(wrong, z, gamma_0, levels), expected, rtol=1e-4)
-    slope = jax.jit(jax.grad(lambda gamma_0: pixels.log_prob(wrong, z, gamma_0, levels).sum()))
-    np.testing.assert_allclose(slope(gamma_0), -np.sum(expected), rtol=1e-4)
 
 
-@pytest.mark.parametrize("gamma_0", [-8.0, -2.0])
-def test_log_probs_derivatives_are_those_of_its_definition(x64, gamma_0):
+def test_log_probs_derivatives_are_those_of_its_definition(x64):
     """Against automatic differentiation of `decode_log_probs`, first and second, both modes."""
     images = jnp.array([[0, 3, 16], [8, 9, 1]])
     z = pixels.encode(images, 17) + 0.07 * jax.random.normal(jax.random.key(0), (2, 3))
@@ -137,12 +139,14 @@ def test_log_probs_derivatives_are_those_of_its_definition(x64, gamma_0):
         log_probs = pixels.decode_log_probs(*at, 17)
         return jnp.sum(jnp.take_along_axis(log_probs, images[..., None], axis=-1))
 
-    def derivatives(f):
-        return jax.jit(lambda at: (jax.grad(f)(at), jax.hessian(f)(at)))((z, jnp.asarray(gamma_0)))
+    @jax.jit
+    def derivatives(at):
+        return [(jax.grad(f)(at), jax.hessian(f)(at)) for f in (own, by_definition)]
 
-    found, expected = derivatives(own), derivatives(by_definition)
-    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-7)
+    for gamma_0 in (-8.0, -2.0):
+        found = derivatives((z, jnp.asarray(gamma_0)))
+        for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-7)
 
 
 def test_log_probs_gradient_stores_nothing_over_all_levels():

@@ -58,7 +58,8 @@ def test_the_ode_s_profile_is_exact(trace):
     found = profile(
         bind, X, GRID, jax.random.key(0), "ode", (3, 1), trace=trace, rtol=1e-4, atol=1e-4
     )
-    np.testing.assert_allclose(found.log_prob, EXACT, atol=5e-3)
+    # In float32 over 28 units of gamma, whose roundings the solver adds up.
+    np.testing.assert_allclose(found.log_prob, EXACT, rtol=1e-3, atol=5e-3)
     np.testing.assert_array_equal(found.reference, EXACT.argmax(axis=0))
     # The trace is that of a multiple of the identity: any probe of signs gives it.
     np.testing.assert_allclose(found.error, 0.0, atol=1e-4)

@@ -19,10 +19,6 @@ from vdm_jax.vdm import VDM
 DATA = Path(__file__).parent.parent / "data"
 NAMES = ("scalar_gamma", "nnet_gamma_attention", "no_fourier_odd_batch")
 
-# `make test` compiles with few optimisations, by which sums are rounded otherwise; golden values
-# are compared with programs that are compiled as users' are.
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-
 
 class Golden(NamedTuple):
     """A published model with its inputs and results."""
@@ -49,7 +45,7 @@ class Golden(NamedTuple):
 
 
 @functools.cache
-def gradient(name: str, num_steps: int | None, remat: Remat = "matmuls") -> Callable[[Any], Any]:
+def gradient(name: str, num_steps: int | None, remat: Remat) -> Callable[[Any], Any]:
     """params -> (bits per dim, gradient), compiled once a session."""
     golden = load(name)
     network = golden.model.score_module.clone(reverse_only=True, remat=remat)
@@ -59,7 +55,7 @@ def gradient(name: str, num_steps: int | None, remat: Remat = "matmuls") -> Call
         total = golden.terms(bind(params), num_steps).total
         return loss.bits_per_dim(total.mean(), golden.x.shape[1:])
 
-    return jax.jit(jax.value_and_grad(value), compiler_options=OPTIMISED)
+    return jax.jit(jax.value_and_grad(value))
 
 
 @functools.cache
@@ -67,7 +63,7 @@ def compiled(name: str) -> VDM:
     """The model with its own parameters, its network compiled once a session."""
     golden = load(name)
     vdm = golden.model.bind(golden.x.shape[1:])(golden.model.params)
-    return vdm._replace(denoise=jax.jit(vdm.denoise, compiler_options=OPTIMISED))
+    return vdm._replace(denoise=jax.jit(vdm.denoise))
 
 
 def as_published(tree: Any) -> Any:
@@ -82,3 +78,10 @@ def load(name: str) -> Golden:
     model = official.load(folder / "checkpoints-0", config)
     with np.load(folder / "expected.npz") as arrays:
         return Golden(folder, config, model, dict(arrays))
+
+
+def as_dataset(name: str, folder: Path) -> tuple[str, ...]:
+    """The flags that name a model's images as a dataset, kept in a folder."""
+    images = load(name).expected["images"]
+    np.savez(folder / "images.npz", train=images, test=images)
+    return "--data=arrays", f"--path={folder / 'images.npz'}", f"--data_dir={folder / 'cache'}"

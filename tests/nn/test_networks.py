@@ -1,5 +1,8 @@
 """The networks and their heads. (That the U-Net is the paper's: test_published.)"""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +16,15 @@ from vdm_jax.nn.unet import UNet
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
 
 
-def small_unet(**changes):
-    return UNet(**ENDS, channels=32, num_blocks=1, **changes)
+SIZES = {
+    UNet: {"channels": 32, "num_blocks": 0},
+    MLP: {"width": 32, "num_blocks": 1},
+    ResNet: {"channels": 4, "num_blocks": 1},
+}
+
+
+def small(network, **changes):
+    return network(**(ENDS | SIZES[network] | changes))
 
 
 def shaken(params, scale=0.05):
@@ -28,14 +38,30 @@ def start(network, *args):
     return jax.jit(network.init)(jax.random.key(0), *args)["params"]
 
 
-def run(network, params, *args, **kwargs):
-    return jax.jit(lambda p: network.apply({"params": p}, *args, **kwargs))(params)
+def drawn(network, *args):
+    """Parameters of which none is zero, in kernels of the variance that they begin with."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(7)
+
+    def draw(of):
+        spread = math.prod(of.shape[:-1]) ** -0.5
+        return (spread * rng.normal(size=of.shape)).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
-def initialised(network, shape):
-    z_t = jax.random.normal(jax.random.key(1), shape)
-    gamma_t = jnp.linspace(-10.0, 4.0, shape[0])
-    return shaken(start(network, z_t, gamma_t)), z_t, gamma_t
+@functools.cache
+def applied(network):
+    return jax.jit(lambda params, *args: network.apply({"params": params}, *args))
+
+
+def run(network, params, *args):
+    return applied(network)(params, *args)
+
+
+def inputs(shape):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=shape).astype(np.float32), jnp.linspace(-10.0, 4.0, shape[0])
 
 
 # ---- features ----
@@ -73,6 +99,8 @@ def test_the_time_embedding_has_unit_pairs_and_tells_times_apart():
 
 # ---- the head over levels ----
 
+posterior_mean = jax.jit(features.posterior_mean)
+
 
 def test_the_posterior_mean_is_bayes_rule_over_the_levels():
     levels = 5
@@ -80,7 +108,7 @@ def test_the_posterior_mean_is_bayes_rule_over_the_levels():
     logits = jax.random.normal(key, (2, 3, levels))
     z_t = jax.random.normal(jax.random.key(4), (2, 3))
     gamma_t = jnp.array([-3.0, 1.0])
-    got = features.posterior_mean(logits, z_t, gamma_t)
+    got = posterior_mean(logits, z_t, gamma_t)
     x = (2 * np.arange(levels) + 1) / levels - 1
     alpha = np.sqrt(1 / (1 + np.exp(np.asarray(gamma_t, float))))[:, None, None]
     var = 1 - alpha**2
@@ -91,22 +119,22 @@ def test_the_posterior_mean_is_bayes_rule_over_the_levels():
 
 def test_the_level_head_stays_within_the_pixel_range_and_starts_at_the_flat_posterior():
     levels = 17
-    module = MLP(**ENDS, width=32, num_blocks=1, head="levels", levels=levels)
+    module = small(MLP, head="levels", levels=levels)
     z_t = 3.0 * jax.random.normal(jax.random.key(1), (2, 5, 6, 1))
     gamma_t = jnp.array([-8.0, 3.0])
     params = start(module, z_t, gamma_t)
-    flat = features.posterior_mean(jnp.zeros((*z_t.shape, levels)), z_t, gamma_t)
+    flat = posterior_mean(jnp.zeros((*z_t.shape, levels)), z_t, gamma_t)
     np.testing.assert_allclose(run(module, params, z_t, gamma_t), flat, atol=1e-5)
     x_hat = run(module, shaken(params, 1.0), z_t, gamma_t)
     assert np.abs(x_hat).max() <= 1 - 1 / levels + 1e-6
 
 
 def test_the_residual_network_starts_at_the_posterior_under_its_learned_prior():
-    net = ResNet(**ENDS, channels=4, num_blocks=1, head="levels", levels=3)
+    net = small(ResNet, head="levels", levels=3)
     z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 3, 3, 1)), jnp.array([-1.0, 2.0])
     prior = jax.random.normal(jax.random.key(2), (3, 3, 1, 3))
     params = {**start(net, z_t, gamma_t), "bias": prior}  # the last layer is zero to begin with
-    expected = features.posterior_mean(jnp.broadcast_to(prior, (2, *prior.shape)), z_t, gamma_t)
+    expected = posterior_mean(jnp.broadcast_to(prior, (2, *prior.shape)), z_t, gamma_t)
     np.testing.assert_allclose(run(net, params, z_t, gamma_t), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -114,8 +142,9 @@ def test_the_residual_network_starts_at_the_posterior_under_its_learned_prior():
 
 
 def test_the_unet_takes_any_image_size_and_channel_count():
-    network, shape = small_unet(), (2, 5, 3, 1)
-    params, z_t, gamma_t = initialised(network, shape)
+    network, shape = small(UNet), (2, 5, 3, 1)
+    z_t, gamma_t = inputs(shape)
+    params = drawn(network, z_t, gamma_t)
     # Every input pixel reaches the output through attention, whatever the size.
     first = jax.jit(jax.grad(lambda z: network.apply({"params": params}, z, gamma_t)[0, 0, 0, 0]))
     grad = first(z_t)
@@ -124,35 +153,39 @@ def test_the_unet_takes_any_image_size_and_channel_count():
 
 
 @pytest.mark.parametrize(
-    "network",
-    [
-        UNet(**ENDS, channels=64, num_blocks=1, dropout=0.5),
-        MLP(**ENDS, width=32, num_blocks=1, dropout=0.5),
-    ],
+    "network", [small(UNet, channels=64, dropout=0.5), small(MLP, dropout=0.5)]
 )
-def test_gamma_conditioning_and_dropout_matter_and_only_when_asked(network):
-    params, z_t, gamma_t = initialised(network, (2, 4, 4, 1))
-    given = jax.jit(lambda gamma, flag: network.apply({"params": params}, z_t, gamma, flag))
-    out = run(network, params, z_t, gamma_t)
-    np.testing.assert_allclose(out, given(gamma_t, jnp.zeros(2)), rtol=1e-4, atol=1e-6)
-    assert np.abs(out - given(gamma_t + 1.0, jnp.zeros(2))).max() > 1e-4
-    changed = given(gamma_t, jnp.array([0.0, 1.0]))
+def test_gamma_conditioning_and_dropout_matter(network):
+    z_t, gamma_t = inputs((2, 4, 4, 1))
+    params, zeros = drawn(network, z_t, gamma_t), jnp.zeros(2)
+
+    @jax.jit
+    def of(gamma, flag=zeros, seed=0):
+        rngs = {"dropout": jax.random.key(seed)}
+        return network.apply({"params": params}, z_t, gamma, flag, False, rngs=rngs)
+
+    out = of(gamma_t)
+    assert np.abs(out - of(gamma_t + 1.0)).max() > 1e-4
+    changed = of(gamma_t, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(changed[0], out[0], atol=1e-6)
     assert np.abs(changed[1] - out[1]).max() > 1e-4
-    noisy = jax.jit(
-        lambda key: network.apply(
-            {"params": params}, z_t, gamma_t, None, False, rngs={"dropout": key}
-        )
-    )
-    dropped = [noisy(jax.random.key(i)) for i in (0, 0, 1)]
-    np.testing.assert_array_equal(dropped[0], dropped[1])
-    assert np.abs(dropped[0] - dropped[2]).max() > 1e-4
+    np.testing.assert_array_equal(of(gamma_t), out)
+    assert np.abs(of(gamma_t, seed=1) - out).max() > 1e-4
+
+
+def test_without_conditioning_it_is_zero_and_without_asking_nothing_is_dropped():
+    plain, dropping = small(MLP), small(MLP, dropout=0.5)
+    z_t, gamma_t = inputs((2, 4, 4, 1))
+    params = drawn(plain, z_t, gamma_t)
+    out = run(plain, params, z_t, gamma_t, jnp.zeros(2))
+    np.testing.assert_allclose(run(dropping, params, z_t, gamma_t), out, rtol=1e-4, atol=1e-6)
 
 
 def test_the_mlp_takes_vectors_and_images():
     shape = (3, 2, 3, 3)
-    network = MLP(**ENDS, width=32, num_blocks=2)
-    params, z_t, gamma_t = initialised(network, shape)
+    network = small(MLP)
+    z_t, gamma_t = inputs(shape)
+    params = drawn(network, z_t, gamma_t)
     out = run(network, params, z_t, gamma_t)
     assert out.shape == shape
     flat = run(network, params, z_t.reshape(3, -1), gamma_t)
@@ -164,28 +197,31 @@ def test_wrong_arguments_are_named():
         features.sinusoidal(jnp.zeros(2), 3)
     z_t, gamma_t, key = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jax.random.key(0)
     for network, z, message in (
-        (small_unet(dtype="float16"), z_t, "dtype must be one of float32, bfloat16, got 'float16'"),
-        (small_unet(remat="all"), z_t, "remat must be one of none, matmuls, blocks, got 'all'"),
-        (small_unet(attention="none"), z_t, "attention must be one of middle, all, got 'none'"),
-        (UNet(**ENDS, channels=48), z_t, "multiple of 32, got 48"),
-        (small_unet(), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
-        (MLP(**ENDS, head="odds"), z_t, "MLP head must be one of eps, x, .*, got 'odds'"),
+        (
+            small(UNet, dtype="float16"),
+            z_t,
+            "dtype must be one of float32, .*, got 'float16'",
+        ),
+        (small(UNet, remat="all"), z_t, "remat must be one of none, matmuls, blocks, got 'all'"),
+        (small(UNet, attention="none"), z_t, "attention must be one of middle, all, got 'none'"),
+        (small(UNet, channels=48), z_t, "multiple of 32, got 48"),
+        (small(UNet), jnp.zeros((1, 16)), r"wants \[batch, height, width, channels\]"),
+        (small(MLP, head="odds"), z_t, "MLP head must be one of eps, x, .*, got 'odds'"),
     ):
         with pytest.raises(ValueError, match=message):
-            network.init(key, z, gamma_t)
+            jax.eval_shape(network.init, key, z, gamma_t)
 
 
 @pytest.mark.parametrize(
     ("network", "head"),
     [(MLP, head) for head in ("eps", "x", "v", "score", "logits")]
-    + [(small_unet, "score"), (ResNet, "logits")],
+    + [(UNet, "score"), (ResNet, "logits")],
 )
 def test_heads_predict_their_kind(network, head):
     """A head starts at z_t (eps, x), 0 (v, logits) or -z_t (score), whatever the features are."""
-    ends = {} if network is small_unet else ENDS
-    net = network(**ends, head=head, levels=16, fourier_features=True)
-    z_t = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
-    got = run(net, start(net, z_t, jnp.zeros(3)), z_t, jnp.zeros(3))
+    net = small(network, head=head, levels=16, fourier_features=True)
+    z_t, gamma_t = inputs((3, 4, 4, 1))
+    got, _ = jax.jit(net.init_with_output)(jax.random.key(0), z_t, gamma_t)
     begins = {"v": 0.0, "score": -1.0, "logits": 0.0}
     np.testing.assert_array_equal(got, begins.get(head, 1.0) * z_t)
     if head != "logits":  # those of a bit, which are no prediction of z's
@@ -199,23 +235,19 @@ def test_heads_predict_their_kind(network, head):
 
 
 @pytest.mark.parametrize(
-    ("network", "head"),
-    [
-        (lambda **c: UNet(**ENDS, channels=32, num_blocks=0, **c), "levels"),
-        (MLP, "score"),
-        (ResNet, "levels"),
-    ],
+    ("network", "head"), [(UNet, "levels"), (MLP, "score"), (ResNet, "levels")]
 )
 def test_the_learned_variance_leaves_the_prediction_as_it_is_and_starts_half_way(network, head):
-    ends = ENDS if network in (MLP, ResNet) else {}
     plain, learned = (
-        network(**ends, head=head, levels=4, learn_variance=flag) for flag in (False, True)
+        small(network, head=head, levels=4, learn_variance=flag) for flag in (False, True)
     )
-    z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 4, 4, 3)), jnp.array([-9.0, 2.0])
-    without, params = (start(n, z_t, gamma_t) for n in (plain, learned))
+    z_t, gamma_t = inputs((2, 4, 4, 3))
+    without = jax.eval_shape(plain.init, jax.random.key(0), z_t, gamma_t)["params"]
+    params = start(learned, z_t, gamma_t)
     assert params.keys() - without.keys() == {"variance"}
-    same = {name: params[name] for name in without}
-    jax.tree.map(np.testing.assert_array_equal, same, without)
+    if network is MLP:
+        same = {name: params[name] for name in without}
+        jax.tree.map(np.testing.assert_array_equal, same, start(plain, z_t, gamma_t))
 
     _, share = run(learned, params, z_t, gamma_t)
     np.testing.assert_array_equal(share, np.full(z_t.shape, 0.5))
@@ -233,21 +265,19 @@ def test_fourier_features_let_a_small_network_see_the_last_bit(network):
     """Two latents half a bin apart: without the features their embeddings are nearly the same."""
 
     def response(fourier_features):
-        net = network(**ENDS, levels=256, fourier_features=fourier_features)
-        z_t = jnp.full((2, 4, 4, 1), 0.25).at[1].add(1 / 256)
-        params = shaken(start(net, z_t, jnp.zeros(2)))
-        a, b = run(net, params, z_t, jnp.zeros(2)) - z_t
+        net = small(network, levels=256, fourier_features=fourier_features)
+        z_t = np.stack([np.full((4, 4, 1), x, np.float32) for x in (0.25, 0.25 + 1 / 256)])
+        a, b = run(net, drawn(net, z_t, jnp.zeros(2)), z_t, jnp.zeros(2)) - z_t
         return np.abs(a - b).max()
 
     assert response(True) > 10 * response(False)
 
 
 def test_conditioning_may_be_several_numbers():
-    net = MLP(**ENDS)
-    z_t, gamma_t = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.zeros(2)
-    z_t = z_t.at[1].set(z_t[0])
+    net, (z_t, _), gamma_t = small(MLP), inputs((1, 4, 4, 1)), jnp.zeros(2)
+    z_t = np.repeat(z_t, 2, axis=0)
     classes = jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    params = shaken(start(net, z_t, gamma_t, classes), 0.3)
+    params = drawn(net, z_t, gamma_t, classes)
     a, b = run(net, params, z_t, gamma_t, classes)
     assert np.abs(a - b).max() > 1e-3
 
@@ -258,9 +288,8 @@ def test_the_smooth_mlp_starts_at_zero_and_has_no_fast_turns_in_time():
     params = start(network, z, t)
     np.testing.assert_array_equal(run(network, params, z, t), 0.0)
     params = shaken(params, 0.3)
-    of_time = jax.jit(lambda t: network.apply({"params": params}, z, t))
-    out, alone = of_time(t), run(network, params, z[5:6], t[5:6])
+    out, alone = run(network, params, z, t), run(network, params, z[5:6], t[5:6])
     np.testing.assert_allclose(out[5:6], alone, rtol=1e-5, atol=1e-5)
     # Between t and t + 1/300 `MLP`'s fastest sine makes half a turn.
-    close, far = (of_time(t + by) - out for by in (1 / 300, 0.5))
+    close, far = (run(network, params, z, t + by) - out for by in (1 / 300, 0.5))
     assert np.sqrt(np.mean(far**2)) > 20 * np.sqrt(np.mean(close**2)) > 0.0

@@ -40,22 +40,34 @@ OPTIONS = [{}, {"centred": True}, {"periodic": 2.0, "head": "v"}]
 def test_the_prediction_is_equivariant_and_padding_changes_nothing(options):
     apply = applied(**options)
     order = np.array([3, 0, 4, 2, 1])
-    plain = apply(Z, mask=THERE)
-    np.testing.assert_allclose(apply(Z[:, order], mask=THERE[:, order]), plain[:, order], atol=1e-5)
+
+    @jax.jit
+    def with_slope(z_t, mask):
+        predict = lambda z_t: (jnp.sum((out := apply(z_t, mask=mask)) ** 2), out)  # noqa: E731
+        (_, out), slope = jax.value_and_grad(predict, has_aux=True)(z_t)
+        return out, slope
+
+    plain, _ = with_slope(Z, THERE)
+    moved, _ = with_slope(Z[:, order], THERE[:, order])
+    np.testing.assert_allclose(moved, plain[:, order], atol=1e-5)
     assert np.all(np.asarray(plain)[~THERE] == 0.0) and np.isfinite(plain).all()
     for fill in (np.nan, np.inf, 1e30):
-        filled = np.where(THERE[..., None], Z, np.float32(fill))
-        np.testing.assert_array_equal(apply(filled, mask=THERE[..., None]), plain)
-        slope = jax.grad(lambda z: jnp.sum(apply(z, mask=THERE) ** 2))(filled)
+        found, slope = with_slope(np.where(THERE[..., None], Z, np.float32(fill)), THERE)
+        np.testing.assert_array_equal(found, plain)
         assert np.all(np.asarray(slope)[~THERE] == 0.0) and np.isfinite(slope).all()
-    whole = np.array([1, 0, 1, 1])[:, None]  # sets that are there or not
-    each = apply(Z, mask=np.repeat(whole, 5, axis=1))
-    np.testing.assert_array_equal(apply(Z, mask=whole[..., None]), each)
-    with pytest.raises(ValueError, match=r"mask has shape \(4, 5, 2\); wanted one number for each"):
-        apply(Z, mask=np.ones((4, 5, 2)))
     # The second set by itself, without padding.
     (alone,) = apply(Z[1:2][:, THERE[1]], GAMMA[1:2], jax.tree.map(lambda x: x[1:2], THETA))
     np.testing.assert_allclose(alone, plain[1][THERE[1]], atol=1e-5)
+
+
+def test_a_mask_has_one_number_for_each_point_or_set():
+    apply, whole = applied(), np.array([1, 0, 1, 1])[:, None]  # sets that are there or not
+    each = np.repeat(whole, 5, axis=1)
+    wanted = apply(Z, mask=each)
+    for mask in (each[..., None], whole[..., None]):
+        np.testing.assert_array_equal(apply(Z, mask=mask), wanted)
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 5, 2\); wanted one number for each"):
+        apply(Z, mask=np.ones((4, 5, 2)))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -96,7 +108,8 @@ def test_the_bound_of_the_centre_of_mass_of_a_centred_model(head, gamma):
     denoise = lambda z_t, gamma_t: jnp.zeros_like(z_t)  # noqa: E731
     np.testing.assert_allclose(applied(centred=True, head=head)(Z[:, :1]), 0.0, atol=1e-6)
     vdm = VDM(denoise, schedule.linear(-6.0, 4.0), (1, 2), None, head)
-    nats = vdm.elbo(jax.random.key(0), jnp.full((40_000, 1, 2), 0.7)).total / 2
+    total = jax.jit(lambda key: vdm.elbo(key, jnp.full((40_000, 1, 2), 0.7)).total)
+    nats = total(jax.random.key(0)) / 2
     var = 1.0 + np.exp(gamma)
     want = 0.5 * (np.log(2 * np.pi * var) + 0.7**2 / var + jax.nn.sigmoid(gamma))
     error = nats.std() / len(nats) ** 0.5
@@ -106,16 +119,18 @@ def test_the_bound_of_the_centre_of_mass_of_a_centred_model(head, gamma):
 def test_the_density_of_a_periodic_model_is_one_on_the_whole_space():
     """Of v = 0, which has every period, it is N(0, 1 + e^gamma_0)."""
     vdm = VDM(lambda z_t, gamma_t: 0.0 * z_t, schedule.linear(-9.0, 6.0), (1,), None, "v")
-    x = 3.5 * (np.arange(100.0)[:, None] + 0.5) / 100
+    x = 3.5 * (np.arange(100.0, dtype=np.float32)[:, None] + 0.5) / 100
+    solver, key = {"trace": "exact", "rtol": 1e-4, "atol": 1e-4}, jax.random.key(0)
+    log_prob = jax.jit(lambda x: vdm.log_prob(key, x, **solver))
     for start, nats in ((-1.75, 1.429), (0.0, 2.961)):  # of 3.5 values: log(3.5) = 1.253
-        found = -vdm.log_prob(jax.random.key(0), x + start, trace="exact", rtol=1e-4, atol=1e-4)
-        assert abs(found.mean() - nats) < 5e-3
+        assert abs(-log_prob(x + start).mean() - nats) < 5e-3
 
 
 @pytest.mark.parametrize("head", ["eps", "v"])
 def test_a_fresh_network_predicts_z_t_as_eps_and_zero_as_v(head):
     network = SetTransformer(**SMALL, head=head)
-    got, _ = network.init_with_output(jax.random.key(0), Z, GAMMA, mask=THERE)
+    start = jax.jit(lambda key: network.init_with_output(key, Z, GAMMA, mask=THERE)[0])
+    got = start(jax.random.key(0))
     want = Z * THERE[..., None] if head == "eps" else np.zeros_like(Z)
     np.testing.assert_array_equal(got, want)
 
@@ -126,4 +141,6 @@ def test_another_head_and_conditions_of_another_batch_are_refused():
         ({}, jnp.ones((len(Z) + 1, 2)), f"conditioning has {len(Z) + 1} rows for {len(Z)} sets"),
     ):
         with pytest.raises(ValueError, match=said):
-            SetTransformer(**SMALL, **options).init(jax.random.key(0), Z, GAMMA, given)
+            jax.eval_shape(
+                SetTransformer(**SMALL, **options).init, jax.random.key(0), Z, GAMMA, given
+            )

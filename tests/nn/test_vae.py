@@ -1,5 +1,7 @@
 """The conditionals of a hierarchical VAE: what is fixed is known, what is learned is bounded."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +19,23 @@ X = np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)).astype(np.float32)
 def make(depth=DEPTH, **switches):
     """A network, its parameters away from their start, and its conditionals."""
     network = HierarchicalVAE(SHAPE, depth, SIZE, width=16, **switches)
-    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE))).get("params", {})
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda w: w + rng.normal(size=w.shape).astype(np.float32), params)
+    params = jax.tree.map(
+        lambda of: rng.normal(size=of.shape).astype(np.float32), shapes.get("params", {})
+    )
 
     def call(method, *args):
-        return network.apply({"params": params}, *args, True, method=method)
+        return applied(network, method, *args[:-1])(params, args[-1])
 
     return network, params, call
+
+
+@functools.cache
+def applied(network, method, *level):
+    """One conditional, compiled, as a function of the parameters and a latent."""
+    call = functools.partial(network.apply, method=method)
+    return jax.jit(lambda params, z: call({"params": params}, *level, z, True))
 
 
 def alpha_bar(gamma):
@@ -87,7 +98,7 @@ def test_learned_encoders_that_end_at_the_normal_can_not_keep_much_whatever_thei
         wild = jax.tree.map(lambda w, s=scale: s * w, params)
         z = 30.0 * jax.random.normal(jax.random.key(2), (50, network.size if depth > 1 else DIMS))
         z = z if depth > 1 else z.reshape(-1, *SHAPE)
-        q = network.apply({"params": wild}, depth - 1, z, True, method="encode")
+        q = applied(network, "encode", depth - 1)(wild, z)
         kl = q.kl(Gaussian(0.0, 1.0)).sum(-1)
         assert np.all(kl <= most * (1 + 1e-4)) and np.all(kl > 0)
         np.testing.assert_allclose(q.var, 1 - share, rtol=1e-5)
@@ -122,7 +133,7 @@ def test_variances_stay_within_their_limits_however_large_the_weights():
     network, params, _ = make()
     wild = jax.tree.map(lambda w: 1e6 * w, params)
     for method, args in (("encode", (0, X)), ("pixels", (jnp.ones((2, SIZE)),))):
-        q = network.apply({"params": wild}, *args, True, method=method)
+        q = applied(network, method, *args[:-1])(wild, args[-1])
         assert np.all(np.isfinite(q.mean))
         assert np.all((q.var >= np.exp(-8.001)) & (q.var <= np.exp(8.001)))
 
@@ -130,6 +141,7 @@ def test_variances_stay_within_their_limits_however_large_the_weights():
 def test_dropout_is_on_only_when_asked_for():
     network, params, call = make()
 
+    @jax.jit
     def noisy(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return network.apply({"params": params}, 0, X, False, method="encode", rngs=rngs).mean
@@ -150,4 +162,4 @@ def test_dropout_is_on_only_when_asked_for():
 def test_what_can_not_be_is_refused(settings, message):
     network = HierarchicalVAE(SHAPE, 2, **{"latent_size": SIZE, **settings})
     with pytest.raises(ValueError, match=message):
-        network.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))

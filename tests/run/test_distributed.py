@@ -1,9 +1,7 @@
-"""Several processes: the flags that can't be, and two that must agree."""
+"""Several processes: the flags that can't be, and what one alone does of all that they do."""
 
-import platform
 import re
 import socket
-from pathlib import Path
 
 import jax
 import pytest
@@ -90,16 +88,3 @@ def test_what_may_come_of_a_lost_process_and_what_may_not(monkeypatch):
     download = UserError("cifar10 can't be downloaded")
     download.__cause__ = ConnectionError("Connection refused")
     assert distributed.lost(download) is None
-
-
-def test_two_processes_meet_take_turns_and_must_agree(tmp_path):
-    """They find each other's values, work one after the other, and are told how they differ."""
-    several_py = Path(several.__file__)
-    with several.processes(tmp_path / "t", [several_py, "meet", tmp_path]) as running:
-        assert running.wait(240) == [2, 2], running.errors(0) + running.errors(1)
-        said = f"error: process 1 on {platform.node()} differs from process 0 (a.b: 0 -> 1 there);"
-        for number in (0, 1):
-            assert running.last_error(number).startswith(said)
-        assert "met" in running.output(0).splitlines() and running.output(1) == ""
-    assert (tmp_path / "turns").read_text() == "0 1 "
-    assert list((tmp_path / "run").iterdir()) == []

@@ -21,6 +21,7 @@ RNG = np.random.default_rng(0)
 SPREAD, DIMS = 0.5, 8
 X, TEST = (SPREAD * RNG.normal(size=(n, DIMS)) for n in (2000, 1000))  # float64, as NumPy has it
 ADAM = optax.adam(0.02)
+pytestmark = pytest.mark.usefixtures("programs_kept")
 
 
 def linear(event_shape=(DIMS,), levels=None):

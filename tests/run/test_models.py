@@ -70,7 +70,7 @@ def test_with_all_restrictions_a_hierarchy_is_the_vdm_of_as_many_steps(settings)
     chain = make_model(config({"depth": num_steps + 1, **ALL}, **settings), SHAPE, LEVELS)
     vdm = make_model(config(num_steps=num_steps, **settings), SHAPE, LEVELS)
     params = disturbed(vdm)
-    started = [model.init(jax.random.key(4)) for model in (vdm, chain)]
+    started = [jax.jit(model.init)(jax.random.key(4)) for model in (vdm, chain)]
     jax.tree.map(np.testing.assert_array_equal, *started)
     assert f"hierarchical VAE of 4 latents, a VDM of T = {num_steps}" == chain.facts().words
     (a, error_a), (b, error_b) = (mean_total(model, params, image) for model in (chain, vdm))
@@ -105,7 +105,8 @@ def test_each_kind_has_a_finite_bound_learns_and_samples_levels(hierarchy, model
     batch = {"images": jnp.asarray(images), "conditioning": jnp.zeros(64)}
     mesh = sharding.make_mesh(jax.devices()[:1])
     training = step.Training(made, optimizer.make(1e-2), 0.9, jax.random.key(1))
-    state = step.init_state(made, training.optimizer, jax.random.key(0))
+    start = jax.jit(lambda key: step.init_state(made, training.optimizer, key))
+    state = start(jax.random.key(0))
 
     @jax.jit
     def trained(state):
@@ -122,7 +123,8 @@ def test_each_kind_has_a_finite_bound_learns_and_samples_levels(hierarchy, model
     np.testing.assert_allclose(metrics["bpd"], parts, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: np.any(a != b), params, state.params)
     assert all(jax.tree.leaves(moved))
-    drawn = np.asarray(made.sample(state.ema_params, jax.random.key(2), jnp.zeros(200), 5))
+    sample = jax.jit(lambda params: made.sample(params, jax.random.key(2), jnp.zeros(200), 5))
+    drawn = np.asarray(sample(state.ema_params))
     assert drawn.shape == (200, *SHAPE) and np.issubdtype(drawn.dtype, np.integer)
     assert drawn.min() >= 0 and drawn.max() < levels and drawn.std() > 0.3
 
@@ -158,7 +160,7 @@ def test_a_density_is_that_of_continuous_data(hierarchy):
     assert (model.facts().levels, model.pixel_levels) == (None, LEVELS)
     params = disturbed(model)
     terms = terms_of(model, params, image_of(1, 2))
-    drawn = model.sample(params, jax.random.key(0), jnp.zeros(20), 3)
+    drawn = jax.jit(lambda p: model.sample(p, jax.random.key(0), jnp.zeros(20), 3))(params)
     assert jnp.issubdtype(drawn.dtype, jnp.integer) and drawn.max() < LEVELS
     if hierarchy:
         return
@@ -265,7 +267,7 @@ def test_dropout_acts_in_training_alone_and_fields_of_the_vdm_are_the_settings()
     assert model.end_points is None
     c = config(gamma="monotone", gamma_objective="variance")
     model = make_model(c, SHAPE, LEVELS)
-    assert model.end_points in model.init(jax.random.key(0))["gamma"]
+    assert model.end_points in jax.eval_shape(model.init, jax.random.key(0))["gamma"]
 
 
 def test_a_network_of_pixels_is_the_one_of_its_name():

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shared_runs
 import tiny
 import vdmz
 
 from experiments import compress
 from experiments.export import export
-from vdm_jax import loss
 from vdm_jax.data import Condition, load
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report import value
@@ -65,22 +65,22 @@ def test_it_evaluates_and_compresses_as_its_run(digits_run, model_file, tmp_path
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vdmz.digits(6))
 
 
-def test_a_training_starts_from_a_file_or_a_run(digits_run, model_file, tmp_path, capsys):
+def test_a_training_starts_from_a_file(digits_run, model_file, tmp_path, capsys):
+    """From a run's folder: tests/thorough/test_restarts.py."""
     config = tiny.config()
     config.model.update(network="mlp", head="levels")
     config.optimizer.learning_rate = 1e-12
     config.optimizer.weight_decay = 0.0
     config.train.update(steps=10, checkpoint_every=10)
     config.sample.update(num_steps=1, count=1)
-    wanted = averaged(digits_run, 60)
-    for name, given in (("file", model_file), ("run", digits_run)):
-        training.train(config, tmp_path / name, Options(init_from=str(given)))
-        assert f"starting from the parameters of {given}, step 60" in capsys.readouterr().out
-        for found, leaf in zip(
-            jax.tree.leaves(averaged(tmp_path / name, 10)), jax.tree.leaves(wanted), strict=True
-        ):
-            same = leaf if name == "run" else jnp.asarray(leaf, jnp.float16).astype(jnp.float32)
-            np.testing.assert_allclose(found, same, rtol=0, atol=1e-9)
+    training.train(config, tmp_path, Options(init_from=str(model_file)))
+    assert f"starting from the parameters of {model_file}, step 60" in capsys.readouterr().out
+    pairs = zip(
+        *(jax.tree.leaves(averaged(*of)) for of in ((tmp_path, 10), (digits_run, 60))), strict=True
+    )
+    for found, leaf in pairs:
+        rounded = jnp.asarray(leaf, jnp.float16).astype(jnp.float32)
+        np.testing.assert_allclose(found, rounded, rtol=0, atol=1e-9)
 
 
 def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys):
@@ -103,25 +103,11 @@ def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys
         export(["export", "-o", "x.npz"])
 
 
-def bound_of(of, images, draws):
-    """The mean bound of images by a model of the package, in bits per dim."""
-    shape, levels, _ = pretrained.images_told(of)
-    model = training.make_model(of.config, shape, levels)
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    params = pretrained.parameters(of, expected, sharding.make_mesh(jax.devices()[:1]))
-    bound = jax.jit(lambda params, key: model.bind(params).elbo(key, jnp.asarray(images)).total)
-    nats = np.mean([bound(params, jax.random.key(n)) for n in range(draws)])
-    return loss.bits_per_dim(nats, shape)
-
-
-def test_the_photographs_model_is_better_than_jpeg_xl_on_photographs(tmp_path):
-    """On 16 test crops of each photograph; JPEG-XL needs 3.88 bits per dim of all of them."""
-    of = pretrained.read("photos")
-    images = load("photos32", data_dir=tmp_path)
+def test_the_photographs_model_is_of_the_photographs(tmp_path):
+    """That it is better than JPEG-XL on them: tests/thorough/test_pretrained.py."""
+    of, images = pretrained.read("photos"), load("photos32", data_dir=tmp_path)
     assert pretrained.images_told(of) == ((32, 32, 3), 256, Condition())
     assert of.data["fingerprint"] == images.fingerprint and of.step == 5000
-    chosen = [np.flatnonzero(images.source["test"] == n)[:16] for n in range(5)]
-    assert 3.0 < bound_of(of, images.test[np.concatenate(chosen)], draws=2) < 3.75
 
 
 def test_the_digits_model_has_the_figure_of_its_card(tmp_path):
@@ -129,7 +115,7 @@ def test_the_digits_model_has_the_figure_of_its_card(tmp_path):
     of, images = pretrained.read("digits"), load("digits", data_dir=tmp_path)
     assert pretrained.images_told(of) == ((8, 8, 1), 17, Condition())
     assert of.data["fingerprint"] == images.fingerprint and of.step == 5000
-    assert abs(bound_of(of, images.test, draws=4) - 1.6972) < 2 * 0.02
+    assert abs(shared_runs.bound_of(of, images.test, draws=4) - 1.6972) < 2 * 0.02
     assert set(pretrained.NAMES) == {"digits", "photos"}
 
 

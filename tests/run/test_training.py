@@ -1,4 +1,4 @@
-"""A run: what it leaves, that a stop in the middle of a call changes nothing, and its memory."""
+"""A run: what it leaves, what is refused and told, and its memory."""
 
 import json
 import shutil
@@ -7,7 +7,6 @@ import signal
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
 from PIL import Image
 
 from vdm_jax.errors import UserError
@@ -15,14 +14,6 @@ from vdm_jax.run import defaults, training
 from vdm_jax.train import memory
 from vdm_jax.train.interrupts import Stopped
 from vdm_jax.train.logging import read_metrics
-
-
-def config_of(workdir, **changes):
-    """The settings of a run, with changes as train__steps=3."""
-    config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
-    with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config
 
 
 def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(digits_run):
@@ -44,20 +35,16 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_result(digits_run):
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(
-    digits_run, tmp_path, capsys
-):
-    """33 is no multiple of steps_per_call; and a finished run is only evaluated again."""
-    training.train(config_of(digits_run, train__steps=33, eval__every=33), tmp_path)
-    for said in ("going on from step 33", "going on from step 60"):
-        training.train(config_of(digits_run), tmp_path)
-        out = capsys.readouterr().out
-        assert said in out and "\nfinal evaluation: 360 images, " in out
-        left = (
-            "checkpoints, config.json, loss.png, metrics.jsonl, result.json, samples, tensorboard"
-        )
-        assert out.splitlines()[-1] == f"{tmp_path} holds {left}"
-        tiny.assert_same_run(digits_run, tmp_path)
+def test_a_finished_run_is_only_evaluated_again(digits_run, tmp_path, capsys):
+    """That a stopped one ends with the same bits: tests/thorough/test_restarts.py, test_fit."""
+    others = shutil.ignore_patterns("evaluation", "sampling")
+    workdir = shutil.copytree(digits_run, tmp_path / "w", ignore=others)
+    training.train(tiny.config_of(digits_run), workdir)
+    out = capsys.readouterr().out
+    assert "going on from step 60" in out and "\nfinal evaluation: 360 images, " in out
+    left = "checkpoints, config.json, loss.png, metrics.jsonl, result.json, samples, tensorboard"
+    assert out.splitlines()[-1] == f"{workdir} holds {left}"
+    tiny.assert_same_run(digits_run, workdir)
 
 
 def test_short_runs_tell_how_far_the_average_of_the_parameters_lags():
@@ -68,7 +55,7 @@ def test_short_runs_tell_how_far_the_average_of_the_parameters_lags():
 def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_path):
     workdir = shutil.copytree(digits_run, tmp_path / "w")
     with tiny.one_device(), pytest.raises(UserError, match=r"\(config.optimizer.b1: 0.9 -> 0.8\)"):
-        training.train(config_of(digits_run, optimizer__b1=0.8), workdir)
+        training.train(tiny.config_of(digits_run, optimizer__b1=0.8), workdir)
     assert json.loads((workdir / "config.json").read_text())["config"]["optimizer"]["b1"] == 0.9
 
 

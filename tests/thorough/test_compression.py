@@ -36,6 +36,26 @@ def test_any_images(shape, levels, count, num_steps, grid, gamma_min, seed, reve
     np.testing.assert_array_equal(model.decompress(content)[0], images)
 
 
+def test_blocks_of_all_kinds_in_one_file():
+    """Noise stays raw, a value that the model hardly knows goes to the simple one alone; what the
+    summary says is of the images by the VDM, whatever the others are."""
+    rng, count, shape = np.random.default_rng(0), 9, (9, 4, 4, 1)
+    usual, noise = rng.integers(80, 90, shape, np.uint8), rng.integers(0, 256, shape, np.uint8)
+    plain = np.full(shape, 255, np.uint8)
+    plain[:4] = noise[:4]  # as seeds they have bits enough
+    images, model = np.concatenate([usual, noise, plain]), known.model(levels=256)
+    content, summary = model.compress(images, num_steps=20, blocks=3)
+    np.testing.assert_array_equal(model.decompress(content)[0], images)
+    header, payload = file.unpack(content)
+    assert [block.mode for block in header.blocks] == [file.CHAIN, file.RAW, file.FALLBACK]
+    assert (summary.coded, summary.raw) == (count - header.blocks[0].seeds, count)
+    assert summary.seeds == count + header.blocks[0].seeds
+    other, alone = model.compress(np.concatenate([usual, plain, noise]), 20, blocks=3)
+    size = header.blocks[0].size
+    assert payload[:size] == file.unpack(other)[1][:size]  # lanes don't mix
+    assert (summary.net, summary.bound) == pytest.approx((alone.net, alone.bound), abs=1e-6)
+
+
 @pytest.mark.usefixtures("compiled_once")
 def test_a_published_checkpoint(tmp_path, capsys):
     """It is untrained: with it nothing gets smaller, and images are kept as raw pixels."""

@@ -189,3 +189,15 @@ def test_a_process_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
     done = run("digits", f"--workdir={tmp_path}", *flags, "--peer_timeout=5")
     assert done.returncode == -signal.SIGABRT and "DEADLINE_EXCEEDED" in done.stderr
     assert "waiting at most 5 s for the other processes; if one doesn't come, JAX" in done.stdout
+
+
+def test_two_processes_meet_take_turns_and_must_agree(tmp_path):
+    """They find each other's values, work one after the other, and are told how they differ."""
+    with several.processes(tmp_path / "t", [SEVERAL, "meet", tmp_path]) as running:
+        assert running.wait(240) == [2, 2], running.errors(0) + running.errors(1)
+        said = f"error: process 1 on {platform.node()} differs from process 0 (a.b: 0 -> 1 there);"
+        for number in (0, 1):
+            assert running.last_error(number).startswith(said)
+        assert "met" in running.output(0).splitlines() and running.output(1) == ""
+    assert (tmp_path / "turns").read_text() == "0 1 "
+    assert list((tmp_path / "run").iterdir()) == []

@@ -50,6 +50,27 @@ def stopped(undisturbed, tmp_path):
     return tmp_path / "w"
 
 
+def test_a_run_stopped_in_the_middle_of_a_call_and_lengthened_is_the_same(
+    undisturbed, tmp_path, capsys
+):
+    """33 is no multiple of steps_per_call."""
+    short = tiny.config_of(undisturbed, train__steps=33, eval__every=33)
+    training.train(short, tmp_path)
+    training.train(tiny.config(), tmp_path)
+    assert "going on from step 33" in capsys.readouterr().out
+    tiny.assert_same_run(undisturbed, tmp_path)
+
+
+def test_a_training_starts_from_the_parameters_of_a_run(undisturbed, tmp_path, capsys):
+    config = tiny.config_of(
+        undisturbed, optimizer__learning_rate=1e-12, optimizer__weight_decay=0.0, train__steps=10
+    )
+    training.train(config, tmp_path, Options(init_from=str(undisturbed)))
+    assert f"starting from the parameters of {undisturbed}, step 60" in capsys.readouterr().out
+    found, wanted = (tiny.state_of(workdir)["ema_params"] for workdir in (tmp_path, undisturbed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), found, wanted)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_only_when_told_to(stopped, undisturbed, capsys):
     newest = stopped / "checkpoints" / "40"
     files = (file for file in newest.rglob("*") if file.is_file())

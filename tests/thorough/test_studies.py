@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import toy_vdm
 from ml_collections import ConfigDict
 from test_collectives import (  # on four devices too
     test_parameters_are_gathered_once_and_gradients_summed_once_a_step,  # noqa: F401
 )
 
-from experiments import ladder, paper_tables, toy2d, toy_figure, trainings
+from experiments import ladder, paper_tables, pictures, toy2d, toy_figure, trainings
 from experiments.benchmarks import speed
+from vdm_jax import schedule
 from vdm_jax.data import points
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, training
@@ -177,3 +179,23 @@ def test_a_small_benchmark_fills_its_page(tmp_path, monkeypatch):
         assert f"| {row['name']} | {row['compile']:.1f}" in page
     assert found["loader"] > 100
     assert json.loads((tmp_path / "w" / "bench.json").read_text()) == found
+
+
+def test_costs_are_those_of_the_closed_form_and_a_learned_schedule_nears_the_least_square():
+    """Of `steep` a unit of gamma costs half the mean of (eps - e^(gamma / 2))^2 in each dimension.
+
+    No schedule between two end points has a smaller mean square of a draw than one for which it is
+    the same at every t, (int rms dgamma)^2 with the root mean square of what a unit costs.
+    """
+    many = np.tile(toy_vdm.IMAGES.test, (40, 1, 1, 1))
+    of = toy_vdm.subject(toy_vdm.steep, 2400, test=many)
+    ends = toy_vdm.GAMMA_0, toy_vdm.GAMMA_1
+    learned = pictures.learn_schedule(of)
+    schedules = {"line": {"gamma": schedule.linear(*ends)}, "learned": {"gamma": learned}}
+    rows = paper_tables.measure_schedules(of, schedules, 10)
+    line, mean = pictures.cost(rows[0])
+    np.testing.assert_allclose(mean, (1.0 + np.exp(line)) / (2.0 * np.log(2.0)), rtol=0.15)
+    np.testing.assert_allclose(np.asarray(learned(jnp.array([0.0, 1.0]))), ends, rtol=1e-5)
+    before, after = (np.asarray(row["profile"]["rms"]) for row in rows)
+    least, (square, found) = before.mean() ** 2, ((of**2).mean() for of in (before, after))
+    assert square > 3.0 * least and found < 1.1 * least

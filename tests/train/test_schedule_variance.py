@@ -47,7 +47,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     For the shape they agree only as integrals over t, here by the midpoint rule at one noise.
     """
     model, key, count = monotone_model(), jax.random.key(3), 4000
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     one = one_batch(1)
     batch = {name: jnp.repeat(jnp.asarray(value), count, axis=0) for name, value in one.items()}
     eps_0, eps, _ = loss.draw(key, (1, *SHAPE))
@@ -68,7 +68,7 @@ def test_it_is_the_gradient_of_the_bound_and_of_the_mean_square(x64, monkeypatch
     assert_close(got["gamma"][END_POINTS], of_bound["gamma"][END_POINTS], 1e-8)
     for name in ("l2", "l3"):
         assert_close(got["gamma"][name], of_square["gamma"][name], 2e-3)
-    expected = terms_of(quiet, params, batch, key)
+    expected = jax.jit(lambda params: terms_of(quiet, params, batch, key))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-10, 1e-14), terms, expected)
 
 
@@ -82,11 +82,12 @@ def assert_close(a, b, rtol):
 def test_a_step_takes_this_gradient_with_the_dropout_of_the_bound():
     model, key, batch = monotone_model(), jax.random.key(5), one_batch()
     training = step.Training(model, optax.sgd(0.1), 0.9, key)
-    state = step.init_state(model, training.optimizer, jax.random.key(0))
-    new, metrics = step.update(state, batch, training)
+    start = jax.jit(lambda key: step.init_state(model, training.optimizer, key))
+    state = start(jax.random.key(0))
+    new, metrics = jax.jit(lambda *args: step.update(*args, training))(state, batch)
     key = jax.random.fold_in(key, 0)
-    grads, terms = variance.gradient(model)(state.params, batch, key)
-    expected = terms_of(model, state.params, batch, key)
+    grads, terms = jax.jit(variance.gradient(model))(state.params, batch, key)
+    expected = jax.jit(lambda params: terms_of(model, params, batch, key))(state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), terms, expected)
     bpd = loss.bits_per_dim(expected.total.mean(), SHAPE)
     np.testing.assert_allclose(metrics["bpd"], bpd, rtol=1e-4)
@@ -95,23 +96,29 @@ def test_a_step_takes_this_gradient_with_the_dropout_of_the_bound():
 
 def test_padding_plays_no_part():
     """The terms of the bound with a mask, whatever the padding holds, and one gradient."""
-    plain, params, batch = monotone_model(), monotone_model().init(jax.random.key(0)), one_batch()
+    plain, batch = monotone_model(), one_batch()
+    params = jax.jit(plain.init)(jax.random.key(0))
     images, key = jnp.asarray(batch["images"]), jax.random.key(1)
     mask = jnp.broadcast_to(jnp.arange(SHAPE[0]).reshape(-1, *(1 for _ in SHAPE[1:])) < 1, SHAPE)
     mask = jnp.broadcast_to(mask, images.shape)
     model = plain._replace(bind=lambda *args, mask=None: plain.bind(*args)._replace(mask=mask))
-    found = []
+    gradient, found = jax.jit(variance.gradient(model)), []
     for fill in (0, 1):
         padded = batch | {"images": jnp.where(mask, images, fill), "mask": mask}
-        found.append(jax.jit(variance.gradient(model))(params, padded, key))
+        found.append(gradient(params, padded, key))
     jax.tree.map(np.testing.assert_array_equal, *found)
     key_elbo, key_dropout = jax.random.split(key)
-    bound = model.bind(params, batch["conditioning"], key_dropout, mask=mask)
-    expected = bound.elbo(key_elbo, images)
+
+    @jax.jit
+    def terms(params):
+        bound = model.bind(params, batch["conditioning"], key_dropout, mask=mask)
+        return bound.elbo(key_elbo, images)
+
+    expected = terms(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), found[0][1], expected)
 
 
 def test_it_needs_continuous_time():
     model = monotone_model().with_fields(num_steps=10)
     with pytest.raises(ValueError, match="needs continuous time, num_steps=None"):
-        variance.gradient(model)(model.init(jax.random.key(0)), one_batch(), jax.random.key(0))
+        variance.gradient(model)({}, one_batch(), jax.random.key(0))

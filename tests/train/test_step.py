@@ -14,8 +14,10 @@ from vdm_jax.train import optimizer, sharding, step
 
 KEY = jax.random.key(5)
 ADAMW = optimizer.make(1e-2)
+MLP = mlp_model()
 
 
+@functools.cache
 def fresh(model):
     return jax.jit(lambda key: step.init_state(model, ADAMW, key))(jax.random.key(0))
 
@@ -29,8 +31,8 @@ def updated(model, state, batch, accumulate=1):
 def compiled(devices, accumulate, count):
     """One program, and a first state on the host, for all tests of these sizes."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    training = step.Training(mlp_model(), ADAMW, 0.9, KEY, accumulate, count, max_skipped=3)
-    return mesh, step.make_step(training, mesh), jax.device_get(fresh(mlp_model()))
+    training = step.Training(MLP, ADAMW, 0.9, KEY, accumulate, count, max_skipped=3)
+    return mesh, step.make_step(training, mesh), jax.device_get(fresh(MLP))
 
 
 def run(data, bounds, devices=1, accumulate=1):
@@ -57,7 +59,7 @@ def bpd(model, batch, key):
 
 def test_update_is_adamw_on_the_mean_bound_with_an_average_behind_it():
     """With the key of the step: the training key with the step's number folded in."""
-    model, batch = mlp_model(), one_batch(8)
+    model, batch = MLP, one_batch(8)
     state = fresh(model)._replace(step=jnp.int32(7))
     new, metrics = updated(model, state, batch)
     of = jax.jit(jax.value_and_grad(bpd(model, batch, jax.random.fold_in(KEY, 7))))
@@ -86,9 +88,9 @@ def test_accumulation_is_the_mean_over_interleaved_parts():
     state = fresh(model)._replace(params={"c": jnp.full((2, 2, 1), 0.3)})
     _, metrics = updated(model, state, batch, accumulate=3)
     values, grads = [], []
+    of = jax.jit(lambda batch, key: jax.value_and_grad(bpd(model, batch, key))(state.params))
     for i, key in enumerate(jax.random.split(jax.random.fold_in(KEY, 0), 3)):
-        of = jax.value_and_grad(bpd(model, {k: v[i::3] for k, v in batch.items()}, key))
-        value, grad = of(state.params)
+        value, grad = of({k: v[i::3] for k, v in batch.items()}, key)
         values.append(value)
         grads.append(grad["c"])
     np.testing.assert_allclose(metrics["bpd"], np.mean(values), rtol=1e-5)
@@ -136,7 +138,7 @@ def test_batches_of_unequal_or_too_few_rows_are_refused():
     batch = {**one_batch(8), "conditioning": np.zeros(1, np.float32)}
     _, step_fn, state = compiled(1, 1, 8)
     with pytest.raises(AssertionError, match="different shape prefixes"):
-        updated(mlp_model(), state, batch)
+        updated(MLP, state, batch)
     with pytest.raises(AssertionError, match="shape prefix"):
         step_fn.lower(state, batches(7, 8), 0, 8)
 
