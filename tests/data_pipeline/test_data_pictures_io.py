@@ -165,8 +165,8 @@ def test_files_that_are_not_taken(tmp_path):
     np.savez(tmp_path / "a.npz", IMAGES)
     put(tmp_path, "one.png", IMAGES[0])
     path.write_text("hello")
-    for name in ("a.npz", "one.png", "a.npy"):
-        refused(tmp_path / name, f"{name} can't be read .*; wanted an .npy of integers .* folder")
+    for name, said in (("a.npz", "is an .npz"), ("one.png", "can't be"), ("a.npy", "can't be")):
+        refused(tmp_path / name, f"{name} {said}.*; wanted an .npy of integers .* folder")
     refused(tmp_path / "no.npy", "no.npy is not there")
 
 

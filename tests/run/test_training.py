@@ -85,7 +85,7 @@ def test_a_signal_outside_the_loop_ends_the_run_and_says_where_it_goes_on(digits
 )
 def test_what_a_step_needs_is_said_before_the_first(free, most, out, warned, monkeypatch, capsys):
     room = None if free is None else memory.Room(free * 2**30, most * 2**30)
-    monkeypatch.setattr(memory, "need", lambda compiled: 2 * 2**30)
+    monkeypatch.setattr(memory, "need", lambda compiled, device: 2 * 2**30)
     monkeypatch.setattr(memory, "room", lambda device: room)
     config = defaults.get_config()
     training._check_room(config, None)
