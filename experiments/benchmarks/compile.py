@@ -42,6 +42,7 @@ from vdm_jax.train.interrupts import Stop
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10.py"
 PROGRAMS = ("step", "evaluation", "sampler")
+IMAGES = {"cifar10": "32x32x3", "photos32": "32x32x3", "mnist": "28x28x1", "digits": "8x8x1"}
 
 
 class Row(NamedTuple):
@@ -76,7 +77,8 @@ def run(argv: list[str]) -> list[Row]:
     if options["official-code"]:
         programs["published step"] = published(of, Path(options["official-code"]))
     for name, traced in programs.items():
-        print(f"compiling {name} for {target.name}", flush=True)
+        size = "x".join(map(str, options["image"]))
+        print(f"compiling {name} for {target.name}, images of {size}", flush=True)
         rows.append(_compiled(name, traced, target, folder))
     print("", *tables(rows, target), sep="\n\n")
     if folder:
@@ -89,7 +91,7 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     text, number, _ = cli.definers(values)
     text("target", f"chips to compile for, as {targets.EXAMPLES}", "v5p:1x1x1")
     text("programs", "which of them", ",".join(PROGRAMS))
-    text("image", "size and channels of the images", "32x32x3")
+    text("image", "size and channels of the images, as 32x32x3; default: those of the data")
     number("levels", "of a pixel", 256, 2, 256)
     number("classes", "of the images, where config.data.class_labels is set", 1000)
     text("official-code", "a copy of the published repository")
@@ -107,14 +109,21 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     except Exception as error:  # a configuration file is a program: it may do this
         raise UserError(cli.one_line(error, argv)) from error
     check_config(config)
+    options["image"] = options["image"] or _size(config.data.name)
     names = "|".join(PROGRAMS)
     for name, pattern in (("image", r"\d+x\d+x[13]"), ("programs", rf"({names})(,({names}))*")):
         if not re.fullmatch(pattern, options[name]):
-            said = f"--{name}={options[name]}: wanted such as {values[name].default}"
+            said = f"--{name}={options[name]}: wanted such as {values[name].default or '32x32x3'}"
             raise UserError(said)
     options["image"] = tuple(map(int, options["image"].split("x")))
     options["programs"] = options["programs"].split(",")
     return {name: value for name, value in options.items() if "config" not in name}, config
+
+
+def _size(data: str) -> str:
+    """Returns the size of a data set's images, "" of one whose name doesn't tell it."""
+    found = re.search(r"\d+x\d+$", data)
+    return f"{found[0]}x3" if found else IMAGES.get(data, "")
 
 
 def _mesh(devices: Sequence[jax.Device], shard_params: int) -> Mesh:
