@@ -12,9 +12,8 @@ the test set. None of them has been reproduced with this code yet.
 * aug_paper: as in the paper, with attention after every block (139 M parameters), 1024 images a
   step, and a schedule that minimises the variance of the loss. 2.49 (paper, table 1).
 * fast: a U-Net of three resolutions with Wiener filters (docs/photos.md), 40.2 M parameters,
-  bfloat16, 200,000 steps of Muon: for one GPU. An image costs 7.7 GFLOP forward and some 23 with
-  the backward pass, where the plain network's takes 156. A step of 128, compiled for a TPU v5p,
-  has a peak of 1.7 GiB. No bits per dim is known for it.
+  bfloat16, 200,000 steps of Muon: for one GPU. 7.7 GFLOP an image forward, 23 with the backward
+  pass (plain: 156); a peak of 1.7 GiB compiled for a TPU v5p. No bits per dim is known for it.
 * tiny: 2 blocks of 64 channels, 2,000 steps: shows on a laptop that everything works. No published
   figure.
 
