@@ -16,7 +16,7 @@ MODULES = {
         "tensorboardX",
     ),
 }  # fmt: skip
-MODULES["all"] = (*MODULES["nn"], *MODULES["ode"], *MODULES["train"])  # JAX brings SciPy
+MODULES["all"] = (*MODULES["nn"], *MODULES["ode"], *MODULES["train"])
 
 
 def need(extra: str) -> None:

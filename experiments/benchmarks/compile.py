@@ -111,7 +111,10 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     check_config(config)
     options["image"] = options["image"] or _size(config.data.name)
     names = "|".join(PROGRAMS)
-    for name, pattern in (("image", r"\d+x\d+x[13]"), ("programs", rf"({names})(,({names}))*")):
+    for name, pattern in (
+        ("image", r"([1-9]\d*x){2}[13]"),
+        ("programs", rf"({names})(,({names}))*"),
+    ):
         if not re.fullmatch(pattern, options[name]):
             said = f"--{name}={options[name]}: wanted such as {values[name].default or '32x32x3'}"
             raise UserError(said)

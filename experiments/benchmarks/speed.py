@@ -64,10 +64,11 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     values = _flags()
     options, _ = cli.parse_flags(values, argv, __doc__)
     workdir, page = tables.places(options, "benchmarks.md", TABLES)
+    modes = _modes(options["modes"])
     jax.config.update("jax_enable_compilation_cache", False)  # what is timed here is compiling
     options["batch_size"] = options["batch_size"] or (128 if jax.default_backend() == "gpu" else 4)
     found: dict[str, Any] = {"options": options, "machine": _machine()}
-    found |= {"steps": _contend(options), "loader": _loader()}
+    found |= {"steps": _contend(options, modes), "loader": _loader()}
     room = memory.room(jax.devices()[0])
     found["memory"] = room and room.most
     files.write_json(workdir / "bench.json", found)
@@ -77,13 +78,19 @@ def bench(argv: list[str]) -> Mapping[str, Any]:
     return found
 
 
-def _contend(options: Mapping[str, Any]) -> list[Row]:
-    modes = MODES | (ON_GPU if jax.default_backend() == "gpu" else {})
-    modes = {name: of for name, of in modes.items() if re.search(options["modes"], name)}
-    if not modes:
-        raise UserError(
-            f"--modes={options['modes']}: no mode has that; there are {', '.join(MODES)}"
-        )
+def _modes(pattern: str) -> dict[str, dict[str, Any]]:
+    """Returns the modes whose names have a pattern. Raises UserError if there is none."""
+    known = MODES | (ON_GPU if jax.default_backend() == "gpu" else {})
+    try:
+        found = {name: changes for name, changes in known.items() if re.search(pattern, name)}
+    except re.error as error:
+        raise UserError(f"--modes={pattern} is no regular expression: {error}") from error
+    if not found:
+        raise UserError(f"--modes={pattern}: no mode has that; there are {', '.join(known)}")
+    return found
+
+
+def _contend(options: Mapping[str, Any], modes: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     configs = {name: _config(options, changes) for name, changes in modes.items()}
     # What a process compiles first takes longer: nothing of that is counted.
     contenders.ours(*next(iter(configs.items())))

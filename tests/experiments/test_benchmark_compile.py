@@ -147,6 +147,7 @@ def test_the_tables_tell_what_is_estimated_and_compare_with_the_published_step()
         ("--target=", "^--target=: wanted one"),
         ("--programs=step,stop", "^--programs=step,stop: wanted such as step,evaluation,sampler"),
         ("--image=32", "^--image=32: wanted such as 32x32x3"),
+        ("--image=0x32x3", "^--image=0x32x3: wanted such as 32x32x3"),
         ("--config.data.name=arrays", "^--image=: wanted such as 32x32x3"),
         ("--config=nowhere.py", r"^--config=nowhere\.py can't be loaded: there is no file"),
         ("--config.model.width=3", "there is no setting width"),

@@ -35,6 +35,8 @@ def test_what_is_missing_is_told_before_anything_is_measured(tmp_path):
     for arguments, message in (
         ([], "--workdir=DIR is missing"),
         ([where, f"--out={tmp_path}"], r"there is no page .*benchmarks\.md"),
+        ([where, "--modes=float8"], "--modes=float8: no mode has that; there are ours, remat"),
+        ([where, "--modes=("], r"--modes=\( is no regular expression: missing \)"),
     ):
         with pytest.raises(UserError, match=message):
             speed.bench(["bench", *arguments])
