@@ -75,13 +75,15 @@ def installed(request, wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
     about = f"vdm_jax-{vdm_jax.__version__}.dist-info/"
     files = {name for name in names if not name.startswith(about)}
     there = {*(ROOT / "vdm_jax").rglob("*.py"), *(ROOT / "vdm_jax").rglob("*.npz")}
     there |= {*(ROOT / "vdm_jax").rglob("*.mplstyle"), ROOT / "vdm_jax" / "py.typed"}
     assert files == {path.relative_to(ROOT).as_posix() for path in there}
     assert {f"{about}licenses/LICENSE", f"{about}METADATA"} <= set(names)
+    assert b"\nProject-URL: Paper, https://arxiv.org/abs/" in archive.read(f"{about}METADATA")
 
 
 def test_the_library_example_computes_with_the_core_alone(installed, tmp_path):
