@@ -3,6 +3,7 @@
 import os
 import pydoc
 import re
+import time
 from importlib.resources import files as resources
 from inspect import ismodule
 from pathlib import Path
@@ -27,7 +28,9 @@ def on_files(files: Any, config: Any) -> Any:
         notebook = nbformat.read(path, as_version=4)
         if os.environ.get("NOTEBOOKS") != "no":
             at = {"metadata": {"path": str(Path(config.docs_dir).parent)}}
-            ExecutePreprocessor(timeout=None, kernel_name="python3").preprocess(notebook, at)
+            began = time.monotonic()
+            ExecutePreprocessor(timeout=180, kernel_name="python3").preprocess(notebook, at)
+            print(f"{path.name}: {time.monotonic() - began:.0f} s")
             CoalesceStreamsPreprocessor().preprocess(notebook, {})
         text, found = MarkdownExporter().from_notebook_node(notebook)
         for name, content in found["outputs"].items():
