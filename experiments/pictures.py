@@ -5,7 +5,8 @@
 MODEL is a run's folder, a model's file or the name of one in the package; without any, digits and
 photos. Leaves noise_and_back.png: test images of MODEL on their way to noise, and from there to
 others; noise_levels.png: the loss of both models per unit of gamma; learned_schedule.png: a
-schedule learned for the network of MODEL as it is, beside a line.
+schedule learned for the network of MODEL as it is, beside a line; samples.png: samples of OTHER,
+or of MODEL without one, beside test images.
 """
 
 import sys
@@ -22,18 +23,19 @@ from absl import flags
 from experiments.paper_tables import draw_schedules, measure_schedules
 from vdm_jax import loss, process, sampling, schedule, timestep
 from vdm_jax.evaluation.likelihood import Row
-from vdm_jax.evaluation.sample_quality import conditioning_of
+from vdm_jax.evaluation.sample_quality import Drawer, conditioning_of
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.nn.gamma import END_POINTS, MonotoneGamma
 from vdm_jax.rule import Rule
 from vdm_jax.run import build, cli, restore
 from vdm_jax.train import fit
 from vdm_jax.train.model import Model, Params
-from vdm_jax.train.plots import figure
+from vdm_jax.train.plots import figure, image_grid
 from vdm_jax.types import Gamma, Key, Tensor
 from vdm_jax.vdm import VDM
 
 ROWS, COLUMNS, BETWEEN = 5, 7, 40  # of a chain: images, noise levels shown, steps between two
+SHOWN, SAMPLED = 36, Rule("dpm_solver", 50)  # samples, and how
 STEPS = 400  # of the schedule's training
 
 
@@ -51,8 +53,21 @@ def pictures(argv: list[str]) -> list[Row]:
     rows.append(_measured(subjects[0], learn_schedule(subjects[0]), "learned"))
     title = "A schedule learned for the least variance of the loss"
     draw_schedules(out / "learned_schedule.png", title, [rows[0], rows[-1]])
-    print(f"{out}: noise_and_back.png, noise_levels.png, learned_schedule.png")
+    _draw_samples(out / "samples.png", subjects[-1])
+    print(f"{out}: noise_and_back.png, noise_levels.png, learned_schedule.png, samples.png")
     return rows
+
+
+def _draw_samples(path: Path, of: Subject) -> None:
+    count, test = min(SHOWN, len(of.images.test)), of.images.test
+    drawn = Drawer(of, SAMPLED).draw(SAMPLED, count, 0)
+    both = drawn, test[:: len(test) // count][:count]
+    titles = f"samples, {SAMPLED.num_steps} steps of {SAMPLED.sampler}", "test images"
+    with figure(path, f"Samples: {of.images.name}", (12, 6.6), (1, 2)) as axes:
+        for one, images, title in zip(axes, both, titles, strict=True):
+            one.imshow(image_grid(images, of.images.levels), cmap="gray", vmin=0, vmax=255)
+            one.set_title(title)
+            one.axis("off")
 
 
 def _ends(of: Subject) -> tuple[float, float]:

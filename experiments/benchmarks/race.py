@@ -166,6 +166,7 @@ def _plot(found: Rows, path: Path) -> None:
                 took, bpd = [row[key] for row in rows], [row["bpd"] for row in rows]
                 axis.plot(took, bpd, marker="o", label=name)
             axis.set(xscale="log", xlabel=label, ylabel="test bits per dim")
+            axis.set_ylim(top=1.3 * max(row["bpd"] for row in found))  # the legend lies above
 
 
 TABLES = {"race": _table}
