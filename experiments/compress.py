@@ -7,8 +7,8 @@
 
 INPUT is a folder of pictures or an .npy, of the size and levels that the model was trained on;
 experiments.decompress gives it back, pixel for pixel (docs/vdmz.md has the format). It needs the
-same model: the run's config.json and that checkpoint. More steps make the file smaller and take
-longer. What was written is decoded and compared before it gets its name.
+same model: that checkpoint of the run, which holds its settings, or that file. More steps make the
+file smaller and take longer. What was written is decoded and compared before it gets its name.
 """
 
 import dataclasses
