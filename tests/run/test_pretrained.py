@@ -103,6 +103,16 @@ def test_what_does_not_fit_or_is_damaged_is_refused(model_file, tmp_path, capsys
         export(["export", "-o", "x.npz"])
 
 
+@pytest.mark.parametrize("name", pretrained.NAMES)
+def test_a_flipped_bit_of_a_parameter_is_refused(name, tmp_path):
+    content = bytearray((pretrained.FOLDER / f"{name}.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(UserError, match="bad.npz is damaged.*CRC-32 for file '.*kernel") as refused:
+        pretrained.read(str(tmp_path / "bad.npz"))
+    assert "\n" not in str(refused.value)
+
+
 def test_the_photographs_model_is_of_the_photographs(tmp_path):
     """That it is better than JPEG-XL on them: tests/thorough/test_pretrained.py."""
     of, images = pretrained.read("photos"), load("photos32", data_dir=tmp_path)
