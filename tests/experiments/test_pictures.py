@@ -41,7 +41,7 @@ def test_the_command_draws_a_trained_model(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "learn_schedule", lambda *_: schedule.linear(*ENDS))
     with tiny.one_device():
         rows = pictures.pictures(["pictures", str(digits_run), f"--out={tmp_path}"])
-    for name in ("noise_and_back", "noise_levels", "learned_schedule"):
+    for name in ("noise_and_back", "noise_levels", "learned_schedule", "samples"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 400
     result = json.loads((digits_run / "result.json").read_text())

@@ -108,9 +108,9 @@ def test_a_flipped_bit_of_a_parameter_is_refused(name, tmp_path):
     content = bytearray((pretrained.FOLDER / f"{name}.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(UserError, match="bad.npz is damaged.*CRC-32 for file '.*kernel") as refused:
+    told = r"bad\.npz is damaged, .*CRC-32 for file '.*kernel\.npy'\)$"  # a dot is no new line
+    with pytest.raises(UserError, match=told):
         pretrained.read(str(tmp_path / "bad.npz"))
-    assert "\n" not in str(refused.value)
 
 
 def test_the_photographs_model_is_of_the_photographs(tmp_path):
