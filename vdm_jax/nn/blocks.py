@@ -128,7 +128,7 @@ class ResidualBlock(nn.Module):
         if not dropped:
             return h
         bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)
-        there = checkpoint_name(bits >= dropped, _KEPT)  # drawn once
+        there = checkpoint_name(jax.lax.optimization_barrier(bits >= dropped), _KEPT)  # drawn once
         return jnp.where(there, h * (whole / (whole - dropped)), jnp.zeros_like(h))
 
 

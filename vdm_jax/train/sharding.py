@@ -30,9 +30,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
-def on_cpus(mesh: Mesh | AbstractMesh | None) -> bool:
-    """Returns whether a mesh, if there is one, is of CPUs, whatever this process runs on."""
-    return mesh is not None and mesh.abstract_mesh.abstract_device.platform == "cpu"
+def platform(mesh: Mesh | AbstractMesh | None) -> str | None:
+    """Returns the platform of a mesh's devices, as "cpu" or "tpu", whatever this process runs on."""
+    return None if mesh is None else mesh.abstract_mesh.abstract_device.platform
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -80,7 +80,7 @@ def update(
     chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
     whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
     # Convolutions inside a loop are many times slower on a CPU: there the loop is unrolled.
-    unroll = training.accumulate if sharding.on_cpus(mesh) else 1
+    unroll = training.accumulate if sharding.platform(mesh) == "cpu" else 1
     compute = _accumulated(_gradient(training.model), training.accumulate, unroll)
     grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
