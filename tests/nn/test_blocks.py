@@ -109,9 +109,12 @@ def test_no_way_to_compute_changes_a_value_or_a_gradient(params, plain, way):
     assert difference(gradient, exact) < 1e-5  # the same dropout included
 
 
-@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("matmuls", 1), ("blocks", 2)])
-def test_dropout_is_drawn_once_unless_blocks_are_computed_anew(params, remat, times):
-    net = network(remat=remat)
+@pytest.mark.parametrize(
+    ("way", "times"),
+    [({"remat": "none"}, 1), ({}, 1), ({"remat": "blocks"}, 2), ({"redraw": True}, 2)],
+)
+def test_dropout_is_drawn_once_unless_it_is_computed_anew(params, way, times):
+    net = network(**way)
 
     def value(params):
         rngs = {"dropout": jax.random.key(3)}

@@ -1,8 +1,9 @@
 """The paper's U-Net, which never leaves full resolution (VDM appendix B).
 
 The blocks of each half are one scanned layer, its parameters stacked: it compiles several times
-faster than blocks written out, as which it can run too. Layers are those of the published code (its score_model), and
-`to_published` and `from_published` turn one tree of parameters into the other, exactly.
+faster than blocks written out, as which it can run too. Layers are those of the published code (its
+score_model), and `to_published` and `from_published` turn one tree of parameters into the other,
+exactly.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ class UNet(Denoiser):
       written_out: write the blocks out in the program instead of scanning them, which on a TPU is
         faster, and slower to compile; the numbers are the same.
       fused_attention: cuDNN's attention, on a GPU in bfloat16.
+      redraw: draw dropout's bits for the backward pass once more, which takes less memory.
     """
 
     fourier_features: bool = True
@@ -45,6 +47,7 @@ class UNet(Denoiser):
     reverse_only: bool = False
     written_out: bool = False
     fused_attention: bool = False
+    redraw: bool = False
 
     @nn.compact
     def __call__(
@@ -70,7 +73,7 @@ class UNet(Denoiser):
     def _blocks(self, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
         """Returns `h` after the way down, the middle, and up with the results of the way down."""
         narrow = None if self.dtype == "float32" else self.dtype
-        compute = Compute(narrow, self.reverse_only, self.fused_attention)
+        compute = Compute(narrow, self.reverse_only, self.fused_attention, self.redraw)
         layer, in_scan = (rematerialised(Layer, self.remat, scanned) for scanned in (False, True))
         every = self.attention == "all"
         settings: dict[str, Any] = {"deterministic": deterministic, "compute": compute}

@@ -94,7 +94,9 @@ def _vdm(
     return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition, platform: str | None) -> Model:
+def _binomial(
+    c: ConfigDict, event_shape: Shape, condition: Condition, platform: str | None
+) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
@@ -187,7 +189,8 @@ def _with_conditioning(
         trained = network.clone(reverse_only=platform == "cpu")
         network = network.clone(fused_attention=False)
     if isinstance(trained, UNet):
-        trained = trained.clone(written_out=platform == "tpu")
+        on_gpu = platform in ("gpu", "cuda")
+        trained = trained.clone(written_out=platform == "tpu", redraw=on_gpu)
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))

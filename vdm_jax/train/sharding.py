@@ -31,7 +31,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
 
 
 def platform(mesh: Mesh | AbstractMesh | None) -> str | None:
-    """Returns the platform of a mesh's devices, as "cpu" or "tpu", whatever this process runs on."""
+    """Returns the platform of a mesh's devices, as "tpu", whatever this process runs on."""
     return None if mesh is None else mesh.abstract_mesh.abstract_device.platform
 
 
@@ -63,11 +63,11 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
     return jax.tree.map(of_leaf, tree)
 
 
-def gathered(mesh: Mesh | AbstractMesh, tree: T) -> T:
+def gathered(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
     """Returns the same parameters, of which every device has all from here on in the program."""
     # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
     # exchange activations of the whole batch, many times the bytes of the parameters.
-    if mesh.shape["fsdp"] == 1:
+    if mesh is None or mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
