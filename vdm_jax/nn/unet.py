@@ -74,7 +74,10 @@ class UNet(Denoiser):
         """Returns `h` after the way down, the middle, and up with the results of the way down."""
         narrow = None if self.dtype == "float32" else self.dtype
         compute = Compute(narrow, self.reverse_only, self.fused_attention, self.redraw)
-        layer, in_scan = (rematerialised(Layer, self.remat, scanned) for scanned in (False, True))
+        layer = rematerialised(Layer, self.remat, scanned=False)
+        # Written out, a compiler may do without computing anew unless the least is to be kept.
+        merged = not self.written_out or self.remat != "blocks"
+        in_scan = rematerialised(Layer, self.remat, scanned=merged)
         every = self.attention == "all"
         settings: dict[str, Any] = {"deterministic": deterministic, "compute": compute}
 
