@@ -101,16 +101,20 @@ def test_the_scanned_network_is_the_blocks_written_out(params):
     assert float(jnp.std(expected - Z)) > 0.1  # the blocks matter
 
 
-def test_rematerialisation_changes_no_value_and_no_gradient(params, plain):
-    gradient, value = with_gradient(params, remat="blocks", reverse_only=True)
+@pytest.mark.parametrize("way", [{"remat": "blocks", "reverse_only": True}, {"written_out": True}])
+def test_no_way_to_compute_changes_a_value_or_a_gradient(params, plain, way):
+    gradient, value = with_gradient(params, **way)
     exact, expected = plain
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
     assert difference(gradient, exact) < 1e-5  # the same dropout included
 
 
-@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("matmuls", 1), ("blocks", 2)])
-def test_dropout_is_drawn_once_unless_blocks_are_computed_anew(params, remat, times):
-    net = network(remat=remat)
+@pytest.mark.parametrize(
+    ("way", "times"),
+    [({"remat": "none"}, 1), ({}, 1), ({"remat": "blocks"}, 2), ({"redraw": True}, 2)],
+)
+def test_dropout_is_drawn_once_unless_it_is_computed_anew(params, way, times):
+    net = network(**way)
 
     def value(params):
         rngs = {"dropout": jax.random.key(3)}

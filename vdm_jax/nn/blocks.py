@@ -35,11 +35,14 @@ class Compute:
       reverse_only: take convolutions that are fast in a loop on a CPU, of which there are gradients
         but no forward derivatives (`jax.jvp`).
       fused_attention: cuDNN's attention, which never stores the weights; on a GPU, in bfloat16.
+      redraw: draw what dropout drops once more for the backward pass; `Remat` "matmuls" keeps it
+        else.
     """
 
     dtype: str | None = None
     reverse_only: bool = False
     fused_attention: bool = False
+    redraw: bool = False
 
     def cast(self, x: Tensor) -> Tensor:
         """Returns x in the type of the computation."""
@@ -128,7 +131,9 @@ class ResidualBlock(nn.Module):
         if not dropped:
             return h
         bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)
-        there = checkpoint_name(bits >= dropped, _KEPT)  # drawn once
+        # Where it is used once and kept once a compiler would draw it twice, within convolutions.
+        there = jax.lax.optimization_barrier(bits >= dropped)
+        there = there if self.compute.redraw else checkpoint_name(there, _KEPT)
         return jnp.where(there, h * (whole / (whole - dropped)), jnp.zeros_like(h))
 
 

@@ -1,8 +1,9 @@
 """The paper's U-Net, which never leaves full resolution (VDM appendix B).
 
 The blocks of each half are one scanned layer, its parameters stacked: it compiles several times
-faster than blocks written out. Layers are those of the published code (its score_model), and
-`to_published` and `from_published` turn one tree of parameters into the other, exactly.
+faster than blocks written out, as which it can run too. Layers are those of the published code (its
+score_model), and `to_published` and `from_published` turn one tree of parameters into the other,
+exactly.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,10 @@ class UNet(Denoiser):
         and the last layer and the embedding of gamma are float32 in any case.
       remat: what the backward pass finds and what it computes anew, see `nn.blocks.Remat`.
       reverse_only: give up forward derivatives for gradients that are fast on a CPU.
+      written_out: write the blocks out in the program instead of scanning them, which on a TPU is
+        faster, and slower to compile; the numbers are the same.
       fused_attention: cuDNN's attention, on a GPU in bfloat16.
+      redraw: draw dropout's bits for the backward pass once more, which takes less memory.
     """
 
     fourier_features: bool = True
@@ -41,7 +45,9 @@ class UNet(Denoiser):
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "matmuls"
     reverse_only: bool = False
+    written_out: bool = False
     fused_attention: bool = False
+    redraw: bool = False
 
     @nn.compact
     def __call__(
@@ -67,8 +73,11 @@ class UNet(Denoiser):
     def _blocks(self, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
         """Returns `h` after the way down, the middle, and up with the results of the way down."""
         narrow = None if self.dtype == "float32" else self.dtype
-        compute = Compute(narrow, self.reverse_only, self.fused_attention)
-        layer, in_scan = (rematerialised(Layer, self.remat, scanned) for scanned in (False, True))
+        compute = Compute(narrow, self.reverse_only, self.fused_attention, self.redraw)
+        layer = rematerialised(Layer, self.remat, scanned=False)
+        # Written out, a compiler may do without computing anew unless the least is to be kept.
+        merged = not self.written_out or self.remat != "blocks"
+        in_scan = rematerialised(Layer, self.remat, scanned=merged)
         every = self.attention == "all"
         settings: dict[str, Any] = {"deterministic": deterministic, "compute": compute}
 
@@ -83,6 +92,7 @@ class UNet(Denoiser):
                 in_axes=(0, nn.broadcast),
                 length=self.num_blocks,
                 reverse=reverse,
+                unroll=self.num_blocks if self.written_out else 1,
             )
             return stack(self.channels, self.dropout, every, **settings, name=name)
 

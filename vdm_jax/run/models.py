@@ -49,14 +49,14 @@ def make_model(
     for settings that don't fit together.
     """
     check_model(config, levels, condition)
-    hierarchical, on_cpus = config.hierarchy.depth is not None, sharding.on_cpus(mesh)
+    hierarchical, platform = config.hierarchy.depth is not None, sharding.platform(mesh)
     try:
         if hierarchical:
-            model = _hierarchy(config, event_shape, levels, condition, on_cpus)
+            model = _hierarchy(config, event_shape, levels, condition, platform)
         elif config.model.process == "binomial":
-            model = _binomial(config.model, event_shape, condition, on_cpus)
+            model = _binomial(config.model, event_shape, condition, platform)
         else:
-            model = _vdm(config.model, event_shape, levels, condition, on_cpus)
+            model = _vdm(config.model, event_shape, levels, condition, platform)
         model.facts()
     except UserError:  # which names the setting
         raise
@@ -67,12 +67,12 @@ def make_model(
 
 
 def _vdm(
-    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
     schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
-    start, apply = _with_conditioning(c, event_shape, levels, condition, on_cpus)
+    start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
 
@@ -94,11 +94,13 @@ def _vdm(
     return Model(init, bind, end_points, pixel_levels)
 
 
-def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition, on_cpus: bool) -> Model:
+def _binomial(
+    c: ConfigDict, event_shape: Shape, condition: Condition, platform: str | None
+) -> Model:
     timestep.check_num_steps(c.num_steps)
     with_keep = ConfigDict(c.to_dict())
     with_keep.update(gamma_min=0.0, gamma_max=1.0)  # what it is conditioned on is keep_t
-    init, apply = _with_conditioning(with_keep, event_shape, 2, condition, on_cpus)
+    init, apply = _with_conditioning(with_keep, event_shape, 2, condition, platform)
 
     def bind(
         params: Params, conditioning: Tensor | None = None, dropout: Key | None = None
@@ -112,11 +114,11 @@ def _binomial(c: ConfigDict, event_shape: Shape, condition: Condition, on_cpus: 
 
 
 def _hierarchy(
-    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
     c, h = config.model, config.hierarchy
     if h.data_size and h.fixed_encoder:
-        return _restricted(config, event_shape, levels, condition, on_cpus)
+        return _restricted(config, event_shape, levels, condition, platform)
     words = "VAE" if h.depth == 1 else f"hierarchical VAE of {h.depth} latents"
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
@@ -143,7 +145,7 @@ def _hierarchy(
 
 
 def _restricted(
-    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+    config: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
     """Returns a hierarchy whose latents are as large as the data and whose encoder is fixed.
 
@@ -156,7 +158,7 @@ def _restricted(
         words += f", a VDM of T = {num_steps}"
     else:
         c.gamma_max = 0.0
-    model = _vdm(c, event_shape, levels, condition, on_cpus)
+    model = _vdm(c, event_shape, levels, condition, platform)
 
     data_levels = None if model.pixel_levels else levels
 
@@ -177,15 +179,18 @@ def _restricted(
 
 
 def _with_conditioning(
-    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, on_cpus: bool
+    c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
     network, rate = _network(c, levels), c.condition_dropout
     trained = network
     if isinstance(network, UNet | Pyramid):
         # As it is trained, and with forward derivatives on any device.
-        trained = network.clone(reverse_only=on_cpus)
+        trained = network.clone(reverse_only=platform == "cpu")
         network = network.clone(fused_attention=False)
+    if isinstance(trained, UNet):
+        on_gpu = platform in ("gpu", "cuda")
+        trained = trained.clone(written_out=platform == "tpu", redraw=on_gpu)
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))

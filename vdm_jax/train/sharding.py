@@ -30,9 +30,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shard_params: int = 1
     return Mesh(found.reshape(-1, shard_params), ("data", "fsdp"))
 
 
-def on_cpus(mesh: Mesh | AbstractMesh | None) -> bool:
-    """Returns whether a mesh, if there is one, is of CPUs, whatever this process runs on."""
-    return mesh is not None and mesh.abstract_mesh.abstract_device.platform == "cpu"
+def platform(mesh: Mesh | AbstractMesh | None) -> str | None:
+    """Returns the platform of a mesh's devices, as "tpu", whatever this process runs on."""
+    return None if mesh is None else mesh.abstract_mesh.abstract_device.platform
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -63,11 +63,11 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
     return jax.tree.map(of_leaf, tree)
 
 
-def gathered(mesh: Mesh | AbstractMesh, tree: T) -> T:
+def gathered(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
     """Returns the same parameters, of which every device has all from here on in the program."""
     # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
     # exchange activations of the whole batch, many times the bytes of the parameters.
-    if mesh.shape["fsdp"] == 1:
+    if mesh is None or mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 

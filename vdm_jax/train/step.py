@@ -78,11 +78,14 @@ def update(
     are `bpd` (`nats_per_dim` for a density), its three terms, and the norm of the gradient.
     """
     chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
-    whole_params = state.params if mesh is None else sharding.gathered(mesh, state.params)
+    whole_params = sharding.gathered(mesh, state.params)
     # Convolutions inside a loop are many times slower on a CPU: there the loop is unrolled.
-    unroll = training.accumulate if sharding.on_cpus(mesh) else 1
+    unroll = training.accumulate if sharding.platform(mesh) == "cpu" else 1
     compute = _accumulated(_gradient(training.model), training.accumulate, unroll)
     grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
+    # Summed before each device takes its share: left to itself a TPU's compiler takes convolutions
+    # to pieces, whose sums go around in a ring.
+    grads = sharding.gathered(mesh, grads)
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, training.ema_rate)
