@@ -224,7 +224,7 @@ def _plot_forms(path: Path, found: Found) -> None:
 
 
 def _plot_schedules(path: Path, found: Found) -> None:
-    title = "Four schedules with the same end points, and what each t costs"
+    title = "Four schedules, and what each t costs"
     draw_schedules(path, title, found["variance"])
 
 
