@@ -117,6 +117,7 @@ class SetModel(NamedTuple):
 def train(name: str, workdir: Path, scale: float) -> SetModel:
     """Returns the model of a name, trained below `workdir` or read from there."""
     data, steps = make_sets(name, TRAIN, seed=0), max(round(STEPS * scale), 10)
+    print(f"\n== {name}: {TRAIN:,} sets, {steps} steps", flush=True)
     model = make_model(point_sets.MOST[name])
     rate = optimizer.learning_rate(2e-3, min(100, steps // 2), "cosine", steps)
     given = {"x": data.x, "condition": data.theta, "mask": data.mask}

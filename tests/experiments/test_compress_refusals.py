@@ -74,6 +74,7 @@ def test_what_compress_refuses(digits_run, images, refused):
         ([run, good, "--checkpoint=7"], "no checkpoint of step 7"),
         ([run, good, GOLDEN], "one of --workdir=RUN"),
         ([good], "name the model by one of --workdir=RUN"),
+        (["--pretrained=digits", images / "small.npy"], "of 8x8, but what is given has 7x8"),
         ([GOLDEN, good], "is for images of 3 channel(s), but"),
         ([GOLDEN, "--split=test"], "--split is of a run's images"),
     ):

@@ -96,6 +96,9 @@ def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
         if given[2:] not in ((), shape[2:]):
             said = f"{of.workdir} is for images of {shape[2]} channel(s), but what is given has"
             raise UserError(f"{said} {given[2]}")
+        if of.config.model.network not in ("unet", "pyramid") and given[:2] != shape[:2]:
+            said = "{} is for images of {}x{}, but what is given has {}x{}"
+            raise UserError(said.format(of.workdir, *shape[:2], *given[:2]))
         shape, parts = (*given[:2], shape[2]), 2 ** of.config.model.multipliers.count(",")
         if of.config.model.network == "pyramid" and any(side % parts for side in given[:2]):
             said = f"{of.workdir} takes images whose sides are multiples of {parts}, not"
