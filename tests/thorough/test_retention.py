@@ -23,8 +23,9 @@ from vdm_jax.train.load_checkpoint import RemovedError, complete_steps, load_set
 from vdm_jax.train.step import TrainState
 
 OPTIONS = dict.fromkeys(
-    ("checkpoint", "official", "model", "data", "path", "manual_dir", "data_dir", "batch_size")
-)
+    ("checkpoint", "official", "pretrained", "model", "tile", "data", "path", "manual_dir",
+     "data_dir", "batch_size")
+)  # fmt: skip
 
 
 def average(state, step):
