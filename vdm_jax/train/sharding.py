@@ -64,7 +64,7 @@ def of_parameters(mesh: Mesh | AbstractMesh, tree: T) -> T:
 
 
 def gathered(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
-    """Returns the same parameters, of which every device has all from here on in the program."""
+    """Returns the same tree, of which every device has all from here on in the program."""
     # Left to itself the compiler splits a layer's output by channels, as its kernel is, and devices
     # exchange activations of the whole batch, many times the bytes of the parameters.
     if mesh is None or mesh.shape["fsdp"] == 1:
