@@ -1,7 +1,8 @@
-"""Learned noise schedules gamma(t): a line, and a monotone network (VDM appendix H).
+"""Learned noise schedules gamma(t): a line, a monotone network (VDM appendix H), and a path.
 
-Each module maps times of any shape to gammas of the same shape, and increases with t whatever its
-parameters are. Parameter names and shapes are those of the published code.
+Each module maps times of any shape to gammas of the same shape, a `PathGamma` times [n] to
+[n, *event], and increases with t whatever its parameters are. But for the path's, parameter names
+and shapes are those of the published code.
 """
 
 import math
@@ -96,6 +97,53 @@ class MonotoneGamma(nn.Module):
         return schedule.linear(gamma_0, gamma_1)((raw(t) - h_0) / (h_1 - h_0))
 
 
+class PathGamma(nn.Module):
+    """A schedule of each coefficient between common end points: a mixture of a few learned curves.
+
+    gamma_i(t) = gamma_0 + (gamma_1 - gamma_0) sum_r pi_ir h_r(t), with weights pi_i of the softmax
+    and `rank` curves h_r, polynomials that rise from 0 to 1: their Bernstein coefficients rise. To
+    begin with all coefficients have the same schedule, about a line. The end points are learned
+    with `learn_end_points`, and else the configured ones.
+    """
+
+    gamma_min: float
+    gamma_max: float
+    event_shape: tuple[int, ...]
+    rank: int = 4
+    learn_end_points: bool = True
+    degree: int = 12
+
+    @nn.compact
+    def __call__(self, t: Tensor) -> Tensor:
+        """Returns gamma(t) [n, *event] of times t [n]."""
+        if self.learn_end_points:
+            gamma_0, gamma_1 = ScalarGamma(self.gamma_min, self.gamma_max, name=END_POINTS)(
+                jnp.array([0.0, 1.0])
+            )
+        else:
+            gamma_0, gamma_1 = self.gamma_min, self.gamma_max
+        # Curves that rise early, or late: were they alike, no gradient would tell them apart.
+        tilted = lambda _, shape: jnp.outer(*(jnp.linspace(-1.0, 1.0, n) for n in shape))  # noqa: E731
+        curves = self.param("curves", tilted, (self.rank, self.degree))
+        mixture = self.param("mixture", nn.initializers.zeros, (*self.event_shape, self.rank))
+        rises = jax.nn.softmax(mixture) @ jax.nn.softmax(curves)  # of the Bernstein coefficients
+        heights = jnp.cumsum(rises, axis=-1)
+        # Summed they are 1 up to rounding; the last is 1 to the bit, so that all end as one.
+        heights = (heights / heights[..., -1:]).astype(jnp.result_type(t, float))
+        h = jnp.tensordot(bernstein(jnp.asarray(t), self.degree)[..., 1:], heights, (-1, -1))
+        return schedule.linear(gamma_0, gamma_1)(h)
+
+
+def bernstein(t: Tensor, degree: int) -> Tensor:
+    """Returns the Bernstein polynomials binom(n, k) t^k (1 - t)^(n - k), [..., degree + 1].
+
+    They are nonnegative on [0, 1] and their sum is 1.
+    """
+    k = jnp.arange(degree + 1)
+    binomial = jnp.array([math.comb(degree, i) for i in range(degree + 1)], jnp.result_type(t, float))
+    return binomial * t[..., None] ** k * (1.0 - t[..., None]) ** (degree - k)
+
+
 class _MonotoneDense(nn.Module):
     """A dense layer with the absolute value of its weights."""
 
@@ -128,10 +176,13 @@ def make(
     gamma_max: float,
     pinned: bool = True,
     learn_end_points: bool = True,
+    event_shape: tuple[int, ...] = (),
 ) -> nn.Module:
-    """Returns the schedule module of the given kind: "fixed", "scalar" or "monotone"."""
+    """Returns the schedule module of a kind: "fixed", "scalar", "monotone" or "path", of an event."""
     schedule.linear(gamma_min, gamma_max)  # checks the end points
-    checks.choice(kind, "the schedule", ("fixed", "scalar", "monotone"))
+    checks.choice(kind, "the schedule", ("fixed", "scalar", "monotone", "path"))
+    if kind == "path":
+        return PathGamma(gamma_min, gamma_max, event_shape, learn_end_points=learn_end_points)
     if kind == "monotone":
         return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
     return (FixedGamma if kind == "fixed" else ScalarGamma)(gamma_min, gamma_max)

@@ -43,7 +43,10 @@ DEFAULTS: dict[str, Any] = {
         "fourier_features": True,
         "dropout": 0.1,
         "condition_dropout": 0.0,  # probability of no condition in training, as guidance needs it
-        "gamma": "scalar",  # fixed, scalar, monotone
+        # fixed, scalar, monotone; path: a learned schedule of each pixel, or coefficient
+        "gamma": "scalar",
+        # What the process runs on in place of pixels, orthonormal: none, dct, haar-1, haar-2, ...
+        "transform": "none",
         "gamma_min": -13.3,  # of the gaussian process, as all of gamma
         "gamma_max": 5.0,
         "gamma_pinned": True,  # monotone: hold the end points, whatever the weights

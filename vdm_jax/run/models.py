@@ -69,20 +69,25 @@ def make_model(
 def _vdm(
     c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
-    schedule = monotone.make(c.gamma, c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points)
+    ends = c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points
+    schedule, transform = monotone.make(c.gamma, *ends, event_shape), _transform(c, event_shape)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
     pixel_levels = levels if c.decoder == "density" else None
     data_levels = None if pixel_levels else levels
+    if transform is not None:
+        data_levels = Coefficients(data_levels, transform)
 
     def init(key: Key) -> Params:
         gamma = schedule.init(key, jnp.zeros((1,))).get("params", {})
         return {"gamma": gamma, "score_model": start(key)}
 
     def bind(params: Params, conditioning: Tensor | None = None, dropout: Key | None = None) -> VDM:
-        def denoise(z_t: Tensor, gamma_t: PerExample) -> Any:
+        def of_pixels(z_t: Tensor, gamma_t: PerExample) -> Any:
             return apply(params["score_model"], z_t, gamma_t, conditioning, dropout)
+
+        denoise = of_pixels if transform is None else transforms.denoiser(of_pixels, transform)
 
         def gamma(t: Tensor) -> Tensor:
             return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
@@ -92,6 +97,16 @@ def _vdm(
 
     end_points = monotone.END_POINTS if c.gamma_objective == "variance" else None
     return Model(init, bind, end_points, pixel_levels)
+
+
+def _transform(c: ConfigDict, event_shape: Shape) -> Transform | None:
+    """Returns the transform of `config.model.transform`, "none", "dct" or "haar-" and a number."""
+    if c.transform == "none":
+        return None
+    name, _, levels = c.transform.partition("-")
+    made = transforms.haar(int(levels)) if name == "haar" else transforms.dct()
+    made.forward(jnp.zeros((1, *event_shape)))  # refuses sizes that it can't be of
+    return made
 
 
 def _binomial(
