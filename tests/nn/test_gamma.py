@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
 
 from vdm_jax.nn import gamma as monotone
 
@@ -83,8 +84,41 @@ def test_starts_linear_between_the_configured_end_points_and_keeps_any_shape(kin
     assert module.apply(variables, jnp.asarray(0.25)).shape == ()
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_path_rises_from_one_end_to_the_other_in_each_coefficient(learn):
+    module = monotone.make("path", -13.3, 5.0, learn_end_points=learn, event_shape=(3, 2))
+    t = jnp.linspace(0.0, 1.0, 101)
+    first = module.apply(module.init(jax.random.key(0), t), t)
+    np.testing.assert_array_equal(first, jnp.broadcast_to(first[:, :1, :1], (101, 3, 2)))
+    params = shaken(module, jax.random.key(5), 4.0)
+    gamma = module.apply({"params": params}, t)
+    ends = [-13.3, 5.0]
+    if learn:
+        ends = [params["l1"]["b"][0], params["l1"]["b"][0] + abs(params["l1"]["w"][0])]
+    np.testing.assert_allclose(gamma[jnp.array([0, -1])].min((1, 2)), ends, rtol=2e-6)
+    np.testing.assert_allclose(gamma[jnp.array([0, -1])].max((1, 2)), ends, rtol=2e-6)
+    assert np.all(np.diff(gamma, axis=0) > -1e-5)
+    assert np.ptp(gamma[50]) > 1.0
+
+
+def test_the_curves_of_a_path_are_sums_of_beta_distributions_and_mix_in_the_given_parts():
+    with jax.enable_x64(True):
+        module = monotone.PathGamma(-13.3, 5.0, (2,), 2, learn_end_points=False, degree=5)
+        rises = np.array([[0.1, 0.4, 0.2, 0.05, 0.25], [0.5, 0.1, 0.1, 0.1, 0.2]])
+        parts = np.array([[0.3, 0.7], [0.9, 0.1]])
+        params = {"curves": jnp.log(rises), "mixture": jnp.log(parts)}
+        t = jnp.linspace(0.0, 1.0, 7)
+        gamma = lambda t: module.apply({"params": params}, t)  # noqa: E731
+        # The k-th of n ordered uniform numbers is below t with probability I_t(k, n - k + 1).
+        curves = sum(rises[:, [k - 1]] * betainc(k, 6 - k, t) for k in range(1, 6))
+        np.testing.assert_allclose(gamma(t), -13.3 + 18.3 * (parts @ curves).T, rtol=1e-12)
+        _, slope = jax.jvp(gamma, (t[1:-1],), (jnp.ones(5),))
+        numeric = (gamma(t[1:-1] + 1e-6) - gamma(t[1:-1] - 1e-6)) / 2e-6
+        np.testing.assert_allclose(slope, numeric, rtol=1e-7)
+
+
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="one of fixed, scalar, monotone, got 'cosine'"):
+    with pytest.raises(ValueError, match="one of fixed, scalar, monotone, path, got 'cosine'"):
         monotone.make("cosine", -13.3, 5.0)
     with pytest.raises(
         ValueError,

@@ -275,3 +275,31 @@ def test_a_network_of_pixels_is_the_one_of_its_name():
         model = make_model(config(network=network, channels=channels), (4, 4, 1), LEVELS)
         shapes = jax.eval_shape(model.init, jax.random.key(0))["score_model"]
         assert ("down" in str(shapes.keys())) == (network == "unet")
+
+
+def test_the_network_of_pixels_serves_coefficients():
+    """With one schedule for all, a model of coefficients W x is the model of x in other axes."""
+    plain, of_cosines = (
+        make_model(config(transform=name, gamma="scalar"), (4, 2, 1), LEVELS)
+        for name in ("none", "dct")
+    )
+    params, z_t = disturbed(plain), jax.random.normal(jax.random.key(1), (3, 4, 2, 1))
+    w = of_cosines.bind(params).levels.transform.forward
+    gamma_t = jnp.array([-3.0, 0.0, 2.0])
+    wanted = w(called(plain, params, z_t, gamma_t))
+    found = called(of_cosines, params, np.asarray(w(z_t)), gamma_t)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("transform", ["none", "dct"])
+def test_a_path_however_it_is_chosen_has_nothing_for_free(transform):
+    """The probabilities that the bounds of all images stand for come to less than 1."""
+    model = make_model(config(gamma="path", transform=transform), SHAPE, LEVELS)
+    params = disturbed(model, scale=0.4)
+    params["gamma"] |= {"mixture": 30.0 * params["gamma"]["mixture"], "curves": 3.0 * params["gamma"]["curves"]}
+    assert np.ptp(model.bind(params).gamma(jnp.array([0.5]))) > 0.8
+    every = [image_of(i, j) for i in range(LEVELS) for j in range(LEVELS)]
+    found = [mean_total(model, params, image) for image in every]
+    total = sum(np.exp(-nats) for nats, _ in found)
+    error = sum(np.exp(-nats) * error for nats, error in found)
+    assert 0.05 < total < 1.0 - 3.0 * error

@@ -127,7 +127,7 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
 def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
-    told = _condition(c, condition), _hierarchy(c, h, condition)
+    told = _condition(c, condition), _hierarchy(c, h, condition), _transform(c, h)
     rules = _words(c), _time(c, h), _binomial(c, h, levels), *told
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
@@ -158,11 +158,25 @@ def _words(c: ConfigDict) -> Iterator[str]:
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
 
 
+def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
+    name, _, levels = c.transform.partition("-")
+    if c.transform not in ("none", "dct") and not (name == "haar" and levels in list("123456789")):
+        yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
+    if c.transform == "none":
+        return
+    if c.head == "levels" or c.reverse_var == "learned":
+        yield ("model.transform goes with the heads eps, x, v and score, and no learned variance; got "
+               f"{c.head} and reverse_var {c.reverse_var}")  # fmt: skip
+    if c.process != "gaussian" or h.depth is not None:
+        yield f"model.transform is {c.transform}: for the VDM only; leave it out"
+
+
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    held = c.gamma == "monotone" and c.gamma_pinned and not c.learn_end_points
+    pinned = c.gamma == "path" or (c.gamma == "monotone" and c.gamma_pinned)
+    held = pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
         yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "
-               "points by gamma=fixed, or monotone, pinned, learn_end_points=False")  # fmt: skip
+               "points by gamma=fixed, or monotone and pinned or path, learn_end_points=False")  # fmt: skip
     if c.gamma_objective == "variance":
         # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
         free = {"gamma": "monotone", "gamma_pinned": True, "num_steps": None}

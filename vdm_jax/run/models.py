@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import timestep
+from vdm_jax import timestep, transforms
 from vdm_jax.data import Condition
 from vdm_jax.data.image_data import UNCONDITIONAL
 from vdm_jax.errors import UserError
@@ -29,6 +29,7 @@ from vdm_jax.run.config import check_model
 from vdm_jax.schedule import alpha
 from vdm_jax.train import sharding
 from vdm_jax.train.model import Model, Params, dropped
+from vdm_jax.transforms import Coefficients, Transform
 from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -253,7 +254,7 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     if c.network == "pyramid":
         sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
         contrasts = _numbers(c, "contrasts") if c.contrasts else ()
-        on_levels = c.decoder == "discretised"
+        on_levels = c.decoder == "discretised" and c.transform == "none"
         return Pyramid(**own, **sizes, contrasts=contrasts, on_levels=on_levels, **shared)
     shared["num_blocks"] = c.num_blocks
     if c.network == "mlp":
