@@ -163,16 +163,12 @@ def of_batch(gamma_t: Tensor, like: Tensor) -> Tensor:
     return jnp.broadcast_to(gamma_t, (*like.shape[:1], *gamma_t.shape[1:]))
 
 
-def midrange(gamma_t: Tensor) -> PerExample:
-    """Returns one gamma of each example [batch], of gammas [batch] or [batch, *event].
+def mean_gamma(gamma_t: Tensor) -> PerExample:
+    """Returns one gamma of each example [batch], the mean of [batch, *event], or [batch] as it is.
 
-    It lies midway between the least and the largest, and so rises with t if all do, which tells
-    them all; and it is theirs, to the bit, if they are equal.
+    It rises with t, as they do, and so tells a network all of them.
     """
-    if gamma_t.ndim == 1:
-        return gamma_t
-    event = tuple(range(1, gamma_t.ndim))
-    return 0.5 * (jnp.min(gamma_t, axis=event) + jnp.max(gamma_t, axis=event))
+    return jnp.mean(gamma_t, axis=tuple(range(1, gamma_t.ndim))) if gamma_t.ndim > 1 else gamma_t
 
 
 class Proposal(NamedTuple):

@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 
 from vdm_jax import checks
 from vdm_jax.process import expand
-from vdm_jax.types import Tensor
+from vdm_jax.timestep import mean_gamma
+from vdm_jax.types import Denoise, Tensor
 
 Step = tuple[np.ndarray, ...]
 """Matrices along the first axes of an event, [n, n] each, of the corner that is as large."""
@@ -165,3 +166,16 @@ class Coefficients:
         """Raises ValueError for a mask, as coefficients are of what is there and of padding."""
         if mask is not None:
             raise ValueError(f"levels={self} can't have a mask; wanted one of mask and transform.")
+
+
+def denoiser(of_pixels: Denoise, transform: Transform) -> Denoise:
+    """Returns a network of pixels as one of the coefficients: it sees W^T z_t and `mean_gamma`.
+
+    What it predicts, eps, x, v or score of pixels, comes back as W times it.
+    """
+
+    def denoise(z_t: Tensor, gamma_t: Tensor) -> Tensor:
+        found = of_pixels(transform.inverse(z_t), mean_gamma(gamma_t))
+        return transform.forward(found)
+
+    return denoise

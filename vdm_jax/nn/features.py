@@ -10,7 +10,7 @@ from flax import linen as nn
 from vdm_jax import checks, pixels
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha
-from vdm_jax.timestep import midrange
+from vdm_jax.timestep import mean_gamma
 from vdm_jax.types import Kind, PerExample, Tensor
 
 Head = Literal["eps", "x", "v", "score", "levels", "logits"]
@@ -25,8 +25,8 @@ class Denoiser(nn.Module):
 
     A denoiser is called with z_t [batch, *event], gamma_t [batch], or [batch, *event] with a
     schedule of each element, and `conditioning` [batch] or [batch, n], what else to condition on
-    (the published models: whether the image was augmented), one zero by default. It returns a prediction of z_t's shape. Dropout needs `deterministic=False`
-    and an rng named "dropout".
+    (the published models: whether the image was augmented), one zero by default. It returns a
+    prediction of z_t's shape. Dropout needs `deterministic=False` and an rng named "dropout".
 
     Attributes:
       gamma_min, gamma_max: gammas that become 0 and 1 of the time embedding.
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
         It is the `sinusoidal` embedding of gamma, rescaled to 0 at gamma_min and 1 at gamma_max,
         and behind it each example's `conditioning`, [batch] (n = 1) or [batch, n].
         """
-        gamma_t = midrange(gamma_t)
+        gamma_t = mean_gamma(gamma_t)
         t = (gamma_t - self.gamma_min) / (self.gamma_max - self.gamma_min)
         conditioning = jnp.zeros_like(t) if conditioning is None else conditioning
         columns = conditioning.reshape(t.shape[0], -1).astype(t.dtype)

@@ -122,8 +122,9 @@ class PathGamma(nn.Module):
             )
         else:
             gamma_0, gamma_1 = self.gamma_min, self.gamma_max
+        across = jnp.linspace(-1.0, 1.0, self.degree)
         # Curves that rise early, or late: were they alike, no gradient would tell them apart.
-        tilted = lambda _, shape: jnp.outer(*(jnp.linspace(-1.0, 1.0, n) for n in shape))  # noqa: E731
+        tilted = lambda _, shape: jnp.linspace(-1.0, 1.0, shape[0])[:, None] * across  # noqa: E731
         curves = self.param("curves", tilted, (self.rank, self.degree))
         mixture = self.param("mixture", nn.initializers.zeros, (*self.event_shape, self.rank))
         rises = jax.nn.softmax(mixture) @ jax.nn.softmax(curves)  # of the Bernstein coefficients
@@ -139,9 +140,8 @@ def bernstein(t: Tensor, degree: int) -> Tensor:
 
     They are nonnegative on [0, 1] and their sum is 1.
     """
-    k = jnp.arange(degree + 1)
-    binomial = jnp.array([math.comb(degree, i) for i in range(degree + 1)], jnp.result_type(t, float))
-    return binomial * t[..., None] ** k * (1.0 - t[..., None]) ** (degree - k)
+    parts = (math.comb(degree, k) * t**k * (1.0 - t) ** (degree - k) for k in range(degree + 1))
+    return jnp.stack(list(parts), axis=-1)
 
 
 class _MonotoneDense(nn.Module):
@@ -178,7 +178,7 @@ def make(
     learn_end_points: bool = True,
     event_shape: tuple[int, ...] = (),
 ) -> nn.Module:
-    """Returns the schedule module of a kind: "fixed", "scalar", "monotone" or "path", of an event."""
+    """Returns the schedule module of a kind; "path" is the one of an event."""
     schedule.linear(gamma_min, gamma_max)  # checks the end points
     checks.choice(kind, "the schedule", ("fixed", "scalar", "monotone", "path"))
     if kind == "path":

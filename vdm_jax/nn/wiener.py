@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
-from vdm_jax.timestep import midrange
+from vdm_jax.timestep import mean_gamma
 from vdm_jax.types import PerExample, Tensor
 
 
@@ -40,7 +40,7 @@ class WienerFilters(nn.Module):
         The latter has z_t's shape, [batch, height, width, channels], and of images with just this
         spectrum uncorrelated values of variance 1.
         """
-        gamma_t, (height, width, channels) = midrange(gamma_t), z_t.shape[1:]
+        gamma_t, (height, width, channels) = mean_gamma(gamma_t), z_t.shape[1:]
         across = jnp.arange(channels) > 0
 
         def parameter(name: str, first: float, others: float) -> Tensor:

@@ -165,8 +165,8 @@ def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if c.transform == "none":
         return
     if c.head == "levels" or c.reverse_var == "learned":
-        yield ("model.transform goes with the heads eps, x, v and score, and no learned variance; got "
-               f"{c.head} and reverse_var {c.reverse_var}")  # fmt: skip
+        yield (f"model.transform is {c.transform}, for the heads eps, x, v and score without "
+               f"a learned variance, got {c.head} and {c.reverse_var}")  # fmt: skip
     if c.process != "gaussian" or h.depth is not None:
         yield f"model.transform is {c.transform}: for the VDM only; leave it out"
 
@@ -176,7 +176,8 @@ def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     held = pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
         yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "
-               "points by gamma=fixed, or monotone and pinned or path, learn_end_points=False")  # fmt: skip
+               "points by gamma=fixed, or by learn_end_points=False and gamma=monotone, pinned, "
+               "or gamma=path")  # fmt: skip
     if c.gamma_objective == "variance":
         # Only a pinned monotone schedule in continuous time has a shape that the bound leaves free.
         free = {"gamma": "monotone", "gamma_pinned": True, "num_steps": None}

@@ -15,6 +15,7 @@ from vdm_jax.data import Condition
 from vdm_jax.data.image_data import UNCONDITIONAL
 from vdm_jax.errors import UserError
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.mixed import Levels
 from vdm_jax.nn import gamma as monotone
 from vdm_jax.nn.features import head_kind
 from vdm_jax.nn.pyramid import Pyramid
@@ -76,9 +77,9 @@ def _vdm(
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
     pixel_levels = levels if c.decoder == "density" else None
-    data_levels = None if pixel_levels else levels
+    data_levels: Levels = None if pixel_levels else levels
     if transform is not None:
-        data_levels = Coefficients(data_levels, transform)
+        data_levels = Coefficients(None if pixel_levels else levels, transform)
 
     def init(key: Key) -> Params:
         gamma = schedule.init(key, jnp.zeros((1,))).get("params", {})
