@@ -56,7 +56,11 @@ DEFAULTS: dict[str, Any] = {
         # nats, of another quantity).
         "decoder": "discretised",
         "process": "gaussian",  # gaussian; binomial: of black and white images
-        "timesteps": "antithetic",  # antithetic, uniform; no hierarchy has any
+        # antithetic, uniform, adaptive (to where training has seen the loss); no hierarchy has any
+        "timesteps": "antithetic",
+        # Of the loss that is trained, with gamma fixed: bound (the likelihood's), simple, min_snr,
+        # p2, edm, v, sigmoid. What is reported is always the bound.
+        "weighting": "bound",
     },
     # A hierarchical VAE in place of the VDM, with the same pixel likelihood; network mlp. With all
     # three restrictions it is the VDM of T = depth - 1, trained on the whole chain at once.

@@ -1,0 +1,86 @@
+"""Training on another objective than the plain bound: a weighted loss, times that adapt to it.
+
+Times that adapt are drawn by importance (`vdm_jax.timestep`) from a density in proportion to the
+root mean square of what training has seen of the loss in each of equal bins of t, which for a
+schedule that is a line are equal bins of gamma (Kingma & Gao 2023, appendix on the adaptive
+schedule, which takes the mean). Their weights keep every expectation as it is at uniform times.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax import loss, weighting
+from vdm_jax.timestep import Proposal, mixed
+from vdm_jax.train.model import Batch, Model, Params, unit
+from vdm_jax.types import Key, PerExample, Tensor
+from vdm_jax.vdm import VDM
+
+BINS = 100  # of t
+KEPT = 0.99  # share of what was seen that each step keeps
+PRIOR = 4.0  # draws that each bin is taken to have had of the mean square over all
+
+
+class Seen(NamedTuple):
+    """Draws of the loss in each bin of t: their number and the sum of their squares."""
+
+    draws: Float[Array, " bins"]
+    squares: Float[Array, " bins"]
+
+    @classmethod
+    def of(cls, t: PerExample, losses: PerExample) -> "Seen":
+        """Returns what one batch shows."""
+        bins = jnp.minimum((t * BINS).astype(int), BINS - 1)
+        zero, losses = jnp.zeros(BINS), jax.lax.stop_gradient(losses)
+        return cls(zero.at[bins].add(1.0), zero.at[bins].add(jnp.square(losses)))
+
+    @property
+    def proposal(self) -> Proposal:
+        """The density of times; uniform before anything was seen."""
+        mean = jnp.sum(self.squares) / jnp.maximum(jnp.sum(self.draws), 1.0)
+        mean = jnp.where(mean > 0.0, mean, 1.0)
+        rms = jnp.sqrt((self.squares / mean + PRIOR) / (self.draws + PRIOR))
+        cdf = jnp.cumsum(mixed(rms, 0.1)) / BINS
+        return Proposal(jnp.concatenate([jnp.zeros(1), cdf[:-1], jnp.ones(1)]))
+
+    def then(self, new: "Seen") -> "Seen":
+        """Returns what was seen after one more step."""
+        return jax.tree.map(lambda old, now: KEPT * old + now, self, new)
+
+
+def nothing_seen() -> Seen:
+    """Returns the state before the first step."""
+    return Seen(jnp.zeros(BINS), jnp.zeros(BINS))
+
+
+def gradient(
+    model: Model, seen: Seen | None
+) -> Callable[[Params, Batch, Key], tuple[Params, tuple[loss.ElboTerms, Seen | None]]]:
+    """Returns (params, batch, key) -> (gradient, (terms of the bound [batch] in nats, new draws)).
+
+    The gradient is that of the mean in the model's unit, the diffusion term multiplied by
+    `model.weight`, if it has one; the terms are the bound's own, from the same draws. Without
+    `seen` the times are those of the model.
+    """
+
+    def objective(
+        params: Params, batch: Batch, key: Key
+    ) -> tuple[Tensor, tuple[loss.ElboTerms, Seen | None]]:
+        key_elbo, key_dropout = jax.random.split(key)
+        vdm = cast(VDM, model.bind_batch(params, batch, key_dropout))
+        images = model.data(batch["images"])
+        eps_0, eps, t = loss.draw(key_elbo, images.shape, vdm.timesteps)
+        importance = jnp.ones_like(t)
+        if seen is not None:
+            t, importance = seen.proposal.at(t)
+        terms = vdm.elbo_given(images, eps, t, eps_0)
+        weight = 1.0 if model.weight is None else weighting.at(model.weight, vdm, t)
+        new = None if seen is None else Seen.of(t, weight * terms.diffusion)
+        terms = terms._replace(diffusion=importance * terms.diffusion)
+        total = terms._replace(diffusion=weight * terms.diffusion).total.mean()
+        return unit(vdm).of(total, vdm.event_shape), (terms, new)
+
+    return jax.grad(objective, has_aux=True)
