@@ -1,9 +1,10 @@
 """Training on another objective than the plain bound: a weighted loss, times that adapt to it.
 
-Times that adapt are drawn by importance (`vdm_jax.timestep`) from a density in proportion to the
-root mean square of what training has seen of the loss in each of equal bins of t, which for a
-schedule that is a line are equal bins of gamma (Kingma & Gao 2023, appendix on the adaptive
-schedule, which takes the mean). Their weights keep every expectation as it is at uniform times.
+Times that adapt are drawn by importance (`vdm_jax.timestep`): stratified, from a density in
+proportion to the standard deviation of the loss that training has seen in each of equal bins of t,
+as of stratified times this is all that is left of its variance. For a schedule that is a line these
+are equal bins of gamma. (Kingma & Gao 2023 take the mean in place of the deviation.) The times'
+weights keep every expectation as it is at uniform times.
 """
 
 from collections.abc import Callable
@@ -21,29 +22,32 @@ from vdm_jax.vdm import VDM
 
 BINS = 100  # of t
 KEPT = 0.99  # share of what was seen that each step keeps
-PRIOR = 4.0  # draws that each bin is taken to have had of the mean square over all
+PRIOR = 4.0  # draws of the mean variance over all bins that each is taken to have had besides
 
 
 class Seen(NamedTuple):
-    """Draws of the loss in each bin of t: their number and the sum of their squares."""
+    """Draws of the loss in each bin of t: their number, sum and sum of squares."""
 
     draws: Float[Array, " bins"]
+    sums: Float[Array, " bins"]
     squares: Float[Array, " bins"]
 
     @classmethod
     def of(cls, t: PerExample, losses: PerExample) -> "Seen":
         """Returns what one batch shows."""
         bins = jnp.minimum((t * BINS).astype(int), BINS - 1)
-        zero, losses = jnp.zeros(BINS), jax.lax.stop_gradient(losses)
-        return cls(zero.at[bins].add(1.0), zero.at[bins].add(jnp.square(losses)))
+        losses = jax.lax.stop_gradient(losses)
+        each = jnp.ones_like(losses), losses, jnp.square(losses)
+        return cls(*(jnp.zeros(BINS).at[bins].add(of) for of in each))
 
     @property
     def proposal(self) -> Proposal:
         """The density of times; uniform before anything was seen."""
-        mean = jnp.sum(self.squares) / jnp.maximum(jnp.sum(self.draws), 1.0)
-        mean = jnp.where(mean > 0.0, mean, 1.0)
-        rms = jnp.sqrt((self.squares / mean + PRIOR) / (self.draws + PRIOR))
-        cdf = jnp.cumsum(mixed(rms, 0.1)) / BINS
+        some = jnp.maximum(self.draws, 1e-6)  # far below one draw
+        inner = jnp.maximum(self.squares - jnp.square(self.sums) / some, 0.0)
+        mean = jnp.sum(inner) / jnp.sum(some)
+        inner = inner / jnp.where(mean > 0.0, mean, 1.0)
+        cdf = jnp.cumsum(mixed(jnp.sqrt((inner + PRIOR) / (some + PRIOR)), 0.1)) / BINS
         return Proposal(jnp.concatenate([jnp.zeros(1), cdf[:-1], jnp.ones(1)]))
 
     def then(self, new: "Seen") -> "Seen":
@@ -53,7 +57,7 @@ class Seen(NamedTuple):
 
 def nothing_seen() -> Seen:
     """Returns the state before the first step."""
-    return Seen(jnp.zeros(BINS), jnp.zeros(BINS))
+    return Seen(*jnp.zeros((3, BINS)))
 
 
 def gradient(
