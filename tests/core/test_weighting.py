@@ -156,7 +156,7 @@ def test_a_weight_that_falls_prefers_a_model_that_is_worse_at_every_noise_level(
     }
     for name in ("bound", "v", "sigmoid"):
         assert losses[name][0] > losses[name][1]
-    for name in ("simple", "min_snr", "p2"):  # that of EDM falls from gamma = 3.4 on
+    for name in ("simple", "min_snr", "p2"):  # that of EDM falls from gamma = 3.3 on
         assert losses[name][0] < losses[name][1]
 
 

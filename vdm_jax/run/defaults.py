@@ -56,11 +56,8 @@ DEFAULTS: dict[str, Any] = {
         # nats, of another quantity).
         "decoder": "discretised",
         "process": "gaussian",  # gaussian; binomial: of black and white images
-        # antithetic, uniform, adaptive (to where training has seen the loss); no hierarchy has any
-        "timesteps": "antithetic",
-        # Of the loss that is trained, with gamma fixed: bound (the likelihood's), simple, min_snr,
-        # p2, edm, v, sigmoid. What is reported is always the bound.
-        "weighting": "bound",
+        "timesteps": "antithetic",  # antithetic, uniform, adaptive; no hierarchy has any
+        "weighting": "bound",  # of the trained loss: bound, simple, min_snr, p2, edm, v, sigmoid
     },
     # A hierarchical VAE in place of the VDM, with the same pixel likelihood; network mlp. With all
     # three restrictions it is the VDM of T = depth - 1, trained on the whole chain at once.

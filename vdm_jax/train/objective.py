@@ -21,7 +21,7 @@ from vdm_jax.types import Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
 BINS = 100  # of t
-KEPT = 0.99  # share of what was seen that each step keeps
+KEPT = 0.998  # share of what was seen that each step keeps
 PRIOR = 4.0  # draws of the mean variance over all bins that each is taken to have had besides
 
 
