@@ -111,4 +111,4 @@ def test_a_run_at_times_that_adapt_goes_on_bit_for_bit_from_its_checkpoint(tmp_p
 def test_a_schedule_of_least_variance_goes_with_neither():
     for other in ({"weight": weighting.v()}, {"adaptive": True}):
         with pytest.raises(ValueError, match="no weight, and no times that adapt"):
-            schedule_variance.gradient(MLP._replace(end_points="b", **other))
+            schedule_variance.schedule_values(MLP._replace(**other), {}, jnp.zeros(1))

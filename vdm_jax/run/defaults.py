@@ -52,9 +52,7 @@ DEFAULTS: dict[str, Any] = {
         "num_steps": int,  # T; None is continuous time
         # The variance of p(z_s|z_t): posterior (the paper's), transition, learned between them.
         "reverse_var": "posterior",
-        # p(x|z_0): discretised (pixels are integers: bits per dim), density (x is continuous:
-        # nats, of another quantity).
-        "decoder": "discretised",
+        "decoder": "discretised",  # p(x|z_0): discretised (bits), density (of continuous x: nats)
         "process": "gaussian",  # gaussian; binomial: of black and white images
         "timesteps": "antithetic",  # antithetic, uniform, adaptive; no hierarchy has any
         "weighting": "bound",  # of the trained loss: bound, simple, min_snr, p2, edm, v, sigmoid

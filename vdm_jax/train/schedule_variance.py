@@ -33,6 +33,8 @@ class ScheduleValues(NamedTuple):
 
 def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> ScheduleValues:
     """Returns the values at times `t`, as a function of the schedule's parameters."""
+    if model.weight is not None or model.adaptive:
+        raise ValueError("minimising the variance goes with no weight, and no times that adapt.")
     gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     if slope.ndim > 1:
@@ -46,8 +48,6 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
     For the network and the end points, `params["gamma"][model.end_points]`, it is the gradient of
     the mean bound in the model's unit; for the schedule's other parameters that of E[L^2].
     """
-    if model.weight is not None or model.adaptive:
-        raise ValueError("minimising the variance goes with no weight, and no times that adapt.")
 
     def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, loss.ElboTerms]:
         key_elbo, key_dropout = jax.random.split(key)
