@@ -18,6 +18,7 @@ from vdm_jax import (
     schedule,
     timestep,
     types,
+    weighting,
 )
 from vdm_jax.distributions import Gaussian
 from vdm_jax.loss import ElboTerms, elbo
@@ -29,5 +30,5 @@ __version__ = "0.1.0"
 __all__ = [
     "VDM", "ElboTerms", "Gaussian", "bounds", "distributions", "elbo", "gaussian", "loss",
     "parameterization", "pixels", "process", "sample", "sampler", "sampling", "schedule",
-    "timestep", "types",
+    "timestep", "types", "weighting",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ any method through it (`Proposal.at`).
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax import checks
 from vdm_jax.types import Gamma, Key, PerExample, Tensor
+
+T = TypeVar("T", np.ndarray, Array)
 
 Method = Literal["uniform", "antithetic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -219,8 +221,7 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
         raise ValueError(f"profile must be {wanted}, got {values.tolist()}.")
     if not 0.0 < floor <= 1.0:
         raise ValueError(f"floor must lie in (0, 1], as a share of uniform times, got {floor}.")
-    values = values / values.max()  # no overflow in the sum
-    density = (1.0 - floor) * values / values.mean() + floor
+    density = mixed(values / values.max(), floor)  # no overflow in the sum
     cdf = jnp.asarray(np.append(0.0, np.cumsum(density)[:-1] / density.sum()), float)
     cdf = jnp.append(cdf, 1.0)
     if not np.all(np.diff(cdf) > 0.0):
@@ -229,6 +230,11 @@ def proposal(profile: ArrayLike, floor: float = 0.1) -> Proposal:
             "raise it or take fewer bins."
         )
     return Proposal(cdf)
+
+
+def mixed(profile: T, floor: float) -> T:
+    """Returns (1 - floor) profile / mean(profile) + floor, of mean 1, of an array [n]."""
+    return (1.0 - floor) * profile / profile.mean() + floor
 
 
 def profile(

@@ -52,6 +52,14 @@ def test_short_runs_tell_how_far_the_average_of_the_parameters_lags():
     assert training._lag(0.998, 5000) == training._lag(0.0, 10) == ""
 
 
+def test_a_run_says_what_its_weighted_loss_bounds():
+    config = defaults.get_config()
+    assert training._weighted(config) == ""
+    config.model.weighting = "simple"
+    said = training._weighted(config)
+    assert "bounds nothing" in said and said.endswith("what is shown and evaluated is the bound")
+
+
 def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_path):
     workdir = shutil.copytree(digits_run, tmp_path / "w")
     with tiny.one_device(), pytest.raises(UserError, match=r"\(config.optimizer.b1: 0.9 -> 0.8\)"):

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import timestep
+from vdm_jax import timestep, weighting
 from vdm_jax.data import Condition
 from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
@@ -43,7 +43,8 @@ WORDS = {
     "remat": REMATS,
     "dtype": ("float32", "bfloat16"),
     "gamma_objective": ("bound", "variance"),
-    "timesteps": timestep.METHODS,
+    "timesteps": (*timestep.METHODS, "adaptive"),
+    "weighting": tuple(weighting.NAMED),
     "reverse_var": REVERSE_VARS,
     "decoder": ("discretised", "density"),
     "process": ("gaussian", "binomial"),
@@ -183,6 +184,13 @@ def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
         free = {"gamma": "monotone", "gamma_pinned": True, "num_steps": None}
         why = ": else the bound depends on gamma's shape"
         yield from _needed(c, "model.gamma_objective is 'variance', which", free, why)
+    if c.timesteps == "adaptive":
+        wanted: dict[str, Any] = {"process": "gaussian", "gamma_objective": "bound"}
+        yield from _needed(c, "model.timesteps is 'adaptive', which", wanted)
+    if c.weighting != "bound":
+        # An end point that is learned would go where the weighted loss is low, not the bound.
+        wanted = {"process": "gaussian", "gamma": "fixed", "num_steps": None}
+        yield from _needed(c, f"model.weighting is {c.weighting!r}, which", wanted)
     if c.reverse_var != "posterior" and c.num_steps is None and h.depth is None:
         yield (f"model.reverse_var is {c.reverse_var!r}, which in continuous time makes no "
                "difference: give a number of steps, --config.model.num_steps=T")  # fmt: skip
@@ -220,8 +228,9 @@ def _hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[s
         yield f"model.num_steps is {c.num_steps}, but a hierarchy has its depth; leave it out"
     if c.gamma_objective != "bound":
         yield f"model.gamma_objective is {c.gamma_objective!r}: a hierarchy's bound has no times"
-    if c.timesteps != "antithetic":
-        yield f"model.timesteps is {c.timesteps!r}, but a hierarchy draws no times: leave it out"
+    for name in ("timesteps", "weighting"):
+        if c[name] != _PLAIN[name]:
+            yield f"model.{name} is {c[name]!r}, but a hierarchy draws no times: leave it out"
     if h.ends_at_normal and c.gamma_max < 3:
         yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
                "where the latent is not N(0, I) yet; give 3 or more, as 5")  # fmt: skip

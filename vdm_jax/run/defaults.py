@@ -55,11 +55,10 @@ DEFAULTS: dict[str, Any] = {
         "num_steps": int,  # T; None is continuous time
         # The variance of p(z_s|z_t): posterior (the paper's), transition, learned between them.
         "reverse_var": "posterior",
-        # p(x|z_0): discretised (pixels are integers: bits per dim), density (x is continuous:
-        # nats, of another quantity).
-        "decoder": "discretised",
+        "decoder": "discretised",  # p(x|z_0): discretised (bits), density (of continuous x: nats)
         "process": "gaussian",  # gaussian; binomial: of black and white images
-        "timesteps": "antithetic",  # antithetic, uniform; no hierarchy has any
+        "timesteps": "antithetic",  # antithetic, uniform, adaptive; no hierarchy has any
+        "weighting": "bound",  # of the trained loss: bound, simple, min_snr, p2, edm, v, sigmoid
     },
     # A hierarchical VAE in place of the VDM, with the same pixel likelihood; network mlp. With all
     # three restrictions it is the VDM of T = depth - 1, trained on the whole chain at once.

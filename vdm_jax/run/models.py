@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import timestep, transforms
+from vdm_jax import timestep, transforms, weighting
 from vdm_jax.data import Condition
 from vdm_jax.data.image_data import UNCONDITIONAL
 from vdm_jax.errors import UserError
@@ -80,6 +80,8 @@ def _vdm(
     data_levels: Levels = None if pixel_levels else levels
     if transform is not None:
         data_levels = Coefficients(None if pixel_levels else levels, transform)
+    adaptive = c.timesteps == "adaptive"
+    times: timestep.Method = "antithetic" if adaptive else c.timesteps
 
     def init(key: Key) -> Params:
         gamma = schedule.init(key, jnp.zeros((1,))).get("params", {})
@@ -94,11 +96,12 @@ def _vdm(
         def gamma(t: Tensor) -> Tensor:
             return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
 
-        rule = head_kind(c.head), c.num_steps, c.reverse_var, c.timesteps
+        rule = head_kind(c.head), c.num_steps, c.reverse_var, times
         return VDM(denoise, gamma, event_shape, data_levels, *rule)
 
     end_points = monotone.END_POINTS if c.gamma_objective == "variance" else None
-    return Model(init, bind, end_points, pixel_levels)
+    weight = None if c.weighting == "bound" else weighting.NAMED[c.weighting]()
+    return Model(init, bind, end_points, pixel_levels, weight, adaptive)
 
 
 def _transform(c: ConfigDict, event_shape: Shape) -> Transform | None:

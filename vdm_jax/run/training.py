@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vdm_jax import files, signals
+from vdm_jax import files, signals, weighting
 from vdm_jax.data import ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
@@ -190,9 +190,19 @@ def _announce(of: Experiment, template: TrainState) -> None:
         f"{build.eval_name(of.config)} images of {shape}, {images.levels} levels{given}\n"
         f"{of.config.model.network}, {parameters:,} parameters, {of.model.facts().words}, on "
         f"{devices.size} {devices.flat[0].platform} device(s); compiling"
+        + _weighted(of.config)
         + _lag(of.config.optimizer.ema_rate, of.config.train.steps),
         flush=True,
     )
+
+
+def _weighted(config: ConfigDict) -> str:
+    """Returns what a run says that is trained on another loss than the bound."""
+    c = config.model
+    if c.weighting == "bound":
+        return ""
+    said = weighting.statement(c.weighting, c.gamma_min, c.gamma_max)
+    return f"\n{said}; what is shown and evaluated is the bound"
 
 
 def _lag(ema_rate: float, steps: int) -> str:

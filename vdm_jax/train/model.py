@@ -10,6 +10,7 @@ from vdm_jax.related.binomial import BinomialDiffusion
 from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.types import Images, Key, Tensor
 from vdm_jax.vdm import VDM
+from vdm_jax.weighting import Weight
 
 Params = Any
 """A pytree of arrays."""
@@ -57,6 +58,11 @@ class Model(NamedTuple):
     a low variance (`train.schedule_variance`)."""
     pixel_levels: int | None = None
     """Number of levels of integer images, for a model of continuous data: it encodes them first."""
+    weight: Weight | None = None
+    """w(gamma) of the loss that a VDM is trained on (`vdm_jax.weighting`); None: the bound. What is
+    reported and evaluated is always the bound."""
+    adaptive: bool = False
+    """Whether a VDM is trained at times that adapt to where the loss is (`train.objective`)."""
 
     def with_fields(self, **fields: Any) -> "Model":
         """Returns the model whose `VDM` has other fields, as num_steps=10."""

@@ -33,6 +33,8 @@ class ScheduleValues(NamedTuple):
 
 def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> ScheduleValues:
     """Returns the values at times `t`, as a function of the schedule's parameters."""
+    if model.weight is not None or model.adaptive:
+        raise ValueError("minimising the variance goes with no weight, and no times that adapt.")
     gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
     if slope.ndim > 1:

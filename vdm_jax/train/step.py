@@ -11,8 +11,9 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vdm_jax import loss
-from vdm_jax.train import schedule_variance, sharding
+from vdm_jax.train import objective, schedule_variance, sharding
 from vdm_jax.train.model import Batch, Bound, Model, Params, unit
+from vdm_jax.train.objective import Seen
 from vdm_jax.types import Key
 
 Metrics = dict[str, jax.Array]
@@ -22,7 +23,8 @@ class TrainState(NamedTuple):
     """All that a run is besides its configuration: whoever has it can go on bit for bit.
 
     `step` counts the steps done; data order and random numbers are functions of it and the seed.
-    `skipped` counts the last of them, in a row, that were not applied.
+    `skipped` counts the last of them, in a row, that were not applied. With times that adapt
+    `opt_state` is a pair: the optimiser's state, and what was seen of the loss.
     """
 
     step: jax.Array
@@ -37,7 +39,10 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, key: Key) 
     params = model.init(key)
     ema_params = jax.tree.map(jnp.copy, params)  # its own memory: a step donates both
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step, params, ema_params, optimizer.init(params), skipped)
+    opt_state = optimizer.init(params)
+    if model.adaptive:
+        opt_state = opt_state, objective.nothing_seen()
+    return TrainState(step, params, ema_params, opt_state, skipped)
 
 
 def abstract_state(
@@ -81,12 +86,15 @@ def update(
     whole_params = sharding.gathered(mesh, state.params)
     # Convolutions inside a loop are many times slower on a CPU: there the loop is unrolled.
     unroll = training.accumulate if sharding.platform(mesh) == "cpu" else 1
-    compute = _accumulated(_gradient(training.model), training.accumulate, unroll)
-    grads, metrics = compute(whole_params, batch, step_key(training.key, state.step))
+    opt_state, seen = state.opt_state if training.model.adaptive else (state.opt_state, None)
+    compute = _accumulated(_gradient(training.model, seen), training.accumulate, unroll)
+    grads, (metrics, new) = compute(whole_params, batch, step_key(training.key, state.step))
     # Summed before each device takes its share: left to itself a TPU's compiler takes convolutions
     # to pieces, whose sums go around in a ring.
     grads = sharding.gathered(mesh, grads)
-    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = training.optimizer.update(grads, opt_state, state.params)
+    if seen is not None:
+        opt_state = opt_state, seen.then(new)
     params = optax.apply_updates(state.params, updates)
     ema_params = ema_update(state.ema_params, params, training.ema_rate)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -105,26 +113,33 @@ def step_key(key: Key, step: jax.Array | int) -> Key:
     return jax.random.fold_in(key, step)
 
 
-def _gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, Metrics]]:
-    """Returns (params, batch, key) -> (gradient for what `model` is trained for, `_metrics`).
+def _gradient(
+    model: Model, seen: Seen | None
+) -> Callable[[Params, Batch, Key], tuple[Params, tuple[Metrics, Seen | None]]]:
+    """Returns (params, batch, key) -> (gradient for what `model` is trained for, aux).
 
-    That of the bound is the gradient of the mean nats of an example, whatever its mask leaves.
+    `aux` are the `_metrics`, and what times that adapt see of the loss. The gradient of the bound
+    is that of the mean nats of an example, whatever its mask leaves.
     """
 
-    def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Metrics]:
+    def bound(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, tuple[Metrics, None]]:
         key_elbo, key_dropout = jax.random.split(key)
         bound = model.bind_batch(params, batch, key_dropout)
         terms = bound.elbo(key_elbo, model.data(batch["images"]))
-        return unit(bound).of(terms.total.mean(), bound.event_shape), _metrics(bound, terms)
+        return unit(bound).of(terms.total.mean(), bound.event_shape), (_metrics(bound, terms), None)
 
-    if model.end_points is None:
-        return jax.grad(bound, has_aux=True)
+    def compute(
+        params: Params, batch: Batch, key: Key
+    ) -> tuple[Params, tuple[Metrics, Seen | None]]:
+        new = None
+        if model.end_points is None:
+            grads, (terms, new) = objective.gradient(model, seen)(params, batch, key)
+        else:
+            grads, terms = schedule_variance.gradient(model)(params, batch, key)
+        return grads, (_metrics(model.bind_batch(params, batch), terms), new)
 
-    def compute(params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        grads, terms = schedule_variance.gradient(model)(params, batch, key)
-        return grads, _metrics(model.bind_batch(params, batch), terms)
-
-    return compute
+    plain = model.end_points is None and model.weight is None and seen is None
+    return jax.grad(bound, has_aux=True) if plain else compute
 
 
 def _metrics(bound: Bound, terms: loss.ElboTerms) -> Metrics:
