@@ -62,7 +62,8 @@ class Linear(NamedTuple):
         x are data [batch, *event] of any scale and distribution, eps standard-normal noise.
         """
         if gamma_t.ndim > 1:
-            raise ValueError("control variates need one schedule, not one of each feature.")
+            said = "control variates need one schedule; this model has one of each feature"
+            raise UserError(f"{said}: leave --control_variates out")
         # A rotation that was rounded, as an accelerator does by default, would keep no expectation.
         x, eps = x.reshape(len(x), -1), eps.reshape(len(eps), -1)
         e = jnp.matmul(eps, self.basis, precision="highest")

@@ -127,12 +127,12 @@ def _row(
 
 
 def loss_profile(draws: Draws, vdm: VDM) -> dict[str, Any]:
-    """Returns the diffusion loss by bins of t, in the bound's unit, and gamma there."""
+    """Returns the diffusion loss by bins of t, in the bound's unit, and gamma's mean there."""
     of_unit = unit(vdm)
     losses = of_unit.of(draws.terms.diffusion / draws.weight, vdm.event_shape)
     found = timestep.profile(draws.t, losses, BINS, draws.weight)
     centres = (np.arange(BINS) + 0.5) / BINS
-    gamma = np.asarray(vdm.gamma(jnp.asarray(centres)))
+    gamma = np.asarray(timestep.mean_gamma(vdm.gamma(jnp.asarray(centres))))
     columns = {"t": centres, "gamma": gamma, "mean": found.mean, "rms": found.rms}
     return {"unit": of_unit.name, **{name: values.tolist() for name, values in columns.items()}}
 
