@@ -64,7 +64,7 @@ def test_what_nobody_paid_is_the_entropy_of_the_low_pass_image(found):
     assert abs(low["off"] + unpaid) < 0.01 + 5 * low["error"]
 
 
-def test_without_a_decoder_what_the_noisiest_image_says_of_the_data_is_left(found):
+def test_without_a_decoder_what_the_least_noisy_image_says_of_the_data_is_left(found):
     """Of the exact denoiser, half the integral of its squared errors is I(x; z) (Guo 2005)."""
     states, counts = np.unique(CASE.images.reshape(-1, DIMS), axis=0, return_counts=True)
     rng, width = np.random.default_rng(0), 2.0 / which_bpd.LEVELS
