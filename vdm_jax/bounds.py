@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 from vdm_jax import checks, loss, timestep
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.parameterization import split, to_eps
-from vdm_jax.process import expand, marginal, transition, variance_log_ratio
-from vdm_jax.sampling import scan
+from vdm_jax.process import expand, marginal, scan, transition, variance_log_ratio
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.types import Gamma, Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM

@@ -29,6 +29,7 @@ from vdm_jax.ode import DEFAULT, Solver
 from vdm_jax.parameterization import split, to_v
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -122,7 +123,8 @@ def _dequantized(
 ) -> tuple[Tensor, Tensor]:
     """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, and log alpha_0.
 
-    That is what makes of z_0's density that of x.
+    That is what makes of z_0's density that of x. Of `Coefficients` it is of W x, where log q
+    belongs to the pixels and only its sum over the event means something.
     """
     gamma_0 = expand(gamma_0, images)
     if isinstance(levels, tuple):
@@ -132,11 +134,18 @@ def _dequantized(
         ]
         z_0, log_q = (mixed.joined(levels, each) for each in zip(*found, strict=True))
         return z_0, log_q
+    scale, log_q = alpha(gamma_0), jnp.zeros(())
+    if isinstance(levels, Coefficients):
+        x = images
+        if levels.levels is not None:  # by noise within each pixel's bin, whatever gamma_0 is
+            noise = expand(levels.gamma_of_pixels(gamma_0, images), images)
+            z, log_q = pixels.dequantize(key, images, levels.levels, noise, method)
+            x, log_q = z / alpha(noise), log_q + jnp.log(alpha(noise))
+        images, levels = levels.transform.forward(cnf.as_batch(x, "data without levels")), None
     if levels is not None:
         return pixels.dequantize(key, images, levels, gamma_0, method)
-    scale = alpha(gamma_0)
     images = cnf.as_batch(images, "data without levels")
-    return scale * images, jnp.broadcast_to(-jnp.log(scale), jnp.shape(images))
+    return scale * images, jnp.broadcast_to(log_q - jnp.log(scale), jnp.shape(images))
 
 
 def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -5,7 +5,8 @@
 With a number of `levels` the data are integers and p(x) is a probability: the bound has bits per
 dim. With `levels=None` the data are x itself, continuous, and p(x) is a density, whose nats depend
 on the scale of x, may be negative, and must not be compared with the former. A tuple of levels, one
-for each feature along the last axis, mixes both (`vdm_jax.mixed`).
+for each feature along the last axis, mixes both (`vdm_jax.mixed`). With `transforms.Coefficients`
+the images are as ever, but x, eps and the latents are coefficients of an orthonormal transform.
 
 With a `mask` [batch, *event], axes of size 1 allowed, only what is there counts (`vdm_jax.masks`).
 """
@@ -26,6 +27,7 @@ from vdm_jax.mixed import Levels
 from vdm_jax.parameterization import split, to_eps
 from vdm_jax.process import expand, marginal, variance_log_ratio
 from vdm_jax.timestep import noise_level
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 
@@ -67,6 +69,8 @@ def reconstruction(
     # Of z_0 / alpha_0 - x = (sigma_0 / alpha_0) eps_0: the difference itself would cancel.
     noise = Gaussian(jnp.zeros_like(x), jnp.exp(expand(gamma_0, x)))
     error = noise.at(eps_0)
+    if isinstance(levels, Coefficients):
+        levels, error, gamma_0 = levels.decoder(error, gamma_0)
     if levels is None:
         return -sum_event(noise.log_prob(error), mask)
     return -sum_event(pixels.log_prob_of_error(images, error, gamma_0, levels), mask)
@@ -87,9 +91,11 @@ def expected_reconstruction(
             expected_reconstruction(mixed.integers(of, level), gamma, level, there)
             for level, of, gamma, there in parts
         )
+    x = to_data(images, levels, mask)
+    if isinstance(levels, Coefficients):
+        levels, _, gamma_0 = levels.decoder(x, gamma_0)
     if levels is not None:
         return -sum_event(pixels.expected_log_prob(images, gamma_0, levels), mask)
-    x = to_data(images, levels)
     each = jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + gamma_0), x.shape)
     return sum_event(each, mask)
 
@@ -97,10 +103,13 @@ def expected_reconstruction(
 def to_data(images: Images | Tensor, levels: Levels, mask: ArrayLike | None = None) -> Tensor:
     """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself.
 
-    Padding is 0 in x, whatever it was.
+    Padding is 0 in x, whatever it was. With `transforms.Coefficients` it is W x instead.
     """
     if not np.shape(images):
         raise ValueError(f"images must be [batch, *event], got one number, {images}.")
+    if isinstance(levels, Coefficients):
+        levels.unmasked(mask)
+        return levels.transform.forward(to_data(images, levels.levels))
     if mask is not None:
         return masks.keep(to_data(masks.keep(images, mask), levels), mask)
     if isinstance(levels, tuple):
@@ -158,8 +167,6 @@ def diffusion(
     prediction, share = split(masks.denoiser(denoise, mask)(z_t, gamma_t), reverse_var)
     square = jnp.square(eps - to_eps(prediction, z_t, gamma_t, kind))
     if num_steps is None or reverse_var == "posterior":
-        if weight.ndim == 1:
-            return 0.5 * weight * sum_event(square, mask)
         return 0.5 * sum_event(expand(weight, x) * square, mask)
     log_r = -share * variance_log_ratio(expand(gamma_s, x), expand(gamma_t, x))
     r = jnp.exp(log_r)

@@ -11,10 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import checks
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Tensor
 
-Levels = int | None | tuple[int | None, ...]
-"""Number of values of each element, None for continuous ones; or one for each last-axis feature."""
+Levels = int | None | tuple[int | None, ...] | Coefficients
+"""Number of values of each element, None for continuous ones; or one for each last-axis feature, or
+a number and the transform to coefficients that the model is of."""
+
+
+def kinds(levels: Levels) -> tuple[int | None, ...]:
+    """Returns the numbers of levels that there are: of all elements one, or each feature's."""
+    levels = levels.levels if isinstance(levels, Coefficients) else levels
+    return levels if isinstance(levels, tuple) else (levels,)
+
+
+def of_images(levels: Levels, number: int) -> Levels:
+    """Returns a model's levels as those of images that have `number`, of the same transform."""
+    if isinstance(levels, Coefficients):
+        return Coefficients(number, levels.transform)
+    return number
 
 
 def parts(levels: tuple[int | None, ...], like: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:

@@ -179,8 +179,6 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
         return log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
 
     index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
-    if gamma_0.ndim == 0:
-        return jnp.where(_valid(images, levels), table(gamma_0)[index], jnp.nan)
     tables = jax.lax.map(table, gamma_0.ravel())
     feature = jnp.broadcast_to(jnp.arange(gamma_0.size).reshape(gamma_0.shape), index.shape)
     return jnp.where(_valid(images, levels), tables[feature, index], jnp.nan)

@@ -5,6 +5,9 @@ broadcasts against [batch, *event] once trailing axes of size one are appended. 
 appendix A of the VDM paper; section "Variational Diffusion Models" of Luo 2022.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +118,21 @@ def variance_log_ratio(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     near = fall > -0.5
     far = jax.nn.log_sigmoid(gamma_t) - jax.nn.log_sigmoid(gamma_s)
     return jnp.where(near, -jnp.log1p(jnp.where(near, fall, 0.0)), far)
+
+
+def scan(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, steps: Any) -> Any:
+    """Returns the last carry of `jax.lax.scan`, also inside `jax.shard_map`.
+
+    There what is carried may be the same on all devices before the first step, of a replicated key,
+    but not after it, of a sharded condition; scan wants it to vary throughout.
+    """
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda each: each[0], steps))
+
+        def vary(before: Tensor, after: jax.ShapeDtypeStruct) -> Tensor:
+            kinds = (each.manual_axis_type for each in (jax.typeof(before), after))
+            now, later = (kind.varying if kind else frozenset() for kind in kinds)  # check_vma
+            return jax.lax.pcast(before, tuple(later - now), to="varying")
+
+        carry = jax.tree.map(vary, carry, after)
+    return jax.lax.scan(body, carry, steps)[0]

@@ -16,7 +16,7 @@ d(z / alpha) = eps_hat d(sigma / alpha). Two ways to a better prediction make it
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,9 +27,10 @@ from vdm_jax import checks, masks, mixed, pixels, timestep
 from vdm_jax.distributions import Gaussian
 from vdm_jax.mixed import Levels
 from vdm_jax.parameterization import split, to_eps, to_x
-from vdm_jax.process import expand, reverse
+from vdm_jax.process import expand, reverse, scan
 from vdm_jax.rule import Rule
 from vdm_jax.schedule import alpha, variance
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, ReverseVar, Tensor
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def to_images(
 ) -> Images | Tensor:
     """Returns pixels in [0, levels) of a z_0: the most likely, or a draw of p(x|z_0) by `key`.
 
-    Without levels it is x = z_0 / alpha_0; floats, where features are of several kinds.
+    Without levels it is x = z_0 / alpha_0; floats, where features are of several kinds. Of
+    `transforms.Coefficients` it is made of W^T z_0 / alpha_0.
     """
     z_0, gamma_0 = jnp.asarray(z_0), expand(gamma_0, z_0)
     if isinstance(levels, tuple):
@@ -119,6 +121,9 @@ def to_images(
         found = (to_images(z, at, n, k) for (n, z, at), k in zip(parts, keys, strict=True))
         return mixed.joined(levels, found)
     x = z_0 / alpha(gamma_0)
+    if isinstance(levels, Coefficients):
+        x, gamma_0 = levels.transform.inverse(x), levels.gamma_of_pixels(gamma_0, x)
+        levels = levels.levels
     return x if levels is None else pixels.decode(x, gamma_0, levels, key)
 
 
@@ -280,21 +285,3 @@ def solve(z_1: Tensor, vdm: "VDM", rule: Rule, keys: Key | None = None) -> Tenso
 
     steps = (jnp.arange(rule.num_steps), gammas[:-1], gammas[1:])
     return scan(body, start(z_1, gammas[0]), steps).z
-
-
-def scan(body: Callable[[Any, Any], tuple[Any, None]], carry: Any, steps: Any) -> Any:
-    """Returns the last carry of `jax.lax.scan`, also inside `jax.shard_map`.
-
-    There what is carried may be the same on all devices before the first step, of a replicated key,
-    but not after it, of a sharded condition; scan wants it to vary throughout.
-    """
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        after, _ = jax.eval_shape(body, carry, jax.tree.map(lambda each: each[0], steps))
-
-        def vary(before: Tensor, after: jax.ShapeDtypeStruct) -> Tensor:
-            kinds = (each.manual_axis_type for each in (jax.typeof(before), after))
-            now, later = (kind.varying if kind else frozenset() for kind in kinds)  # check_vma
-            return jax.lax.pcast(before, tuple(later - now), to="varying")
-
-        carry = jax.tree.map(vary, carry, after)
-    return jax.lax.scan(body, carry, steps)[0]

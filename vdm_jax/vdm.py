@@ -9,6 +9,7 @@ from vdm_jax import checks, loss, masks, sampling, timestep
 from vdm_jax.loss import ElboTerms
 from vdm_jax.mixed import Levels
 from vdm_jax.rule import Rule, Sampler, Spacing
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Denoise, Gamma, Images, Key, Kind, PerExample, ReverseVar, Tensor
 
 
@@ -25,7 +26,8 @@ class VDM(NamedTuple):
     """Shape of one example."""
     levels: Levels = 256
     """Number of values that a pixel can take; None for continuous data, with a density; a tuple of
-    these for features of several kinds along the last axis."""
+    these for features of several kinds along the last axis; `transforms.Coefficients` for a model,
+    network and schedule, of coefficients W x."""
     kind: Kind = "eps"
     """Quantity that the network predicts: "eps", "x", "v" or "score"."""
     num_steps: int | None = None
@@ -41,6 +43,8 @@ class VDM(NamedTuple):
     @property
     def predict(self) -> Denoise:
         """The network, which sees 0 and predicts 0 where there is padding."""
+        if isinstance(self.levels, Coefficients):
+            self.levels.unmasked(self.mask)
         return masks.denoiser(self.denoise, self.mask)
 
     @property

@@ -49,27 +49,27 @@ class Coder(NamedTuple):
         Raises Underflow for a stack of too few bits, UserError for a network that isn't finite.
         """
         chain, x = self.chain, images.T.astype(np.int64)
-        z = self._draw(stacks, 0, chain.values[x], active)
+        z = self._draw(stacks, 0, chain.data(x), active)
         observe(0, (z * chain.grids[0]).T, None, None)
-        _push(stacks, _pixels(chain.pixels, z), x, active)
+        _push(stacks, _pixels(chain.pixels, chain.rescaled(z)), x, active)
         for i in range(1, chain.num_steps + 1):
             z_next = self._draw(stacks, i, z, active)
             _push(stacks, self._reverse(z_next, i, observe), z, active)
             z = z_next
-        _push(stacks, _normal(chain.prior, np.zeros(z.shape)), z, active)
+        _push(stacks, self._prior(*z.shape), z, active)
 
     def decode(self, stacks: Stacks, dims: int, active: np.ndarray) -> np.ndarray:
         """Undoes `encode` and returns its images, int64 [lanes, dims], zeros where not active."""
         chain = self.chain
-        z = _pop(stacks, _normal(chain.prior, np.zeros((dims, len(active)))), active)
+        z = _pop(stacks, self._prior(dims, len(active)), active)
         for i in range(chain.num_steps, 0, -1):
             z_before = _pop(stacks, self._reverse(z, i), active)
             self._return(stacks, i, z, z_before, active)
             z = z_before
-        x = _pop(stacks, _pixels(chain.pixels, z), active)
+        x = _pop(stacks, _pixels(chain.pixels, chain.rescaled(z)), active)
         if not np.all((x >= 0) & (x < len(chain.values))):
             raise VdmzError("the payload is damaged: it decodes to levels that there are not")
-        self._return(stacks, 0, z, chain.values[x], active)
+        self._return(stacks, 0, z, chain.data(x), active)
         return x.T
 
     def _draw(self, stacks: Stacks, i: int, before: np.ndarray, active: np.ndarray) -> np.ndarray:
@@ -86,7 +86,12 @@ class Coder(NamedTuple):
         stacks.scramble(len(z), i, active)
 
     def _forward(self, i: int, before: np.ndarray) -> "_Symbols":
-        return _normal(self.chain.encoders[i], self.chain.forward[i] * before[::-1])
+        means = (self.chain.forward[i] * before)[::-1]
+        return _normal(self.chain.encoders[i], means, self.chain.group[::-1] * FRACTIONS)
+
+    def _prior(self, dims: int, lanes: int) -> "_Symbols":
+        means = np.zeros((dims, lanes))
+        return _normal(self.chain.prior, means, self.chain.group * FRACTIONS)
 
     def _reverse(self, z: np.ndarray, i: int, observe: Observe | None = None) -> "_Symbols":
         """Returns p(z_{i-1}|z_i)."""
@@ -100,7 +105,7 @@ class Coder(NamedTuple):
         n = np.clip(np.rint(eps_hat.T / EPS_GRID), -_MOST_EPS, _MOST_EPS)
         means = chain.of_z[i - 1] * z + chain.of_eps[i - 1] * n
         widths = 0 if share is None else np.clip(share.T, 0.0, 1.0) * (chain.shares[i - 1] - 1)
-        rows = np.rint(widths).astype(int) * FRACTIONS
+        rows = (np.rint(widths).astype(int) + chain.group * chain.shares[i - 1]) * FRACTIONS
         return _normal(chain.decoders[i - 1], means, rows)
 
 
@@ -113,13 +118,13 @@ class _Symbols(NamedTuple):
     halves: int  # unless 0, the last symbol is any other number, of so many times 16 bits
 
 
-def _normal(table: GaussianTable, means: np.ndarray, rows: np.ndarray | int = 0) -> _Symbols:
+def _normal(table: GaussianTable, means: np.ndarray, rows: np.ndarray) -> _Symbols:
     whole, fraction = tables.split(means)
     return _Symbols(table.counts, rows + fraction, whole - table.span, 2 * table.escape)
 
 
 def _pixels(table: PixelTable, z_0: np.ndarray) -> _Symbols:
-    rows = np.clip(z_0 - table.first, 0, len(table.counts) - 1)
+    rows = np.clip(z_0 - table.first, 0, -2 * table.first) + table.start
     return _Symbols(table.counts, rows, table.levels[rows], 1)
 
 

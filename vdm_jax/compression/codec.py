@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vdm_jax import checks
+from vdm_jax import checks, mixed, timestep
 from vdm_jax.compression import blocks, chain, file, steps
 from vdm_jax.compression.bits_back import Coder
 from vdm_jax.compression.blocks import Progress
@@ -83,6 +83,7 @@ def compress(
     rise, or a network whose output isn't finite or isn't float64.
     """
     vdm, levels = _bound(bind, params)
+    one = timestep.end_points(vdm.gamma)[0].ndim == 0  # else steps can't be placed by one profile
     images = _checked(images, vdm.event_shape, levels)
     grid = options.grid
     told = _conditioning(options.conditioning, len(images))
@@ -94,8 +95,10 @@ def compress(
         network = Network(bind, params, steps.knots(vdm.gamma), count, told)
         network.probe()  # compiles it
         network.seconds, began = 0.0, time.perf_counter()
-        profile = steps.profile(network.errors(images, levels)) if options.placed else b""
-        the_chain = chain.make(_steps(vdm, options.num_steps, profile), levels, grid)
+        errors = network.errors(images, vdm.levels) if options.placed and one else None
+        profile = b"" if errors is None else steps.profile(errors)
+        placed = _steps(vdm, options.num_steps, profile)
+        the_chain = chain.make(placed, vdm.levels, grid, tuple(vdm.event_shape))
         network.gammas = the_chain.gammas
         probe = network.probe()
         parts = np.array_split(images, count)
@@ -169,10 +172,12 @@ def _bound(bind: Bind, params: Any) -> tuple[VDM, int]:
     """Returns the model with its parameters as they are, and its levels."""
     with jax.enable_x64(True):
         vdm = bind(params)
-    if len(vdm.event_shape) != 3 or not isinstance(vdm.levels, int) or not 2 <= vdm.levels <= 256:
+    levels, *others = mixed.kinds(vdm.levels)
+    fits = len(vdm.event_shape) == 3 and not others
+    if not fits or not isinstance(levels, int) or not 2 <= levels <= 256:
         wanted = "the model must be of images [height, width, channels] with 2 to 256 levels"
         raise UserError(f"{wanted}, got shape {vdm.event_shape} and levels {vdm.levels}")
-    return vdm, vdm.levels
+    return vdm, levels
 
 
 def _checked(images: np.ndarray, event_shape: tuple[int, ...], levels: int) -> np.ndarray:
@@ -202,12 +207,12 @@ def _coder(header: Header, bind: Bind, params: Any) -> Coder:
     """Returns what decodes. Raises VdmzError if this machine computes what another didn't."""
     vdm = bind(params)
     placed = _steps(vdm, header.num_steps, header.profile)
-    the_chain = chain.make(placed, header.levels, header.grid)
+    the_chain = chain.make(placed, vdm.levels, header.grid, tuple(vdm.event_shape))
     if the_chain.digest[:4] != header.tables:
         raise VdmzError("this machine computes other coding tables; take the one that made it")
     kept = np.frombuffer(header.conditioning, "<f4").astype(np.float32)
     told = kept.reshape(header.images, -1) if kept.size else None
-    network = Network(bind, params, placed.gammas, len(header.blocks), told)
+    network = Network(bind, params, the_chain.gammas, len(header.blocks), told)
     if network.probe() != header.probe:
         said = "this machine computes the network otherwise (a probe of its outputs differs)"
         raise VdmzError(f"{said}; take the one that made it, or the versions that it had")

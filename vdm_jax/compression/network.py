@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import loss, pixels, process, schedule
+from vdm_jax import loss, process, schedule
 from vdm_jax.compression.chain import EPS_GRID, Chain
 from vdm_jax.errors import UserError
+from vdm_jax.mixed import Levels
 from vdm_jax.parameterization import split, to_eps, to_x
+from vdm_jax.transforms import Coefficients
 from vdm_jax.types import Images, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -28,6 +30,8 @@ _MEASURED = 8  # images, at least
 def digest(vdm: VDM, params: Any, settings: Mapping[str, Any] | None = None) -> bytes:
     """Returns the SHA-256 of parameters and settings: of all that a model's files hold of it."""
     said = {name: getattr(vdm, name) for name in ("event_shape", "levels", "kind", "reverse_var")}
+    if isinstance(vdm.levels, Coefficients):
+        said |= {"levels": vdm.levels.levels, "transform": vdm.levels.transform.name}
     text = json.dumps(said | {"settings": settings or {}}, sort_keys=True)
     running = hashlib.sha256(text.encode())
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -71,7 +75,10 @@ class Network:
     def __call__(self, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns eps_hat and share, see `bits_back.Noise`."""
         began = time.perf_counter()
-        gamma_t = np.full(self._shape[0], self.gammas[level])
+        gamma_t = self.gammas[level]
+        if np.ndim(gamma_t) == 2:  # of each element, [dims, 1]
+            gamma_t = gamma_t.reshape(self._shape[1:])
+        gamma_t = np.broadcast_to(gamma_t, (self._shape[0], *np.shape(gamma_t)))
         eps_hat, share = self._noise(self._params, z.reshape(self._shape), gamma_t, *self._now)
         found = np.asarray(eps_hat).reshape(z.shape)
         if found.dtype != np.float64:
@@ -92,7 +99,7 @@ class Network:
                         found = zlib.crc32(np.rint(part / EPS_GRID).astype("<i8").tobytes(), found)
         return found
 
-    def errors(self, images: np.ndarray, levels: int) -> np.ndarray:
+    def errors(self, images: np.ndarray, levels: Levels) -> np.ndarray:
         """Returns the mean squared error of a pixel's noise at each level.
 
         Measured on some of the images [n, *event_shape], with the same noise at each level.
@@ -128,17 +135,20 @@ class Bound:
 
     def __init__(self, vdm: VDM, chain: Chain) -> None:
         self._chain = chain
-        gamma_0, gamma_1, levels = chain.gammas[0], chain.gammas[-1], len(chain.values)
+        gamma_0, gamma_1, levels = chain.gammas[0].T, chain.gammas[-1].T, vdm.levels
+        each = gamma_0.reshape(1, *vdm.event_shape) if gamma_0.ndim else gamma_0
 
         def start(images: Images, z_0: Tensor) -> tuple[Tensor, PerExample, PerExample]:
-            x = loss.to_data(images, levels)
-            ends = loss.expected_reconstruction(images, gamma_0, levels) + loss.prior(x, gamma_1)
-            q = process.marginal(x, gamma_0).log_prob(z_0)
-            p = pixels.log_prob(images, z_0 / schedule.alpha(gamma_0), gamma_0, levels)
-            return x, ends, loss.sum_event(q - p)
+            images = images.reshape(-1, *vdm.event_shape)
+            x = loss.to_data(images, levels).reshape(z_0.shape)
+            ends = loss.expected_reconstruction(images, each, levels) + loss.prior(x, gamma_1)
+            q = process.marginal(x, gamma_0)
+            eps_0 = (z_0 - q.mean) / jnp.sqrt(q.var)
+            p = loss.reconstruction(images, eps_0.reshape(images.shape), each, levels)
+            return x, ends, loss.sum_event(q.log_prob(z_0)) + p
 
         def step(
-            x: Tensor, z_s: Tensor, z_t: Tensor, eps_hat: Tensor, share: Any, times: Tensor
+            x: Tensor, z_s: Tensor, z_t: Tensor, eps_hat: Tensor, share: Any, times: Any
         ) -> tuple[PerExample, PerExample]:
             s, t = times
             p = process.reverse(z_t, to_x(eps_hat, z_t, t, "eps"), s, t, share)
@@ -160,7 +170,7 @@ class Bound:
         if level == 0:
             self._x, self._bound, self._path = self._start(self._images, z)
         else:
-            times = self._chain.gammas[level - 1 : level + 1]
+            times = [gamma.T for gamma in self._chain.gammas[level - 1 : level + 1]]
             steps = self._chain.share
             shares = share if steps is None else steps[level - 1]
             kl, path = self._step(self._x, self._z, z, eps_hat, shares, times)

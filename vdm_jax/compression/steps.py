@@ -23,7 +23,7 @@ _LEAST = 0.03  # of the highest density
 class Steps(NamedTuple):
     """The levels of a chain, and the variances of its steps."""
 
-    gammas: np.ndarray  # float64 [T + 1]
+    gammas: np.ndarray  # float64 [T + 1], or [T + 1, *event] of a schedule of each element
     shares: np.ndarray | None  # [T], as for `process.reverse`; None: the network tells each pixel's
 
 

@@ -22,6 +22,8 @@ FRACTIONS = 128
 _POPPED, _PUSHED = 7.0, 10.0
 _MOST_SPAN, _MOST_ROWS = 1 << 12, 1 << 22
 _PIXEL_SPAN = 9.0
+MOST_GROUPS = 64
+"""Schedules that differ among the coefficients, and distributions among the pixels, at most."""
 _AT_ONCE = 1 << 14  # in arrays of one size, compiled once
 
 
@@ -80,24 +82,49 @@ def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class PixelTable(NamedTuple):
     """p(x|z_0) for z_0 on a grid.
 
-    Row r of `counts`, uint32 [rows, symbols + 1], is for the number `first` + r, the outermost for
-    those beyond. Symbol k is the level `levels[r]` + k, the last any other level.
+    Row `start` + r of `counts`, uint32 [rows, symbols + 1], is for the number `first` + r, from
+    `first` to -`first`, the outermost for those beyond. Symbol k is the level `levels[row]` + k,
+    the last any other level. Where pixels have several distributions, `first` and `start` are each
+    pixel's, [dims, 1].
     """
 
     counts: np.ndarray
-    first: int
+    first: int | np.ndarray
     levels: np.ndarray
+    start: int | np.ndarray = 0
 
 
-def of_pixels(gamma_0: float, levels: int, grid: float) -> PixelTable:
-    """Returns `pixels.decode_log_probs` as counts, for z_0 / alpha_0 on a grid of this width."""
+def of_each_pixel(gamma_0: np.ndarray, grid: np.ndarray, levels: int) -> PixelTable:
+    """Returns the tables of pixels with these gamma_0 and grids, [dims], one after the other.
+
+    Raises UserError for too many different ones.
+    """
+    each, of = np.unique(np.stack([gamma_0, grid]), axis=1, return_inverse=True)
+    if each.shape[1] > MOST_GROUPS:
+        said = f"gamma_0 gives the pixels {each.shape[1]} different variances"
+        raise UserError(f"{said}, of which {MOST_GROUPS} are coded at most: take one for each band")
+    made = [of_pixels(float(at), levels, float(width), gamma_0.max()) for at, width in each.T]
+    if len(made) == 1:
+        return made[0]
+    of, rows = of.reshape(-1, 1), [len(table.counts) for table in made]
+    counts, lowest = (np.concatenate([table[k] for table in made]) for k in (0, 2))
+    first = np.array([table.first for table in made])
+    return PixelTable(counts, first[of], lowest, (np.cumsum(rows) - rows)[of])
+
+
+def of_pixels(gamma_0: float, levels: int, grid: float, widest: float | None = None) -> PixelTable:
+    """Returns `pixels.decode_log_probs` as counts, for z_0 / alpha_0 on a grid of this width.
+
+    It has as many symbols as one of gamma_0 = `widest` has.
+    """
     # How far a level reaches that has any probability, and how many do at once.
     reach = 1.0 + _PIXEL_SPAN * math.exp(0.5 * gamma_0)
     first = -math.ceil(reach / grid)
     if -first > _MOST_ROWS:
         said = f"z_0 would lie on {-2 * first:,} points, too many: gamma_0 = {gamma_0:.3g} is too"
         raise UserError(f"{said} small for so fine a grid; take a smaller one or fewer steps")
-    width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * gamma_0) * levels) + 2)
+    widest = gamma_0 if widest is None else widest
+    width = min(levels, math.ceil(_PIXEL_SPAN * math.exp(0.5 * widest) * levels) + 2)
     every = np.arange(first, -first + 1)
     centre = np.floor((every * grid + 1.0) * (0.5 * levels)).astype(np.int64)
     lowest = np.clip(centre - width // 2, 0, levels - width)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax import masks
+from vdm_jax import masks, mixed
 
 NAMES = {"x": "images", "condition": "conditioning", "mask": "mask"}
 """What may be given, and what it is called in a batch."""
@@ -63,6 +63,7 @@ def check_values(of: Examples, event_shape: tuple[int, ...], levels: Any, what: 
     Features of several kinds, `levels` as a tuple, are floats: whole ones where there are levels.
     """
     x, shape = of["images"], tuple(event_shape)
+    levels = levels if isinstance(levels, tuple) else mixed.kinds(levels)[0]
     _require(x.shape[1:] == shape, f"{what}: x is {form(x)}, the model's event {shape}.")
     fits = isinstance(levels, int) == (x.dtype.kind in "iu")
     wanted = "integers for a number of levels, else floats"

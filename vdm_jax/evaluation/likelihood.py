@@ -142,7 +142,7 @@ def chains(subject: Subject, number: int, num_steps: int, key: Key) -> Row:
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
-        vdm = vdm._replace(levels=subject.images.levels, num_steps=num_steps)
+        vdm = vdm._replace(num_steps=num_steps)
         log_weights = bounds.chains(vdm, key, batch["images"], number)
         return bounds.importance_weighted(log_weights), jnp.zeros(())
 
@@ -158,7 +158,6 @@ def of_ode(subject: Subject, method: Dequantization, samples: int, solver: Solve
 
     def nats(params: Params, batch: Batch, key: Key) -> tuple[PerExample, jax.Array]:
         vdm = subject.model.bind(params, batch["conditioning"])
-        vdm = vdm._replace(levels=subject.images.levels)
         found = flow.dequantized_nats(vdm, key, batch["images"], method, samples, solver)
         return found.nats, found.num_evaluations / samples
 

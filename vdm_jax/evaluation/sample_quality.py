@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax import sampling
+from vdm_jax import mixed, sampling
 from vdm_jax.data import ImageData, flagged
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.subject import Subject
@@ -37,7 +37,8 @@ class Drawer:
         """Takes a VDM, a rule of which the number of steps and their spacing don't matter, and the
         scale of `sampling.guided`.
         """
-        event_shape, levels = subject.vdm.event_shape, subject.images.levels
+        event_shape = subject.vdm.event_shape
+        levels = mixed.of_images(subject.vdm.levels, subject.images.levels)
         whole, split = sharding.replicated(subject.mesh), sharding.split_over(subject.mesh)
         states = State._make((split, split, whole))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import loss, timestep
+from vdm_jax import loss, mixed, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation import control_variates
@@ -45,7 +45,8 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Reduction:
     by = PLAIN
     if controls:
         images = jnp.asarray(subject.images.train[:LINEAR_IMAGES])
-        by = Reduction(linear=Linear.of(loss.to_data(images, subject.images.levels)))
+        levels = mixed.of_images(subject.vdm.levels, subject.images.levels)
+        by = Reduction(linear=Linear.of(loss.to_data(images, levels)))
     t, losses, variates = _pairs(subject, by)
     if controls:
         coefficients = control_variates.fit(t, losses, variates, COEFFICIENT_BINS)

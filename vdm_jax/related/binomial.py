@@ -19,8 +19,7 @@ from jax.typing import ArrayLike
 from vdm_jax import checks, loss, timestep
 from vdm_jax.distributions import Bernoulli
 from vdm_jax.loss import ElboTerms
-from vdm_jax.process import expand
-from vdm_jax.sampling import scan
+from vdm_jax.process import expand, scan
 from vdm_jax.types import Images, Key, PerExample, Tensor
 
 Keep = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
-from vdm_jax import loss
+from vdm_jax import loss, mixed
 from vdm_jax.related.binomial import BinomialDiffusion
 from vdm_jax.related.hierarchy import HierarchicalVAE
 from vdm_jax.types import Images, Key, Tensor
@@ -38,8 +38,7 @@ NATS = Unit("nats per dim of a density", "nats_per_dim", loss.nats_per_dim)
 
 def unit(bound: Bound) -> Unit:
     """Returns the unit of a model's bound: bits of a probability, or nats of a density."""
-    levels = bound.levels if isinstance(bound.levels, tuple) else (bound.levels,)
-    return NATS if None in levels else BITS
+    return NATS if None in mixed.kinds(bound.levels) else BITS
 
 
 def unit_of(names: Container[str]) -> Unit:
