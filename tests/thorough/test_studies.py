@@ -15,7 +15,15 @@ from test_collectives import (  # on four devices too
     test_parameters_are_gathered_once_and_gradients_summed_once_a_step,  # noqa: F401
 )
 
-from experiments import ladder, paper_tables, pictures, toy2d, toy_figure, trainings
+from experiments import (
+    ladder,
+    paper_tables,
+    pictures,
+    toy2d,
+    toy_figure,
+    trainings,
+    which_bpd,
+)
 from experiments.benchmarks import speed
 from vdm_jax import schedule
 from vdm_jax.data import points
@@ -199,3 +207,26 @@ def test_costs_are_those_of_the_closed_form_and_a_learned_schedule_nears_the_lea
     before, after = (np.asarray(row["profile"]["rms"]) for row in rows)
     least, (square, found) = before.mean() ** 2, ((of**2).mean() for of in (before, after))
     assert square > 3.0 * least and found < 1.1 * least
+
+
+def test_which_bits_per_dim_fills_its_page_and_the_densities_are_off_as_told(tmp_path, monkeypatch):
+    """All figures, of the table in the place of the models in the box too."""
+    shutil.copy(DOCS / "which_bpd.md", tmp_path)
+    few = which_bpd.known()._replace(repeats=64, copies=4, given_low=None)
+    monkeypatch.setattr(which_bpd, "boxed", lambda *_: few)
+    with tiny.one_device():
+        found = which_bpd.which_bpd(["study", f"--workdir={tmp_path}/w", f"--out={tmp_path}"])
+    page = (tmp_path / "which_bpd.md").read_text()
+    for name, row in found["table"].items():
+        assert f"| {name} |" in page and np.isfinite(row["bpd"])
+        assert "true" in row or f"{row['bpd']:.4f} ({row['off']:+.4f})" in page
+    rows, normal = found["table"], "ODE, truncated_normal"
+    assert rows["ODE, uniform"]["off"] > rows[normal]["off"] > -0.01
+    assert rows[which_bpd.FILE]["off"] > 0.0
+    # log p(x) of a spike at each state, of the width of the noise, which the flow ends with.
+    width = 0.5 * (np.log(2.0 * np.pi) + which_bpd.ENDS[0]) + np.log(0.5 * which_bpd.LEVELS)
+    assert rows[which_bpd.UNDEQUANTISED]["off"] == pytest.approx(width / np.log(2.0), abs=0.02)
+    resizes = [row for name, row in found["photos"].items() if name.startswith("another resize")]
+    assert len(resizes) == len(which_bpd.FILTERS) and not any(row["off"] for row in resizes)
+    written = json.loads((tmp_path / "w" / "which_bpd.json").read_text())
+    assert written == json.loads(json.dumps(found))
