@@ -178,10 +178,14 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
         log_probs = log_prob_of_error(every, error, gamma_0, levels)
         return log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
 
-    index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
-    tables = jax.lax.map(table, gamma_0.ravel())
+    index, each = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int), gamma_0.ravel()
     feature = jnp.broadcast_to(jnp.arange(gamma_0.size).reshape(gamma_0.shape), index.shape)
-    return jnp.where(_valid(images, levels), tables[feature, index], jnp.nan)
+    found = jax.lax.cond(  # all from one table, if they may
+        jnp.all(each == each[0]),
+        lambda: table(each[0])[index],
+        lambda: jax.lax.map(table, each)[feature, index],
+    )
+    return jnp.where(_valid(images, levels), found, jnp.nan)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

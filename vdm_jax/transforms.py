@@ -150,7 +150,10 @@ class Coefficients:
             return gamma_0
         var = jnp.exp(expand(gamma_0, like))
         every = jnp.broadcast_to(var, (len(var), *like.shape[1:]))
-        return jnp.log(self.transform.spread(every))
+        flat = gamma_0.reshape(len(gamma_0), -1)
+        # Of equal ones the sum is the same again, but for its rounding.
+        equal = jnp.all(flat == flat[:, :1])
+        return jnp.where(equal, gamma_0, jnp.log(self.transform.spread(every)))
 
     def decoder(self, error: Tensor, gamma_0: ArrayLike) -> tuple[int | None, Tensor, ArrayLike]:
         """Returns the levels of p(x|z_0), its error, and the logarithm of its variance.
