@@ -34,8 +34,8 @@ DEFAULTS: dict[str, Any] = {
         "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
         "contrasts": "0.1,1,10",  # pyramid: of the Wiener filters that it begins with; "": none
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
-        # unet, pyramid, what of the forward pass is computed anew for the backward pass: none,
-        # matmuls (all but convolutions and matrix products), blocks (all but each block's input).
+        # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions
+        # and matrix products), blocks (all but each block's input).
         "remat": "matmuls",
         # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
         "dtype": "float32",
@@ -43,18 +43,15 @@ DEFAULTS: dict[str, Any] = {
         "fourier_features": True,
         "dropout": 0.1,
         "condition_dropout": 0.0,  # probability of no condition in training, as guidance needs it
-        # fixed, scalar, monotone; path: a learned schedule of each pixel, or coefficient
-        "gamma": "scalar",
-        # What the process runs on in place of pixels, orthonormal: none, dct, haar-1, haar-2, ...
-        "transform": "none",
+        "gamma": "scalar",  # fixed, scalar, monotone; path: one of each pixel, or coefficient
+        "transform": "none",  # of the pixels, orthonormal: none, dct, haar-1, haar-2, ...
         "gamma_min": -13.3,  # of the gaussian process, as all of gamma
         "gamma_max": 5.0,
         "gamma_pinned": True,  # monotone: hold the end points, whatever the weights
         "learn_end_points": True,  # monotone and pinned: train them too
         "gamma_objective": "bound",  # bound; variance: monotone and pinned, see appendix I.2
         "num_steps": int,  # T; None is continuous time
-        # The variance of p(z_s|z_t): posterior (the paper's), transition, learned between them.
-        "reverse_var": "posterior",
+        "reverse_var": "posterior",  # of p(z_s|z_t): posterior (the paper's), transition, learned
         "decoder": "discretised",  # p(x|z_0): discretised (bits), density (of continuous x: nats)
         "process": "gaussian",  # gaussian; binomial: of black and white images
         "timesteps": "antithetic",  # antithetic, uniform, adaptive; no hierarchy has any
