@@ -33,7 +33,7 @@ class UNet(Denoiser):
       remat: what the backward pass finds and what it computes anew, see `nn.blocks.Remat`.
       reverse_only: give up forward derivatives for gradients that are fast on a CPU.
       written_out: write the blocks out in the program instead of scanning them, which on a TPU is
-        faster, and slower to compile; the numbers are the same.
+        faster, and slower to compile; skips are convolved apart. Numbers are the same by rounding.
       fused_attention: cuDNN's attention, on a GPU in bfloat16.
       redraw: draw dropout's bits for the backward pass once more, which takes less memory.
       packed: draw dropout's bits a quarter as often; the numbers are others.
