@@ -45,10 +45,15 @@ def summarise(text: str) -> Summary:
     cycles, counts, sizes, unknown = (collections.Counter[str]() for _ in range(4))
     for line, times in _executed(found, entry, 1, unknown):
         inside = list(_inside(found, line))
-        for each in (line, *inside):
+        # A TPU's reduce-scatter is a fusion of a sum and of the share that is taken of it.
+        scattered = "calls=%all-reduce-scatter" in line
+        for each in () if scattered else (line, *inside):
             if (kind := _op(each).removesuffix("-start")) in _COLLECTIVES:
                 counts[kind] += times
                 sizes[kind] += times * _result_bytes(each)
+        if scattered:
+            counts["reduce-scatter"] += times
+            sizes["reduce-scatter"] += times * _result_bytes(line)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
         if estimate and 0 < (value := int(estimate[1])) < _MOST_CYCLES:
             cycles[_kind(line, [_op(line), *map(_op, inside)])] += times * value

@@ -22,6 +22,12 @@ HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[4]{0})->f32[4
   ROOT %conv.1 = f32[4]{0:T(8,128)} convolution(%param_0.1, %param_0.1), dim_labels=b_i->b
 }
 
+%all-reduce-scatter.1 (input: f32[8]) -> f32[2] {
+  %input = f32[8]{0} parameter(0)
+  %whole = f32[8]{0} all-reduce(%input), to_apply=%add
+  ROOT %share = f32[2]{0} dynamic-slice(%whole), dynamic_slice_sizes={2}
+}
+
 %fused_slice (param_0.2: f32[4]) -> f32[4] {
   %param_0.2 = f32[4]{0} parameter(0)
   ROOT %slice.1 = f32[4]{0} dynamic-slice(%param_0.2), dynamic_slice_sizes={4}
@@ -54,6 +60,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %while.1 = (f32[4]{0}, /*index=1*/s32[]{:T(128)}) while(%init), condition=%condition, body=%body
   %gte.4 = f32[4]{0} get-tuple-element(%while.1), index=0
   %sum = (f32[4]{0}, f32[3,2]{1,0}) all-reduce(%gte.4, %gte.4), to_apply=%add
+  %scatter = f32[2]{0} fusion(%gte.4), kind=kCustom, calls=%all-reduce-scatter.1
   %move = f32[4]{0} fusion(%gte.4), calls=%fused_slice, x={"estimated_cycles":"7"}
   %attend = f32[4]{0} exponential(%move), x={op_name="f/attn/exp" "estimated_cycles":"11"}
   %odd = f32[4]{0} tanh(%attend), x={"estimated_cycles":"9000000000000"}
@@ -70,7 +77,8 @@ def test_a_program_s_text_is_read_with_its_loops_counted():
     bits = "\n".join(f"  %x.{i} = u32[4]{{0}} xor(%y, %y)" for i in range(11))
     drawn = hlo.summarise(LOOP.replace("  ROOT %conv.1", f"{bits}\n  ROOT %conv.1"))
     assert drawn.cycles == {with_bits: 500, attention: 11, moves: 7, rest: 13}
-    assert found.collectives == {"all-gather": (5, 5 * 32), "all-reduce": (1, 4 * (4 + 6))}
+    sums = {"all-reduce": (1, 4 * (4 + 6)), "reduce-scatter": (1, 4 * 2)}
+    assert found.collectives == {"all-gather": (5, 5 * 32), **sums}
     assert found.unknown_loops == 0
 
 

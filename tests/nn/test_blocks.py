@@ -1,12 +1,14 @@
 """How the U-Net is computed changes its speed and its memory, and its values by rounding only."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from vdm_jax.nn import blocks
+from vdm_jax.nn import convolution
 from vdm_jax.nn.blocks import Compute, GroupNorm, ResidualBlock
 from vdm_jax.nn.features import finish, fourier
 from vdm_jax.nn.unet import UNet, to_published
@@ -153,7 +155,7 @@ def test_the_convolution_for_loops_has_the_gradients_of_the_plain_one(x64):
 
     expected, pull = jax.vjp(plain, x, kernel)
     found, own_pull = jax.vjp(
-        lambda x, k: blocks.convolution_for_loops(x, k, (1, 1), "SAME"), x, kernel
+        lambda x, k: convolution.convolution_for_loops(x, k, (1, 1), "SAME"), x, kernel
     )
     rtol = 1e-12
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=10 * rtol)
@@ -173,10 +175,11 @@ def test_group_norm_is_flaxs(dtype):
     np.testing.assert_allclose(wide, expected, atol=0.05)
 
 
-def test_dropout_leaves_the_mean_and_the_second_moment_that_it_should():
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout_leaves_the_mean_and_the_second_moment_that_it_should(packed):
     """Through a block whose second convolution hands its input on."""
     rate, width = 0.3, 64
-    block = ResidualBlock(width, rate)
+    block = ResidualBlock(width, rate, Compute(packed=packed))
     x = jnp.zeros((8, 16, 16, width))
     params = block.init(jax.random.key(0), x, jnp.zeros((8, 4)), True)["params"]
     hand_on = params["conv2"]["kernel"].at[1, 1].set(jnp.eye(width))
@@ -198,6 +201,11 @@ def test_dropout_leaves_the_mean_and_the_second_moment_that_it_should():
     np.testing.assert_allclose(dropped[dropped != 0.0], value / (1 - rate), rtol=1e-4)
     assert abs(dropped.mean() - value) < 5 * value * np.sqrt(rate / (1 - rate) / dropped.size)
     assert not np.array_equal(dropped, run(False, 2))
+    # Of independent draws both of a pair are dropped at the rate's square; a quarter shares words.
+    rows = (dropped == 0.0).reshape(8, 4, 4, 16, width)
+    for i, j in itertools.combinations(range(4), 2):
+        both = np.mean(rows[:, i] & rows[:, j])
+        assert abs(both - rate**2) < 5 * np.sqrt(rate**2 * (1 - rate**2) / rows[:, i].size)
 
 
 # ---- bfloat16 ----
@@ -235,6 +243,6 @@ def test_what_no_one_computes_by_is_refused():
     for size, stride in ((5, 1), (3, 2)):
         kernel = jnp.zeros((size, size, 2, 2))
         with pytest.raises(ValueError, match="wanted a 3x3 kernel and stride 1"):
-            blocks.convolution_for_loops(Z, kernel, (stride, stride), "SAME")
+            convolution.convolution_for_loops(Z, kernel, (stride, stride), "SAME")
     assert Compute(dtype="bfloat16").cast(Z).dtype == jnp.bfloat16
     assert Compute().cast(Z) is Z

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from vdm_jax.types import Tensor
+from vdm_jax.nn.convolution import Apart, convolution_for_loops
+from vdm_jax.types import Key, Tensor
 
 Remat = Literal["none", "matmuls", "blocks"]
 """The values that the forward pass keeps for the backward pass: all; the inputs of blocks, the
@@ -37,25 +38,39 @@ class Compute:
       fused_attention: cuDNN's attention, which never stores the weights; on a GPU, in bfloat16.
       redraw: draw what dropout drops once more for the backward pass; `Remat` "matmuls" keeps it
         else.
+      packed: draw a quarter of dropout's bits, see `_stays`; the numbers are others.
+      apart: convolve a block's input and its skip apart, instead of putting them together.
     """
 
     dtype: str | None = None
     reverse_only: bool = False
     fused_attention: bool = False
     redraw: bool = False
+    packed: bool = False
+    apart: bool = False
 
     def cast(self, x: Tensor) -> Tensor:
         """Returns x in the type of the computation."""
         return x if self.dtype is None else x.astype(self.dtype)
 
-    def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
-        """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
+    def conv(self, features: int, name: str, zero: bool = False) -> Callable[..., Tensor]:
+        """Returns a 3x3 convolution that keeps the size, of an array or of two side by side.
+
+        With `zero` its kernel starts at 0.
+        """
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-        conv = nn.Conv(
-            features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
-            conv_general_dilated=convolution_for_loops if self.reverse_only else None,
-        )  # fmt: skip
-        return lambda x: checkpoint_name(conv(x), _KEPT)
+
+        def conv(*parts: Tensor) -> Tensor:
+            if len(parts) == 2:
+                layer: nn.Module = Apart(features, (3, 3), self.dtype, name=name)
+            else:
+                layer = nn.Conv(
+                    features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
+                    conv_general_dilated=convolution_for_loops if self.reverse_only else None,
+                )  # fmt: skip
+            return checkpoint_name(layer(*parts), _KEPT)
+
+        return conv
 
     def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
         """Returns a dense layer over the last axis."""
@@ -92,9 +107,11 @@ class Layer(nn.Module):
         self, h: Tensor, skip: Tensor | None, cond: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the result for h with `skip` appended, and h unless there was a skip."""
-        x = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+        x, apart = h, skip if self.compute.apart else None
+        if skip is not None and apart is None:
+            x = jnp.concatenate([h, skip], axis=-1)
         block = ResidualBlock(self.features, self.dropout, self.compute, name="block")
-        h = block(x, cond, self.deterministic)
+        h = block(x, cond, self.deterministic, apart)
         if self.attend:
             h = AttentionBlock(self.compute, name="attn")(h)
         return h, x if skip is None else None
@@ -108,11 +125,16 @@ class ResidualBlock(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
-        """Returns [batch, height, width, features] of [batch, height, width, any], [batch, any]."""
-        c = self.compute
-        h = c.cast(nn.swish(GroupNorm(name="GroupNorm_0")(x)))
-        h = c.conv(self.features, "conv1")(h)
+    def __call__(
+        self, x: Tensor, cond: Tensor, deterministic: bool, skip: Tensor | None = None
+    ) -> Tensor:
+        """Returns [batch, height, width, features] of [batch, height, width, any], [batch, any].
+
+        A `skip` belongs to x, as if it were appended to its channels.
+        """
+        c, parts = self.compute, (x,) if skip is None else (x, skip)
+        normalised = GroupNorm(name="GroupNorm_0").of_parts(*parts)
+        h = c.conv(self.features, "conv1")(*(c.cast(nn.swish(part)) for part in normalised))
         project = c.dense(
             self.features, "cond_proj", use_bias=False, kernel_init=nn.initializers.zeros
         )
@@ -120,7 +142,9 @@ class ResidualBlock(nn.Module):
         h = c.cast(nn.swish(GroupNorm(name="GroupNorm_1")(h)))
         h = h if deterministic else self._drop(h)
         h = c.conv(self.features, "conv2", zero=True)(h)
-        if x.shape[-1] != self.features:
+        if skip is not None:
+            x = Apart(self.features, (), c.dtype, name="nin_shortcut")(x, skip)
+        elif x.shape[-1] != self.features:
             x = c.dense(self.features, "nin_shortcut")(x)
         return x + h
 
@@ -130,11 +154,31 @@ class ResidualBlock(nn.Module):
         dropped = min(round(self.dropout * whole), whole - 1)
         if not dropped:
             return h
-        bits = jax.random.bits(self.make_rng("dropout"), h.shape, jnp.uint16)
+        key = self.make_rng("dropout")
+        if self.compute.packed:
+            there = _stays(key, h.shape, dropped)
+        else:
+            there = jax.random.bits(key, h.shape, jnp.uint16) >= dropped
         # Where it is used once and kept once a compiler would draw it twice, within convolutions.
-        there = jax.lax.optimization_barrier(bits >= dropped)
+        there = jax.lax.optimization_barrier(there)
         there = there if self.compute.redraw else checkpoint_name(there, _KEPT)
         return jnp.where(there, h * (whole / (whole - dropped)), jnp.zeros_like(h))
+
+
+def _stays(key: Key, shape: tuple[int, ...], dropped: int) -> Tensor:
+    """Returns whether each element of [batch, height, width, channels] stays: not dropped / 2^16.
+
+    JAX spends 64 random bits on each number, whatever it is asked for. Here an element has 8 of its
+    own, a quarter of 32; the other 8, which one in 256 needs, all pixels of a channel share.
+    """
+    batch, height, width, channels = shape
+    own, shared = jax.random.split(key)
+    words = jax.random.bits(own, (batch, -(-height // 4), width, channels))
+    words = jax.lax.optimization_barrier(words)  # else a compiler would draw them four times
+    lower = jax.random.bits(shared, (batch, 1, 1, channels), jnp.uint8)
+    least = dropped // 256 + (lower < dropped % 256).astype(jnp.uint32)
+    quarters = [(words >> i & 255) >= least for i in (0, 8, 16, 24)]
+    return jnp.concatenate(quarters, axis=1)[:, :height]
 
 
 class AttentionBlock(nn.Module):
@@ -174,64 +218,36 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
 
-    @nn.compact
     def __call__(self, x: Tensor) -> Tensor:
         """Returns float32 or float64 of the same shape [batch, *image, channels]."""
-        channels, groups = x.shape[-1], self.groups
+        return self.of_parts(x)[0]
+
+    @nn.compact
+    def of_parts(self, *parts: Tensor) -> list[Tensor]:
+        """Returns the same of arrays whose channels are side by side, one for each."""
+        sizes, groups = [x.shape[-1] for x in parts], self.groups
+        channels = sum(sizes)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        pixels = x.reshape(x.shape[0], -1, channels).astype(_at_least_float32(x.dtype))
+        images = [
+            x.reshape(len(x), -1, x.shape[-1]).astype(_at_least_float32(x.dtype)) for x in parts
+        ]
 
-        def average(channel: Tensor) -> Tensor:
+        def average(of: Callable[[Tensor], Tensor]) -> Tensor:
+            channel = jnp.concatenate([of(pixels).mean(axis=1) for pixels in images], axis=-1)
             group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
-            return jnp.repeat(group, channels // groups, axis=-1)
+            return checkpoint_name(jnp.repeat(group, channels // groups, axis=-1), _KEPT)
 
-        mean = checkpoint_name(average(pixels.mean(axis=1)), _KEPT)
-        square = checkpoint_name(average(jnp.square(pixels).mean(axis=1)), _KEPT)
+        mean, square = average(lambda pixels: pixels), average(jnp.square)
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
         shift = bias - mean * factor
-        return (pixels * factor[:, None] + shift[:, None]).reshape(x.shape)
+        found, at = [], 0
+        for x, pixels, size in zip(parts, images, sizes, strict=True):
+            f, s = (each[:, None, at : at + size] for each in (factor, shift))
+            found.append((pixels * f + s).reshape(x.shape))
+            at += size
+        return found
 
 
 def _at_least_float32(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
-
-
-# ---- the convolution ----
-
-
-def convolution_for_loops(
-    x: Tensor, kernel: Tensor, window_strides: Any, padding: Any, **options: Any
-) -> Tensor:
-    """Returns `lax.conv_general_dilated` of a 3x3 kernel, its gradients fast in a loop on a CPU.
-
-    In a loop XLA's CPU compiler leaves both gradients in the layouts that differentiation gave
-    them, for which its code is 14 times as slow. There are no forward derivatives. x is [batch,
-    height, width, in], the kernel [3, 3, in, out]. Raises ValueError for another kernel or stride.
-    """
-    del padding, options  # of a 3x3 kernel there is one padding that keeps the size
-    if kernel.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1):
-        raise ValueError(f"wanted a 3x3 kernel and stride 1, got {kernel.shape}, {window_strides}.")
-    return _convolution(x, kernel)
-
-
-def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """Returns the convolution with a margin of one zero pixel, whatever the kernel's size."""
-    layout, margin = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), margin, dimension_numbers=layout)
-
-
-def _forward(x: Tensor, kernel: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return _convolve(x, kernel), (x, kernel)
-
-
-def _backward(kept: tuple[Tensor, Tensor], cotangent: Tensor) -> tuple[Tensor, Tensor]:
-    x, kernel = kept
-    of_x = _convolve(cotangent, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    # A sum over images and pixels: here images take the place of channels, channels that of images.
-    of_kernel = _convolve(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
-    return of_x, of_kernel.transpose(1, 2, 0, 3)
-
-
-_convolution = jax.custom_vjp(_convolve)
-_convolution.defvjp(_forward, _backward)

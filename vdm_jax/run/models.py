@@ -209,8 +209,8 @@ def _with_conditioning(
         trained = network.clone(reverse_only=platform == "cpu")
         network = network.clone(fused_attention=False)
     if isinstance(trained, UNet):
-        on_gpu = platform in ("gpu", "cuda")
-        trained = trained.clone(written_out=platform == "tpu", redraw=on_gpu)
+        on_gpu, on_tpu = platform in ("gpu", "cuda"), platform == "tpu"
+        trained = trained.clone(written_out=on_tpu, redraw=on_gpu, packed=on_tpu)
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))

@@ -72,6 +72,13 @@ def gathered(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
+def shared(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
+    """Returns the same tree, of which each device has its share from here on in the program."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, of_parameters(mesh, tree))
+
+
 def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
     """Returns the shapes with the shardings of `of_parameters`."""
 

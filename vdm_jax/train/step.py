@@ -89,9 +89,10 @@ def update(
     opt_state, seen = state.opt_state if training.model.adaptive else (state.opt_state, None)
     compute = _accumulated(_gradient(training.model, seen), training.accumulate, unroll)
     grads, (metrics, new) = compute(whole_params, batch, step_key(training.key, state.step))
-    # Summed before each device takes its share: left to itself a TPU's compiler takes convolutions
-    # to pieces, whose sums go around in a ring.
-    grads = sharding.gathered(mesh, grads)
+    # Summed whole, of which each device takes its share: left to itself a TPU's compiler takes
+    # convolutions to pieces, whose sums go around in a ring. All that follows is of the shares, so
+    # that a TPU's sum of what isn't stacked is a reduce-scatter.
+    grads = sharding.shared(mesh, sharding.gathered(mesh, grads))
     updates, opt_state = training.optimizer.update(grads, opt_state, state.params)
     if seen is not None:
         opt_state = opt_state, seen.then(new)
