@@ -30,7 +30,7 @@ FIRST, LAST = np.array([-9.0, -6.0, -5.0, -7.0]), np.array([3.0, 5.0, 4.0, 2.0])
 
 def path(t, late=0.0, first=FIRST, last=LAST):
     """gamma(t) of each coefficient from `first` to `last`; the later ones rise `late`."""
-    power = 1.0 + late * jnp.arange(len(first))
+    power = 1.0 + late * np.arange(len(first))
     return first + (last - first) * t[:, None] ** power
 
 
@@ -99,7 +99,7 @@ def test_the_coefficients_are_those_of_haar_and_of_the_cosines():
     np.testing.assert_allclose(transforms.dct().forward(image)[0, ..., 0], expected, atol=1e-5)
 
 
-def test_transforms_that_cannot_be_are_refused():
+def test_transforms_that_cannot_be_are_refused(x64):
     with pytest.raises(ValueError, match=r"2 levels of Haar need sizes that 2\^2 .* got \(6, 8\)"):
         transforms.haar(2).forward(np.zeros((1, 6, 8)))
     with pytest.raises(ValueError, match=r"differs from the identity by 0\.02,"):
@@ -220,7 +220,7 @@ def test_the_bound_of_a_mixture_does_not_depend_on_the_path_either(x64):
     first, last = np.array([-7.0, -6.0]), np.array([4.0, 3.0])
     nodes, each = gauss_hermite(24)
     noise = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2), np.outer(each, each).ravel()
-    x = np.array([[0.8, 0.2], [-0.2, 0.1], [-0.7, 0.5]])
+    x = np.array([[0.8, 0.2], [-0.3, -0.7], [-0.7, 0.5]])
     z_0, z_1 = (a * (x @ w.T)[:, None] + s * noise[0] for a, s in map(alpha_sigma, (first, last)))
     q_0, q_1 = (noised(jnp.asarray(gamma)).log_prob(z) for gamma, z in ((first, z_0), (last, z_1)))
     expected = (q_1 - stats.norm.logpdf(z_1).sum(-1) - q_0) @ noise[1]
@@ -366,7 +366,7 @@ def test_expectations_are_those_of_what_is_drawn(x64):
     """The reconstruction's over eps_0, and the chains' log weights, whose mean is the bound."""
     gamma, images = random_path(1, (-4.0, -1.0)), IMAGES[[3, 120]]
     vdm = of_table(HAAR, gamma, num_steps=3)
-    keys = jax.random.split(jax.random.key(0), 8000)
+    keys = jax.random.split(jax.random.key(0), 4000)
 
     def draws(key):
         terms = vdm.elbo(key, images)

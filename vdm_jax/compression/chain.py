@@ -122,7 +122,6 @@ def make(steps: Steps, levels: Levels, grid: int, event: tuple[int, ...] = ()) -
     there = np.sqrt(np.concatenate([first.var, step.var]))
     back = np.sqrt(np.concatenate([of_z.var, one[:1]]))  # of z_0, ..., z_T: the last's prior's
     grids = _float32(np.minimum(there, back) / grid)
-    there, back = there / grids, back / grids
     widest = np.asarray(process.variance_log_ratio(s, t)) * (share is None)
     shares = np.minimum(1 + np.ceil(widest.max(1) / _SHARE_STEP).astype(int), _MOST_SHARES)
     forward = np.concatenate([first.mean / grids[:1], step.mean * grids[:-1] / grids[1:]])
@@ -131,7 +130,7 @@ def make(steps: Steps, levels: Levels, grid: int, event: tuple[int, ...] = ()) -
         """Returns the values [n, groups] of each element, [n, dims, 1]; of one schedule [n]."""
         return np.asarray(values)[:, group if steps.gammas.ndim > 1 else 0]
 
-    encoders = [tables.gaussian(std, False) for std in _float32(there)]
+    encoders = [tables.gaussian(std, False) for std in _float32(there / grids)]
     to_pixels, table = _pixels(each(gammas)[0], each(grids)[0], levels, event)
     return Chain(
         gammas=each(gammas),
@@ -140,10 +139,10 @@ def make(steps: Steps, levels: Levels, grid: int, event: tuple[int, ...] = ()) -
         encoders=encoders,
         of_z=each(_float32(of_z.mean * grids[1:] / grids[:-1])),
         of_eps=each(_float32(of_eps.mean * EPS_GRID / grids[:-1])),
-        decoders=[_decoder(*level) for level in zip(back, widest, shares, strict=False)],
+        decoders=[_decoder(*level) for level in zip(back / grids, widest, shares, strict=False)],
         share=share,
         shares=shares,
-        prior=tables.gaussian(_float32(back[-1]), True),
+        prior=tables.gaussian(_float32(back[-1] / grids[-1]), True),
         group=group,
         values=_float32(pixels.level_values(_number(levels))),
         pixels=table,
