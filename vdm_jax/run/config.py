@@ -35,6 +35,7 @@ LARGEST = {
     "model.num_steps": timestep.most_steps("float32"), "hierarchy.depth": 1000,
     "hierarchy.latent_size": 2**20,
 }  # fmt: skip
+_ONE_SCHEDULE = ("fixed", "scalar", "monotone")
 GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
 WORDS = {
     "network": ("unet", "pyramid", "resnet", "mlp"),
@@ -163,13 +164,14 @@ def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     name, _, levels = c.transform.partition("-")
     if c.transform not in ("none", "dct") and not (name == "haar" and levels in list("123456789")):
         yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
-    if c.transform == "none":
-        return
-    if c.head == "levels" or c.reverse_var == "learned":
+    for setting, value in (("transform", c.transform), ("gamma", c.gamma)):
+        if value not in ("none", *_ONE_SCHEDULE) and (
+            c.process != "gaussian" or h.depth is not None
+        ):
+            yield f"model.{setting} is {value!r}, for the VDM only; leave it out"
+    if c.transform != "none" and (c.head == "levels" or c.reverse_var == "learned"):
         yield (f"model.transform is {c.transform}, for the heads eps, x, v and score without "
                f"a learned variance, got {c.head} and {c.reverse_var}")  # fmt: skip
-    if c.process != "gaussian" or h.depth is not None:
-        yield f"model.transform is {c.transform}: for the VDM only; leave it out"
 
 
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
