@@ -154,7 +154,6 @@ VAE = [
     ({"model.reverse_var": "learned"}, "to be posterior, got learned: its own networks"),
     ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
     ({"model.weighting": "v"}, "weighting is 'v', but a hierarchy draws no times: leave it out"),
-    ({"model.gamma": "path"}, "gamma is .path., for the VDM only"),
     ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
     ({"model.attention": "all"}, "attention is all, which nothing reads here"),
     ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
