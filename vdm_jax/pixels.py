@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -171,21 +172,41 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
         raise ValueError(f"gamma_0 must be a scalar or [1, *event], got shape {gamma_0.shape}.")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
-    every = jnp.broadcast_to(jnp.arange(levels)[:, None], (levels, len(eps_0)))
 
     def table(gamma_0: Tensor) -> Tensor:
+        every = jnp.broadcast_to(jnp.arange(levels)[:, None], (levels, len(eps_0)))
         error = jnp.broadcast_to(jnp.exp(0.5 * gamma_0) * eps_0, every.shape)
         log_probs = log_prob_of_error(every, error, gamma_0, levels)
         return log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
 
-    index, each = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int), gamma_0.ravel()
+    index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
+    tables = _of_each(table, gamma_0.ravel())
     feature = jnp.broadcast_to(jnp.arange(gamma_0.size).reshape(gamma_0.shape), index.shape)
-    found = jax.lax.cond(  # all from one table, if they may
-        jnp.all(each == each[0]),
-        lambda: table(each[0])[index],
-        lambda: jax.lax.map(table, each)[feature, index],
-    )
-    return jnp.where(_valid(images, levels), found, jnp.nan)
+    return jnp.where(_valid(images, levels), tables[feature, index], jnp.nan)
+
+
+def _of_each(table: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Returns table(value) [n, size] of each of `values` [n]: one table, if all are equal.
+
+    Its derivatives, of any order, are those of each table by its own value.
+    """
+
+    @jax.custom_jvp
+    def each(values: Tensor) -> Tensor:
+        def one() -> Tensor:
+            found = table(values[0])
+            return jnp.broadcast_to(found, (*values.shape, *found.shape))
+
+        return jax.lax.cond(jnp.all(values == values[0]), one, lambda: jax.lax.map(table, values))
+
+    @each.defjvp
+    def _(primals: tuple[Tensor], tangents: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+        def slope(value: Tensor) -> Tensor:
+            return jax.jvp(table, (value,), (jnp.ones_like(value),))[1]
+
+        return each(*primals), tangents[0][:, None] * _of_each(slope, *primals)
+
+    return each(values)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

@@ -121,7 +121,10 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
             f"gamma must rise with t, and by so little in a step that exp of it is a {t.dtype}; "
             f"about t = {t[at[0]]} the loss would have the weight {known[at]}."
         )
-    return NoiseLevel(gamma_s, gamma_t, weight)
+    # Where values aren't known, a gamma that falls by more than rounding has no loss: of a weight
+    # below 0 the worst model would have the lowest bound.
+    rounding = 8.0 * jnp.finfo(weight.dtype).eps * (num_steps or 1) * (1.0 + jnp.abs(gamma_t))
+    return NoiseLevel(gamma_s, gamma_t, jnp.where(weight < -rounding, jnp.nan, weight))
 
 
 def gammas(gamma: Gamma, t: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ of the squared ones, so that `Transform.spread` costs what `Transform.inverse` d
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -91,14 +93,15 @@ def _halves(size: int) -> np.ndarray:
 
 def dct() -> Transform:
     """Returns the orthonormal discrete cosine transform (DCT-II) along the first two axes."""
-    return Transform("dct", lambda event: [tuple(_cosines(size) for size in event[:2])])
+    return Transform("dct", lambda event: [tuple(cosines(size) for size in event[:2])])
 
 
-def _cosines(size: int) -> np.ndarray:
-    k, n = np.ogrid[:size, :size]
-    found = np.sqrt(2.0 / size) * np.cos(np.pi * k * (n + 0.5) / size)
-    found[0] *= 0.5**0.5
-    return found
+def cosines(n: int) -> np.ndarray:
+    """Returns the orthogonal matrix of the discrete cosine transform (DCT-II) of n values."""
+    k = np.arange(n)
+    matrix = np.cos(np.pi * (k + 0.5) * k[:, None] / n) * math.sqrt(2.0 / n)
+    matrix[0] /= math.sqrt(2.0)
+    return matrix
 
 
 def of_matrix(matrix: ArrayLike) -> Transform:
@@ -107,9 +110,10 @@ def of_matrix(matrix: ArrayLike) -> Transform:
     Raises ValueError for one that isn't, to the rounding of its dtype.
     """
     matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or matrix.dtype.kind not in "fiu":
+        got = f"{matrix.dtype} of shape {matrix.shape}"
+        raise ValueError(f"matrix must be square, [dims, dims], and real, got {got}.")
     wide, size = matrix.astype(np.float64), len(matrix)
-    if wide.shape != (size, size):
-        raise ValueError(f"matrix must be square, [dims, dims], got shape {wide.shape}.")
     most = 100.0 * np.finfo(np.result_type(matrix, np.float32)).eps
     off = np.max(np.abs(wide @ wide.T - np.eye(size)))
     if not off <= most:
@@ -139,6 +143,13 @@ class Coefficients:
     """Number of values that a pixel can take; None for continuous data."""
     transform: Transform
 
+    def __post_init__(self) -> None:
+        if self.levels is not None:
+            checks.count(self.levels, "levels of Coefficients")
+        if not isinstance(self.transform, Transform):
+            wanted = "a Transform, as transforms.haar(2)"
+            raise ValueError(f"transform must be {wanted}, got {self.transform!r}.")
+
     def gamma_of_pixels(self, gamma_0: ArrayLike, like: Tensor) -> Tensor:
         """Returns the logarithm of the variance of the noise W^T (exp(gamma_0 / 2) eps).
 
@@ -150,10 +161,12 @@ class Coefficients:
             return gamma_0
         var = jnp.exp(expand(gamma_0, like))
         every = jnp.broadcast_to(var, (len(var), *like.shape[1:]))
+        spread = jnp.log(self.transform.spread(every))
         flat = gamma_0.reshape(len(gamma_0), -1)
-        # Of equal ones the sum is the same again, but for its rounding.
-        equal = jnp.all(flat == flat[:, :1])
-        return jnp.where(equal, gamma_0, jnp.log(self.transform.spread(every)))
+        # Of equal ones it is the same again, but for its rounding, which is taken back; the
+        # derivatives stay those of the sum.
+        rounding = jnp.where(jnp.all(flat == flat[:, :1]), gamma_0 - spread, 0.0)
+        return spread + jax.lax.stop_gradient(rounding)
 
     def decoder(self, error: Tensor, gamma_0: ArrayLike) -> tuple[int | None, Tensor, ArrayLike]:
         """Returns the levels of p(x|z_0), its error, and the logarithm of its variance.
@@ -168,7 +181,8 @@ class Coefficients:
     def unmasked(self, mask: ArrayLike | None) -> None:
         """Raises ValueError for a mask, as coefficients are of what is there and of padding."""
         if mask is not None:
-            raise ValueError(f"levels={self} can't have a mask; wanted one of mask and transform.")
+            said = f"a model of coefficients ({self.transform.name}) can't have a mask"
+            raise ValueError(f"{said}: leave out the mask or the transform.")
 
 
 def denoiser(of_pixels: Denoise, transform: Transform) -> Denoise:
@@ -179,6 +193,9 @@ def denoiser(of_pixels: Denoise, transform: Transform) -> Denoise:
 
     def denoise(z_t: Tensor, gamma_t: Tensor) -> Tensor:
         found = of_pixels(transform.inverse(z_t), mean_gamma(gamma_t))
+        if isinstance(found, tuple):
+            said = "a network of pixels with a learned variance can't be one of coefficients"
+            raise ValueError(f"{said}: take reverse_var='posterior' or 'transition'.")
         return transform.forward(found)
 
     return denoise

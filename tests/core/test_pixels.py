@@ -68,6 +68,13 @@ def test_expected_log_prob_has_a_gradient_and_nothing_for_what_is_no_level():
     value = jax.jit(jax.value_and_grad(lambda g: expected_log_prob(jnp.array([3, 7]), g, 8).sum()))
     slope = (value(-2.95)[0] - value(-3.05)[0]) / 0.1
     np.testing.assert_allclose(value(-3.0)[1], slope, rtol=5e-3)
+    each = jnp.full((1, 2), -3.0)  # of each feature its own, of any order, also if all are equal
+    of_both = lambda g: expected_log_prob(jnp.array([[3, 7]]), g, 8).sum()  # noqa: E731
+    of_one = [lambda g, k=k: expected_log_prob(jnp.array([k]), g, 8)[0] for k in (3, 7)]
+    slopes = np.array([jax.grad(of)(-3.0) for of in of_one])
+    np.testing.assert_allclose(jax.jit(jax.grad(of_both))(each)[0], slopes, rtol=1e-5)
+    bends = np.diag([jax.grad(jax.grad(of))(-3.0) for of in of_one])
+    np.testing.assert_allclose(jax.hessian(of_both)(each)[0, :, 0], bends, rtol=1e-4, atol=1e-6)
     images = jnp.array([0, 8, -1, 7, 255])
     wrong = [False, True, True, False, True]
     for got in (expected_log_prob(images, -2.0, 8), log_prob(images, 0.0 * images, -2.0, 8)):

@@ -111,6 +111,34 @@ def test_transforms_that_cannot_be_are_refused(x64):
                  lambda: masked.sample(jax.random.key(0), 1, 2)):  # fmt: skip
         with pytest.raises(ValueError, match="can't have a mask"):
             call()
+    for make, message in (
+        (lambda: Coefficients((17,), DCT), r"levels of Coefficients must be .*, got \(17,\)"),
+        (lambda: Coefficients(17, "haar"), "must be a Transform, as .*, got 'haar'"),
+        (lambda: transforms.of_matrix(3.0), r"\[dims, dims\], and real, got float64 of shape \(\)"),
+        (lambda: transforms.of_matrix(1j * np.eye(2)), "real, got complex128"),
+        (lambda: transforms.denoiser(lambda z, _: (z, z), DCT)(np.zeros((1, 4)), np.zeros(1)),
+         "learned variance can't be one of coefficients"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_the_gradient_for_each_gamma_0_is_that_of_the_spread_also_where_all_are_equal(x64):
+    gamma_0, direction = jnp.full((1, 2, 2), -2.0), RNG.normal(size=(1, 2, 2))
+    for transform in (HAAR, DCT):
+        of = lambda g: Coefficients(4, transform).gamma_of_pixels(g, IMAGES[:1])  # noqa: B023, E731
+        np.testing.assert_array_equal(of(gamma_0), gamma_0)
+        moved = jax.jvp(of, (gamma_0,), (direction,))[1]
+        np.testing.assert_allclose(moved, transform.spread(direction), rtol=1e-12)
+
+
+def test_a_schedule_that_falls_in_one_coefficient_has_no_bound():
+    """Else a model that is wrong where the weight is negative would cost less than nothing."""
+    falls = lambda t: jnp.stack([-8.0 + 13.0 * t, 5.0 - 13.0 * t], axis=-1)  # noqa: E731
+    vdm = VDM(lambda z, _: z + 100.0, falls, (2,), 4)
+    for num_steps in (None, 10):
+        of = jax.jit(vdm._replace(num_steps=num_steps).elbo)
+        assert np.all(np.isnan(of(jax.random.key(0), np.zeros((4, 2), int)).total))
 
 
 # ---- one schedule for all: the VDM ----

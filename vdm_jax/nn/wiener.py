@@ -16,6 +16,7 @@ from flax import linen as nn
 from vdm_jax.process import expand
 from vdm_jax.schedule import alpha, sigma
 from vdm_jax.timestep import mean_gamma
+from vdm_jax.transforms import cosines
 from vdm_jax.types import PerExample, Tensor
 
 
@@ -52,7 +53,7 @@ class WienerFilters(nn.Module):
         spectrum = parameter("scale", 0.0135, 0.0008) * falling ** -parameter("power", 1.1, 1.25)
         spectrum += parameter("floor", 5e-5, 5e-5)
         signal, noise = expand(alpha(gamma_t), z_t) ** 2 * spectrum, expand(sigma(gamma_t), z_t)
-        basis = [jnp.asarray(_cosines(n), z_t.dtype) for n in z_t.shape[1:]]
+        basis = [jnp.asarray(cosines(n), z_t.dtype) for n in z_t.shape[1:]]
         inverse = [matrix.T for matrix in basis]
         z_f = _transformed(z_t, basis)
         predictions = [
@@ -61,14 +62,6 @@ class WienerFilters(nn.Module):
         ]
         white = _transformed(z_f / jnp.sqrt(signal + noise**2), inverse)
         return jnp.stack(predictions, axis=-1), white
-
-
-def _cosines(n: int) -> np.ndarray:
-    """Returns the orthogonal matrix of the discrete cosine transform (DCT-II) of n values."""
-    k = np.arange(n)
-    matrix = np.cos(np.pi * (k + 0.5) * k[:, None] / n) * math.sqrt(2.0 / n)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix
 
 
 def _transformed(x: Tensor, basis: list[Tensor]) -> Tensor:
