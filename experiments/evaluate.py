@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from vdm_jax import pixels
+from vdm_jax import mixed, pixels
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.evaluation.likelihood import Settings, measure
@@ -107,7 +107,7 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
     for name in VDM_ONLY:  # another model has one bound and no other likelihood
         if not is_vdm and options[name] != plain[name].default:
             raise UserError(f"--{name} is for a VDM; this run is another model: {bound.words}")
-    if bound.levels is None and (options["chains"] or options["ode_images"]):
+    if None in mixed.kinds(bound.levels) and (options["chains"] or options["ode_images"]):
         said = "--chains and --ode_images are of discrete images, in bits; this run's decoder is a"
         raise UserError(f"{said} density (config.model.decoder), in nats: they can't be compared")
     trace, tolerance, asked = options["trace"], options["tolerance"], options["dequantization"]

@@ -99,6 +99,10 @@ def test_a_path_rises_from_one_end_to_the_other_in_each_coefficient(learn):
     np.testing.assert_allclose(gamma[jnp.array([0, -1])].max((1, 2)), ends, rtol=2e-6)
     assert np.all(np.diff(gamma, axis=0) > -1e-5)
     assert np.ptp(gamma[50]) > 1.0
+    with jax.enable_x64(True):  # without rounding, which is what may fall
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        exact = module.apply({"params": wide}, jnp.linspace(0.0, 1.0, 1001))
+        assert np.all(np.diff(exact, axis=0) > 0.0)
 
 
 def test_the_curves_of_a_path_are_sums_of_beta_distributions_and_mix_in_the_given_parts():

@@ -131,6 +131,11 @@ DIGITS = [
     (SHAPE_OF_GAMMA | {"model.timesteps": "adaptive"}, "objective to be bound, got variance"),
     ({"model.weighting": "v", "model.gamma": "scalar"}, "gamma to be fixed, got scalar"),
     ({"model.weighting": "v", "model.num_steps": 5}, "'v', which needs config.model.num_steps"),
+    ({"model.transform": "haar"}, "transform is 'haar'; known: none, dct, haar-1, haar-2, ..."),
+    ({"model.transform": "dct"}, "model.transform dct: give --config.model.head=eps, x, v"),
+    ({"model.transform": "haar-9", "model.head": "eps"}, "sizes that 2^9 divides"),
+    ({"model.transform": "dct", "model.head": "eps", "model.num_steps": 5,
+      "model.reverse_var": "learned"}, "transform dct: give --config.model.reverse_var=posterior"),
     ({"hierarchy.latent_size": 8}, "there is no hierarchy: give hierarchy.depth=L"),
     ({"hierarchy.ends_at_normal": True}, "config.hierarchy.ends_at_normal is set, but there is"),
 ]  # fmt: skip
@@ -164,6 +169,8 @@ VAE = [
      "config.model, config.hierarchy: latent_size is 65, but x has 64 elements"),
 ]  # fmt: skip
 MHVAE = [
+    (VDM | {"hierarchy.ends_at_normal": True, "model.gamma_max": 5.0, "model.gamma": "path"},
+     "config.model.gamma is 'path', for the VDM only"),
     (VDM | {"model.num_steps": 5}, "leave it out"),
     (VDM | {"model.gamma": "scalar"}, "gamma is 'scalar', whose end would be learned, but without"),
     (VDM | {"model.gamma": "monotone", "model.gamma_objective": "variance"},

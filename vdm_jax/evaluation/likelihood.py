@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vdm_jax import bounds, checks, flow, loss, timestep
+from vdm_jax import bounds, checks, flow, loss, mixed, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import TERMS, Draws, over_devices, summarise
 from vdm_jax.evaluation.estimate import Estimate, estimate
@@ -251,7 +251,8 @@ def profile(
     def at(theta: Any) -> jax.Array:
         vdm = bind(jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(data), axis=0), theta))
         if by == "ode":
-            drawn = vdm.levels is not None or solver.get("trace") == "hutchinson"
+            exact = set(mixed.kinds(vdm.levels)) == {None}  # nothing is dequantised
+            drawn = not exact or solver.get("trace") == "hutchinson"
             of_key = lambda key: vdm.log_prob(key, data, **solver)  # noqa: E731
             return jax.lax.map(of_key, keys if drawn else keys[:1])
         return jax.lax.map(lambda key: -_mean_bound(vdm, data, key, times), keys)

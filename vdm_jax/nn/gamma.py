@@ -127,11 +127,14 @@ class PathGamma(nn.Module):
         tilted = lambda _, shape: jnp.linspace(-1.0, 1.0, shape[0])[:, None] * across  # noqa: E731
         curves = self.param("curves", tilted, (self.rank, self.degree))
         mixture = self.param("mixture", nn.initializers.zeros, (*self.event_shape, self.rank))
-        rises = jax.nn.softmax(mixture) @ jax.nn.softmax(curves)  # of the Bernstein coefficients
+        # Of the Bernstein coefficients. An accelerator's default precision is too low for a
+        # schedule: its steps would not all rise.
+        rises = jnp.matmul(jax.nn.softmax(mixture), jax.nn.softmax(curves), precision="highest")
         heights = jnp.cumsum(rises, axis=-1)
         # Summed they are 1 up to rounding; the last is 1 to the bit, so that all end as one.
         heights = (heights / heights[..., -1:]).astype(jnp.result_type(t, float))
-        h = jnp.tensordot(bernstein(jnp.asarray(t), self.degree)[..., 1:], heights, (-1, -1))
+        basis = bernstein(jnp.asarray(t), self.degree)[..., 1:]
+        h = jnp.tensordot(basis, heights, (-1, -1), precision="highest")
         return schedule.linear(gamma_0, gamma_1)(h)
 
 

@@ -165,13 +165,15 @@ def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if c.transform not in ("none", "dct") and not (name == "haar" and levels in list("123456789")):
         yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
     for setting, value in (("transform", c.transform), ("gamma", c.gamma)):
-        if value not in ("none", *_ONE_SCHEDULE) and (
-            c.process != "gaussian" or h.depth is not None
-        ):
+        plain = value in ("none", *_ONE_SCHEDULE)
+        if not plain and (c.process != "gaussian" or h.depth is not None):
             yield f"model.{setting} is {value!r}, for the VDM only; leave it out"
-    if c.transform != "none" and (c.head == "levels" or c.reverse_var == "learned"):
-        yield (f"model.transform is {c.transform}, for the heads eps, x, v and score without "
-               f"a learned variance, got {c.head} and {c.reverse_var}")  # fmt: skip
+    if c.transform != "none" and c.head == "levels":
+        yield (f"model.head is levels, which needs the noise of pixels, and model.transform "
+               f"{c.transform}: give --config.model.head=eps, x, v or score")  # fmt: skip
+    if c.transform != "none" and c.reverse_var == "learned":
+        yield (f"model.reverse_var is learned, of pixels, and model.transform {c.transform}: "
+               "give --config.model.reverse_var=posterior or transition")  # fmt: skip
 
 
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:

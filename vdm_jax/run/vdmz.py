@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vdm_jax import files
+from vdm_jax import files, mixed
 from vdm_jax.compression.file import CHAIN, Header, VdmzError
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, restore
@@ -43,7 +43,7 @@ def load(
     with jax.enable_x64(False):  # as it was trained, whatever JAX_ENABLE_X64 says
         of = restore.load(options, mesh, shape)
     facts = of.model.facts()
-    if not isinstance(facts, VDM) or facts.levels is None:
+    if not isinstance(facts, VDM) or None in mixed.kinds(facts.levels):
         raise UserError(f"{of.name} is no VDM of pixel levels ({facts.words}): it can't compress")
     wanted = (1 + (of.condition.numbers or 1)) if of.condition.size else 0  # the flag is the first
     if columns != wanted:
