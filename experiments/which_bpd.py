@@ -76,7 +76,7 @@ def known() -> Case:
 
 
 def boxed(name: str, every: int, how: Image.Resampling | None = None) -> Case:
-    """Returns a model in the box with one in `every` test images, at half their size by a filter."""
+    """Returns a model in the box, one in `every` test images, at half their size by a filter."""
     images = restore.from_workdir(name, build.make_mesh()).images.test[::every]
     if how is not None:
         size = (images.shape[2] // 2, images.shape[1] // 2)
