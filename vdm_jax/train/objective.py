@@ -3,8 +3,8 @@
 Times that adapt are drawn by importance (`vdm_jax.timestep`): stratified, from a density in
 proportion to the standard deviation of the loss that training has seen in each of equal bins of t:
 with stratified times the variance within the bins is the only one. For a schedule that is a line
-these are equal bins of gamma. (Kingma & Gao 2023 take the mean in place of the deviation.) The times'
-weights keep every expectation as it is at uniform times.
+these are equal bins of gamma. (Kingma & Gao 2023 take the mean in place of the deviation.) The
+times' weights keep every expectation as it is at uniform times.
 """
 
 from collections.abc import Callable
