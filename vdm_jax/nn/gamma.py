@@ -116,12 +116,6 @@ class PathGamma(nn.Module):
     @nn.compact
     def __call__(self, t: Tensor) -> Tensor:
         """Returns gamma(t) [n, *event] of times t [n]."""
-        if self.learn_end_points:
-            gamma_0, gamma_1 = ScalarGamma(self.gamma_min, self.gamma_max, name=END_POINTS)(
-                jnp.array([0.0, 1.0])
-            )
-        else:
-            gamma_0, gamma_1 = self.gamma_min, self.gamma_max
         across = jnp.linspace(-1.0, 1.0, self.degree)
         # Curves that rise early, or late: were they alike, no gradient would tell them apart.
         tilted = lambda _, shape: jnp.linspace(-1.0, 1.0, shape[0])[:, None] * across  # noqa: E731
@@ -135,7 +129,8 @@ class PathGamma(nn.Module):
         heights = (heights / heights[..., -1:]).astype(jnp.result_type(t, float))
         basis = bernstein(jnp.asarray(t), self.degree)[..., 1:]
         h = jnp.tensordot(basis, heights, (-1, -1), precision="highest")
-        return schedule.linear(gamma_0, gamma_1)(h)
+        line = ScalarGamma if self.learn_end_points else FixedGamma
+        return line(self.gamma_min, self.gamma_max, name=END_POINTS)(h)
 
 
 def bernstein(t: Tensor, degree: int) -> Tensor:

@@ -77,9 +77,8 @@ def _vdm(
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
     pixel_levels = levels if c.decoder == "density" else None
-    data_levels: Levels = None if pixel_levels else levels
-    if transform is not None:
-        data_levels = Coefficients(None if pixel_levels else levels, transform)
+    number = None if pixel_levels else levels
+    data_levels: Levels = number if transform is None else Coefficients(number, transform)
     adaptive = c.timesteps == "adaptive"
     times: timestep.Method = "antithetic" if adaptive else c.timesteps
 
