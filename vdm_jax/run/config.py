@@ -35,7 +35,6 @@ LARGEST = {
     "model.num_steps": timestep.most_steps("float32"), "hierarchy.depth": 1000,
     "hierarchy.latent_size": 2**20,
 }  # fmt: skip
-_ONE_SCHEDULE = ("fixed", "scalar", "monotone")
 GAMMA = 40.0  # gamma's end points lie in +-GAMMA: there exp of their difference is a float32
 WORDS = {
     "network": ("unet", "pyramid", "resnet", "mlp"),
@@ -161,13 +160,11 @@ def _words(c: ConfigDict) -> Iterator[str]:
 
 
 def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    name, _, levels = c.transform.partition("-")
-    if c.transform not in ("none", "dct") and not (name == "haar" and levels in list("123456789")):
+    if c.transform not in ("none", "dct", *(f"haar-{levels}" for levels in range(1, 10))):
         yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
-    for setting, value in (("transform", c.transform), ("gamma", c.gamma)):
-        plain = value in ("none", *_ONE_SCHEDULE)
-        if not plain and (c.process != "gaussian" or h.depth is not None):
-            yield f"model.{setting} is {value!r}, for the VDM only; leave it out"
+    for name, given in (("transform", c.transform != "none"), ("gamma", c.gamma == "path")):
+        if given and (c.process != "gaussian" or h.depth is not None):
+            yield f"model.{name} is {c[name]!r}, for the VDM only; leave it out"
     if c.transform != "none" and c.head == "levels":
         yield (f"model.head is levels, which needs the noise of pixels, and model.transform "
                f"{c.transform}: give --config.model.head=eps, x, v or score")  # fmt: skip
