@@ -6,11 +6,12 @@ and what is handed from block to block. Statistics of normalisations and softmax
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -39,7 +40,8 @@ class Compute:
       redraw: draw what dropout drops once more for the backward pass; `Remat` "matmuls" keeps it
         else.
       packed: draw a quarter of dropout's bits, see `_stays`; the numbers are others.
-      apart: convolve a block's input and its skip apart, instead of putting them together.
+      apart: compute a block as is fastest on a TPU: its input and its skip are convolved apart
+        instead of put together, and so is what its convolution gets added to each channel.
     """
 
     dtype: str | None = None
@@ -54,23 +56,13 @@ class Compute:
         return x if self.dtype is None else x.astype(self.dtype)
 
     def conv(self, features: int, name: str, zero: bool = False) -> Callable[..., Tensor]:
-        """Returns a 3x3 convolution that keeps the size, of an array or of two side by side.
-
-        With `zero` its kernel starts at 0.
-        """
+        """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-
-        def conv(*parts: Tensor) -> Tensor:
-            if len(parts) == 2:
-                layer: nn.Module = Apart(features, (3, 3), self.dtype, name=name)
-            else:
-                layer = nn.Conv(
-                    features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
-                    conv_general_dilated=convolution_for_loops if self.reverse_only else None,
-                )  # fmt: skip
-            return checkpoint_name(layer(*parts), _KEPT)
-
-        return conv
+        layer = nn.Conv(
+            features, (3, 3), dtype=self.dtype, kernel_init=kernel_init, name=name,
+            conv_general_dilated=convolution_for_loops if self.reverse_only else None,
+        )  # fmt: skip
+        return lambda x: checkpoint_name(layer(x), _KEPT)
 
     def dense(self, features: int, name: str, **kwargs: Any) -> nn.Dense:
         """Returns a dense layer over the last axis."""
@@ -133,17 +125,23 @@ class ResidualBlock(nn.Module):
         A `skip` belongs to x, as if it were appended to its channels.
         """
         c, parts = self.compute, (x,) if skip is None else (x, skip)
-        normalised = GroupNorm(name="GroupNorm_0").of_parts(*parts)
-        h = c.conv(self.features, "conv1")(*(c.cast(nn.swish(part)) for part in normalised))
-        project = c.dense(
+        normalised = GroupNorm(by_product=c.apart, name="GroupNorm_0").of_parts(parts)
+        inputs = [c.cast(nn.swish(part)) for part in normalised]
+        given = c.dense(
             self.features, "cond_proj", use_bias=False, kernel_init=nn.initializers.zeros
-        )
-        h = h + project(cond)[:, None, None, :]
-        h = c.cast(nn.swish(GroupNorm(name="GroupNorm_1")(h)))
+        )(cond)
+        second = GroupNorm(by_product=c.apart, name="GroupNorm_1")
+        if c.apart:
+            h, bias = Apart(self.features, (3, 3), c.dtype, name="conv1")(*inputs)
+            (h,) = second.of_parts([checkpoint_name(h, _KEPT)], given + bias)
+        else:
+            h = second(c.conv(self.features, "conv1")(*inputs) + given[:, None, None, :])
+        h = c.cast(nn.swish(h))
         h = h if deterministic else self._drop(h)
         h = c.conv(self.features, "conv2", zero=True)(h)
         if skip is not None:
-            x = Apart(self.features, (), c.dtype, name="nin_shortcut")(x, skip)
+            x, bias = Apart(self.features, (), c.dtype, name="nin_shortcut")(x, skip)
+            h = h + bias
         elif x.shape[-1] != self.features:
             x = c.dense(self.features, "nin_shortcut")(x)
         return x + h
@@ -213,39 +211,59 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
 class GroupNorm(nn.Module):
     """Normalisation over groups of channels, as `nn.GroupNorm`, in float32 at least.
 
-    Sums over the image come before those over a group: several times as fast on a CPU.
+    Sums over the image come before those over a group: several times as fast on a CPU. With
+    `by_product` those over a group are a matrix product: on a TPU, which takes long to move
+    channels to groups.
     """
 
     groups: int = 32
+    by_product: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns float32 or float64 of the same shape [batch, *image, channels]."""
-        return self.of_parts(x)[0]
+        return self.of_parts([x])[0]
 
     @nn.compact
-    def of_parts(self, *parts: Tensor) -> list[Tensor]:
-        """Returns the same of arrays whose channels are side by side, one for each."""
-        sizes, groups = [x.shape[-1] for x in parts], self.groups
-        channels = sum(sizes)
+    def of_parts(self, parts: Sequence[Tensor], added: Tensor | None = None) -> list[Tensor]:
+        """Returns the same of arrays whose channels are side by side, one for each.
+
+        `added`, [batch, channels], is to be added to all pixels first. No pixel is read for its
+        gradient: what it adds to the statistics is known, and so is what it adds to the result.
+        """
+        groups, channels = self.groups, sum(x.shape[-1] for x in parts)
+        size = channels // groups
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        images = [
-            x.reshape(len(x), -1, x.shape[-1]).astype(_at_least_float32(x.dtype)) for x in parts
-        ]
+        images = [x.astype(_at_least_float32(x.dtype)) for x in parts]
+        axes = tuple(range(1, parts[0].ndim - 1))
 
-        def average(of: Callable[[Tensor], Tensor]) -> Tensor:
-            channel = jnp.concatenate([of(pixels).mean(axis=1) for pixels in images], axis=-1)
-            group = channel.reshape(-1, groups, channels // groups).mean(axis=-1)
-            return checkpoint_name(jnp.repeat(group, channels // groups, axis=-1), _KEPT)
+        def channels_of(of: Callable[[Tensor], Tensor]) -> Tensor:
+            return jnp.concatenate([of(pixels).mean(axis=axes) for pixels in images], axis=-1)
 
-        mean, square = average(lambda pixels: pixels), average(jnp.square)
+        def average(channel: Tensor) -> Tensor:
+            if self.by_product:
+                alike = np.kron(np.eye(groups), np.full((size, size), 1.0 / size))
+                found = jnp.matmul(channel, alike.astype(channel.dtype), precision="highest")
+            else:
+                found = jnp.repeat(channel.reshape(-1, groups, size).mean(axis=-1), size, axis=-1)
+            return checkpoint_name(found, _KEPT)
+
+        mean, square = channels_of(lambda pixels: pixels), channels_of(jnp.square)
+        if added is not None:
+            mean, square = mean + added, square + added * (2.0 * mean + added)
+        mean, square = average(mean), average(square)
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + 1e-6)
         shift = bias - mean * factor
+        if added is not None:
+            shift = shift + added * factor
         found, at = [], 0
-        for x, pixels, size in zip(parts, images, sizes, strict=True):
-            f, s = (each[:, None, at : at + size] for each in (factor, shift))
-            found.append((pixels * f + s).reshape(x.shape))
-            at += size
+        for pixels in images:
+            f, s = (
+                jnp.expand_dims(each[:, at : at + pixels.shape[-1]], axes)
+                for each in (factor, shift)
+            )
+            found.append(pixels * f + s)
+            at += pixels.shape[-1]
         return found
 
 

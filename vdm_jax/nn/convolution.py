@@ -1,9 +1,11 @@
 """Convolutions of 3x3 kernels that are faster than `nn.Conv`: in a loop on a CPU, or on a TPU."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
@@ -11,7 +13,7 @@ from vdm_jax.types import Tensor
 
 
 class Apart(nn.Module):
-    """A 3x3 convolution, or a dense layer, of two arrays side by side that are never put together.
+    """A 3x3 convolution, or a dense layer, whose bias and whose parts of the input stay apart.
 
     `window` is (3, 3), or () of a dense layer; parameters are those of `nn.Conv` and `nn.Dense`.
     """
@@ -21,15 +23,16 @@ class Apart(nn.Module):
     dtype: str | None
 
     @nn.compact
-    def __call__(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Returns [..., features] of [..., any] and [..., any]."""
-        here = x.shape[-1]
-        shape = (*self.window, here + skip.shape[-1], self.features)
+    def __call__(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns [..., features] of parts [..., any] side by side, and the bias to be added."""
+        sizes = [x.shape[-1] for x in parts]
+        shape = (*self.window, sum(sizes), self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, skip, kernel, bias = promote_dtype(x, skip, kernel, bias, dtype=self.dtype)
+        kernel, bias, *inputs = promote_dtype(kernel, bias, *parts, dtype=self.dtype)
+        kernels = jnp.split(kernel, np.cumsum(sizes)[:-1], axis=-2)
         of = _convolve if self.window else jnp.matmul
-        return of(x, kernel[..., :here, :]) + of(skip, kernel[..., here:, :]) + bias
+        return functools.reduce(jnp.add, map(of, inputs, kernels)), bias
 
 
 def convolution_for_loops(
