@@ -105,13 +105,12 @@ def test_the_loops_and_sums_of_a_compiled_program_are_found():
 
 
 @functools.cache
-def experiment():
-    """CIFAR-10's network of three blocks, for images of 8x8, on one GPU."""
-    mesh = AbstractMesh(
-        (1, 1), ("data", "fsdp"), abstract_device=AbstractDevice("any", None, "gpu")
-    )
+def experiment(platform="gpu", num_blocks=0):
+    """CIFAR-10's network of few blocks, for images of 8x8, on one device."""
+    device = AbstractDevice("any", None, platform)
+    mesh = AbstractMesh((1, 1), ("data", "fsdp"), abstract_device=device)
     config = cifar10.get_config()
-    config.model.update(channels=64, num_blocks=0)
+    config.model.update(channels=64, num_blocks=num_blocks)
     config.train.batch_size = config.eval.batch_size = config.sample.count = 2
     return benchmark.described(config, mesh, (8, 8, 3), 256, 0)
 
@@ -123,6 +122,13 @@ def test_each_program_lowers_for_a_tpu_and_for_a_gpu(name):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") >= 8  # two a block, the first and the last
         assert "xf64>" not in text and "callback" not in text  # nothing is left to the host
+
+
+def test_a_tpu_s_step_computes_no_block_anew():
+    def anew(platform):
+        return str(benchmark.program(experiment(platform, 1), "step").jaxpr).count("remat2[")
+
+    assert anew("tpu") == 0 < anew("gpu")
 
 
 def test_the_tables_tell_what_is_estimated_and_compare_with_the_published_step():

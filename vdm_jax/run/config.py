@@ -40,7 +40,7 @@ WORDS = {
     "network": ("unet", "pyramid", "resnet", "mlp"),
     "head": HEADS,
     "attention": ("middle", "all"),
-    "remat": REMATS,
+    "remat": ("auto", *REMATS),
     "dtype": ("float32", "bfloat16"),
     "gamma_objective": ("bound", "variance"),
     "timesteps": (*timestep.METHODS, "adaptive"),

@@ -35,8 +35,9 @@ DEFAULTS: dict[str, Any] = {
         "contrasts": "0.1,1,10",  # pyramid: of the Wiener filters that it begins with; "": none
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
         # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions
-        # and matrix products), blocks (all but each block's input).
-        "remat": "matmuls",
+        # and matrix products), blocks (all but each block's input); auto: none for the unet on a
+        # TPU, whose compiler fits it into as little memory, else matmuls.
+        "remat": "auto",
         # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
         "dtype": "float32",
         "fused_attention": False,  # unet, pyramid: cuDNN's, on a GPU with dtype bfloat16

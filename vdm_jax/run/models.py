@@ -210,6 +210,8 @@ def _with_conditioning(
     if isinstance(trained, UNet):
         on_gpu, on_tpu = platform in ("gpu", "cuda"), platform == "tpu"
         trained = trained.clone(written_out=on_tpu, redraw=on_gpu, packed=on_tpu)
+        if on_tpu and c.remat == "auto":
+            trained = trained.clone(remat="none")
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))
@@ -253,7 +255,8 @@ def _network(c: ConfigDict, levels: int) -> nn.Module:
     names = ("gamma_min", "gamma_max", "dropout", "head", "fourier_features")
     shared = {name: c[name] for name in names} | {"levels": levels}
     shared["learn_variance"] = c.reverse_var == "learned"
-    own = {name: c[name] for name in ("channels", "attention", "remat", "dtype", "fused_attention")}
+    own = {name: c[name] for name in ("channels", "attention", "dtype", "fused_attention")}
+    own["remat"] = "matmuls" if c.remat == "auto" else c.remat
     if c.network == "pyramid":
         sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
         contrasts = _numbers(c, "contrasts") if c.contrasts else ()
