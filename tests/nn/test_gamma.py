@@ -122,7 +122,7 @@ def test_the_curves_of_a_path_are_sums_of_beta_distributions_and_mix_in_the_give
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="one of fixed, scalar, monotone, path, got 'cosine'"):
+    with pytest.raises(ValueError, match="conditional_path, got 'cosine'"):
         monotone.make("cosine", -13.3, 5.0)
     with pytest.raises(
         ValueError,

@@ -72,7 +72,9 @@ def _vdm(
     c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
     ends = c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points
-    schedule, transform = monotone.make(c.gamma, *ends, event_shape), _transform(c, event_shape)
+    columns = condition.size + (c.condition_dropout > 0)
+    schedule = monotone.make(c.gamma, *ends, event_shape, columns)
+    transform = _transform(c, event_shape)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
@@ -91,9 +93,14 @@ def _vdm(
             return apply(params["score_model"], z_t, gamma_t, conditioning, dropout)
 
         denoise = of_pixels if transform is None else transforms.denoiser(of_pixels, transform)
+        told: list[Tensor] = []
+        if c.gamma == "conditional_path" and conditioning is not None:
+            # Of the same key, so that what is dropped is what the network doesn't see.
+            found, _ = _columns(conditioning, condition, c.condition_dropout, dropout)
+            told = [found[:, 1:]]
 
         def gamma(t: Tensor) -> Tensor:
-            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
+            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t, *told))
 
         rule = head_kind(c.head), c.num_steps, c.reverse_var, times
         return VDM(denoise, gamma, event_shape, data_levels, *rule)
