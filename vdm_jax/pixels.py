@@ -188,13 +188,12 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 def _of_each(table: Callable[[Tensor], Tensor], values: Tensor, index: Tensor) -> Tensor:
     """Returns table(value) [size] at its row of `index` [n, k] for each of `values` [n].
 
-    If all values are equal, it is one table.
-
-    Its derivatives, of any order, are those of each table by its own value.
+    If all values are equal, it is one table. Its derivatives, of any order, are those of each table
+    by its own value.
     """
 
     @jax.custom_jvp
-    def each(values: Tensor) -> Tensor:
+    def each(values: Tensor, index: Tensor) -> Tensor:
         def one() -> Tensor:
             return table(values[0])[index]
 
@@ -204,13 +203,13 @@ def _of_each(table: Callable[[Tensor], Tensor], values: Tensor, index: Tensor) -
         return jax.lax.cond(jnp.all(values == values[0]), one, all_of_them)
 
     @each.defjvp
-    def _(primals: tuple[Tensor], tangents: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+    def _(primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         def slope(value: Tensor) -> Tensor:
             return jax.jvp(table, (value,), (jnp.ones_like(value),))[1]
 
-        return each(*primals), tangents[0][:, None] * _of_each(slope, *primals, index)
+        return each(*primals), tangents[0][:, None] * _of_each(slope, *primals)
 
-    return each(values)
+    return each(values, index)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

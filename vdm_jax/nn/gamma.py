@@ -131,11 +131,10 @@ class PathGamma(nn.Module):
         mixture = self.param("mixture", nn.initializers.zeros, (*self.event_shape, self.rank))
         if self.conditions:
             told = jnp.zeros((1, self.conditions)) if condition is None else condition
-            narrow = nn.initializers.lecun_normal()
-            narrow = self.param("of_condition", narrow, (self.conditions, self.rank))
-            wide = self.param("moves", nn.initializers.zeros, (self.rank, *mixture.shape))
-            narrowed = jnp.matmul(told, narrow, precision="highest")
-            mixture += jnp.tensordot(narrowed, wide, 1, precision="highest")
+            start, shape = nn.initializers.lecun_normal(), (self.conditions, self.rank)
+            told = jnp.matmul(told, self.param("of_condition", start, shape), precision="highest")
+            moves = self.param("moves", nn.initializers.zeros, (self.rank, *mixture.shape))
+            mixture += jnp.tensordot(told, moves, 1, precision="highest")
         # Of the Bernstein coefficients. An accelerator's default precision is too low for a
         # schedule: its steps would not all rise.
         rises = jnp.matmul(jax.nn.softmax(mixture), jax.nn.softmax(curves), precision="highest")

@@ -93,11 +93,10 @@ def _vdm(
             return apply(params["score_model"], z_t, gamma_t, conditioning, dropout)
 
         denoise = of_pixels if transform is None else transforms.denoiser(of_pixels, transform)
-        told: list[Tensor] = []
+        told: tuple[Tensor, ...] = ()
         if c.gamma == "conditional_path" and conditioning is not None:
-            # Of the same key, so that what is dropped is what the network doesn't see.
-            found, _ = _columns(conditioning, condition, c.condition_dropout, dropout)
-            told = [found[:, 1:]]
+            # By the same key as for the network, which so lacks the same conditions.
+            told = (_columns(conditioning, condition, c.condition_dropout, dropout)[0][:, 1:],)
 
         def gamma(t: Tensor) -> Tensor:
             return cast(Tensor, schedule.apply({"params": params["gamma"]}, t, *told))
