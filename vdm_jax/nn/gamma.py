@@ -5,6 +5,7 @@ Each module maps times of any shape to gammas of the same shape, a `PathGamma` t
 and shapes are those of the published code.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -144,7 +145,8 @@ class PathGamma(nn.Module):
         basis = bernstein(jnp.asarray(t), self.degree)[..., 1:]
         basis = basis.reshape(-1, *(1 for _ in self.event_shape), self.degree)
         # Term by term, so that it rounds alike with a condition and without.
-        h = sum(basis[..., k] * heights[..., k] for k in range(self.degree))
+        parts = (basis[..., k] * heights[..., k] for k in range(self.degree))
+        h = functools.reduce(jnp.add, parts)
         line = ScalarGamma if self.learn_end_points else FixedGamma
         return line(self.gamma_min, self.gamma_max, name=END_POINTS)(h)
 
@@ -198,8 +200,8 @@ def make(
     kinds = ("fixed", "scalar", "monotone", "path", "conditional_path")
     checks.choice(kind, "the schedule", kinds)
     if kind.endswith("path"):
-        of = {"conditions": conditions} if kind == "conditional_path" else {}
-        return PathGamma(gamma_min, gamma_max, event_shape, learn_end_points=learn_end_points, **of)
+        ends = gamma_min, gamma_max
+        return PathGamma(*ends, event_shape, 4, learn_end_points, conditions=conditions)
     if kind == "monotone":
         return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
     return (FixedGamma if kind == "fixed" else ScalarGamma)(gamma_min, gamma_max)

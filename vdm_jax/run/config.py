@@ -164,8 +164,7 @@ def _words(c: ConfigDict) -> Iterator[str]:
 def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if c.transform not in ("none", "dct", *(f"haar-{levels}" for levels in range(1, 10))):
         yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
-    paths = ("path", "conditional_path")
-    for name, given in (("transform", c.transform != "none"), ("gamma", c.gamma in paths)):
+    for name, given in (("transform", c.transform != "none"), ("gamma", "path" in c.gamma)):
         if given and (c.process != "gaussian" or h.depth is not None):
             yield f"model.{name} is {c[name]!r}, for the VDM only; leave it out"
     if c.transform != "none" and c.head == "levels":
