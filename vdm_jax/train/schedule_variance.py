@@ -37,6 +37,8 @@ def schedule_values(model: Model, gamma_params: Params, t: PerExample) -> Schedu
         raise ValueError("minimising the variance goes with no weight, and no times that adapt.")
     gamma: Gamma = model.bind({"gamma": gamma_params, "score_model": {}}).gamma
     gamma_t, slope = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+    if slope.ndim > 1:
+        raise ValueError("minimising the variance needs one schedule, not one of each feature.")
     return ScheduleValues(gamma_t, slope, *timestep.end_points(gamma, t.dtype))
 
 
@@ -52,8 +54,6 @@ def gradient(model: Model) -> Callable[[Params, Batch, Key], tuple[Params, loss.
         vdm = cast(VDM, model.bind_batch(params, batch, key_dropout))
         if vdm.num_steps is not None:
             raise ValueError("minimising the variance needs continuous time, num_steps=None.")
-        if timestep.end_points(vdm.gamma)[0].ndim:
-            raise ValueError("minimising the variance needs one schedule, not one of each feature.")
         images = model.data(batch["images"])
         eps_0, eps, t = loss.draw(key_elbo, images.shape, vdm.timesteps)
         x = loss.to_data(images, vdm.levels, vdm.mask)
