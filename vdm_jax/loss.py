@@ -55,7 +55,8 @@ def reconstruction(
 
     p(x|z_0) of integers in [0, `levels`) is `pixels.log_prob` (others give NaN); without levels it
     is the density N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2) of images that are x itself. `eps_0`
-    is standard-normal noise of the shape of images; `gamma_0` a scalar, [batch] or [1, *event].
+    is standard-normal noise of the shape of images; `gamma_0` a scalar, [batch] or [batch, *event],
+    any axis of it 1.
     """
     checks.same_shape(images, eps_0, "images", "eps_0")
     images, eps_0 = masks.keep(images, mask), jnp.asarray(eps_0)
@@ -81,8 +82,8 @@ def expected_reconstruction(
 ) -> PerExample:
     """Returns E[-log p(x|z_0)] over z_0 ~ q(z_0|x), exact up to rounding.
 
-    Without levels it is the entropy of N(0, sigma_0^2 / alpha_0^2). `gamma_0` is a scalar or
-    [1, *event].
+    Without levels it is the entropy of N(0, sigma_0^2 / alpha_0^2). `gamma_0` is a scalar, [batch]
+    or [batch, *event], any axis of it 1.
     """
     images = masks.keep(images, mask)
     if isinstance(levels, tuple):

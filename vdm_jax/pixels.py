@@ -164,12 +164,11 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
 
     It depends on the level alone, so that `levels` integrals over one normal eps_0 give it for any
     number of images. They are sums over points 1/8 apart, right to 1e-12 at any gamma_0, but for
-    the rounding of the dtype. `gamma_0` is a scalar or [1, *event]; integers outside [0, levels)
-    give NaN.
+    the rounding of the dtype. `gamma_0` is a scalar, [batch] or [batch, *event], any axis of it 1;
+    integers outside [0, levels) give NaN.
     """
-    gamma_0 = jnp.asarray(gamma_0, float)
-    if jnp.shape(gamma_0)[:1] not in ((), (1,)):
-        raise ValueError(f"gamma_0 must be a scalar or [1, *event], got shape {gamma_0.shape}.")
+    index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
+    gamma_0 = expand(jnp.asarray(gamma_0, float), index, "gamma_0")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
 
@@ -179,34 +178,38 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
         log_probs = log_prob_of_error(every, error, gamma_0, levels)
         return log_probs @ jnp.asarray(weights / weights.sum(), log_probs.dtype)
 
-    index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
-    tables = _of_each(table, gamma_0.ravel())
-    feature = jnp.broadcast_to(jnp.arange(gamma_0.size).reshape(gamma_0.shape), index.shape)
-    return jnp.where(_valid(images, levels), tables[feature, index], jnp.nan)
+    own = [axis for axis, size in enumerate(gamma_0.shape) if size > 1]
+    first = list(range(len(own)))
+    rows = jnp.moveaxis(index, own, first)
+    found = _of_each(table, gamma_0.ravel(), rows.reshape(gamma_0.size, -1)).reshape(rows.shape)
+    return jnp.where(_valid(images, levels), jnp.moveaxis(found, first, own), jnp.nan)
 
 
-def _of_each(table: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Returns table(value) [n, size] of each of `values` [n]: one table, if all are equal.
+def _of_each(table: Callable[[Tensor], Tensor], values: Tensor, index: Tensor) -> Tensor:
+    """Returns table(value) [size] at its row of `index` [n, k] for each of `values` [n].
 
-    Its derivatives, of any order, are those of each table by its own value.
+    If all values are equal, it is one table. Its derivatives, of any order, are those of each table
+    by its own value.
     """
 
     @jax.custom_jvp
-    def each(values: Tensor) -> Tensor:
+    def each(values: Tensor, index: Tensor) -> Tensor:
         def one() -> Tensor:
-            found = table(values[0])
-            return jnp.broadcast_to(found, (*values.shape, *found.shape))
+            return table(values[0])[index]
 
-        return jax.lax.cond(jnp.all(values == values[0]), one, lambda: jax.lax.map(table, values))
+        def all_of_them() -> Tensor:
+            return jax.lax.map(lambda of: table(of[0])[of[1]], (values, index))
+
+        return jax.lax.cond(jnp.all(values == values[0]), one, all_of_them)
 
     @each.defjvp
-    def _(primals: tuple[Tensor], tangents: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+    def _(primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         def slope(value: Tensor) -> Tensor:
             return jax.jvp(table, (value,), (jnp.ones_like(value),))[1]
 
         return each(*primals), tangents[0][:, None] * _of_each(slope, *primals)
 
-    return each(values)
+    return each(values, index)
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:

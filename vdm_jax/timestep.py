@@ -130,35 +130,39 @@ def noise_level(t: PerExample, gamma: Gamma, num_steps: int | None) -> NoiseLeve
 def gammas(gamma: Gamma, t: Tensor) -> Tensor:
     """Returns gamma(t) of times [n]: [n], or [n, *event] for a schedule of each feature.
 
-    Raises ValueError for another shape, as that of one vector over the features.
+    Of one time, [1], it is [batch, *event] for a schedule of each example. Raises ValueError for
+    another shape, as that of one vector over the features.
     """
     # First of one time: a vector over two features would pass for the values at two times.
     for times in (t[:1], t):
         got, n = jax.eval_shape(gamma, times).shape, times.shape
-        if got[:1] != n:
+        if got[:1] != n and (n != (1,) or len(got) < 2):
             raise ValueError(f"gamma must map {n} to {n}, but returned {got}.")
     return gamma(t)
 
 
 def check_event(gamma: Gamma, event_shape: Sequence[int]) -> None:
     """Raises ValueError unless gamma gives one number, or one for each feature of the event."""
-    got, wanted = jax.eval_shape(gamma, jnp.zeros(1)).shape, (1, *event_shape)
+    got, wanted = jax.eval_shape(gamma, jnp.zeros(1)).shape[1:], tuple(event_shape)
     fits = len(got) == len(wanted) and all(np.isin(got, 1) | np.equal(got, wanted))
-    if got[1:] and not fits:
+    if got and not fits:
         raise ValueError(
-            f"gamma must map times [n] to [n] or [n, *event], event {tuple(event_shape)}; of one "
-            f"time it returned {got}."
+            f"gamma must map times [n] to [n] or [n, *event], event {wanted}; of one time it "
+            f"returned a first axis of any size and then {got}."
         )
 
 
 def steps(gamma: Gamma, times: Tensor) -> Tensor:
-    """Returns gamma(t) of times [n] one by one: [n] scalars, or [n, 1, *event] of each feature."""
-    found = gammas(gamma, times)
-    return found if found.ndim == 1 else found[:, None]
+    """Returns gamma(t) of times [n] one by one: [n] scalars, or [n, 1, *event] of each feature.
+
+    For a schedule of each example it is [n, batch, *event].
+    """
+    found = jax.vmap(lambda t: gammas(gamma, t[None]))(times)
+    return found[:, 0] if found.ndim == 2 else found
 
 
 def end_points(gamma: Gamma, dtype: DTypeLike = float) -> tuple[Tensor, Tensor]:
-    """Returns gamma(0) and gamma(1): scalars, or [1, *event] for a schedule of each feature."""
+    """Returns gamma(0) and gamma(1), of two `steps`: scalars, [1, *event] or [batch, *event]."""
     gamma_0, gamma_1 = steps(gamma, jnp.array([0.0, 1.0], dtype))
     return gamma_0, gamma_1
 

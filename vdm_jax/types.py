@@ -26,7 +26,8 @@ ReverseVar = Literal["posterior", "transition", "learned"]
 
 Gamma = Callable[[Tensor], Tensor]
 """A noise schedule gamma(t) = -log SNR(t), increasing on [0, 1]: a one-dimensional array of times
-to one of the same shape. It is differentiated by `jax.jvp`."""
+to one of the same shape, or with the event's axes behind (`VDM.gamma`). It is differentiated by
+`jax.jvp`."""
 
 Denoise = Callable[[Tensor, PerExample], Any]
 """A network with its parameters (and conditioning, dropout key, ...) closed over: latents z_t

@@ -21,7 +21,9 @@ class VDM(NamedTuple):
     reverse variance is learned."""
     gamma: Gamma
     """Schedule t -> gamma(t) = -log SNR(t): [n] -> [n], or [n, *event] for one of each feature,
-    which is then what the network gets, too."""
+    which is then what the network gets, too. For one of each example of a batch, by its condition,
+    it maps [batch] to [batch, *event], a time of each, and [1], one for all, to the same; axes of
+    the event may be 1."""
     event_shape: tuple[int, ...]
     """Shape of one example."""
     levels: Levels = 256

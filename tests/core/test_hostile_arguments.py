@@ -95,7 +95,7 @@ def ancestral(shape=(2, 3), num_steps=2):
             lambda: pixels.log_prob(ZEROS, ONES, np.zeros(3), 4),
             r"gamma of shape \(3,\) does not go",
         ),
-        (lambda: pixels.expected_log_prob(ZEROS, np.zeros(3), 8), r"gamma_0 must be a scalar or"),
+        (lambda: pixels.expected_log_prob(ZEROS, np.zeros(3), 8), r"gamma_0 of shape \(3,\) does"),
         # schedules
         (lambda: schedule.linear(5.0, -13.3), "gamma_min must be below gamma_max .*got gamma_min"),
         (lambda: schedule.linear(-np.inf, 5.0), "gamma_min must be finite"),

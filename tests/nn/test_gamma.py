@@ -121,8 +121,80 @@ def test_the_curves_of_a_path_are_sums_of_beta_distributions_and_mix_in_the_give
         np.testing.assert_allclose(slope, numeric, rtol=1e-7)
 
 
+CONDITION = np.random.default_rng(1).normal(size=(4, 5))
+
+
+def conditional(seed, scale=1.5, learn=True):
+    """A path of an event [3, 2] and conditions of five numbers, of any parameters."""
+    module = monotone.PathGamma(-13.3, 5.0, (3, 2), learn_end_points=learn, conditions=5)
+    return module, shaken(module, jax.random.key(seed), scale)
+
+
+def test_a_condition_moves_the_logits_of_the_weights_by_a_linear_map(x64):
+    module, params = conditional(0)
+    t = jnp.linspace(0.1, 0.7, 4)
+    plain = monotone.PathGamma(-13.3, 5.0, (3, 2))
+    moves = CONDITION @ params["of_condition"] @ params["moves"].reshape(4, -1)
+    found = module.apply({"params": params}, t, CONDITION)
+    for b, moved in enumerate(np.asarray(moves).reshape(4, 3, 2, 4)):
+        own = {name: params[name] for name in ("curves", "l1")}
+        own["mixture"] = params["mixture"] + moved
+        alone = plain.apply({"params": own}, t)
+        np.testing.assert_allclose(found[b], alone[b], rtol=1e-12)
+    assert np.ptp(module.apply({"params": params}, t[:1], CONDITION), axis=0).max() > 0.5
+
+
+def test_without_weights_or_without_a_condition_it_is_the_path_to_the_bit():
+    module, params = conditional(1)
+    plain = monotone.PathGamma(-13.3, 5.0, (3, 2))
+    own = {name: params[name] for name in ("curves", "l1", "mixture")}
+    t = jnp.linspace(0.0, 1.0, 4)
+    wanted = plain.apply({"params": own}, t)
+    np.testing.assert_array_equal(module.apply({"params": params}, t), wanted)
+    np.testing.assert_array_equal(module.apply({"params": params}, t, 0.0 * CONDITION), wanted)
+    deaf = params | {"moves": jnp.zeros_like(params["moves"])}
+    np.testing.assert_array_equal(module.apply({"params": deaf}, t, CONDITION), wanted)
+    started = module.init(jax.random.key(0), t)["params"]
+    assert not np.any(started["moves"]) and np.all(started["of_condition"] != 0.0)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_all_conditions_have_the_same_ends_to_the_bit_and_rise_between_them(learn):
+    for seed in range(3):
+        module, params = conditional(seed, 4.0, learn)
+        at = lambda t, params=params, module=module: module.apply(  # noqa: E731
+            {"params": params}, jnp.asarray([t]), 3.0 * CONDITION
+        )
+        for t in (0.0, 1.0):
+            first = module.apply({"params": params}, jnp.asarray([t]))[0, 0, 0]
+            np.testing.assert_array_equal(at(t), jnp.full((4, 3, 2), first))
+        with jax.enable_x64(True):  # without rounding, which is what may fall
+            wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+            times = jnp.linspace(0.0, 1.0, 201)[:, None]
+            one = lambda t: module.apply({"params": wide}, t, CONDITION)  # noqa: B023, E731
+            assert np.all(np.diff(jax.vmap(one)(times), axis=0) > 0.0)
+
+
+def test_the_gradient_for_the_map_of_the_condition_against_finite_differences(x64):
+    module, params = conditional(2)
+    rng = np.random.default_rng(0)
+    part, t = rng.normal(size=(4, 3, 2)), jnp.array([0.1, 0.4, 0.6, 0.9])
+
+    def value(params):
+        gamma = lambda t: module.apply({"params": params}, t, CONDITION)  # noqa: E731
+        at, slope = jax.jvp(gamma, (t,), (jnp.ones(4),))
+        return jnp.sum(part * at) + jnp.sum(jnp.square(slope))  # as in the bound
+
+    found = jax.grad(value)(params)
+    for name in ("of_condition", "moves"):
+        step = 1e-5 * rng.normal(size=params[name].shape)
+        ahead, back = (value(params | {name: params[name] + s * step}) for s in (1.0, -1.0))
+        assert 2.0 * np.sum(found[name] * step) == pytest.approx(float(ahead - back), rel=1e-6)
+        assert abs(ahead - back) > 1e-5
+
+
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="one of fixed, scalar, monotone, path, got 'cosine'"):
+    with pytest.raises(ValueError, match="conditional_path, got 'cosine'"):
         monotone.make("cosine", -13.3, 5.0)
     with pytest.raises(
         ValueError,

@@ -138,6 +138,10 @@ DIGITS = [
       "model.reverse_var": "learned"}, "transform dct: give --config.model.reverse_var=posterior"),
     ({"hierarchy.latent_size": 8}, "there is no hierarchy: give hierarchy.depth=L"),
     ({"hierarchy.ends_at_normal": True}, "config.hierarchy.ends_at_normal is set, but there is"),
+    ({"model.gamma": "conditional_path"},
+     "config.model.gamma is conditional_path, but the data have no condition: leave it out, or"),
+    ({"model.gamma": "conditional_path", "model.gamma_objective": "variance", "classes": 3},
+     "'variance', which needs config.model.gamma to be monotone, got conditional_path"),
 ]  # fmt: skip
 BINOMIAL = [
     ({"model.condition_dropout": 0.1}, "condition_dropout is 0.1, but the data have no condition"),
@@ -171,6 +175,8 @@ VAE = [
 MHVAE = [
     (VDM | {"hierarchy.ends_at_normal": True, "model.gamma_max": 5.0, "model.gamma": "path"},
      "config.model.gamma is 'path', for the VDM only"),
+    (VDM | {"hierarchy.ends_at_normal": True, "model.gamma": "conditional_path", "classes": 3},
+     "config.model.gamma is 'conditional_path', for the VDM only"),
     (VDM | {"model.num_steps": 5}, "leave it out"),
     (VDM | {"model.gamma": "scalar"}, "gamma is 'scalar', whose end would be learned, but without"),
     (VDM | {"model.gamma": "monotone", "model.gamma_objective": "variance"},

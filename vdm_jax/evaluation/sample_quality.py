@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import mixed, sampling
@@ -75,13 +76,14 @@ class Drawer:
         subject, mesh = self._subject, self._subject.mesh
         size = min(subject.batch_size, mesh.size * math.ceil(n / mesh.size))
         key = jax.random.key(seed)
-        gammas = np.asarray(rule.gammas(subject.vdm.gamma))
         turns, found = subject.images.turns() if turns is None else turns, []
         with Bar("sampling steps", rule.num_steps * math.ceil(n / size)) as bar:
             move = bar.counted(self._move)
             for first in range(0, n, size):
                 index = np.arange(first, first + size, dtype=np.int32)
                 conditioning = conditioning_of(index, turns)
+                vdm = subject.model.bind(subject.params, jnp.asarray(conditioning))
+                gammas = np.asarray(rule.gammas(vdm.gamma))
                 given = jax.device_put((index, conditioning), sharding.split_over(mesh))
                 state = self._begin(given[0], key, gammas[0])
                 for i, (gamma_t, gamma_s) in enumerate(itertools.pairwise(gammas)):

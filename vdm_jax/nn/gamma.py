@@ -5,6 +5,7 @@ Each module maps times of any shape to gammas of the same shape, a `PathGamma` t
 and shapes are those of the published code.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -104,6 +105,9 @@ class PathGamma(nn.Module):
     and `rank` curves h_r, polynomials that rise from 0 to 1: their Bernstein coefficients rise. To
     begin with all coefficients have the same schedule, about a line. The end points are learned
     with `learn_end_points`, and else the configured ones.
+
+    With `conditions` above 0 the logits of the weights are moved by a linear map, of rank `rank`
+    and zero to begin with, of so many numbers of each example. The end points don't depend on them.
     """
 
     gamma_min: float
@@ -112,15 +116,26 @@ class PathGamma(nn.Module):
     rank: int = 4
     learn_end_points: bool = True
     degree: int = 12
+    conditions: int = 0
 
     @nn.compact
-    def __call__(self, t: Tensor) -> Tensor:
-        """Returns gamma(t) [n, *event] of times t [n]."""
+    def __call__(self, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Returns gamma(t) [n, *event] of times t [n].
+
+        Of a `condition` [batch, conditions] it is each example's own, [batch, *event], at its time
+        or at one for all: t is [batch] or [1]. None is the same as zeros.
+        """
         across = jnp.linspace(-1.0, 1.0, self.degree)
         # Curves that rise early, or late: were they alike, no gradient would tell them apart.
         tilted = lambda _, shape: jnp.linspace(-1.0, 1.0, shape[0])[:, None] * across  # noqa: E731
         curves = self.param("curves", tilted, (self.rank, self.degree))
         mixture = self.param("mixture", nn.initializers.zeros, (*self.event_shape, self.rank))
+        if self.conditions:
+            told = jnp.zeros((1, self.conditions)) if condition is None else condition
+            start, shape = nn.initializers.lecun_normal(), (self.conditions, self.rank)
+            told = jnp.matmul(told, self.param("of_condition", start, shape), precision="highest")
+            moves = self.param("moves", nn.initializers.zeros, (self.rank, *mixture.shape))
+            mixture += jnp.tensordot(told, moves, 1, precision="highest")
         # Of the Bernstein coefficients. An accelerator's default precision is too low for a
         # schedule: its steps would not all rise.
         rises = jnp.matmul(jax.nn.softmax(mixture), jax.nn.softmax(curves), precision="highest")
@@ -128,7 +143,10 @@ class PathGamma(nn.Module):
         # Summed they are 1 up to rounding; the last is 1 to the bit, so that all end as one.
         heights = (heights / heights[..., -1:]).astype(jnp.result_type(t, float))
         basis = bernstein(jnp.asarray(t), self.degree)[..., 1:]
-        h = jnp.tensordot(basis, heights, (-1, -1), precision="highest")
+        basis = basis.reshape(-1, *(1 for _ in self.event_shape), self.degree)
+        # Term by term, so that it rounds alike with a condition and without.
+        parts = (basis[..., k] * heights[..., k] for k in range(self.degree))
+        h = functools.reduce(jnp.add, parts)
         line = ScalarGamma if self.learn_end_points else FixedGamma
         return line(self.gamma_min, self.gamma_max, name=END_POINTS)(h)
 
@@ -175,12 +193,15 @@ def make(
     pinned: bool = True,
     learn_end_points: bool = True,
     event_shape: tuple[int, ...] = (),
+    conditions: int = 0,
 ) -> nn.Module:
-    """Returns the schedule module of a kind; "path" is the one of an event."""
+    """Returns the schedule module of a kind; a path is of an event, and of numbers of each."""
     schedule.linear(gamma_min, gamma_max)  # checks the end points
-    checks.choice(kind, "the schedule", ("fixed", "scalar", "monotone", "path"))
-    if kind == "path":
-        return PathGamma(gamma_min, gamma_max, event_shape, learn_end_points=learn_end_points)
+    kinds = ("fixed", "scalar", "monotone", "path", "conditional_path")
+    checks.choice(kind, "the schedule", kinds)
+    if kind.endswith("path"):
+        ends = gamma_min, gamma_max
+        return PathGamma(*ends, event_shape, 4, learn_end_points, conditions=conditions)
     if kind == "monotone":
         return MonotoneGamma(gamma_min, gamma_max, 1024, pinned, learn_end_points)
     return (FixedGamma if kind == "fixed" else ScalarGamma)(gamma_min, gamma_max)

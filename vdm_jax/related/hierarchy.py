@@ -115,8 +115,11 @@ def of_diffusion(
     num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)
     times = jnp.arange(num_steps + 1) / num_steps
+    later = vdm.gamma(times)
+    if later.ndim > 1:
+        raise ValueError("a hierarchy needs one schedule, not one of each feature or example.")
     # Before z_0 stands the data, without noise: gamma = -inf.
-    gammas = jnp.concatenate([jnp.array([-jnp.inf]), vdm.gamma(times)])
+    gammas = jnp.concatenate([jnp.array([-jnp.inf]), later])
 
     def encode(i: Any, z: Tensor) -> Gaussian:
         return transition(z, gammas[i], gammas[i + 1])

@@ -135,9 +135,11 @@ def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
 
 
 def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
-    if c.condition_dropout and not condition.size:
-        yield (f"model.condition_dropout is {c.condition_dropout}, but the data have no condition: "
-               "leave it out, or give config.data.class_labels, or arrays with one")  # fmt: skip
+    needing = {"condition_dropout": c.condition_dropout, "gamma": c.gamma == "conditional_path"}
+    for name, needed in needing.items():
+        if needed and not condition.size:
+            said = f"model.{name} is {c[name]}, but the data have no condition: leave it out, or"
+            yield f"{said} give config.data.class_labels, or arrays with one"
 
 
 def _needed(c: ConfigDict, said: str, wanted: Mapping[str, Any], why: str = "") -> Iterator[str]:
@@ -162,7 +164,7 @@ def _words(c: ConfigDict) -> Iterator[str]:
 def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
     if c.transform not in ("none", "dct", *(f"haar-{levels}" for levels in range(1, 10))):
         yield f"model.transform is {c.transform!r}; known: none, dct, haar-1, haar-2, ..."
-    for name, given in (("transform", c.transform != "none"), ("gamma", c.gamma == "path")):
+    for name, given in (("transform", c.transform != "none"), ("gamma", "path" in c.gamma)):
         if given and (c.process != "gaussian" or h.depth is not None):
             yield f"model.{name} is {c[name]!r}, for the VDM only; leave it out"
     if c.transform != "none" and c.head == "levels":
@@ -174,7 +176,7 @@ def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
 
 
 def _time(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
-    pinned = c.gamma == "path" or (c.gamma == "monotone" and c.gamma_pinned)
+    pinned = c.gamma.endswith("path") or (c.gamma == "monotone" and c.gamma_pinned)
     held = pinned and not c.learn_end_points
     if c.decoder == "density" and not (held or c.gamma == "fixed"):
         yield ("model.decoder is 'density', for which there is no best gamma_0: hold the end "

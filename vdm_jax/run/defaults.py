@@ -44,7 +44,9 @@ DEFAULTS: dict[str, Any] = {
         "fourier_features": True,
         "dropout": 0.1,
         "condition_dropout": 0.0,  # probability of no condition in training, as guidance needs it
-        "gamma": "scalar",  # fixed, scalar, monotone; path: one of each pixel, or coefficient
+        # fixed, scalar, monotone; path: one of each pixel, or coefficient; conditional_path: that
+        # of each condition
+        "gamma": "scalar",
         "transform": "none",  # of the pixels, orthonormal: none, dct, haar-1, haar-2, ...
         "gamma_min": -13.3,  # of the gaussian process, as all of gamma
         "gamma_max": 5.0,

@@ -72,7 +72,9 @@ def _vdm(
     c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> Model:
     ends = c.gamma_min, c.gamma_max, c.gamma_pinned, c.learn_end_points
-    schedule, transform = monotone.make(c.gamma, *ends, event_shape), _transform(c, event_shape)
+    told = condition.size + (c.condition_dropout > 0) if c.gamma == "conditional_path" else 0
+    schedule = monotone.make(c.gamma, *ends, event_shape, told)
+    transform = _transform(c, event_shape)
     if c.num_steps is not None:
         timestep.check_num_steps(c.num_steps)
     start, apply = _with_conditioning(c, event_shape, levels, condition, platform)
@@ -91,9 +93,13 @@ def _vdm(
             return apply(params["score_model"], z_t, gamma_t, conditioning, dropout)
 
         denoise = of_pixels if transform is None else transforms.denoiser(of_pixels, transform)
+        by: tuple[Tensor, ...] = ()
+        if told and conditioning is not None:
+            # By the same key as for the network, which so lacks the same conditions.
+            by = (_columns(conditioning, condition, c.condition_dropout, dropout)[0][:, 1:],)
 
         def gamma(t: Tensor) -> Tensor:
-            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t))
+            return cast(Tensor, schedule.apply({"params": params["gamma"]}, t, *by))
 
         rule = head_kind(c.head), c.num_steps, c.reverse_var, times
         return VDM(denoise, gamma, event_shape, data_levels, *rule)
