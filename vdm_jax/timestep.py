@@ -157,8 +157,10 @@ def steps(gamma: Gamma, times: Tensor) -> Tensor:
 
     For a schedule of each example it is [n, batch, *event].
     """
-    found = jax.vmap(lambda t: gammas(gamma, t[None]))(times)
-    return found[:, 0] if found.ndim == 2 else found
+    if jax.eval_shape(gamma, times[:1]).shape[:1] == (1,):
+        found = gammas(gamma, times)
+        return found if found.ndim == 1 else found[:, None]
+    return jax.vmap(lambda t: gammas(gamma, t[None]))(times)
 
 
 def end_points(gamma: Gamma, dtype: DTypeLike = float) -> tuple[Tensor, Tensor]:
