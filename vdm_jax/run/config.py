@@ -154,7 +154,8 @@ def _words(c: ConfigDict) -> Iterator[str]:
             yield f"model.{name} is {c[name]!r}; known: {', '.join(known)}"
     for names, networks in _OF_NETWORKS.items():
         for name in names if c.network not in networks else ():
-            if c[name] != _PLAIN[name]:
+            # "matmuls" is what older runs of any network have of remat.
+            if c[name] not in (_PLAIN[name], "matmuls"):
                 for_these = " and ".join(networks)
                 yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
