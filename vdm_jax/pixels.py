@@ -234,7 +234,7 @@ def dequantize(
       (Zheng et al. 2023).
 
     `images` are integers in [0, levels), [batch, *event] (others give NaN), and so are z_0 and
-    log q, in nats; `gamma_0` is a scalar or [batch].
+    log q, in nats; `gamma_0` is a scalar, [batch] or [batch, *event], any axis of it 1.
     """
     checks.choice(method, "method", DEQUANTIZATIONS)
     x, valid = encode(images, levels), _valid(images, levels)

@@ -165,7 +165,7 @@ def ancestral_step(
 ) -> Tensor:
     """Returns z_s ~ p(z_s|z_t) made of noise `eps` (VDM eq. 33), [batch, *event].
 
-    Gammas are scalars, or [1, *event] for a schedule of each feature.
+    Gammas are scalars, [1, *event] for a schedule of each feature, or [batch, *event].
     """
     z_t, eps = jnp.asarray(z_t), jnp.asarray(eps)
     checks.same_shape(z_t, eps, "z_t", "eps")

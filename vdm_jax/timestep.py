@@ -137,7 +137,8 @@ def gammas(gamma: Gamma, t: Tensor) -> Tensor:
     for times in (t[:1], t):
         got, n = jax.eval_shape(gamma, times).shape, times.shape
         if got[:1] != n and (n != (1,) or len(got) < 2):
-            raise ValueError(f"gamma must map {n} to {n}, but returned {got}.")
+            said = f"gamma must map {n} to {n}, but returned {got}"
+            raise ValueError(f"{said}; one of each example maps it to [batch, *event].")
     return gamma(t)
 
 
@@ -171,6 +172,9 @@ def end_points(gamma: Gamma, dtype: DTypeLike = float) -> tuple[Tensor, Tensor]:
 
 def of_batch(gamma_t: Tensor, like: Tensor) -> Tensor:
     """Returns one of `steps` for each example, as a network gets it: [batch] or [batch, *event]."""
+    if gamma_t.ndim > 1 and gamma_t.shape[0] not in (1, like.shape[0]):
+        said = f"gamma is of {gamma_t.shape[0]} examples, the batch has {like.shape[0]}"
+        raise ValueError(f"{said}: give a condition of each.")
     return jnp.broadcast_to(gamma_t, (*like.shape[:1], *gamma_t.shape[1:]))
 
 

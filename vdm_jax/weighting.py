@@ -101,7 +101,9 @@ def at(weight: Weight, vdm: VDM, t: PerExample) -> PerExample:
     """
     gamma_t = timestep.gammas(vdm.gamma, t)
     if gamma_t.ndim > 1 or vdm.num_steps is not None:
-        what = "a schedule of each feature" if gamma_t.ndim > 1 else f"num_steps={vdm.num_steps}"
+        what = (
+            "one of each feature or example" if gamma_t.ndim > 1 else f"num_steps={vdm.num_steps}"
+        )
         wanted = "one schedule for all features, in continuous time (num_steps=None)"
         raise ValueError(f"a weighted loss needs {wanted}, got {what}.")
     return weight(gamma_t)

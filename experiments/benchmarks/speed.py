@@ -33,13 +33,17 @@ from vdm_jax.run import cli
 from vdm_jax.train import memory
 
 MODES: dict[str, dict[str, Any]] = {
-    "ours, remat matmuls": {},
+    "ours, remat matmuls": {"remat": "matmuls"},
     "ours, remat blocks": {"remat": "blocks"},
-    "ours, remat matmuls, bfloat16": {"dtype": "bfloat16"},
+    "ours, remat matmuls, bfloat16": {"remat": "matmuls", "dtype": "bfloat16"},
     "ours, remat blocks, bfloat16": {"remat": "blocks", "dtype": "bfloat16"},
 }
 ON_GPU: dict[str, dict[str, Any]] = {
-    "ours, remat matmuls, bfloat16, cuDNN": {"dtype": "bfloat16", "fused_attention": True},
+    "ours, remat matmuls, bfloat16, cuDNN": {
+        "remat": "matmuls",
+        "dtype": "bfloat16",
+        "fused_attention": True,
+    },
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from oracles import alpha_sigma, gauss_legendre, over_times_and_noise
 
-from vdm_jax import VDM, bounds, sampling, transforms, weighting
+from vdm_jax import VDM, bounds, sampling, timestep, transforms, weighting
 from vdm_jax.process import expand
 from vdm_jax.related import hierarchy
 from vdm_jax.rule import Rule
@@ -167,7 +167,9 @@ def test_what_needs_one_schedule_says_so():
     with pytest.raises(ValueError, match="needs one schedule for all features"):
         weighting.at(weighting.simple(), model(), t)
     with pytest.raises(ValueError, match="a hierarchy needs one schedule, not one of each feat"):
-        hierarchy.of_diffusion(model(0, num_steps=3))
+        hierarchy.of_diffusion(model(num_steps=3))
+    with pytest.raises(ValueError, match="gamma is of 3 examples, the batch has 5: give a condi"):
+        timestep.of_batch(jnp.zeros((3, 2)), jnp.zeros((5, 2)))
     # A batch of another size than that of the conditions, and a vector over features.
     flat = VDM(wavy, lambda t: t + jnp.arange(2.0), (2,), None)
     with pytest.raises(ValueError, match=r"gamma must map \(1,\) to \(1,\), but returned \(2,\)"):

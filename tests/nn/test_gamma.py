@@ -204,3 +204,10 @@ def test_wrong_arguments_are_named():
     module = monotone.MonotoneGamma(-1.0, 1.0, pinned=False, learn_end_points=False)
     with pytest.raises(ValueError, match="needs pinned=True"):
         module.init(jax.random.key(0), jnp.zeros(2))
+    for kind, conditions in (("path", 2), ("conditional_path", 0)):
+        with pytest.raises(ValueError, match=f"is of conditions, got {kind} of {conditions}"):
+            monotone.make(kind, -1.0, 1.0, event_shape=(3,), conditions=conditions)
+    path = monotone.make("conditional_path", -1.0, 1.0, event_shape=(3,), conditions=2)
+    for shape, times in (((2,), 1), ((4, 3), 1), ((4, 2), 5)):
+        with pytest.raises(ValueError, match=r"the condition must be \[batch, 2\] for the times"):
+            path.init(jax.random.key(0), jnp.zeros(times), jnp.zeros(shape))

@@ -87,7 +87,8 @@ def compress(
     images = _checked(images, vdm.event_shape, levels)
     grid = options.grid
     told = _conditioning(options.conditioning, len(images))
-    if told is not None and len(jax.eval_shape(bind(params, told[[0, 0]]).gamma, np.zeros(1))) > 1:
+    models = [vdm] if told is None else [vdm, bind(params, told[[0, 0]])]
+    if any(len(jax.eval_shape(of.gamma, np.zeros(1))) > 1 for of in models):
         raise UserError("the model has a schedule of each image, by its condition; a file has one")
     count = _block_count(options, len(images))
     model, meta = digest(vdm, params, settings)[:16], bytes(memoryview(meta))

@@ -41,7 +41,8 @@ class Compute:
         else.
       packed: draw a quarter of dropout's bits, see `_stays`; the numbers are others.
       apart: compute a block as is fastest on a TPU: its input and its skip are convolved apart
-        instead of put together, and so is what its convolution gets added to each channel.
+        instead of put together, and bias and conditioning go into the normalisation after its first
+        convolution.
     """
 
     dtype: str | None = None
@@ -55,7 +56,7 @@ class Compute:
         """Returns x in the type of the computation."""
         return x if self.dtype is None else x.astype(self.dtype)
 
-    def conv(self, features: int, name: str, zero: bool = False) -> Callable[..., Tensor]:
+    def conv(self, features: int, name: str, zero: bool = False) -> Callable[[Tensor], Tensor]:
         """Returns a 3x3 convolution that keeps the size; with `zero` its kernel starts at 0."""
         kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
         layer = nn.Conv(
@@ -227,8 +228,8 @@ class GroupNorm(nn.Module):
     def of_parts(self, parts: Sequence[Tensor], added: Tensor | None = None) -> list[Tensor]:
         """Returns the same of arrays whose channels are side by side, one for each.
 
-        `added`, [batch, channels], is to be added to all pixels first. No pixel is read for its
-        gradient: what it adds to the statistics is known, and so is what it adds to the result.
+        `added`, [batch, channels], is to be added to all pixels first. Its gradient needs no sum of
+        its own over pixels: what it does to the statistics and to the result is known.
         """
         groups, channels = self.groups, sum(x.shape[-1] for x in parts)
         size = channels // groups

@@ -1,8 +1,9 @@
 """Learned noise schedules gamma(t): a line, a monotone network (VDM appendix H), and a path.
 
 Each module maps times of any shape to gammas of the same shape, a `PathGamma` times [n] to
-[n, *event], and increases with t whatever its parameters are. But for the path's, parameter names
-and shapes are those of the published code.
+[n, *event], or with a condition of each example [batch] or [1] to [batch, *event], and increases
+with t whatever its parameters are. But for the path's, parameter names and shapes are those of the
+published code.
 """
 
 import functools
@@ -125,6 +126,13 @@ class PathGamma(nn.Module):
         Of a `condition` [batch, conditions] it is each example's own, [batch, *event], at its time
         or at one for all: t is [batch] or [1]. None is the same as zeros.
         """
+        if condition is not None:
+            fits = condition.shape[1:] == (self.conditions,)
+            if not fits or (
+                jnp.size(t) != len(condition) and 1 not in (jnp.size(t), len(condition))
+            ):
+                wanted = f"[batch, {self.conditions}] for the times {jnp.shape(t)}"
+                raise ValueError(f"the condition must be {wanted}, got {condition.shape}.")
         across = jnp.linspace(-1.0, 1.0, self.degree)
         # Curves that rise early, or late: were they alike, no gradient would tell them apart.
         tilted = lambda _, shape: jnp.linspace(-1.0, 1.0, shape[0])[:, None] * across  # noqa: E731
@@ -199,6 +207,8 @@ def make(
     schedule.linear(gamma_min, gamma_max)  # checks the end points
     kinds = ("fixed", "scalar", "monotone", "path", "conditional_path")
     checks.choice(kind, "the schedule", kinds)
+    if (kind == "conditional_path") != (conditions > 0):
+        raise ValueError(f"a conditional_path is of conditions, got {kind} of {conditions}.")
     if kind.endswith("path"):
         ends = gamma_min, gamma_max
         return PathGamma(*ends, event_shape, 4, learn_end_points, conditions=conditions)

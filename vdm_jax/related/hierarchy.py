@@ -26,7 +26,7 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.loss import ElboTerms, sum_event, to_data
 from vdm_jax.parameterization import split, to_x
 from vdm_jax.process import reverse, transition
-from vdm_jax.timestep import check_num_steps
+from vdm_jax.timestep import check_num_steps, steps
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
 
@@ -115,7 +115,7 @@ def of_diffusion(
     num_steps = vdm.num_steps or 0
     check_num_steps(num_steps)
     times = jnp.arange(num_steps + 1) / num_steps
-    later = vdm.gamma(times)
+    later = steps(vdm.gamma, times)
     if later.ndim > 1:
         raise ValueError("a hierarchy needs one schedule, not one of each feature or example.")
     # Before z_0 stands the data, without noise: gamma = -inf.

@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
         # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions
         # and matrix products), blocks (all but each block's input); auto: none for the unet on a
-        # TPU, whose compiler fits it into as little memory, else matmuls.
+        # TPU, where it is faster and takes as little memory, else matmuls.
         "remat": "auto",
         # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
         "dtype": "float32",

@@ -240,7 +240,7 @@ def _with_conditioning(
 def _columns(
     given: Tensor, condition: Condition, rate: float, dropout: Key | None
 ) -> tuple[Tensor, Key | None]:
-    """Returns what the network is told beside gamma, and what `dropped` leaves of the dropout key.
+    """Returns what network and schedule are told, and what `dropped` leaves of the dropout key.
 
     That is the augmentation flag and the condition. Where conditions are dropped at a `rate` a last
     column says whether this one is there, else it is all zeros, as where `given` is the flag alone.
