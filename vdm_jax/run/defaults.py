@@ -34,9 +34,8 @@ DEFAULTS: dict[str, Any] = {
         "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
         "contrasts": "0.1,1,10",  # pyramid: of the Wiener filters that it begins with; "": none
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
-        # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions
-        # and matrix products), blocks (all but each block's input); auto: none for the unet on a
-        # TPU, where it is faster and takes as little memory, else matmuls.
+        # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions and
+        # products), blocks (all but their inputs), auto (none for a unet on a TPU, else matmuls).
         "remat": "auto",
         # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
         "dtype": "float32",
@@ -44,9 +43,7 @@ DEFAULTS: dict[str, Any] = {
         "fourier_features": True,
         "dropout": 0.1,
         "condition_dropout": 0.0,  # probability of no condition in training, as guidance needs it
-        # fixed, scalar, monotone; path: one of each pixel, or coefficient; conditional_path: that
-        # of each condition
-        "gamma": "scalar",
+        "gamma": "scalar",  # fixed, scalar, monotone, path (of each coefficient), conditional_path
         "transform": "none",  # of the pixels, orthonormal: none, dct, haar-1, haar-2, ...
         "gamma_min": -13.3,  # of the gaussian process, as all of gamma
         "gamma_max": 5.0,
