@@ -34,8 +34,8 @@ DEFAULTS: dict[str, Any] = {
         "blocks": "1,1,2",  # pyramid: blocks of each resolution, on the way down and on the way up
         "contrasts": "0.1,1,10",  # pyramid: of the Wiener filters that it begins with; "": none
         "attention": "middle",  # unet, pyramid: middle (the lowest resolution), all
-        # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions and
-        # products), blocks (all but their inputs), auto (none for a unet on a TPU, else matmuls).
+        # unet, pyramid, what the backward pass computes anew: none, matmuls (all but convolutions
+        # and products), blocks (all but inputs), auto (none for a unet on a TPU, else matmuls).
         "remat": "auto",
         # unet, pyramid: float32, bfloat16 (parameters and the loss stay float32).
         "dtype": "float32",
