@@ -128,9 +128,7 @@ class PathGamma(nn.Module):
         """
         if condition is not None:
             fits = condition.shape[1:] == (self.conditions,)
-            if not fits or (
-                jnp.size(t) != len(condition) and 1 not in (jnp.size(t), len(condition))
-            ):
+            if not fits or len({jnp.size(t), len(condition)} - {1}) > 1:  # each its own, or one
                 wanted = f"[batch, {self.conditions}] for the times {jnp.shape(t)}"
                 raise ValueError(f"the condition must be {wanted}, got {condition.shape}.")
         across = jnp.linspace(-1.0, 1.0, self.degree)
