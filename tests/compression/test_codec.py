@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vdm_jax import compression
-from vdm_jax.compression import VdmzError, file
+from vdm_jax.compression import VdmzError, file, network
 from vdm_jax.compression.network import Network
 
 DATA = Path(__file__).parents[1] / "data" / "vdmz"
@@ -38,8 +38,12 @@ def round_trip(images, model, **given):
         ("learned", True, (4.844409118518771, 5.2714840253653525, 4.841484789943303)),
     ],
 )
-def test_files_are_those_that_were_written_before_to_the_byte(name, wide, rates):
-    """Whether JAX is set to 64 bits or not. (The files are of 664caba.)"""
+@pytest.mark.parametrize("cores", [1, 2])
+def test_files_are_those_that_were_written_before_to_the_byte(
+    name, wide, rates, cores, monkeypatch
+):
+    """Whether JAX is set to 64 bits or not, on any number of cores. (The files are of 664caba.)"""
+    monkeypatch.setattr(network, "_cores", lambda: cores)
     model = known.model(**(LEARNED if name == "learned" else {}))
     before = (DATA / f"{name}.vdmz").read_bytes()
     with jax.enable_x64(wide):
@@ -324,9 +328,9 @@ def test_networks_that_can_not_be_decoded_with():
     def nan(logits, z_t, gamma_t):
         return z_t * jnp.where(gamma_t[:, None, None, None] > 0, jnp.nan, 1.0)
 
-    for network, said in ((narrow, "computes in float32"), (nan, "isn't finite at level")):
+    for wrong, said in ((narrow, "computes in float32"), (nan, "isn't finite at level")):
         for placed in (False, True):
-            model = known.model(network=network, kind="eps")
+            model = known.model(network=wrong, kind="eps")
             with pytest.raises(ValueError, match=said):
                 model.compress(known.images(14), 12, placed=placed)
     continuous = MODEL._replace(bind=lambda params: MODEL.vdm._replace(levels=None))
