@@ -1,4 +1,4 @@
-"""An own network, here a plain function, on tabular data whose density is known.
+"""A network of one's own, here a plain function, on tabular data whose density is known.
 
     python -m examples.tabular
 

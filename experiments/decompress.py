@@ -1,6 +1,7 @@
 """Images from a file that experiments.compress wrote.
 
     python -m experiments.decompress --workdir=RUN FILE.vdmz -o OUTPUT
+    python -m experiments.decompress --pretrained=digits FILE.vdmz -o OUTPUT
     python -m experiments.decompress --official=PATH --model=cifar10 FILE.vdmz -o OUTPUT
 
 OUTPUT is what came in: a folder of pictures or an .npy, with the same pixels. The model must be the

@@ -1,6 +1,7 @@
-"""Evaluate a run, or a published checkpoint: bits per dim, each with its error bar and its kind.
+"""Evaluate a run, a model in one file or a published checkpoint: bits per dim with error bars.
 
     python -m experiments.evaluate --workdir=DIR [--checkpoint=STEP] [--num_steps=10,100,1000,inf]
+    python -m experiments.evaluate --pretrained=digits --out=DIR
     python -m experiments.evaluate --workdir=DIR --official=PATH --model=cifar10
 
 One exact pass over the test images; --num_steps prints the bound for each number of steps T, from

@@ -1,6 +1,7 @@
-"""Draw samples of a run, or of a published checkpoint, by any sampler.
+"""Draw samples of a run, a model in one file or a published checkpoint, by any sampler.
 
     python -m experiments.sample --workdir=DIR [--sampler=dpm_solver] [--num_steps=20] [--n=64]
+    python -m experiments.sample --pretrained=digits --out=DIR
     python -m experiments.sample --workdir=DIR --official=PATH --model=cifar10
     python -m experiments.sample --workdir=DIR --quality
 

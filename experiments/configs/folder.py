@@ -9,7 +9,8 @@ paths: each picture's part stays when others come or go.
 * All pictures must have one size, or are brought to one by --config.data.size=64 (or 48x64, height
   x width) with --config.data.fit=crop (the largest part of that shape about the centre) or
   fit=resize (stretched). Bits per dim are those of the pictures so made, and only comparable at the
-  same size and fit.
+  same size and fit. fit=tiles cuts each picture into all the pieces of that size that lie side by
+  side in it; error bars are then over pictures.
 * --config.data.channels=1 makes them grey.
 * --config.data.class_labels=True conditions the network on each picture's class, the name of its
   subfolder: train/CLASS/1.png, or CLASS/1.png where there are no `train` and `test`.

@@ -1,4 +1,4 @@
-"""Training of an own network on own arrays, without a configuration or a command: `fit`."""
+"""Training of a user's network on a user's arrays, without a configuration or a command: `fit`."""
 
 import contextlib
 import functools

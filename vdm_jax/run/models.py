@@ -207,7 +207,7 @@ def _with_conditioning(
     c: ConfigDict, event_shape: Shape, levels: int, condition: Condition, platform: str | None
 ) -> tuple[Callable[[Key], Params], Apply]:
     """Returns the network's init, and its call (params, z_t, gamma_t, conditioning, dropout)."""
-    network, rate = _network(c, levels), c.condition_dropout
+    network, rate = _network(c, levels, platform), c.condition_dropout
     trained = network
     if isinstance(network, UNet | Pyramid):
         # As it is trained, and with forward derivatives on any device.
@@ -216,8 +216,6 @@ def _with_conditioning(
     if isinstance(trained, UNet):
         on_gpu, on_tpu = platform in ("gpu", "cuda"), platform == "tpu"
         trained = trained.clone(written_out=on_tpu, redraw=on_gpu, packed=on_tpu)
-        if on_tpu and c.remat == "auto":
-            trained = trained.clone(remat="none")
 
     def init(key: Key) -> Params:
         conditioning = jnp.zeros((1, 1 + condition.size + (rate > 0)))
@@ -257,12 +255,14 @@ def _columns(
     return jnp.concatenate([flag, *parts], axis=1), dropout
 
 
-def _network(c: ConfigDict, levels: int) -> nn.Module:
+def _network(c: ConfigDict, levels: int, platform: str | None) -> nn.Module:
     names = ("gamma_min", "gamma_max", "dropout", "head", "fourier_features")
     shared = {name: c[name] for name in names} | {"levels": levels}
     shared["learn_variance"] = c.reverse_var == "learned"
-    own = {name: c[name] for name in ("channels", "attention", "dtype", "fused_attention")}
-    own["remat"] = "matmuls" if c.remat == "auto" else c.remat
+    kept = "channels", "attention", "dtype", "fused_attention", "remat"
+    own = {name: c[name] for name in kept}
+    if c.remat == "auto":
+        own["remat"] = "none" if (c.network, platform) == ("unet", "tpu") else "matmuls"
     if c.network == "pyramid":
         sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
         contrasts = _numbers(c, "contrasts") if c.contrasts else ()
