@@ -22,6 +22,7 @@ from absl import flags
 
 from experiments.paper_tables import draw_schedules, measure_schedules
 from vdm_jax import loss, process, sampling, schedule, timestep
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.sample_quality import Drawer, conditioning_of
 from vdm_jax.evaluation.subject import Subject
@@ -47,6 +48,10 @@ def pictures(argv: list[str]) -> list[Row]:
     options, names = cli.parse_flags(values, argv, __doc__, most=2)
     mesh, out = build.make_mesh(), build.make_workdir(Path(options["out"]), "out")
     subjects = [restore.from_workdir(name, mesh) for name in names or ("digits", "photos")]
+    for of in subjects:
+        if of.settings.get("transform", "none") != "none" or of.settings["gamma"].endswith("path"):
+            said = "its latents are no pixels, or have several schedules"
+            raise UserError(f"{of.name} can't be drawn so: {said}; see experiments.sample")
     _draw_chains(out / "noise_and_back.png", subjects[0], jax.random.key(0))
     rows = [_measured(of, schedule.linear(*_ends(of)), "linear in t") for of in subjects]
     _draw_levels(out / "noise_levels.png", [of.images.name for of in subjects], rows)

@@ -129,6 +129,9 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
     if guidance and not subject.settings.get("condition_dropout"):
         said = "needs a model that was also trained without its condition"
         raise UserError(f"--guidance {said}: train one with config.model.condition_dropout=0.1")
+    if guidance and subject.settings.get("gamma") == "conditional_path":
+        said = "needs one schedule for all conditions; of this run gamma is conditional_path"
+        raise UserError(f"--guidance {said}: leave it out")
     if not (options["distances"] or options["quality"]):
         return
     drawn = len(data.test) if options["quality"] else options["n"]

@@ -2,8 +2,9 @@
 
     python -m experiments.which_bpd --workdir=DIR [--out=docs]
 
-Fills the first table of docs/which_bpd.md: for 2x2 images out of a table, whose entropy is known and
-whose denoiser is exact, and for the models in the box. Leaves all numbers in DIR/which_bpd.json.
+Fills the first table of docs/which_bpd.md: for 2x2 images out of a table, whose entropy is known
+and whose denoiser is exact, and for the models in the box. Leaves all numbers in
+DIR/which_bpd.json.
 """
 
 import math

@@ -97,7 +97,7 @@ def expected_reconstruction(
         levels, _, gamma_0 = levels.decoder(x, gamma_0)
     if levels is not None:
         return -sum_event(pixels.expected_log_prob(images, gamma_0, levels), mask)
-    each = jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + gamma_0), x.shape)
+    each = jnp.broadcast_to(0.5 * (math.log(2 * math.pi) + 1.0 + expand(gamma_0, x)), x.shape)
     return sum_event(each, mask)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from numbers import Real
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ Sampler = Literal["ancestral", "ddim", "dpm_solver", "heun"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 Spacing = Literal["time", "gamma", "karras", "angle"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+_TABLE = 257  # times at which schedules of several features are averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,23 @@ class Rule:
         "time" is uniform in t, through the schedule; "gamma" uniform in gamma, the log-SNR;
         "karras" in (sigma / alpha)^(1/7) (Karras et al. 2022, eq. 5); "angle" in
         arctan(sigma / alpha), the schedule of the cosine. Of the last three only the end points of
-        `gamma` are used. Raises ValueError for a gamma that does not rise with t; inside jit, where
-        its values are not known, the table is NaN then.
+        `gamma` are used, if it is one for all features; else it is their mean that lies so, and
+        each has its gamma of that time. Raises ValueError for a gamma that does not rise with t;
+        inside jit, where its values are not known, the table is NaN then.
         """
         if self.spacing == "time":
             return _falling(timestep.steps(gamma, jnp.linspace(1.0, 0.0, self.num_steps + 1)))
         gamma_1, gamma_0 = timestep.steps(gamma, jnp.array([1.0, 0.0]))
+        if gamma_1.ndim == 0:
+            return _falling(self._spaced(gamma_1, gamma_0))
+        times = jnp.linspace(0.0, 1.0, _TABLE)
+        means = jax.vmap(timestep.mean_gamma)(timestep.steps(gamma, times))  # [times, examples]
+        spaced = self._spaced(means[-1], means[0])
+        return _falling(
+            jax.vmap(gamma)(jax.vmap(jnp.interp, (1, 1, None), 1)(spaced, means, times))
+        )
+
+    def _spaced(self, gamma_1: Tensor, gamma_0: Tensor) -> Tensor:
         u = jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=gamma_1.dtype)
         u = u.reshape(-1, *(1 for _ in gamma_1.shape))
         if self.spacing == "gamma":
@@ -75,7 +88,7 @@ class Rule:
             first, last = jnp.arctan(jnp.exp(gamma_1 / 2.0)), jnp.arctan(jnp.exp(gamma_0 / 2.0))
             inside = 2.0 * jnp.log(jnp.tan(first + (last - first) * u))
         # The ends to the bit.
-        return _falling(jnp.concatenate([gamma_1[None], inside[1:-1], gamma_0[None]]))
+        return jnp.concatenate([gamma_1[None], inside[1:-1], gamma_0[None]])
 
 
 def _falling(gammas: Tensor) -> Tensor:

@@ -158,9 +158,8 @@ def steps(gamma: Gamma, times: Tensor) -> Tensor:
 
     For a schedule of each example it is [n, batch, *event].
     """
-    if jax.eval_shape(gamma, times[:1]).shape[:1] == (1,):
-        found = gammas(gamma, times)
-        return found if found.ndim == 1 else found[:, None]
+    if len(jax.eval_shape(gamma, times[:1]).shape) == 1:
+        return gammas(gamma, times)
     return jax.vmap(lambda t: gammas(gamma, t[None]))(times)
 
 

@@ -168,6 +168,9 @@ def test_bound_without_eps_0_has_the_expected_reconstruction(levels, gamma_0):
     for row, at in zip(np.split(np.asarray(drawn.reconstruction), 2), (0, 4000), strict=True):
         error = row.std() / np.sqrt(len(row))
         assert 0 < abs(row.mean() - expected.reconstruction[at]) < 4 * error
+    each = loss.expected_reconstruction(images[3999:4001], jnp.array([gamma_0, -1.0]), levels)
+    alone = loss.expected_reconstruction(images[4000:4001], -1.0, levels)
+    np.testing.assert_allclose(each, [expected.reconstruction[0], alone[0]], rtol=1e-6)
 
 
 # ---- the whole bound against the exact likelihood ----

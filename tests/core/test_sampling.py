@@ -330,6 +330,10 @@ def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64
         "angle": lambda g: np.arctan(np.exp(g / 2)),
     }
     ends = gamma(jnp.array([1.0, 0.0]))
+
+    def bent(t):
+        return jnp.stack([18 * t**2 - 13, 18 * jnp.sqrt(t) - 13], axis=-1)
+
     for name in SPACINGS:
         table = Rule("ddim", 9, name).gammas(gamma)
         assert np.all(np.diff(table) < 0)
@@ -339,6 +343,14 @@ def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64
         else:
             widths = np.diff(coordinate[name](np.asarray(table)))
             np.testing.assert_allclose(widths, widths.mean(), rtol=1e-9)
+        # Of schedules of two features it is the mean that lies so, and all are of one time.
+        both = Rule("ddim", 9, name).gammas(bent)
+        t = np.sqrt((both[..., 0] + 13) / 18)
+        np.testing.assert_allclose(both, bent(t), atol=1e-9)
+        np.testing.assert_array_equal(t[[0, -1], 0], [1.0, 0.0])
+        if name != "time":
+            widths = np.diff(coordinate[name](np.mean(both, axis=(1, 2))))
+            np.testing.assert_allclose(widths[:-2], widths.mean(), rtol=1e-2)
     np.testing.assert_array_equal(Rule("heun", 1).gammas(gamma), ends)
     assert Rule("ancestral", 5).spacing == "time" and Rule("heun", 5).spacing == "karras"
 

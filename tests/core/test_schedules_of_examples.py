@@ -162,6 +162,18 @@ def test_each_example_goes_by_its_own_schedule(x64, name):
         assert np.abs(together[1] - np.asarray(jax.jit(lambda: call(model(0)))())[1]).max() > 1e-3
 
 
+def test_a_batch_may_have_one_example():
+    """A function of its condition, which takes one time, or one of each example, at once."""
+
+    def gamma(t):
+        each = jnp.broadcast_to(t, 1)  # fails for two times
+        return jax.vmap(lambda t, powers: 18.0 * t**powers - 13.0)(each, POWERS[1:2])
+
+    times = np.array([[0.0], [0.3], [1.0]])
+    found = timestep.steps(gamma, jnp.asarray(times[:, 0]))
+    np.testing.assert_allclose(found[:, 0], 18.0 * times ** POWERS[1] - 13.0, rtol=1e-5)
+
+
 def test_what_needs_one_schedule_says_so():
     t = jnp.array([0.1, 0.5, 0.9])
     with pytest.raises(ValueError, match="needs one schedule for all features"):

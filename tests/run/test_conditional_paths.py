@@ -7,6 +7,7 @@ import pytest
 import tiny
 import vdmz
 
+from experiments import pictures
 from experiments.sample import sample
 from vdm_jax import sampling
 from vdm_jax.data import Condition
@@ -105,7 +106,11 @@ def test_its_checkpoint_is_evaluated_and_sampled_by_class(run, tmp_path):
                                 "--chain_steps=3")["rows"]  # fmt: skip
         assert 0.0 < row["bpd"] < 8.0
         steps = f"--workdir={run}", "--num_steps=3", "--sampler=ancestral", "--n=4"
-        sample(["", *steps, "--class=7", "--guidance=1"])
+        sample(["", *steps, "--class=7"])
+        with pytest.raises(UserError, match="--guidance needs one schedule for all conditions"):
+            sample(["", *steps, "--class=7", "--guidance=1"])
+        with pytest.raises(UserError, match="its latents are no pixels, or have several schedules"):
+            pictures.pictures(["", str(run), f"--out={tmp_path}"])
         with pytest.raises(UserError, match="has a schedule of each image, by its condition"):
             vdmz.compress(run, "--split=test", "-o", tmp_path / "a.vdmz")
         with pytest.raises(UserError, match="control variates need one schedule"):

@@ -102,6 +102,7 @@ def test_a_setting_that_is_missing_and_the_saved_zero_of_a_run_without_decay():
 SHAPE_OF_GAMMA = {"model.gamma_objective": "variance", "model.gamma": "monotone"}
 PYRAMID = {"model.network": "pyramid", "model.channels": 8, "model.head": "eps"}
 DIGITS = [
+    ({"model.dropout": 0.5}, "config.model.dropout is 0.5, and the resnet drops twice as much"),
     ({"model.contrasts": "1"}, "config.model.contrasts is '1', for pyramid only; leave it out"),
     (PYRAMID | {"model.multipliers": "1,x"},
      "config.model.multipliers is '1,x'; wanted numbers above 0, as '1,2,3'"),
@@ -157,7 +158,7 @@ VAE = [
     ({"hierarchy.depth": 0}, "hierarchy.depth must be at least 1, got 0"),
     (VDM, "depth must be at least 2"),
     ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has its depth; leave"),
-    ({"model.network": "resnet"},
+    ({"model.network": "resnet", "model.dropout": 0.1},
      "a hierarchical VAE, which needs config.model.network to be mlp, got resnet"),
     ({"model.fourier_features": True}, "config.model.fourier_features to be False, got True"),
     ({"model.reverse_var": "learned"}, "to be posterior, got learned: its own networks"),

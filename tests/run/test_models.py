@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from oracles import gauss_hermite
 
-from vdm_jax import pixels
+from vdm_jax import VDM, loss, pixels, schedule, transforms
 from vdm_jax.data import Condition
 from vdm_jax.run import defaults
 from vdm_jax.run.models import make_model
 from vdm_jax.train import optimizer, sharding, step
+from vdm_jax.train.model import Model
+from vdm_jax.transforms import Coefficients
 
 SHAPE, LEVELS = (2, 1, 1), 4
 ALL = dict.fromkeys(("data_size", "fixed_encoder", "ends_at_normal"), True)
@@ -152,6 +154,16 @@ def test_the_bound_of_a_vae_is_the_one_by_quadrature_and_above_the_log_probabili
     m, v = float(q.mean[0, 0]), float(q.var[0, 0])
     exact = -weights @ log_likelihood(image, at) + 0.5 * (v + m**2 - 1 - np.log(v))
     assert abs(bound - exact) < 5 * error
+
+
+def test_samples_of_a_density_of_coefficients_are_levels_of_pixels():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, LEVELS, (1, 4, 4, 1)))
+    known = loss.to_data(images, Coefficients(LEVELS, transforms.dct()))
+    vdm = VDM(lambda z_t, _: jnp.broadcast_to(known, z_t.shape), schedule.linear(-8.0, 5.0),
+              (4, 4, 1), Coefficients(None, transforms.dct()), "x")  # fmt: skip
+    model = Model(lambda key: {}, lambda *_: vdm, pixel_levels=LEVELS)
+    drawn = jax.jit(lambda: model.sample({}, jax.random.key(0), jnp.zeros(3), 4))()
+    np.testing.assert_array_equal(drawn, np.repeat(images, 3, axis=0))
 
 
 @pytest.mark.parametrize("hierarchy", [{}, {"depth": 2, "latent_size": 1}])

@@ -12,6 +12,7 @@ import pytest
 from vdm_jax.errors import UserError
 from vdm_jax.nn import published_configs
 from vdm_jax.run import defaults, pretrained, restore
+from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 from vdm_jax.vdm import VDM
 
@@ -53,6 +54,20 @@ def test_with_and_without_its_dataset_it_is_the_same_model(digits_run, mesh):
         assert older.step == 20
     moved = jax.tree.map(lambda a, b: np.any(a != b), older.params, alone.params)
     assert any(jax.tree.leaves(moved))
+
+
+def test_a_gpu_s_model_compresses_in_what_a_cpu_has(mesh, tmp_path):
+    """In bfloat16 and with cuDNN's attention, neither of which computes in float64."""
+    config = defaults.get_config()
+    config.model.update(network="unet", channels=64, num_blocks=1, dtype="bfloat16")
+    data = {"event_shape": [4, 4, 1], "levels": 17}
+    params = make_model(config, (4, 4, 1), 17).init(jax.random.key(0))
+    config.model.fused_attention = True
+    of = pretrained.Saved(tmp_path, tmp_path, 1, config, data)
+    pretrained.write(tmp_path / "a.npz", of, params)
+    options = NONE | {"pretrained": str(tmp_path / "a.npz")}
+    found = restore.load(options, mesh, (4, 4, 1))
+    assert (found.settings["dtype"], found.settings["fused_attention"]) == ("float32", False)
 
 
 def test_a_published_model(mesh):

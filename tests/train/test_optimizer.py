@@ -39,29 +39,35 @@ def test_weight_decay_spares_biases_and_a_schedule_learned_for_its_shape():
 def test_muon_steps_as_far_in_every_direction_of_a_kernel():
     """The singular values of an update are nearly equal, whatever those of the gradient.
 
-    Its root mean square is AdamW's, 0.2 of the rate; what is no kernel goes by Adam.
+    Its root mean square is AdamW's, 0.2 of the rate; what is no kernel goes by Adam, and each layer
+    of a stack that is scanned goes as it would alone.
     """
     rng = np.random.default_rng(0)
-    params = {"conv": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32),
-              "dense": jnp.asarray(rng.normal(size=(16, 40)), jnp.float32),
-              "bias": jnp.ones(5)}  # fmt: skip
     falling = np.linspace(1.0, 0.05, 16)
-    grads = {
-        "conv": jnp.asarray(rng.normal(size=(3, 3, 8, 16)) * falling, jnp.float32),
-        "dense": jnp.asarray(rng.normal(size=(16, 40)) * falling[:, None], jnp.float32),
-        "bias": jnp.asarray([1.0, -2.0, 3e-3, 4.0, -5.0]),
+    conv, dense = (jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
+                   for shape in ((3, 3, 8, 16), (16, 40)))  # fmt: skip
+    conv, dense = conv * falling, dense * falling[:, None]
+    by_adam = {
+        "stacked": {"bias": rng.normal(size=(2, 5))},
+        "gamma": {"kernel": rng.normal(size=(3, 4))},
     }
+    grads = {"convs": {"kernel": conv}, "denses": {"kernel": dense}, "conv": {"kernel": conv[1]},
+             "dense": {"kernel": dense[1]}, **jax.tree.map(jnp.float32, by_adam)}  # fmt: skip
+    params = jax.tree.map(jnp.ones_like, grads)
     muon = optimizer.make(0.1, weight_decay=0.0, name="muon")
     updates, _ = muon.update(grads, muon.init(params), params)
     first = 1.0 + 0.9 * 0.1 / (1.0 - 0.9**2)  # of Nesterov's momentum, and one gradient
-    np.testing.assert_allclose(updates["bias"], -0.1 * first * np.sign(grads["bias"]), rtol=1e-4)
+    for name in by_adam:
+        (update,), (gradient,) = updates[name].values(), grads[name].values()
+        np.testing.assert_allclose(update, -0.1 * first * np.sign(gradient), rtol=1e-4)
     for name in ("conv", "dense"):
-        update = np.asarray(updates[name]).reshape(-1, params[name].shape[-1])
-        values = np.linalg.svd(update, compute_uv=False)
-        gradient = np.linalg.svd(np.asarray(grads[name]).reshape(update.shape), compute_uv=False)
-        assert values[0] / values[-1] < 0.3 * gradient[0] / gradient[-1]
+        alone, gradient = updates[name]["kernel"], grads[name]["kernel"]
+        np.testing.assert_allclose(updates[name + "s"]["kernel"][1], alone, rtol=1e-4, atol=1e-7)
+        update, gradient = (np.reshape(of, (-1, of.shape[-1])) for of in (alone, gradient))
+        values, before = (np.linalg.svd(of, compute_uv=False) for of in (update, gradient))
+        assert values[0] / values[-1] < 0.3 * before[0] / before[-1]
         assert 0.7 * 0.02 < np.sqrt(np.mean(update**2)) < 1.3 * 0.02
-        assert np.vdot(update, grads[name].reshape(update.shape)) < 0.0
+        assert np.vdot(update, gradient) < 0.0
 
 
 def test_an_unknown_optimiser_is_refused():

@@ -53,7 +53,7 @@ class Header(NamedTuple):
     levels: int
     num_steps: int
     grid: int
-    blocks: tuple[Block, ...]  # in the order of their images; the network's batches are as large
+    blocks: tuple[Block, ...]  # in the order of their images; they tell the network's batches
     meta: bytes  # what the user of the codec keeps beside the pixels
     conditioning: bytes = b""  # float32, little-endian, of each image the same number of them
     profile: bytes = b""  # by which the steps were placed; without, they are equally far in t

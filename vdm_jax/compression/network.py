@@ -25,6 +25,7 @@ from vdm_jax.vdm import VDM
 Bind = Callable[..., VDM]
 """Function parameters -> VDM, of images [height, width, channels] of up to 256 levels; or
 (parameters, conditioning [batch, k]) -> VDM."""
+_MOST_PARTS = 8  # of a batch
 _PROBED = 4  # levels
 _MEASURED = 8  # images, at least
 
@@ -49,7 +50,8 @@ class Network:
 
     Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took,
     `gammas` are those of the levels. `told` is the conditioning of all images, [n, k], if there is.
-    On a CPU, each core takes a part of the lanes: XLA hardly spreads float64 over several.
+    On a CPU cores share the calls of parts of the lanes: XLA hardly spreads float64 over several.
+    How large a part is depends on the number of lanes alone.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Network:
         self._now = [] if told is None else [np.zeros((lanes, told.shape[1]), told.dtype)]
         self._shape = (lanes, *bind(params).event_shape)
         self._params = jax.tree.map(_wide, params)
-        self._parts = max(n for n in range(1, _cores() + 1) if lanes % n == 0)
-        self._threads = ThreadPoolExecutor(self._parts)
+        most = _MOST_PARTS if jax.default_backend() == "cpu" else 1
+        self._parts = max(n for n in range(1, most + 1) if lanes % n == 0)
+        self._threads = ThreadPoolExecutor(_cores())
 
         def noise(
             params: Any, z_t: Tensor, gamma_t: PerExample, *told: Tensor
@@ -86,7 +89,8 @@ class Network:
         gamma_t = np.broadcast_to(gamma_t, (self._shape[0], *np.shape(gamma_t)))
         inputs = (z.reshape(self._shape), gamma_t, *self._now)
         split_up = [np.split(each, self._parts) for each in inputs]
-        parts = list(self._threads.map(self._part, *split_up))
+        share_out = self._threads.map if self._parts > 1 else map
+        parts = list(share_out(self._part, *split_up))
         eps_hat = np.concatenate([found for found, _ in parts])
         shares = [share for _, share in parts if np.ndim(share)]
         if eps_hat.dtype != np.float64:
@@ -135,9 +139,7 @@ class Network:
 
 
 def _cores() -> int:
-    """Returns the number of cores that this process may use; 1 if it isn't a CPU that computes."""
-    if jax.default_backend() != "cpu":
-        return 1
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

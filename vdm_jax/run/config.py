@@ -160,6 +160,9 @@ def _words(c: ConfigDict) -> Iterator[str]:
                 yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
+    if c.network == "resnet" and c.dropout >= 0.5:
+        yield (f"model.dropout is {c.dropout}, and the resnet drops twice as much of what it knows "
+               "of all pixels: give less than 0.5")  # fmt: skip
 
 
 def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:

@@ -266,7 +266,7 @@ def _network(c: ConfigDict, levels: int, platform: str | None) -> nn.Module:
     if c.network == "pyramid":
         sizes: dict[str, Any] = {name: _numbers(c, name) for name in ("multipliers", "blocks")}
         contrasts = _numbers(c, "contrasts") if c.contrasts else ()
-        on_levels = c.decoder == "discretised" and c.transform == "none"
+        on_levels = (c.decoder, c.transform, c.head) == ("discretised", "none", "eps")
         return Pyramid(**own, **sizes, contrasts=contrasts, on_levels=on_levels, **shared)
     shared["num_blocks"] = c.num_blocks
     if c.network == "mlp":

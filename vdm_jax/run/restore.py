@@ -89,7 +89,8 @@ def load(options: Mapping[str, Any], mesh: Mesh, shape: tuple[int, ...]) -> Subj
 
 
 def _to_compress(of: Saved, mesh: Mesh, given: tuple[int, ...]) -> Subject:
-    of.config.model.dtype = "float32"  # in float64 nothing narrower may come between
+    # In float64 nothing narrower may come between.
+    of.config.model.update(dtype="float32", fused_attention=False)
     check_config(of.config)
     shape, levels, condition = pretrained.images_told(of)
     if of.params is not None:  # of a file: its network takes images of other sizes, too

@@ -109,7 +109,7 @@ class Model(NamedTuple):
         """Returns one sample for each row of `conditioning`, of data as in a batch."""
         bound = self.bind(params, conditioning)
         if self.pixel_levels is not None:
-            bound = bound._replace(levels=self.pixel_levels)
+            bound = bound._replace(levels=mixed.of_images(bound.levels, self.pixel_levels))
         return bound.sample(key, len(jax.tree.leaves(conditioning)[0]), num_steps)
 
 

@@ -44,17 +44,16 @@ def make(
 ) -> optax.GradientTransformation:
     """Returns AdamW with weight decay on every parameter that isn't named "bias", of any pytree.
 
-    "muon" is Muon (Jordan 2024) for what has two axes or four: kernels of dense layers and of
-    convolutions, each as one matrix, whose updates are of AdamW's size; for all else Adam with
-    Nesterov's momentum.
+    "muon" is Muon (Jordan 2024) for what is named "kernel", of dense layers and of convolutions:
+    each is one matrix, or of layers that are scanned a stack of them, and updates are of AdamW's
+    size. All else, and what lies below "gamma", goes by Adam with Nesterov's momentum.
 
     With `clip_norm`, gradients are first scaled down to that global norm. Without `decay_gamma` the
     parameters below "gamma" don't decay either: it would pull a learned shape towards a line.
     """
 
     def decays(path: Any, _: Any) -> bool:
-        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
-        names = names[:-1] if names[-1:] == ["value"] else names  # of an NNX variable
+        names = _names(path)
         return names[-1:] != ["bias"] and (decay_gamma or names[:1] != ["gamma"])
 
     mask = functools.partial(jax.tree_util.tree_map_with_path, decays)
@@ -73,11 +72,22 @@ def make(
     return optax.chain(clip, chosen)
 
 
+def _names(path: Any) -> list[str]:
+    names = [jax.tree_util.keystr((part,), simple=True) for part in path]
+    return names[:-1] if names[-1:] == ["value"] else names  # of an NNX variable
+
+
 def _matrices(params: Any) -> Any:
-    """Returns, for each kernel, which of its axes lead in (all but the last) and out."""
+    """Returns, for each kernel, which of its axes lead in and which, the last, out.
 
-    def axes(kernel: jax.Array) -> MuonDimensionNumbers | None:
-        last = kernel.ndim - 1
-        return MuonDimensionNumbers(tuple(range(last)), last) if last in (1, 3) else None
+    Dense layers have two axes and convolutions four. With one axis more, the first, they are a
+    stack of scanned layers: each is a matrix of its own.
+    """
 
-    return jax.tree.map(axes, params)
+    def axes(path: Any, kernel: jax.Array) -> MuonDimensionNumbers | None:
+        names, last = _names(path), kernel.ndim - 1
+        if names[-1:] != ["kernel"] or names[0] == "gamma" or not 1 <= last <= 4:
+            return None
+        return MuonDimensionNumbers(tuple(range(1 - last % 2, last)), last)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
