@@ -106,4 +106,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) workdirs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info site
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info site

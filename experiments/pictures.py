@@ -49,7 +49,12 @@ def pictures(argv: list[str]) -> list[Row]:
     mesh, out = build.make_mesh(), build.make_workdir(Path(options["out"]), "out")
     subjects = [restore.from_workdir(name, mesh) for name in names or ("digits", "photos")]
     for of in subjects:
-        if of.settings.get("transform", "none") != "none" or of.settings["gamma"].endswith("path"):
+        _ = of.vdm  # refuses other kinds
+        if (
+            of.model.pixel_levels
+            or of.settings.get("transform", "none") != "none"
+            or of.settings["gamma"].endswith("path")
+        ):
             said = "its latents are no pixels, or have several schedules"
             raise UserError(f"{of.name} can't be drawn so: {said}; see experiments.sample")
     _draw_chains(out / "noise_and_back.png", subjects[0], jax.random.key(0))

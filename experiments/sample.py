@@ -134,6 +134,9 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
         raise UserError(f"--guidance {said}: leave it out")
     if not (options["distances"] or options["quality"]):
         return
+    if given := [name for name in ("class", "condition") if options[name] is not None]:
+        said = f"samples of one --{given[0]} can't be compared with test images of all"
+        raise UserError(f"{said}: leave out --distances and --quality, or --{given[0]}")
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
     if min(counts) < 3:
@@ -149,6 +152,8 @@ def _turns(subject: Subject, options: Mapping[str, Any]) -> np.ndarray | None:
     Raises UserError for those that aren't of the model's kind.
     """
     (classes, numbers), label = subject.images.condition, options["class"]
+    if label is not None and options["condition"]:
+        raise UserError("--class and --condition exclude each other: a model takes one of both")
     if label is not None:
         if not label < classes:
             known = f"the classes are 0 to {classes - 1}" if classes else "the model has none"

@@ -122,7 +122,7 @@ def train(name: str, workdir: Path, scale: float) -> SetModel:
     rate = optimizer.learning_rate(2e-3, min(100, steps // 2), "cosine", steps)
     given = {"x": data.x, "condition": data.theta, "mask": data.mask}
     fitted = fit(
-        model, given, optimizer.make(rate, clip_norm=1.0), steps, workdir / name,
+        model, given, optimizer.make(rate, clip_norm=1.0), steps, workdir / f"{name}-{steps}",
         batch_size=256, ema_rate=0.99,
     )  # fmt: skip
     bind = partial(model.bind, fitted.params)

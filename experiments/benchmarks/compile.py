@@ -29,6 +29,7 @@ from experiments.benchmarks import hlo, targets
 from experiments.benchmarks.published_code import PublishedCode
 from vdm_jax import files
 from vdm_jax.data.image_data import ImageData
+from vdm_jax.data.sources import LEVELS
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.evaluation.bound import make_eval_step
@@ -70,7 +71,8 @@ def run(argv: list[str]) -> list[Row]:
         jax.config.update(name, options["effort"])
     mesh = _mesh(target.devices, config.train.shard_params)
     check_devices(config, mesh)
-    of = described(config, mesh, options["image"], options["levels"], options["classes"])
+    levels = options["levels"] or LEVELS.get(config.data.name, 256)
+    of = described(config, mesh, options["image"], levels, options["classes"])
     folder = build.make_workdir(Path(options["workdir"])) if options["workdir"] else None
     rows = []
     programs = {name: program(of, name) for name in options["programs"]}
@@ -92,7 +94,7 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     text("target", f"chips to compile for, as {targets.EXAMPLES}", "v5p:1x1x1")
     text("programs", "which of them", ",".join(PROGRAMS))
     text("image", "size and channels of the images, as 32x32x3; default: those of the data")
-    number("levels", "of a pixel", 256, 2, 256)
+    number("levels", "of a pixel; default: those of the dataset", None, 2, 256)
     number("classes", "of the images, where config.data.class_labels is set", 1000)
     text("official-code", "a copy of the published repository")
     text("workdir", "folder for the programs' texts and the numbers; default: print only")

@@ -40,8 +40,10 @@ def measure(argv: list[str]) -> list[Summary]:
     if page:
         tables.check(page, TABLES)
     model, name, pictures = compress.images_for(Path(rest[0]) if rest else None, options)
-    chosen = compress.some(pictures.images, options["images"] or len(pictures.images))
-    pictures = dataclasses.replace(pictures, images=chosen)
+    count, told = options["images"] or len(pictures.images), pictures.conditioning
+    chosen = compress.some(pictures.images, count)
+    told = None if told is None else compress.some(told, count)
+    pictures = dataclasses.replace(pictures, images=chosen, conditioning=told)
     rows, sizes, summaries = [], dict[int, int](), []
     for num_steps in steps:
         given = Options(num_steps, options["grid"], options["blocks"])

@@ -27,6 +27,7 @@ from experiments import tables
 from experiments.benchmarks import contenders
 from experiments.configs import cifar10, photos
 from vdm_jax import files
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import build, cli, experiment
 from vdm_jax.run.experiment import Experiment
@@ -74,11 +75,15 @@ def race(argv: list[str]) -> Rows:
     workdir, page = tables.places(options, "photos.md", TABLES)
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before JAX begins its threads
     path, seconds = workdir / "race.json", 60.0 * options["minutes"]
-    found: Rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    before = json.loads(path.read_text()) if path.exists() else {}
+    found: Rows = before.get("rows", [])
+    if found and before["minutes"] != options["minutes"]:
+        said = f"{path} is of a race of {before['minutes']:g} minutes, not {options['minutes']:g}"
+        raise UserError(f"{said}: give another --workdir")
     for name, config in _contenders().items():
         if not any(row["name"] == name for row in found):
             found += _trained(name, config, seconds * (SHARE if name == OURS else 1.0), workdir)
-            files.write_json(path, {"rows": found})
+            files.write_json(path, {"minutes": options["minutes"], "rows": found})
     tables.replace(page, {name: make(found) for name, make in TABLES.items()})
     _plot(found, page.with_suffix("") / "race.png")
     return found

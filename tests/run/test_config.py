@@ -165,7 +165,7 @@ VAE = [
     ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
     ({"model.weighting": "v"}, "weighting is 'v', but a hierarchy draws no times: leave it out"),
     ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
-    ({"model.attention": "all"}, "attention is all, which nothing reads here"),
+    ({"model.attention": "all"}, "attention is 'all', for unet and pyramid only"),
     ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
     ({"hierarchy.data_size": True, "hierarchy.latent_size": 8}, "8, but data_size is set"),
     ({"classes": 10}, "data: a hierarchical VAE is not conditioned on classes"),

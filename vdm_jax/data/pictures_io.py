@@ -33,12 +33,12 @@ class Pictures:
     images: np.ndarray  # uint8 [n, height, width, channels], in C order
     meta: bytes  # all that `write` needs, besides the pixels, to give the input back
     words: str  # what it was, for a summary
-    cut: Sequence[np.ndarray] | None = None  # the pictures that `images` are tiles of, if they are
+    cut: np.ndarray | Sequence[np.ndarray] | None = None  # what `images` were made of, if not alike
     conditioning: np.ndarray | None = None  # of each image, float32 [n, k]
 
     @property
     def whole(self) -> np.ndarray | Sequence[np.ndarray]:
-        """The images as they came, [height, width, channels] each, before any were cut."""
+        """The images as they came, [height, width, channels] each: not cut, and grey if grey."""
         return self.images if self.cut is None else self.cut
 
     @property
@@ -73,9 +73,9 @@ def tripled(pictures: Pictures) -> Pictures:
     """Returns the grey pictures of a folder as three equal channels, which `write` makes grey."""
     layout = _unpack(pictures.meta, pictures.images.shape)
     assert isinstance(layout, _Folder)
-    words = f"{pictures.words}, grey, for the model three equal channels"
+    words = f"{pictures.words}, grey, for the model (net and bound) three equal channels"
     images = np.repeat(pictures.images, 3, axis=3)
-    return Pictures(images, _folder_meta(layout, 3), words, pictures.cut)
+    return Pictures(images, _folder_meta(layout, 3), words, pictures.whole)
 
 
 def check_meta(meta: bytes, shape: tuple[int, ...], out: Path | None = None) -> str:
@@ -113,6 +113,8 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
         for name, pixels, grey in zip(layout.names, whole, layout.grey, strict=True):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():  # on a disk that doesn't tell a from A
+                raise UserError(f"{name} has the name of another picture where {out} is to be")
             with files.whole(path) as file:
                 Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG")
         for folder in (partial, *partial.rglob("*/")):

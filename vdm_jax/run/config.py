@@ -50,7 +50,7 @@ WORDS = {
     "process": ("gaussian", "binomial"),
 }
 _OF_NETWORKS = {
-    ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
+    ("attention", "remat", "dtype", "fused_attention"): ("unet", "pyramid"),
     ("multipliers", "blocks", "contrasts"): ("pyramid",),
 }
 _PLAIN = defaults.DEFAULTS["model"]
@@ -129,9 +129,16 @@ def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
     told = _condition(c, condition), _hierarchy(c, h, condition), _transform(c, h)
-    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told, _augment(config)
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
+
+
+def _augment(config: ConfigDict) -> Iterator[str]:
+    h, augment = config.hierarchy, config.data.augment
+    if augment != "none" and h.depth is not None and not (h.data_size and h.fixed_encoder):
+        yield (f"data.augment is {augment!r}, but a hierarchical VAE isn't told which images are "
+               "augmented, and would learn the mixture: leave it out")  # fmt: skip
 
 
 def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
@@ -241,9 +248,8 @@ def _hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[s
     if h.ends_at_normal and c.gamma_max < 3:
         yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
                "where the latent is not N(0, I) yet; give 3 or more, as 5")  # fmt: skip
-    for name, used in (("gamma_max", h.ends_at_normal), ("attention", c.network == "unet")):
-        if not used and c[name] != _PLAIN[name]:
-            yield f"model.{name} is {c[name]}, which nothing reads here; leave it out"
+    if not h.ends_at_normal and c.gamma_max != _PLAIN["gamma_max"]:
+        yield f"model.gamma_max is {c.gamma_max}, which nothing reads here; leave it out"
     if h.data_size and h.latent_size != plain["latent_size"]:
         yield f"hierarchy.latent_size is {h.latent_size}, but data_size is set; leave one out"
     if not of_vdm:

@@ -145,9 +145,9 @@ def _opened(
         yield None, None
         return
     folder = errors.user_path(workdir, "workdir")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = build.make_workdir(folder)
     meta = {"data": fingerprints(train), **settings._asdict()}
-    with build.owned(folder):
+    with build.owned(folder) if jax.process_index() == 0 else contextlib.nullcontext():
         may_differ = ("eval_every", "checkpoint_every")
         checkpoints = Checkpoints(folder / "checkpoints", meta, may_differ=may_differ)
         with checkpoints.full_disk(), checkpoints:

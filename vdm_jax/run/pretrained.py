@@ -48,7 +48,7 @@ def write(path: Path, of: Saved, params: Params) -> None:
     with np.errstate(over="ignore"):
         arrays: dict[str, Any] = {name: leaf.astype(np.float16) for name, leaf in leaves.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise UserError(f"{path} can't be written: a parameter is beyond float16's 65,504")
+        raise UserError(f"{of.workdir}: a parameter isn't a number, or beyond float16's 65,504")
     with files.whole(path) as file:
         np.savez(file, **arrays | {_SETTINGS: np.frombuffer(text.encode(), np.uint8)})
 

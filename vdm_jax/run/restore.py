@@ -141,9 +141,12 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     c = with_data(of.config, data, saved.get("levels"))
     check_config(c)
     images = build.load(c)
-    if not data and saved.get("fingerprint") not in (None, images.fingerprint):
-        said = f"{images.name} holds other images than the run in {workdir} was trained with"
-        raise UserError(f"{said}; to take them nevertheless, name them with --data")
+    now, sealed = build.describe(images), ("fingerprint", "labels", "conditions")
+    for key in sealed if not {"name", "path"} & data.keys() else ():
+        if saved.get(key) not in (None, now.get(key)):
+            other = "images" if key == "fingerprint" else key
+            said = f"{images.name} holds other {other} than the run in {workdir} was trained with"
+            raise UserError(f"{said}; to take them nevertheless, name them with --data")
     for what, has, wanted in (
         ("levels", images.levels, saved.get("levels", images.levels)),
         ("classes", images.num_classes, saved.get("classes", 0)),
@@ -190,13 +193,15 @@ def saved(workdir: Path, checkpoint: str | None = None) -> Saved:
         copy = dict(json.loads(file.read_text(encoding="utf-8")))
     if "config" not in sealed:
         raise UserError(f"{source} has no settings in it; name another --checkpoint, or train anew")
-    if sealed != copy:
+    own = folder.resolve() == (workdir / "checkpoints").resolve()
+    if own and sealed != copy:
         found = "; ".join(line for _, line in differences(sealed, copy)) if copy else "unreadable"
         print(f"{file} is not what step {step} was made with ({found}): the settings sealed in the "
               "checkpoint are used", flush=True)  # fmt: skip
     try:
         config = ConfigDict(filled(defaults.get_config().to_dict(), sealed["config"]))
-        return Saved(workdir, folder, step, config, dict(sealed.get("data", {})))
+        name = workdir if own else source
+        return Saved(name, folder, step, config, dict(sealed.get("data", {})))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is damaged ({type(error).__name__}: {error})") from error
 
@@ -234,7 +239,8 @@ def saved_by(options: Mapping[str, Any]) -> Saved:
 
 def named(given: str) -> Saved:
     """Returns the newest checkpoint of a run's folder, or the model in one file."""
-    return saved(Path(given)) if Path(given).is_dir() else pretrained.read(given)
+    is_run = Path(given).is_dir() and given not in pretrained.NAMES
+    return saved(Path(given)) if is_run else pretrained.read(given)
 
 
 def _restored(of: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:

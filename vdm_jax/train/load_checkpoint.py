@@ -51,9 +51,14 @@ def complete_steps(folder: Path) -> list[int]:
             if not folder.is_dir():
                 return []
             with contextlib.suppress(FileNotFoundError, ValueError):  # removed after it was listed
-                if found := ocp.utils.checkpoint_steps(folder):  # a list may miss what is renamed
-                    return sorted(found)
-        return sorted(ocp.utils.checkpoint_steps(folder))
+                if found := _steps(folder):  # a list may miss what is renamed
+                    return found
+        return _steps(folder)
+
+
+def _steps(folder: Path) -> list[int]:
+    found = ocp.utils.checkpoint_steps_paths(folder)  # also what was set aside, as old_100
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 class RemovedError(CheckpointError):

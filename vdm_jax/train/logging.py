@@ -25,7 +25,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path | None, first_step: int = 0) -> None:
         self._writes = workdir is not None and jax.process_index() == 0
-        self._seen, self.damaged = set[tuple[int, str]](), 0
+        self._seen, self.damaged, self.replaced = set[tuple[int, str]](), 0, ""
         if workdir is None:
             return
         self._path = workdir / "metrics.jsonl"
@@ -34,6 +34,8 @@ class MetricsLog:
         self._seen = {(line["step"], line["split"]) for line in kept}
         if not self._writes:
             return
+        if lines and not first_step:
+            self.replaced = self._path.replace(workdir / "metrics.jsonl.old").name
         files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._folder = workdir / "tensorboard"
         self._folder.mkdir(exist_ok=True)

@@ -127,8 +127,10 @@ class _Loop:
         self._votes: list[Vote] = []
         if self.log.damaged:
             bar.say(f"metrics.jsonl: {self.log.damaged} damaged line(s), left out from here on")
+        if self.log.replaced:
+            bar.say(f"metrics of an earlier run, without a checkpoint, are now {self.log.replaced}")
         if run.workdir and jax.process_index() == 0:
-            (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
+            _remove_later(run.workdir, self.step, self.step < run.plan.steps)
 
     def advance(self, chunk: Any) -> int:
         """Calls the compiled step up to the plan's next stop; returns the step of that."""
@@ -191,6 +193,15 @@ class _Loop:
                     plots.write_image(picture, pixels)
                 self.log.image(step, "samples", pixels)
         return found
+
+
+def _remove_later(workdir: Path, step: int, unfinished: bool) -> None:
+    """Removes what an earlier start of the run left that isn't of its first `step` steps."""
+    gone = [workdir / NONFINITE, *[workdir / "result.json"] * unfinished]
+    pictures = (workdir / "samples").glob("*.png")
+    gone += [path for path in pictures if path.stem.isdecimal() and int(path.stem) > step]
+    for path in gone:
+        path.unlink(missing_ok=True)
 
 
 class _Call(NamedTuple):
