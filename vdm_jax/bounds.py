@@ -136,6 +136,9 @@ def consistency_term(
     that z_{i+1} says something of z_i and exceeds eq. 44, by about one nat per dimension and step.
     """
     num_steps = _num_steps(vdm)
+    if vdm.reverse_var != "posterior":
+        said = f"the consistency form is of the posterior's variance, got {vdm.reverse_var!r}"
+        raise ValueError(f"{said}: take vdm.elbo, or reverse_var='posterior'.")
     checks.same_shape(x, eps_s, "x", "eps_s")
     checks.same_shape(x, eps_u, "x", "eps_u")
     checks.per_example(t, x)

@@ -66,7 +66,7 @@ def reconstruction(
             reconstruction(mixed.integers(of, level), noise, gamma, level, there)
             for level, of, noise, gamma, there in parts
         )
-    x = to_data(images, levels)
+    x = to_data(images, levels, mask)
     # Of z_0 / alpha_0 - x = (sigma_0 / alpha_0) eps_0: the difference itself would cancel.
     noise = Gaussian(jnp.zeros_like(x), jnp.exp(expand(gamma_0, x)))
     error = noise.at(eps_0)
@@ -104,7 +104,8 @@ def expected_reconstruction(
 def to_data(images: Images | Tensor, levels: Levels, mask: ArrayLike | None = None) -> Tensor:
     """Returns x in [-1, 1] of integers (`pixels.encode`); without levels `images` is x itself.
 
-    Padding is 0 in x, whatever it was. With `transforms.Coefficients` it is W x instead.
+    Of half precision it is x in float32, which a likelihood needs. Padding is 0 in x, whatever it
+    was. With `transforms.Coefficients` it is W x instead.
     """
     if not np.shape(images):
         raise ValueError(f"images must be [batch, *event], got one number, {images}.")
@@ -123,7 +124,7 @@ def to_data(images: Images | Tensor, levels: Levels, mask: ArrayLike | None = No
     x = jnp.asarray(images)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"levels=None is for continuous data, floats, got {x.dtype}.")
-    return x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def prior(x: Tensor, gamma_1: ArrayLike, mask: ArrayLike | None = None) -> PerExample:

@@ -167,7 +167,7 @@ def expected_log_prob(images: Images, gamma_0: ArrayLike, levels: int) -> Tensor
     the rounding of the dtype. `gamma_0` is a scalar, [batch] or [batch, *event], any axis of it 1;
     integers outside [0, levels) give NaN.
     """
-    index = jnp.clip(jnp.asarray(images), 0, levels - 1).astype(int)
+    index = jnp.clip(jnp.asarray(images).astype(int), 0, levels - 1)
     gamma_0 = expand(jnp.asarray(gamma_0, float), index, "gamma_0")
     eps_0 = np.arange(-72, 73) / 8.0
     weights = np.exp(-0.5 * eps_0**2)
@@ -213,11 +213,16 @@ def _of_each(table: Callable[[Tensor], Tensor], values: Tensor, index: Tensor) -
 
 
 def decode(z_0_rescaled: Tensor, gamma_0: ArrayLike, levels: int, key: Key | None = None) -> Images:
-    """Returns integers in [0, levels): the most likely ones, or with a `key` a draw of p(x|z_0)."""
+    """Returns integers in [0, levels): the most likely ones, or with a `key` a draw of p(x|z_0).
+
+    Where z_0 is not a number they are -1.
+    """
     log_probs = decode_log_probs(z_0_rescaled, gamma_0, levels)
     if key is None:
-        return jnp.argmax(log_probs, axis=-1)
-    return jax.random.categorical(key, log_probs)
+        found = jnp.argmax(log_probs, axis=-1)
+    else:
+        found = jax.random.categorical(key, log_probs)
+    return jnp.where(jnp.any(jnp.isnan(log_probs), axis=-1), -1, found)
 
 
 def dequantize(

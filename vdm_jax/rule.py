@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vdm_jax import checks, timestep
 from vdm_jax.types import Gamma, Tensor
@@ -65,14 +64,16 @@ class Rule:
         inside jit, where its values are not known, the table is NaN then.
         """
         if self.spacing == "time":
-            return _falling(timestep.steps(gamma, jnp.linspace(1.0, 0.0, self.num_steps + 1)))
+            return timestep.falling(
+                timestep.steps(gamma, jnp.linspace(1.0, 0.0, self.num_steps + 1))
+            )
         gamma_1, gamma_0 = timestep.steps(gamma, jnp.array([1.0, 0.0]))
         if gamma_1.ndim == 0:
-            return _falling(self._spaced(gamma_1, gamma_0))
+            return timestep.falling(self._spaced(gamma_1, gamma_0))
         times = jnp.linspace(0.0, 1.0, _TABLE)
         means = jax.vmap(timestep.mean_gamma)(timestep.steps(gamma, times))  # [times, examples]
         spaced = self._spaced(means[-1], means[0])
-        return _falling(
+        return timestep.falling(
             jax.vmap(gamma)(jax.vmap(jnp.interp, (1, 1, None), 1)(spaced, means, times))
         )
 
@@ -89,13 +90,3 @@ class Rule:
             inside = 2.0 * jnp.log(jnp.tan(first + (last - first) * u))
         # The ends to the bit.
         return jnp.concatenate([gamma_1[None], inside[1:-1], gamma_0[None]])
-
-
-def _falling(gammas: Tensor) -> Tensor:
-    falls = jnp.diff(gammas, axis=0) <= 0.0
-    known = checks.known(gammas)
-    if known is not None and not np.all(falls):
-        at = np.unravel_index(np.argmin(falls), falls.shape)
-        got = f"{known[(at[0] + 1, *at[1:])]} and, a step later, {known[at]}"
-        raise ValueError(f"gamma must rise with t, got {got}.")
-    return gammas * jnp.where(jnp.all(falls), 1.0, jnp.nan).astype(gammas.dtype)

@@ -142,7 +142,7 @@ def ancestral(
     """
     checks.count(num_steps, "num_steps")
     shape = checks.shape(shape)
-    gammas = timestep.steps(gamma, jnp.linspace(1.0, 0.0, num_steps + 1))
+    gammas = timestep.falling(timestep.steps(gamma, jnp.linspace(1.0, 0.0, num_steps + 1)))
     key_init, key_steps = jax.random.split(key)
 
     def body(z_t: Tensor, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, None]:
@@ -224,7 +224,7 @@ def step(
         z_s = ancestral_step(z, eps, vdm.predict, gamma_s, gamma_t, vdm.kind, vdm.reverse_var)
         return State(z_s, state.x_hat, now)
     prediction, _ = _predict(vdm.predict, z, gamma_t, vdm.reverse_var)
-    x_t = to_x(prediction, z, gamma_t, vdm.kind)
+    x_t = to_x(prediction, z, gamma_t, vdm.kind).astype(z.dtype)
     if rule.sampler == "heun":
         first_order = bridge(z, x_t, gamma_s, gamma_t).mean
         later, _ = _predict(vdm.predict, first_order, gamma_s, vdm.reverse_var)

@@ -163,6 +163,20 @@ def steps(gamma: Gamma, times: Tensor) -> Tensor:
     return jax.vmap(lambda t: gammas(gamma, t[None]))(times)
 
 
+def falling(gammas: Tensor) -> Tensor:
+    """Returns the table of `steps` at falling times. Raises ValueError unless it falls itself.
+
+    Inside jit, where its values are not known, it is NaN then.
+    """
+    falls = jnp.diff(gammas, axis=0) <= 0.0
+    known = checks.known(gammas)
+    if known is not None and not np.all(falls):
+        at = np.unravel_index(np.argmin(falls), falls.shape)
+        got = f"{known[(at[0] + 1, *at[1:])]} and, a step later, {known[at]}"
+        raise ValueError(f"gamma must rise with t, got {got}.")
+    return gammas * jnp.where(jnp.all(falls), 1.0, jnp.nan).astype(gammas.dtype)
+
+
 def end_points(gamma: Gamma, dtype: DTypeLike = float) -> tuple[Tensor, Tensor]:
     """Returns gamma(0) and gamma(1), of two `steps`: scalars, [1, *event] or [batch, *event]."""
     gamma_0, gamma_1 = steps(gamma, jnp.array([0.0, 1.0], dtype))

@@ -286,6 +286,7 @@ def test_models_without_a_chain_and_arrays_that_do_not_fit_are_refused():
     for call, message in (
         (of(num_steps=None), f"num_steps {count} got None."),
         (of(bounds.consistency, num_steps=0), f"num_steps {count} got 0"),
+        (of(bounds.consistency, reverse_var="transition"), "is of the posterior's variance, got"),
         (of(levels=0), f"levels {count} got 0."),
         (of(chains), f"num_chains {count} got 0."),
         (weighted(z[:0], 0), "weight along axis 0, got shape (0, 3)."),

@@ -62,6 +62,10 @@ def test_expected_log_prob_is_its_integral(dtype, levels):
         assert found.dtype == dtype
         atol = 1e-12 if dtype == "float64" else 3e-6  # of an eps_0 that is rounded beside x
         np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    for narrow, most in ((np.uint8, 257), (np.int8, 256)):  # which they can't hold themselves
+        found, wanted = (expected_log_prob(np.full((1, 1), 3, kind), -3.0, most)
+                         for kind in (narrow, int))  # fmt: skip
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_expected_log_prob_has_a_gradient_and_nothing_for_what_is_no_level():
@@ -88,6 +92,9 @@ def test_most_likely_pixel_is_the_nearest_level(levels):
     nearest = np.abs(z[..., None] - values).argmin(-1)
     np.testing.assert_array_equal(decode(z, -10.0, levels), nearest)
     np.testing.assert_array_equal(decode(values, -13.3, levels), np.arange(levels))
+    for key in (None, jax.random.key(0)):
+        np.testing.assert_array_equal(decode(jnp.array([[jnp.nan, 1.0]]), -13.3, levels, key) < 0,
+                                      [[True, False]])  # fmt: skip
 
 
 def test_draws_have_the_frequencies_of_the_decoder():

@@ -9,7 +9,7 @@ from oracles import alpha_sigma
 
 import vdm_jax
 from vdm_jax import VDM, loss, process, sampling, schedule
-from vdm_jax.rule import Rule
+from vdm_jax.rule import SAMPLERS, Rule
 
 LEVELS, STEPS = 8, 5
 GAMMA = schedule.linear(-5.0, 4.0)
@@ -62,6 +62,19 @@ def test_data_of_another_event_are_refused():
             use()
     with pytest.raises(ValueError, match="both models must be of the same event"):
         sampling.guided(vdm, vdm._replace(event_shape=(2, 2)), 1.0)
+
+
+def test_single_numbers_and_half_precision():
+    """Numbers [n] have the event (); a network may compute in less than the latents have."""
+    half = VDM(lambda z, _: (0.5 * z).astype(jnp.bfloat16), GAMMA, (), None, "x")
+    for sampler in SAMPLERS:
+        found = half.sample(KEY, 5, 3, sampler)
+        assert found.shape == (5,) and found.dtype == jnp.float32
+    x = jnp.asarray([0.3, -0.7, 0.1], jnp.bfloat16)
+    for given in (half.elbo(KEY, x), half.elbo_given(x, jnp.ones(3), jnp.full(3, 0.5))):
+        assert all(term.dtype == jnp.float32 for term in given)
+    both = (half.elbo(KEY, of).total for of in (x, x.astype(jnp.float32)))
+    np.testing.assert_array_equal(*both)
 
 
 def test_sample_is_the_ancestral_chain_and_reaches_every_sampler():

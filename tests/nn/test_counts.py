@@ -51,6 +51,11 @@ def truncated_poisson(mean):
     return p / p.sum(axis=-1, keepdims=True)
 
 
+def test_numbers_of_a_type_that_ends_below_the_largest():
+    found = Categorical(jnp.zeros((1, 257))).log_prob(np.uint8([3, 255]))
+    np.testing.assert_allclose(found, -np.log(257.0), rtol=1e-6)
+
+
 def test_numbers_that_are_none_are_refused():
     found = Categorical(jnp.zeros((3, 4)))
     for wrong in (jnp.ones(3), 2, jnp.ones((3, 1), int), jnp.ones(2, int)):

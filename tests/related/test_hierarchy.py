@@ -142,3 +142,5 @@ def test_mistakes_are_named():
     for num_steps in (0, None):
         with pytest.raises(ValueError, match="num_steps must be an integer of at least 1, got 0"):
             hierarchy.of_diffusion(VDM_OF_3._replace(num_steps=num_steps))
+    with pytest.raises(ValueError, match="a hierarchy knows no padding"):
+        hierarchy.of_diffusion(VDM_OF_3._replace(mask=jnp.ones((1, 2))))

@@ -157,6 +157,10 @@ def test_a_bind_of_fewer_arguments_and_whole_modules_are_refused_in_one_line():
         (Model(model.init, lambda params: model.bind(params)), "too many positional arguments."),
         (Model(lambda key: eqx.nn.MLP(2, 2, 8, 1, key=key), model.bind), "eqx.is_inexact_array"),
         (Model(Stateful, model.bind), "not uint32: .* nnx.Param"),
+        (
+            Model(lambda key: {"b": jnp.zeros(2, jnp.bfloat16)}, model.bind),
+            "32 bits .* not bfloat16",
+        ),
     ):
         with pytest.raises(ValueError, match=rf"^(bind must take|init must return)[^\n]*{said}"):
             fit(given, X, optax.adam(0.1), 1)
@@ -229,12 +233,13 @@ def test_integers_out_of_their_levels_are_refused_feature_by_feature():
     for odd in (0.4, 7.0, -1.0):
         x = np.array([[[0.3, 4.0], [9.9, 0.0]], [[-0.7, 2.0], [0.2, odd]]])
         check_values(examples({"x": x, "mask": mask}, "data"), (2, 2), (None, 5), "data")
+        check_values(examples(mask[..., 0], "data"), (2,), np.int64(2), "data")
         with pytest.raises(ValueError, match=r"feature 1 of x holds .*; wanted .* in \[0, 5\)"):
             fit(linear((2, 2), (None, 5)), x, ADAM, 5)
 
 
 def test_another_fit_than_that_of_the_folder_is_refused_by_name(tmp_path):
-    fit(linear(), X, ADAM, 4, tmp_path)
+    fit(linear(), X, ADAM, np.int64(4), tmp_path, batch_size=np.int64(128), seed=np.uint8(0))
     other = X.copy()
     other[7, 3] += 1e-3
     for said, data, options in (

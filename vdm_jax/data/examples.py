@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def check_values(of: Examples, event_shape: tuple[int, ...], levels: Any, what: 
     x, shape = of["images"], tuple(event_shape)
     levels = levels if isinstance(levels, tuple) else mixed.kinds(levels)[0]
     _require(x.shape[1:] == shape, f"{what}: x is {form(x)}, the model's event {shape}.")
-    fits = isinstance(levels, int) == (x.dtype.kind in "iu")
+    fits = isinstance(levels, Integral) == (x.dtype.kind in "iu")
     wanted = "integers for a number of levels, else floats"
     _require(fits, f"{what}: x is {form(x)}, levels={levels}; wanted {wanted}.")
     features = zip(range(x.shape[-1]), levels, strict=False) if isinstance(levels, tuple) else ()

@@ -13,6 +13,7 @@ import numpy as np
 
 from vdm_jax import mixed, sampling
 from vdm_jax.data import ImageData, flagged
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import sample_distances
 from vdm_jax.evaluation.subject import Subject
 from vdm_jax.rule import Rule
@@ -91,6 +92,8 @@ class Drawer:
                     state = move(before, given, subject.params, key, at)
                     before.z.block_until_ready()  # one step in flight, never a long queue
                 found.append(np.asarray(self._finish(state, gammas[-1])))
+        if np.min(found) < 0:  # of a latent that is not a number
+            raise UserError(f"samples of {subject.name} are not finite: it has NaN or diverges")
         return np.concatenate(found)[:n]
 
 

@@ -34,6 +34,7 @@ class Categorical(NamedTuple):
         if n.ndim != 1 or n.dtype.kind not in "iu" or len(self.logits) not in (1, len(n)):
             wanted = f"integers [{'batch' if len(self.logits) == 1 else len(self.logits)}]"
             raise ValueError(f"the numbers of points must be {wanted}, got {n.dtype} {n.shape}.")
+        n = n.astype(int)  # else 256 would be 0 beside uint8
         log_probs = jnp.broadcast_to(nn.log_softmax(self.logits), (*n.shape, self.logits.shape[-1]))
         found = jnp.take_along_axis(log_probs, n[:, None], axis=1, mode="clip")[:, 0]
         return jnp.where((n >= 0) & (n < log_probs.shape[1]), found, -jnp.inf)

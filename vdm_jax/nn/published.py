@@ -71,7 +71,9 @@ class OfficialModel(NamedTuple):
 
             def denoise(z_t: Tensor, gamma_t: PerExample) -> Any:
                 variables = {"params": params["score_model"]}
-                return self.score_module.apply(variables, z_t, gamma_t, conditioning)
+                still, rngs = dropout is None, {} if dropout is None else {"dropout": dropout}
+                given = z_t, gamma_t, conditioning, still
+                return self.score_module.apply(variables, *given, rngs=rngs)
 
             vdm = VDM(denoise, gamma, event_shape, self.levels, num_steps=self.num_steps)
             return vdm._replace(timesteps=self.timesteps)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -68,7 +69,7 @@ def fit(
       data: an array x [n, *event], integers or floats, or a mapping with "x", and if there are any
         "condition", a pytree with leaves [n, ...], and "mask" [n, ...], broadcastable to x, with 1
         where x is there and 0 for padding.
-      optimizer: any of optax.
+      optimizer: of optax, any whose update takes (gradients, state, parameters).
       steps: of the whole training, those before a restart counted.
       workdir: folder for checkpoints, metrics.jsonl, loss.png and TensorBoard's files.
       test: examples of the same form, to evaluate the bound on.
@@ -76,8 +77,9 @@ def fit(
 
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
-    given, mesh, train = Settings(**settings), sharding.make_mesh(), examples(data, "data")
-    _check(given, steps, mesh, train)
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+    given, mesh, train = Settings(**plain), sharding.make_mesh(), examples(data, "data")
+    steps = _check(given, steps, mesh, train)
     _check_model(model)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
@@ -109,8 +111,8 @@ def fit(
     return Fitted(state.ema_params, result)
 
 
-def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> None:
-    """Raises ValueError for a number out of its range."""
+def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> int:
+    """Returns `steps` as an int. Raises ValueError for a number out of its range."""
     checks.count(steps, "steps")
     build.check_batch_size(of.batch_size, mesh, name="batch_size")
     checks.count(of.eval_every or 1, "eval_every")
@@ -120,6 +122,7 @@ def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {rate}.")
     if of.condition_dropout and "conditioning" not in train:
         raise ValueError("condition_dropout needs data with a condition; there is none.")
+    return int(steps)
 
 
 def _check_model(of: Model) -> None:
@@ -134,6 +137,9 @@ def _check_model(of: Model) -> None:
         if not jnp.issubdtype(kind := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
             hint = "eqx.filter(module, eqx.is_inexact_array) or nnx.state(module, nnx.Param)"
             raise ValueError(f"init must return arrays of floats alone, not {kind}: {hint}.")
+        if jnp.finfo(kind).bits < 32:
+            hint = "their average would stand still; only compute in less (dtype, not param_dtype)"
+            raise ValueError(f"init must return floats of 32 bits or more, not {kind}: {hint}.")
 
 
 @contextlib.contextmanager
