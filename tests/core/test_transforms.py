@@ -163,7 +163,11 @@ def test_equal_schedules_are_the_vdm_bit_for_bit(num_steps):
         vdm = vdm._replace(levels=None)
         if num_steps is None:
             return [*terms, vdm.sample(key, 3, 3)]
-        return [*terms, vdm.sample(key, 3, 3, "ddim"), bounds.chain(vdm, key, images / 256.0)]
+        return [
+            *terms,
+            vdm.sample(key, 3, 3, "ddim", "time"),
+            bounds.chain(vdm, key, images / 256.0),
+        ]
 
     for scalar, vector in zip(found(one), found(each), strict=True):
         np.testing.assert_array_equal(scalar, vector)

@@ -227,6 +227,7 @@ def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
     config = mhvae.get_config()
     config.update_from_flattened_dict(VDM)
     config.model.update(network="resnet", channels=8, head="levels", reverse_var="learned")
+    config.model.dropout = 0.1
     assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, Condition(10)).facts().words
     config.hierarchy.ends_at_normal = True
     config.model.gamma = "monotone"

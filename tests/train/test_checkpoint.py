@@ -51,7 +51,7 @@ def files(folder):
 
 @pytest.mark.parametrize(("error", "raised"), [(PermissionError, UserError), (ValueError,) * 2])
 def test_a_folder_that_stays_unreadable_is_not_waited_for(tmp_path, monkeypatch, error, raised):
-    monkeypatch.setattr(ocp.utils, "checkpoint_steps", mock.Mock(side_effect=error("no")))
+    monkeypatch.setattr(ocp.utils, "checkpoint_steps_paths", mock.Mock(side_effect=error("no")))
     with pytest.raises(raised):
         complete_steps(tmp_path)
 
