@@ -34,10 +34,12 @@ from vdm_jax.train import memory
 from vdm_jax.vdm import VDM
 
 EXACT_UP_TO = 64  # elements of an image, for --trace=auto
-VDM_ONLY = (
-    "num_steps", "importance", "control_variates", "chains", "chain_steps", "chain_images",
-    "ode_images", "dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance",
-)  # fmt: skip
+OF = {  # the flags that go with another
+    "chains": ("chain_steps", "chain_images"),
+    "ode_images":
+        ("dequantization", "ode_samples", "trace", "probes", "num_probes", "tolerance"),
+}  # fmt: skip
+VDM_ONLY = "num_steps", "importance", "control_variates", *OF, *OF["chains"], *OF["ode_images"]
 
 
 def _flags() -> flags.FlagValues:
@@ -108,6 +110,9 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
     for name in VDM_ONLY:  # another model has one bound and no other likelihood
         if not is_vdm and options[name] != plain[name].default:
             raise UserError(f"--{name} is for a VDM; this run is another model: {bound.words}")
+    for needed, name in ((needed, name) for needed in OF for name in OF[needed]):
+        if not options[needed] and options[name] != plain[name].default:
+            raise UserError(f"--{name} goes with --{needed}, which isn't given")
     if None in mixed.kinds(bound.levels) and (options["chains"] or options["ode_images"]):
         said = "--chains and --ode_images are of discrete images, in bits; this run's decoder is a"
         raise UserError(f"{said} density (config.model.decoder), in nats: they can't be compared")

@@ -142,6 +142,8 @@ EVALUATE = [
     *[([f"--tolerance={t}"], f"to 0.1, got {t}") for t in ("1e-08", "nan")],
     (["--monte_carlo_error=0"], "must be positive and finite, got 0"),
     (["--monte_carlo_error=0.01", "--repeats=4"], "--monte_carlo_error and --repeats exclude"),
+    (["--chain_steps=9"], "--chain_steps goes with --chains, which isn't given"),
+    (["--trace=exact", "--chains=2"], "--trace goes with --ode_images, which isn't given"),
     (["--checkpoint=5"], "no checkpoint of step 5 in"),
     (["--num_steps=10,abc"], "--num_steps=10,abc: wanted numbers from 1 to"),
     (["--ode_samples=4", "--trace=hutchinson", "--ode_images=2"], "needs --trace=exact"),
