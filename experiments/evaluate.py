@@ -110,9 +110,10 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
     for name in VDM_ONLY:  # another model has one bound and no other likelihood
         if not is_vdm and options[name] != plain[name].default:
             raise UserError(f"--{name} is for a VDM; this run is another model: {bound.words}")
-    for needed, name in ((needed, name) for needed in OF for name in OF[needed]):
-        if not options[needed] and options[name] != plain[name].default:
-            raise UserError(f"--{name} goes with --{needed}, which isn't given")
+    for needed, names in OF.items():
+        odd = [name for name in names if options[name] != plain[name].default]
+        if odd and not options[needed]:
+            raise UserError(f"--{odd[0]} goes with --{needed}, which isn't given")
     if None in mixed.kinds(bound.levels) and (options["chains"] or options["ode_images"]):
         said = "--chains and --ode_images are of discrete images, in bits; this run's decoder is a"
         raise UserError(f"{said} density (config.model.decoder), in nats: they can't be compared")
