@@ -77,9 +77,8 @@ def fit(
 
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
-    given, mesh, train = Settings(**plain), sharding.make_mesh(), examples(data, "data")
-    steps = _check(given, steps, mesh, train)
+    mesh, train = sharding.make_mesh(), examples(data, "data")
+    given, steps = _checked(settings, steps, mesh, train)
     _check_model(model)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
@@ -111,8 +110,12 @@ def fit(
     return Fitted(state.ema_params, result)
 
 
-def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> int:
-    """Returns `steps` as an int. Raises ValueError for a number out of its range."""
+def _checked(
+    settings: dict[str, Any], steps: int, mesh: Mesh, train: Examples
+) -> tuple[Settings, int]:
+    """Returns both without NumPy's numbers. Raises ValueError for a number out of its range."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+    of = Settings(**plain)
     checks.count(steps, "steps")
     build.check_batch_size(of.batch_size, mesh, name="batch_size")
     checks.count(of.eval_every or 1, "eval_every")
@@ -122,7 +125,7 @@ def _check(of: Settings, steps: int, mesh: Mesh, train: Examples) -> int:
             raise ValueError(f"{name} must lie in [0, 1], got {rate}.")
     if of.condition_dropout and "conditioning" not in train:
         raise ValueError("condition_dropout needs data with a condition; there is none.")
-    return int(steps)
+    return of, int(steps)
 
 
 def _check_model(of: Model) -> None:
