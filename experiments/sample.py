@@ -134,9 +134,9 @@ def _check(subject: Subject, options: Mapping[str, Any]) -> None:
         raise UserError(f"--guidance {said}: leave it out")
     if not (options["distances"] or options["quality"]):
         return
-    if given := [name for name in ("class", "condition") if options[name] is not None]:
-        said = f"samples of one --{given[0]} can't be compared with test images of all"
-        raise UserError(f"{said}: leave out --distances and --quality, or --{given[0]}")
+    if options["class"] is not None:
+        said = "samples of one --class can't be compared with the test images, which are of all"
+        raise UserError(f"{said}: leave out --distances, or --class")
     drawn = len(data.test) if options["quality"] else options["n"]
     counts = drawn, len(data.test), len(data.train)
     if min(counts) < 3:

@@ -71,7 +71,9 @@ class Rule:
         if gamma_1.ndim == 0:
             return timestep.falling(self._spaced(gamma_1, gamma_0))
         times = jnp.linspace(0.0, 1.0, _TABLE)
-        means = jax.vmap(timestep.mean_gamma)(timestep.steps(gamma, times))  # [times, examples]
+        # [times, examples], one time after the other, as all features of all may be large.
+        one = lambda t: timestep.mean_gamma(timestep.gammas(gamma, t[None]))  # noqa: E731
+        means = timestep.falling(jax.lax.map(one, times)[::-1])[::-1]
         spaced = self._spaced(means[-1], means[0])
         return timestep.falling(
             jax.vmap(gamma)(jax.vmap(jnp.interp, (1, 1, None), 1)(spaced, means, times))

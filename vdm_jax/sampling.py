@@ -111,8 +111,8 @@ def to_images(
 ) -> Images | Tensor:
     """Returns pixels in [0, levels) of a z_0: the most likely, or a draw of p(x|z_0) by `key`.
 
-    Without levels it is x = z_0 / alpha_0; floats, where features are of several kinds. Of
-    `transforms.Coefficients` it is made of W^T z_0 / alpha_0.
+    Where z_0 is not a number they are -1. Without levels it is x = z_0 / alpha_0; floats, where
+    features are of several kinds. Of `transforms.Coefficients` it is made of W^T z_0 / alpha_0.
     """
     z_0, gamma_0 = jnp.asarray(z_0), expand(gamma_0, z_0)
     if isinstance(levels, tuple):

@@ -71,7 +71,7 @@ def run(argv: list[str]) -> list[Row]:
         jax.config.update(name, options["effort"])
     mesh = _mesh(target.devices, config.train.shard_params)
     check_devices(config, mesh)
-    levels = options["levels"] or LEVELS.get(config.data.name, 256)
+    levels = options["levels"] or LEVELS.get(config.data.name, config.data.levels)
     of = described(config, mesh, options["image"], levels, options["classes"])
     folder = build.make_workdir(Path(options["workdir"])) if options["workdir"] else None
     rows = []

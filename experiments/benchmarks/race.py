@@ -77,7 +77,7 @@ def race(argv: list[str]) -> Rows:
     path, seconds = workdir / "race.json", 60.0 * options["minutes"]
     before = json.loads(path.read_text()) if path.exists() else {}
     found: Rows = before.get("rows", [])
-    if found and before["minutes"] != options["minutes"]:
+    if before.get("minutes", options["minutes"]) != options["minutes"]:
         said = f"{path} is of a race of {before['minutes']:g} minutes, not {options['minutes']:g}"
         raise UserError(f"{said}: give another --workdir")
     for name, config in _contenders().items():

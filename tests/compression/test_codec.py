@@ -53,6 +53,15 @@ def test_files_are_those_that_were_written_before_to_the_byte(
     np.testing.assert_allclose((summary.net, summary.bound, summary.path), rates, rtol=1e-9)
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_batches_of_a_file_depend_on_its_number_of_blocks_alone(cores, monkeypatch):
+    monkeypatch.setattr(network, "_cores", lambda: cores)
+    model = known.model()
+    with jax.enable_x64(True):
+        of = [Network(model.bind, model.params, np.zeros(3), lanes) for lanes in (1, 2, 11, 12, 64)]
+    assert [each._parts for each in of] == [1, 2, 1, 6, 8]
+
+
 def test_the_layout_is_as_documented():
     """docs/vdmz.md, read with nothing but struct and zlib."""
     images, content = known.images(14), (DATA / "posterior.vdmz").read_bytes()

@@ -365,6 +365,10 @@ def test_tables_are_uniform_in_what_their_name_says_with_the_schedule_s_ends(x64
         (lambda: Rule("heun", 3, eta=0.5), "eta=0.5 goes with the sampler 'ddim', got 'heun'"),
         (lambda: Rule("ddim", 2).gammas(lambda t: 5.0 - t), "gamma must rise with t, got"),
         (
+            lambda: Rule("ddim", 2).gammas(lambda t: jnp.stack([5.0 - t, 4.0 - t], axis=-1)),
+            "gamma must rise with t, got",
+        ),
+        (
             lambda: sampling.ancestral(jax.random.key(0), optimal, lambda t: 5.0 - t, (2, 2), 3),
             "gamma must rise with t, got",
         ),

@@ -1,7 +1,9 @@
 """Settings that can't be run are refused, each by its name; where their bounds lie."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -18,10 +20,10 @@ from experiments.configs import (
     photos,
     vae,
 )
-from vdm_jax.data import Condition
+from vdm_jax.data import Condition, ImageData, validation_split
 from vdm_jax.errors import UserError
 from vdm_jax.run import defaults
-from vdm_jax.run.config import check_config, check_devices, check_model
+from vdm_jax.run.config import check_config, check_devices, check_model, check_training
 from vdm_jax.run.models import make_model
 from vdm_jax.train import sharding
 
@@ -102,7 +104,6 @@ def test_a_setting_that_is_missing_and_the_saved_zero_of_a_run_without_decay():
 SHAPE_OF_GAMMA = {"model.gamma_objective": "variance", "model.gamma": "monotone"}
 PYRAMID = {"model.network": "pyramid", "model.channels": 8, "model.head": "eps"}
 DIGITS = [
-    ({"model.dropout": 0.5}, "config.model.dropout is 0.5, and the resnet drops twice as much"),
     ({"model.contrasts": "1"}, "config.model.contrasts is '1', for pyramid only; leave it out"),
     (PYRAMID | {"model.multipliers": "1,x"},
      "config.model.multipliers is '1,x'; wanted numbers above 0, as '1,2,3'"),
@@ -158,14 +159,14 @@ VAE = [
     ({"hierarchy.depth": 0}, "hierarchy.depth must be at least 1, got 0"),
     (VDM, "depth must be at least 2"),
     ({"model.num_steps": 5}, "num_steps is 5, but a hierarchy has its depth; leave"),
-    ({"model.network": "resnet", "model.dropout": 0.1},
+    ({"model.network": "resnet"},
      "a hierarchical VAE, which needs config.model.network to be mlp, got resnet"),
     ({"model.fourier_features": True}, "config.model.fourier_features to be False, got True"),
     ({"model.reverse_var": "learned"}, "to be posterior, got learned: its own networks"),
     ({"model.timesteps": "uniform"}, "a hierarchy draws no times: leave it out"),
     ({"model.weighting": "v"}, "weighting is 'v', but a hierarchy draws no times: leave it out"),
     ({"model.gamma_max": 4.0}, "gamma_max is 4.0, which nothing reads here"),
-    ({"model.attention": "all"}, "attention is 'all', for unet and pyramid only"),
+    ({"model.attention": "all"}, "attention is all, which nothing reads here"),
     ({"hierarchy.ends_at_normal": True, "model.gamma_max": 2.0}, "where the latent is not N(0, I)"),
     ({"hierarchy.data_size": True, "hierarchy.latent_size": 8}, "8, but data_size is set"),
     ({"classes": 10}, "data: a hierarchical VAE is not conditioned on classes"),
@@ -223,11 +224,32 @@ def test_the_devices_must_fit():
         check_devices(config, mesh)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("digits", {"model.dropout": 0.5}, "model.dropout is 0.5, and the resnet drops twice as"),
+        ("vae", {"data.augment": "shift"}, "data.augment is 'shift', but a hierarchical VAE isn't"),
+        ("digits", {"data.validation": 2}, "data.validation=2 holds out all images of class 'b'"),
+    ],
+)
+def test_what_can_be_evaluated_but_should_not_be_trained(name, changes, message):
+    config, x = CONFIGS[name].get_config(), np.zeros((4, 8, 8, 1), np.uint8)
+    labels = {"train": np.array([0, 0, 1, 1]), "test": np.array([0])}
+    images = ImageData("x", x, x[:1], 17, "", None, labels, ("a", "b"))
+    check_training(config, images)
+    config.update_from_flattened_dict(changes)
+    if config.data.validation:
+        images = validation_split(images, 2)
+    check_config(config)
+    make_model(config, (8, 8, 1), 17)
+    with pytest.raises(UserError, match=re.escape(f"config.{message}")):
+        check_training(config, images)
+
+
 def test_with_all_its_networks_a_vdm_as_hierarchy_takes_what_a_vdm_takes():
     config = mhvae.get_config()
     config.update_from_flattened_dict(VDM)
     config.model.update(network="resnet", channels=8, head="levels", reverse_var="learned")
-    config.model.dropout = 0.1
     assert "VDM of T = 3" not in make_model(config, (8, 8, 1), 17, Condition(10)).facts().words
     config.hierarchy.ends_at_normal = True
     config.model.gamma = "monotone"

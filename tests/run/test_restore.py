@@ -70,6 +70,23 @@ def test_a_gpu_s_model_compresses_in_what_a_cpu_has(mesh, tmp_path):
     assert (found.settings["dtype"], found.settings["fused_attention"]) == ("float32", False)
 
 
+def test_another_run_s_checkpoint_is_called_by_its_own_name(digits_run, tmp_path):
+    run, other = (shutil.copytree(digits_run, tmp_path / name) for name in "ab")
+    path = other / "checkpoints" / "20"
+    assert restore.saved(run, str(path)).workdir == path
+    assert restore.saved(run, str(run / "checkpoints" / "20")).workdir == run
+    (run / "checkpoints" / "60").rename(run / "checkpoints" / "old_60")
+    assert restore.saved(run).step == 40
+
+
+def test_a_folder_called_like_a_model_in_the_box(digits_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # of pictures
+    assert restore.named("digits").params is not None
+    shutil.copytree(digits_run, tmp_path / "digits", dirs_exist_ok=True)
+    assert restore.named("digits").params is None
+
+
 def test_a_published_model(mesh):
     options = NONE | {"official": str(GOLDEN / "checkpoints-0"), "out": "x"}
     alone = restore.load(options, mesh, SHAPE)
@@ -124,6 +141,10 @@ def test_images_that_say_nothing_of_the_run_are_refused(digits_run):
     with pytest.raises(UserError, match=r"other images than the run in .* name them with --data"):
         images({"fingerprint": "0"})
     assert len(images({"fingerprint": "0"}, name="digits")[1].test) == 360
+    with pytest.raises(UserError, match="other images than the run"):
+        images({"fingerprint": "0"}, dir="elsewhere")
+    with pytest.raises(UserError, match="other conditions than the run"):
+        images({"conditions": "0"})
     with pytest.raises(
         UserError, match=r"images with 17 levels, but digits_binary has 2: take images"
     ):

@@ -4,10 +4,12 @@ import os
 import shutil
 
 import numpy as np
+import pytest
 import tiny
 from commands import ROOT
 
 from experiments.benchmarks import race
+from vdm_jax.errors import UserError
 
 
 def _config(**model):
@@ -42,3 +44,5 @@ def test_rows_table_and_figure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(race, "_trained", trained)
     assert race.race(["race", *arguments]) == rows
+    with pytest.raises(UserError, match=r"is of a race of 0\.02 minutes, not 0\.04"):
+        race.race(["race", *arguments[:2], "--minutes=0.04"])

@@ -57,3 +57,10 @@ def test_a_restart_drops_the_lines_that_it_will_write_again(tmp_path):
     assert [(line["step"], line["bpd"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 0.5)]
     assert len(file.read_text().splitlines()) == 3
     assert read_metrics(tmp_path / "none") == []
+    for number in (1, 2):  # from the beginning again: nothing is lost
+        before = file.read_bytes()
+        log = MetricsLog(tmp_path)
+        log.write(10, "train", {"bpd": float(number)})
+        log.close()
+        assert (tmp_path / log.replaced).read_bytes() == before
+        assert log.replaced == f"metrics.{number}.jsonl" and len(read_metrics(file)) == 1

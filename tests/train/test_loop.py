@@ -136,10 +136,14 @@ def test_a_run_that_goes_on_does_first_what_was_due_and_is_not_there(tmp_path, c
     assert "1 damaged line(s), left out" in capsys.readouterr().out
     assert (tmp_path / "loss.png").exists()
     (tmp_path / "samples" / "00000005.png").unlink()
+    later, other = (tmp_path / "samples" / name for name in ("00000010.png", "10.png"))
+    for picture in (later, other):  # of another training from step 5 on, and of somebody else
+        picture.touch()
     second = Fake()
     second.newest = 5
     second.train(tmp_path, plan, first=5)
     assert second.events[:2] == [("sample", 5), ("step", 5, 6)]  # evaluated it was
+    assert later.stat().st_size > 0 and other.stat().st_size == 0
     done = Fake()
     done.newest = 11
     _, result = done.train(tmp_path, plan, first=11)

@@ -50,9 +50,11 @@ def test_muon_steps_as_far_in_every_direction_of_a_kernel():
     by_adam = {
         "stacked": {"bias": rng.normal(size=(2, 5))},
         "gamma": {"kernel": rng.normal(size=(3, 4))},
+        "query": {"kernel": rng.normal(size=(8, 2, 4))},  # of attention, with an axis of heads
     }
-    grads = {"convs": {"kernel": conv}, "denses": {"kernel": dense}, "conv": {"kernel": conv[1]},
-             "dense": {"kernel": dense[1]}, **jax.tree.map(jnp.float32, by_adam)}  # fmt: skip
+    grads = {"down": {"conv": {"kernel": conv}, "dense": {"kernel": dense}},
+             "conv": {"kernel": conv[1]}, "dense": {"kernel": dense[1]},
+             **jax.tree.map(jnp.float32, by_adam)}  # fmt: skip
     params = jax.tree.map(jnp.ones_like, grads)
     muon = optimizer.make(0.1, weight_decay=0.0, name="muon")
     updates, _ = muon.update(grads, muon.init(params), params)
@@ -62,7 +64,8 @@ def test_muon_steps_as_far_in_every_direction_of_a_kernel():
         np.testing.assert_allclose(update, -0.1 * first * np.sign(gradient), rtol=1e-4)
     for name in ("conv", "dense"):
         alone, gradient = updates[name]["kernel"], grads[name]["kernel"]
-        np.testing.assert_allclose(updates[name + "s"]["kernel"][1], alone, rtol=1e-4, atol=1e-7)
+        stacked = updates["down"][name]["kernel"]
+        np.testing.assert_allclose(stacked[1], alone, rtol=1e-4, atol=1e-7)
         update, gradient = (np.reshape(of, (-1, of.shape[-1])) for of in (alone, gradient))
         values, before = (np.linalg.svd(of, compute_uv=False) for of in (update, gradient))
         assert values[0] / values[-1] < 0.3 * before[0] / before[-1]

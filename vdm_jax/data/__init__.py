@@ -17,10 +17,10 @@ from vdm_jax.data.augment import AUGMENTATIONS, augmented, flagged
 from vdm_jax.data.batches import Batch, eval_batches, stacked, train_batches
 from vdm_jax.data.folder import FolderOptions
 from vdm_jax.data.image_data import Condition, ImageData, validation_split
-from vdm_jax.data.sources import SOURCES, check_classes, load
+from vdm_jax.data.sources import SOURCES, load
 
 __all__ = [
     "AUGMENTATIONS", "SOURCES", "Batch", "Condition", "FolderOptions", "ImageData",
-    "augmented", "check_classes", "eval_batches", "flagged", "load", "points", "stacked",
-    "train_batches", "validation_split",
+    "augmented", "eval_batches", "flagged", "load", "points", "stacked", "train_batches",
+    "validation_split",
 ]  # fmt: skip

@@ -73,7 +73,7 @@ def tripled(pictures: Pictures) -> Pictures:
     """Returns the grey pictures of a folder as three equal channels, which `write` makes grey."""
     layout = _unpack(pictures.meta, pictures.images.shape)
     assert isinstance(layout, _Folder)
-    words = f"{pictures.words}, grey, for the model (net and bound) three equal channels"
+    words = f"{pictures.words}, grey; for the model, and in net and bound, three equal channels"
     images = np.repeat(pictures.images, 3, axis=3)
     return Pictures(images, _folder_meta(layout, 3), words, pictures.whole)
 
@@ -114,7 +114,8 @@ def write(meta: bytes, images: np.ndarray, out: Path) -> None:
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():  # on a disk that doesn't tell a from A
-                raise UserError(f"{name} has the name of another picture where {out} is to be")
+                said = f"{out} lies on a disk that takes {name} for the name of another picture"
+                raise UserError(f"{said}: choose another disk")
             with files.whole(path) as file:
                 Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG")
         for folder in (partial, *partial.rglob("*/")):

@@ -71,7 +71,7 @@ def load(
         hint = "make space or mend the permissions, or choose another data_dir (or $VDM_JAX_DATA)"
         raise UserError(f"{said}; {hint}") from error
     if class_labels:
-        check_classes(data)
+        _check_classes(data)
     return data
 
 
@@ -132,8 +132,7 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
             raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
 
 
-def check_classes(data: ImageData) -> None:
-    """Raises UserError unless there are labels, and each class of the test part is trained on."""
+def _check_classes(data: ImageData) -> None:
     if data.labels is None:
         raise UserError(f"{data.name} has no class labels; leave class_labels out")
     unseen = np.setdiff1d(data.labels["test"], data.labels["train"])

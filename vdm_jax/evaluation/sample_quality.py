@@ -92,8 +92,9 @@ class Drawer:
                     state = move(before, given, subject.params, key, at)
                     before.z.block_until_ready()  # one step in flight, never a long queue
                 found.append(np.asarray(self._finish(state, gammas[-1])))
-        if np.min(found) < 0:  # of a latent that is not a number
-            raise UserError(f"samples of {subject.name} are not finite: it has NaN or diverges")
+                if found[-1].min() < 0:  # of a latent that is not a number
+                    said = f"samples of {subject.name} are not finite"
+                    raise UserError(f"{said}: it has NaN, or diverges in these steps")
         return np.concatenate(found)[:n]
 
 

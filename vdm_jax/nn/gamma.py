@@ -144,12 +144,10 @@ class PathGamma(nn.Module):
             mixture += jnp.tensordot(told, moves, 1, precision="highest")
         # Of the Bernstein coefficients. An accelerator's default precision is too low for a
         # schedule: its steps would not all rise.
-        dtype = jnp.result_type(t, float)  # also of what is computed of float32 parameters
-        weights, curves = (jax.nn.softmax(part.astype(dtype)) for part in (mixture, curves))
-        rises = jnp.matmul(weights, curves, precision="highest")
+        rises = jnp.matmul(jax.nn.softmax(mixture), jax.nn.softmax(curves), precision="highest")
         heights = jnp.cumsum(rises, axis=-1)
         # Summed they are 1 up to rounding; the last is 1 to the bit, so that all end as one.
-        heights = heights / heights[..., -1:]
+        heights = (heights / heights[..., -1:]).astype(jnp.result_type(t, float))
         basis = bernstein(jnp.asarray(t), self.degree)[..., 1:]
         basis = basis.reshape(-1, *(1 for _ in self.event_shape), self.degree)
         # Term by term, so that it rounds alike with a condition and without.

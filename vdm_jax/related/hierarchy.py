@@ -112,7 +112,8 @@ def of_diffusion(
     those of the VDM paper: encode(0, x) is q(z_0|x), encode(i, z) is q(z_i|z_{i-1} = z) and
     decode(i, z) is p(z_i|z_{i+1} = z). In expectation the total is that of `vdm.elbo`.
     """
-    num_steps, _ = vdm.num_steps or 0, vdm.elbo  # which a guided model hasn't
+    num_steps = vdm.num_steps or 0
+    _ = vdm.elbo  # which a guided model hasn't
     check_num_steps(num_steps)
     if vdm.mask is not None:
         raise ValueError("a hierarchy knows no padding: give a VDM without a mask.")

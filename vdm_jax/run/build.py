@@ -72,11 +72,7 @@ def load(config: ConfigDict) -> ImageData:
     elif images.conditions is not None:
         said = f"data.class_labels is set, but {images.name} has a condition of its own"
         raise UserError(f"config.{said}; put the class into that, and leave class_labels out")
-    if d.validation:
-        images = data.validation_split(images, d.validation)
-        if d.class_labels:
-            data.check_classes(images)
-    return images
+    return data.validation_split(images, d.validation) if d.validation else images
 
 
 def make_workdir(workdir: Path, flag: str = "workdir") -> Path:

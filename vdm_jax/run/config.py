@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep, weighting
-from vdm_jax.data import Condition
+from vdm_jax.data import Condition, ImageData
 from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
@@ -50,7 +50,7 @@ WORDS = {
     "process": ("gaussian", "binomial"),
 }
 _OF_NETWORKS = {
-    ("attention", "remat", "dtype", "fused_attention"): ("unet", "pyramid"),
+    ("remat", "dtype", "fused_attention"): ("unet", "pyramid"),
     ("multipliers", "blocks", "contrasts"): ("pyramid",),
 }
 _PLAIN = defaults.DEFAULTS["model"]
@@ -129,16 +129,25 @@ def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
     """Raises UserError for an unknown word, or settings of the model that don't go together."""
     c, h = config.model, config.hierarchy
     told = _condition(c, condition), _hierarchy(c, h, condition), _transform(c, h)
-    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told, _augment(config)
+    rules = _words(c), _time(c, h), _binomial(c, h, levels), *told
     for said in itertools.chain(*rules):
         raise UserError(f"config.{said}")
 
 
-def _augment(config: ConfigDict) -> Iterator[str]:
-    h, augment = config.hierarchy, config.data.augment
+def check_training(config: ConfigDict, images: ImageData) -> None:
+    """Raises UserError for what nobody wants to train, though an older run may have been."""
+    c, h, augment = config.model, config.hierarchy, config.data.augment
+    if c.network == "resnet" and c.dropout >= 0.5:
+        said = f"config.model.dropout is {c.dropout}, and the resnet drops twice as much of what"
+        raise UserError(f"{said} it knows of all pixels: give less than 0.5")
     if augment != "none" and h.depth is not None and not (h.data_size and h.fixed_encoder):
-        yield (f"data.augment is {augment!r}, but a hierarchical VAE isn't told which images are "
-               "augmented, and would learn the mixture: leave it out")  # fmt: skip
+        said = f"config.data.augment is {augment!r}, but a hierarchical VAE isn't told which images"
+        raise UserError(f"{said} are augmented, and would learn the mixture: leave it out")
+    if config.data.validation and images.labels is not None:
+        unseen = np.setdiff1d(images.labels["test"], images.labels["train"])
+        if unseen.size:
+            said = f"config.data.validation={config.data.validation} holds out all images of class"
+            raise UserError(f"{said} {images.label_names[int(unseen[0])]!r}: give fewer")
 
 
 def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:
@@ -167,9 +176,6 @@ def _words(c: ConfigDict) -> Iterator[str]:
                 yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
     if c.fused_attention and c.dtype != "bfloat16":
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
-    if c.network == "resnet" and c.dropout >= 0.5:
-        yield (f"model.dropout is {c.dropout}, and the resnet drops twice as much of what it knows "
-               "of all pixels: give less than 0.5")  # fmt: skip
 
 
 def _transform(c: ConfigDict, h: ConfigDict) -> Iterator[str]:
@@ -248,8 +254,10 @@ def _hierarchy(c: ConfigDict, h: ConfigDict, condition: Condition) -> Iterator[s
     if h.ends_at_normal and c.gamma_max < 3:
         yield (f"hierarchy.ends_at_normal is set, but config.model.gamma_max is {c.gamma_max}, "
                "where the latent is not N(0, I) yet; give 3 or more, as 5")  # fmt: skip
-    if not h.ends_at_normal and c.gamma_max != _PLAIN["gamma_max"]:
-        yield f"model.gamma_max is {c.gamma_max}, which nothing reads here; leave it out"
+    attends = c.network in ("unet", "pyramid")
+    for name, used in (("gamma_max", h.ends_at_normal), ("attention", attends)):
+        if not used and c[name] != _PLAIN[name]:
+            yield f"model.{name} is {c[name]}, which nothing reads here; leave it out"
     if h.data_size and h.latent_size != plain["latent_size"]:
         yield f"hierarchy.latent_size is {h.latent_size}, but data_size is set; leave one out"
     if not of_vdm:

@@ -79,7 +79,7 @@ def fit(
     """
     mesh, train = sharding.make_mesh(), examples(data, "data")
     given, steps = _checked(settings, steps, mesh, train)
-    _check_model(model)
+    _check_model(model, given.ema_rate)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
@@ -128,7 +128,7 @@ def _checked(
     return of, int(steps)
 
 
-def _check_model(of: Model) -> None:
+def _check_model(of: Model, ema_rate: float) -> None:
     """Raises ValueError for a `bind` of other arguments, or parameters that can't be trained."""
     try:
         inspect.signature(of.bind).bind(None, None, None)
@@ -140,8 +140,8 @@ def _check_model(of: Model) -> None:
         if not jnp.issubdtype(kind := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
             hint = "eqx.filter(module, eqx.is_inexact_array) or nnx.state(module, nnx.Param)"
             raise ValueError(f"init must return arrays of floats alone, not {kind}: {hint}.")
-        if jnp.finfo(kind).bits < 32:
-            hint = "their average would stand still; only compute in less (dtype, not param_dtype)"
+        if jnp.finfo(kind).bits < 32 and ema_rate:
+            hint = "their average would stand still. Let only the computation be in less"
             raise ValueError(f"init must return floats of 32 bits or more, not {kind}: {hint}.")
 
 

@@ -239,8 +239,9 @@ def saved_by(options: Mapping[str, Any]) -> Saved:
 
 def named(given: str) -> Saved:
     """Returns the newest checkpoint of a run's folder, or the model in one file."""
-    is_run = Path(given).is_dir() and given not in pretrained.NAMES
-    return saved(Path(given)) if is_run else pretrained.read(given)
+    path = Path(given)  # a folder of pictures may well be called photos
+    is_run = path.is_dir() and (given not in pretrained.NAMES or (path / "config.json").is_file())
+    return saved(path) if is_run else pretrained.read(given)
 
 
 def _restored(of: Saved, mesh: Mesh, c: ConfigDict, model: Model) -> Subject:

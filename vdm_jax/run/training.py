@@ -16,7 +16,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.bound import Evaluation
 from vdm_jax.run import build, defaults, distributed, experiment, pretrained, restore
 from vdm_jax.run.cli import Options
-from vdm_jax.run.config import check_config, check_devices
+from vdm_jax.run.config import check_config, check_devices, check_training
 from vdm_jax.run.experiment import Experiment
 from vdm_jax.run.models import make_model
 from vdm_jax.train import loop, memory, step
@@ -57,6 +57,7 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
     with _stopping(workdir / "checkpoints"):
         check_config(config)
         images = build.load(config)
+        check_training(config, images)
         mesh = build.make_mesh(config.train.shard_params)
         check_devices(config, mesh)
         model = make_model(config, images.event_shape, images.levels, images.condition, mesh)
@@ -99,6 +100,8 @@ def _train(of: Experiment, options: Options) -> Evaluation:
                 state = state._replace(params=learned, ema_params=jax.tree.map(jnp.copy, learned))
             if jax.process_index() == 0:
                 files.write_json(workdir / "config.json", settings)
+                if int(state.step) < config.train.steps:  # one of before isn't of this training
+                    (workdir / "result.json").unlink(missing_ok=True)
             state, result = loop.train(run, state)
         _conclude(of, int(state.step), result)
     return result

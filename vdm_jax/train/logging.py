@@ -1,6 +1,7 @@
 """The metrics of a run: a file of JSON lines, and TensorBoard's event files."""
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -35,7 +36,9 @@ class MetricsLog:
         if not self._writes:
             return
         if lines and not first_step:
-            self.replaced = self._path.replace(workdir / "metrics.jsonl.old").name
+            names = (f"metrics.{number}.jsonl" for number in itertools.count(1))
+            self.replaced = next(name for name in names if not (workdir / name).exists())
+            files.write(workdir / self.replaced, self._path.read_bytes())
         files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._folder = workdir / "tensorboard"
         self._folder.mkdir(exist_ok=True)

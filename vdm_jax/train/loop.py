@@ -128,9 +128,11 @@ class _Loop:
         if self.log.damaged:
             bar.say(f"metrics.jsonl: {self.log.damaged} damaged line(s), left out from here on")
         if self.log.replaced:
-            bar.say(f"metrics of an earlier run, without a checkpoint, are now {self.log.replaced}")
+            bar.say(f"there were metrics but no checkpoint: they are kept in {self.log.replaced}")
         if run.workdir and jax.process_index() == 0:
-            _remove_later(run.workdir, self.step, self.step < run.plan.steps)
+            (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
+            if run.sample:
+                _remove_later(run.workdir / "samples", self.step)
 
     def advance(self, chunk: Any) -> int:
         """Calls the compiled step up to the plan's next stop; returns the step of that."""
@@ -195,13 +197,11 @@ class _Loop:
         return found
 
 
-def _remove_later(workdir: Path, step: int, unfinished: bool) -> None:
-    """Removes what an earlier start of the run left that isn't of its first `step` steps."""
-    gone = [workdir / NONFINITE, *[workdir / "result.json"] * unfinished]
-    pictures = (workdir / "samples").glob("*.png")
-    gone += [path for path in pictures if path.stem.isdecimal() and int(path.stem) > step]
-    for path in gone:
-        path.unlink(missing_ok=True)
+def _remove_later(samples: Path, step: int) -> None:
+    """Removes the pictures of later steps than `step`, which an earlier start of the run left."""
+    for path in samples.glob(f"{'[0-9]' * 8}.png"):
+        if int(path.stem) > step:
+            path.unlink()
 
 
 class _Call(NamedTuple):

@@ -80,14 +80,15 @@ def _names(path: Any) -> list[str]:
 def _matrices(params: Any) -> Any:
     """Returns, for each kernel, which of its axes lead in and which, the last, out.
 
-    Dense layers have two axes and convolutions four. With one axis more, the first, they are a
-    stack of scanned layers: each is a matrix of its own.
+    Dense layers have two axes and convolutions four. The layers "down" and "up" of the U-Net are
+    scanned: there the first axis is of the layers, each a matrix of its own.
     """
 
     def axes(path: Any, kernel: jax.Array) -> MuonDimensionNumbers | None:
         names, last = _names(path), kernel.ndim - 1
-        if names[-1:] != ["kernel"] or names[0] == "gamma" or not 1 <= last <= 4:
+        first = int("down" in names or "up" in names)
+        if names[-1:] != ["kernel"] or names[0] == "gamma" or last - first not in (1, 3):
             return None
-        return MuonDimensionNumbers(tuple(range(1 - last % 2, last)), last)
+        return MuonDimensionNumbers(tuple(range(first, last)), last)
 
     return jax.tree_util.tree_map_with_path(axes, params)

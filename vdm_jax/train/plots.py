@@ -28,7 +28,8 @@ def image_grid(images: np.ndarray, levels: int) -> np.ndarray:
     rows = -(-n // columns)
     grid = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
     scale = 255.0 / max(levels - 1, 1)
-    grid[:n, :height, :width] = np.rint(np.asarray(images, np.float64) * scale).astype(np.uint8)
+    found = np.maximum(images, 0)  # what isn't a number, -1, is black
+    grid[:n, :height, :width] = np.rint(np.asarray(found, np.float64) * scale).astype(np.uint8)
     grid = grid.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     return grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
