@@ -81,3 +81,8 @@ def shape(sizes: Sequence[int], name: str = "shape", least: int = 0) -> tuple[in
     for size in sizes:
         count(size, f"each size of {name}", least=least)
     return tuple(sizes)
+
+
+def event_shape(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of one example as a tuple; () is that of a single number."""
+    return () if sizes == () else shape(sizes, "event_shape", least=1)

@@ -256,8 +256,7 @@ def nats_per_dim(
 
 
 def _dims(event_shape: Sequence[int], mask: ArrayLike | None) -> Tensor | int:
-    shape = checks.shape(event_shape, "event_shape", least=1) if event_shape != () else ()
-    found = masks.dims(shape, mask)
+    found = masks.dims(checks.event_shape(event_shape), mask)
     return found if mask is None else jnp.maximum(found, 1)
 
 

@@ -80,6 +80,7 @@ class Rule:
         )
 
     def _spaced(self, gamma_1: Tensor, gamma_0: Tensor) -> Tensor:
+        """Returns the ends of the steps between two gammas, [num_steps + 1, *their shape]."""
         u = jnp.linspace(0.0, 1.0, self.num_steps + 1, dtype=gamma_1.dtype)
         u = u.reshape(-1, *(1 for _ in gamma_1.shape))
         if self.spacing == "gamma":

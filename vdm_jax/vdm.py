@@ -104,9 +104,7 @@ class VDM(NamedTuple):
 
         `num_steps` is by default the model's, or 1000; the rest is as for `sampling.Rule`.
         """
-        shape = self.event_shape
-        shape = checks.shape(shape, "event_shape", least=1) if shape != () else ()
-        timestep.check_event(self.gamma, shape)
+        timestep.check_event(self.gamma, checks.event_shape(self.event_shape))
         steps = sampling.default_steps(self) if num_steps is None else num_steps
         return sampling.sample(key, self, n, Rule(sampler, steps, spacing, eta))
 

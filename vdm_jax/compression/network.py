@@ -50,8 +50,8 @@ class Network:
 
     Needs 64-bit JAX; parameters are taken to float64. `seconds` is the time that all calls took,
     `gammas` are those of the levels. `told` is the conditioning of all images, [n, k], if there is.
-    On a CPU cores share the calls of parts of the lanes: XLA hardly spreads float64 over several.
-    How large a part is depends on the number of lanes alone.
+    On a CPU the cores share parts of the lanes, as XLA hardly spreads float64 over several cores.
+    The size of a part depends on the number of lanes alone.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Network:
             gamma_t = gamma_t.reshape(self._shape[1:])
         gamma_t = np.broadcast_to(gamma_t, (self._shape[0], *np.shape(gamma_t)))
         inputs = (z.reshape(self._shape), gamma_t, *self._now)
-        split_up = [np.split(each, self._parts) for each in inputs]
-        share_out = self._threads.map if self._parts > 1 else map
-        parts = list(share_out(self._part, *split_up))
+        run = self._threads.map if self._parts > 1 else map
+        parts = list(run(self._part, *(np.split(each, self._parts) for each in inputs)))
         eps_hat = np.concatenate([found for found, _ in parts])
         shares = [share for _, share in parts if np.ndim(share)]
         if eps_hat.dtype != np.float64:
             raise UserError(f"the network computes in {eps_hat.dtype}; wanted its input's float64")
         self.seconds += time.perf_counter() - began
-        told = np.concatenate(shares).reshape(z.shape) if shares else None
-        return eps_hat.reshape(z.shape), told
+        share = np.concatenate(shares).reshape(z.shape) if shares else None
+        return eps_hat.reshape(z.shape), share
 
     def _part(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns eps_hat and share of some lanes; a scalar share is that of a fixed variance."""
         with jax.enable_x64(True):  # which each thread has for itself
             eps_hat, share = self._noise(self._params, *inputs)
         return np.asarray(eps_hat), np.asarray(share)

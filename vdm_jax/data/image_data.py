@@ -72,6 +72,14 @@ class ImageData:
         return len(self.label_names)
 
     @property
+    def unseen_class(self) -> str | None:
+        """The name of a class with test images and none to train on; None if there is none."""
+        if self.labels is None:
+            return None
+        unseen = np.setdiff1d(self.labels["test"], self.labels["train"])
+        return self.label_names[int(unseen[0])] if unseen.size else None
+
+    @property
     def condition(self) -> Condition:
         """Kind of condition of a model of these images."""
         numbers = self.conditions["train"].shape[1] if self.conditions else 0

@@ -135,7 +135,6 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
 def _check_classes(data: ImageData) -> None:
     if data.labels is None:
         raise UserError(f"{data.name} has no class labels; leave class_labels out")
-    unseen = np.setdiff1d(data.labels["test"], data.labels["train"])
-    if unseen.size:
-        said = f"class {data.label_names[int(unseen[0])]!r} of {data.name} has test images"
+    if (unseen := data.unseen_class) is not None:
+        said = f"class {unseen!r} of {data.name} has test images"
         raise UserError(f"{said} but none to train on; remove it or give it some")

@@ -143,11 +143,9 @@ def check_training(config: ConfigDict, images: ImageData) -> None:
     if augment != "none" and h.depth is not None and not (h.data_size and h.fixed_encoder):
         said = f"config.data.augment is {augment!r}, but a hierarchical VAE isn't told which images"
         raise UserError(f"{said} are augmented, and would learn the mixture: leave it out")
-    if config.data.validation and images.labels is not None:
-        unseen = np.setdiff1d(images.labels["test"], images.labels["train"])
-        if unseen.size:
-            said = f"config.data.validation={config.data.validation} holds out all images of class"
-            raise UserError(f"{said} {images.label_names[int(unseen[0])]!r}: give fewer")
+    if (unseen := images.unseen_class) is not None:  # no dataset has one before it is split
+        said = f"config.data.validation={config.data.validation} holds out all images of class"
+        raise UserError(f"{said} {unseen!r}: give fewer")
 
 
 def _condition(c: ConfigDict, condition: Condition) -> Iterator[str]:

@@ -141,11 +141,14 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     c = with_data(of.config, data, saved.get("levels"))
     check_config(c)
     images = build.load(c)
-    now, sealed = build.describe(images), ("fingerprint", "labels", "conditions")
-    for key in sealed if not {"name", "path"} & data.keys() else ():
-        if saved.get(key) not in (None, now.get(key)):
-            other = "images" if key == "fingerprint" else key
-            said = f"{images.name} holds other {other} than the run in {workdir} was trained with"
+    now, asked = build.describe(images), not data.keys().isdisjoint({"name", "path"})
+    for key, what in (
+        ("fingerprint", "images"),
+        ("labels", "labels"),
+        ("conditions", "conditions"),
+    ):
+        if not asked and saved.get(key) not in (None, now.get(key)):
+            said = f"{images.name} holds other {what} than the run in {workdir} was trained with"
             raise UserError(f"{said}; to take them nevertheless, name them with --data")
     for what, has, wanted in (
         ("levels", images.levels, saved.get("levels", images.levels)),

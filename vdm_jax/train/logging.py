@@ -20,8 +20,9 @@ from vdm_jax import files
 class MetricsLog:
     """Scalars by step, written to `metrics.jsonl` and to event files in `tensorboard/`.
 
-    A run that goes on at `first_step` drops later lines, and `damaged` ones, which it counts; of
-    several processes the first one writes, and none without a `workdir`.
+    A run that goes on at `first_step` drops later lines, and `damaged` ones, which it counts; at 0
+    what was there is kept in the file `replaced`. Of several processes the first one writes, and
+    none without a `workdir`.
     """
 
     def __init__(self, workdir: Path | None, first_step: int = 0) -> None:
