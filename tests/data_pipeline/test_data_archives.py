@@ -18,7 +18,11 @@ def test_a_download_is_kept_and_checked_again(
     cifar10, serve, tmp_path, monkeypatch, open_cifar10, one_clear_line
 ):
     cifar10.register(monkeypatch, serve(cifar10.manual_dir))
+    left = tmp_path / "d" / "downloads" / ".partial-7-0123abcd"  # by a process that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
     cifar10.check(open_cifar10())
+    assert not left.exists()
     shutil.rmtree(tmp_path / "d" / "decoded")
     monkeypatch.setattr(requests, "get", lambda *_, **__: pytest.fail("asked the network"))
     cifar10.check(open_cifar10())

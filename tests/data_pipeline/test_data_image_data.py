@@ -45,6 +45,24 @@ def test_validation_split_holds_out_the_last_training_images():
     assert (plain.source, plain.labels) == (None, None)
 
 
+def test_no_photograph_is_on_both_sides_of_a_validation_split(one_clear_line):
+    photos = np.array(list("aaabbbbccd"))
+    data = dataclasses.replace(DATA, source={"train": photos, "test": photos[:3]})
+    prints = set()
+    for count, kept in ((4, 3), (6, 3), (3, 7), (2, 7), (1, 9)):  # b is cut, b, c is not, c is
+        split = validation_split(data, count)
+        np.testing.assert_array_equal(split.train, DATA.train[:kept])
+        np.testing.assert_array_equal(split.test, DATA.train[10 - count :])
+        np.testing.assert_array_equal(split.labels["train"], np.arange(kept) % 3)
+        assert not set(split.source["train"]) & set(split.source["test"])
+        whole = kept + count == 10
+        assert whole == (split.fingerprint == validation_split(DATA, count).fingerprint)
+        prints.add(split.fingerprint)
+    assert len(prints) == 5
+    with one_clear_line("count=8 of the 10 .* for validation; all others belong to their groups"):
+        validation_split(data, 8)
+
+
 @pytest.mark.parametrize("count", [0, 10])
 def test_validation_split_needs_images_on_both_sides(one_clear_line, count):
     with one_clear_line(rf"count={count} of the 10 training images of mine .* count in 1..9"):

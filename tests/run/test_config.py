@@ -112,7 +112,7 @@ DIGITS = [
     (PYRAMID | {"model.multipliers": "1,1,1,1,1", "model.blocks": "1,1,1,1,1"},
      "config.model: height and width must be multiples of 16 for a Pyramid of 5 resolutions, "
      "got 8x8"),
-    (PYRAMID | {"model.head": "levels"}, "on_levels are for the head 'eps', got 'levels'"),
+    (PYRAMID | {"model.head": "levels"}, "filters give eps: give --config.model.head=eps"),
     ({"model.decoder": "exact"}, "decoder is 'exact'; known: discretised, density"),
     ({"model.gamma": "cosine"}, "config.model: "),
     ({"model.dtype": "bfloat16"}, "config.model.dtype is 'bfloat16', for unet and pyramid only"),
@@ -229,6 +229,16 @@ def test_the_devices_must_fit():
     [
         ("digits", {"model.dropout": 0.5}, "model.dropout is 0.5, and the resnet drops twice as"),
         ("vae", {"data.augment": "shift"}, "data.augment is 'shift', but a hierarchical VAE isn't"),
+        (
+            "digits",
+            {"model.gamma": "scalar", "model.learn_end_points": False},
+            "model.learn_end_points is False, but config.model.gamma=scalar is two end points",
+        ),
+        (
+            "digits",
+            {"optimizer.decay": "none", "optimizer.decay_steps": 7},
+            "optimizer.decay_steps is 7, but there is no d",
+        ),
         ("digits", {"data.validation": 2}, "data.validation=2 holds out all images of class 'b'"),
     ],
 )

@@ -4,13 +4,15 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.image_data import ImageData
 from vdm_jax.errors import UserError
-from vdm_jax.files import whole
+from vdm_jax.files import remove_partials, whole
 
 TIMEOUT_S = (5, 60)  # most seconds to wait for a connection, and then for more bytes
 
@@ -98,14 +100,21 @@ def _download(archive: Archive, path: Path) -> str | None:
         with requests.get(archive.url, stream=True, timeout=TIMEOUT_S) as response:
             response.raise_for_status()
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as file, decoded_cache.progress() as bar:
-                task = bar.add_task(archive.filename, total=archive.size)
-                for part in response.iter_content(1 << 20):
-                    file.write(part)
-                    bar.advance(task, len(part))
+            with FileLock(path.parent / ".lock"):
+                if not path.exists():  # another process may have brought it meanwhile
+                    remove_partials(path.parent)
+                    _save(response, path, archive)
     except requests.RequestException as error:
         why = f"no connection ({type(error).__name__}); no network?"
         if error.response is not None:
             why = f"the server answers HTTP {error.response.status_code}"
         return f"{archive.url} can't be downloaded ({why})"
     return None
+
+
+def _save(response: Any, path: Path, archive: Archive) -> None:
+    with whole(path) as file, decoded_cache.progress() as bar:
+        task = bar.add_task(archive.filename, total=archive.size)
+        for part in response.iter_content(1 << 20):
+            file.write(part)
+            bar.advance(task, len(part))

@@ -155,26 +155,32 @@ def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
 def validation_split(data: ImageData, count: int) -> ImageData:
     """Returns `data` with its last `count` training images, and all of theirs, as its test part.
 
-    Name and fingerprint are its own, derived from those of `data`. Raises UserError where `count`
-    leaves no image to validate on or none to train on.
+    It is trained on those before the first of a group that is held out, even in part. Name and
+    fingerprint are its own, derived from those of `data`. Raises UserError where `count` leaves no
+    image to validate on or none to train on.
     """
     total = len(data.train)
-    if not 0 < count < total:
+    source, held, kept = (data.source or {}).get("train"), total - count, 0
+    if 0 < count < total:
+        cut = source is not None and np.isin(source[:held], source[held:])
+        kept = int(np.argmax(cut)) if np.any(cut) else held
+    if not kept:
         said = f"count={count} of the {total} training images of {data.name} can't be held out"
-        raise UserError(f"{said} for validation; give a count in 1..{total - 1}")
-    kept = total - count
+        hint = "all others belong to their groups" if 0 < count < total else ""
+        raise UserError(f"{said} for validation; {hint or f'give a count in 1..{total - 1}'}")
 
     def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
         if labels is None or "train" not in labels:
             return None
-        return {"train": labels["train"][:kept], "test": labels["train"][kept:]}
+        return {"train": labels["train"][:kept], "test": labels["train"][held:]}
 
-    derived = f"validation_split:{count}:{data.fingerprint}"
+    less = f":{held - kept}" * (kept < held)
+    derived = f"validation_split:{count}{less}:{data.fingerprint}"
     return dataclasses.replace(
         data,
         name=f"{data.name}:validation{count}",
         train=data.train[:kept],
-        test=data.train[kept:],
+        test=data.train[held:],
         fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
         source=split(data.source),
         labels=split(data.labels),

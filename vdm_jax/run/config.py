@@ -137,6 +137,12 @@ def check_model(config: ConfigDict, levels: int, condition: Condition) -> None:
 def check_training(config: ConfigDict, images: ImageData) -> None:
     """Raises UserError for what nobody wants to train, though an older run may have been."""
     c, h, augment = config.model, config.hierarchy, config.data.augment
+    if c.gamma == "scalar" and not c.learn_end_points:
+        said = "config.model.learn_end_points is False, but config.model.gamma=scalar is two end"
+        raise UserError(f"{said} points that are learned: give fixed")
+    if config.optimizer.decay == "none" and config.optimizer.decay_steps:
+        said = f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but there is no"
+        raise UserError(f"{said} decay: give config.optimizer.decay=linear or cosine")
     if c.network == "resnet" and c.dropout >= 0.5:
         said = f"config.model.dropout is {c.dropout}, and the resnet drops twice as much of what"
         raise UserError(f"{said} it knows of all pixels: give less than 0.5")
@@ -172,6 +178,9 @@ def _words(c: ConfigDict) -> Iterator[str]:
             if c[name] not in (_PLAIN[name], "matmuls"):
                 for_these = " and ".join(networks)
                 yield f"model.{name} is {c[name]!r}, for {for_these} only; leave it out"
+    if c.network == "pyramid" and c.contrasts and c.head != "eps":
+        yield (f"model.head is {c.head!r}, but the pyramid's filters give eps: give "
+               "--config.model.head=eps, or no filters, --config.model.contrasts=")  # fmt: skip
     if c.fused_attention and c.dtype != "bfloat16":
         yield f"model.fused_attention is cuDNN's, for model.dtype bfloat16; this is {c.dtype}"
 
