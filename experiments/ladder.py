@@ -106,7 +106,7 @@ def ladder(argv: list[str]) -> dict[str, Any]:
             _histogram_row(binary) | {"name": "Bernoulli histogram"},
             *(_row(study, "bits", name) for name in RUNS["bits"]),
         ],
-        "flow": trainings.likelihoods(_train(study, "rung", LAST)[0]),  # of the same VDM
+        "flow": trainings.likelihoods(study.trained(f"rung {LAST}")),  # of the same VDM
         "forward": forgetting(),
         "priors": prior_nats_per_dim(grey.test, grey.levels),
         "reverse": reverse_step(),

@@ -25,6 +25,7 @@ from experiments.tables import terms
 from vdm_jax import bounds, loss, pixels, schedule
 from vdm_jax.evaluation import likelihood
 from vdm_jax.evaluation.bound import TERMS
+from vdm_jax.evaluation.estimate import estimate as over_images
 from vdm_jax.evaluation.likelihood import Row
 from vdm_jax.evaluation.report import estimate, table
 from vdm_jax.evaluation.subject import Subject
@@ -130,8 +131,8 @@ def _measure_forms(trained: Subject) -> list[Row]:
         for form, function in (("matching", VDM.elbo), ("consistency", bounds.consistency)):
             nats = partial(_nats, trained.at(num_steps).model, function)
             bits, _ = likelihood.per_image(nats, trained, jax.random.key(0), 32)
-            error = bits.std(ddof=1) / np.sqrt(bits.size)
-            row[form] = {"mean": bits.mean(), "error": error, "variance": bits.var(ddof=1)}
+            of = over_images(bits, trained.groups)
+            row[form] = {"mean": of.mean, "error": of.standard_error, "variance": bits.var(ddof=1)}
         rows.append(row)
     return rows
 

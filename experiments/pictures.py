@@ -54,8 +54,9 @@ def pictures(argv: list[str]) -> list[Row]:
             of.model.pixel_levels
             or of.settings.get("transform", "none") != "none"
             or of.settings["gamma"].endswith("path")
+            or of.vdm.event_shape[-1] not in (1, 3)
         ):
-            said = "its latents are no pixels, or have several schedules"
+            said = "its latents are no grey or RGB pixels, or have several schedules"
             raise UserError(f"{of.name} can't be drawn so: {said}; see experiments.sample")
     _draw_chains(out / "noise_and_back.png", subjects[0], jax.random.key(0))
     rows = [_measured(of, schedule.linear(*_ends(of)), "linear in t") for of in subjects]

@@ -73,7 +73,7 @@ def _measure(fitted: Fitted, name: str) -> dict[str, Any]:
     truth = -points.log_prob(name, x)
     ode = -np.asarray(fitted.log_prob(jnp.asarray(x), TOLERANCE), np.float64)
     if not np.isfinite(ode).all():
-        raise UserError("the ODE of this model can't be solved; give it more --steps, or a --seed")
+        raise UserError("the ODE of this model can't be solved: it needs more training steps")
     found = {"test_points": TEST, "entropy": points.entropy(name), "truth": mean(truth)}
     found |= {"ode": mean(ode) | {"excess": mean(ode - truth)}, "bound": None}
     if fitted.bound is not None:

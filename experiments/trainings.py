@@ -59,6 +59,10 @@ class Study:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         return model, {"parameters": parameters, "steps": config.train.steps, "minutes": minutes}
 
+    def trained(self, name: str) -> Subject:
+        """Returns the model of a run that is finished."""
+        return restore.from_workdir(self.folder(name), self.mesh)
+
     def report(
         self, found: Any, makers: Mapping[str, Callable], plots: Mapping[str, Callable]
     ) -> None:
@@ -67,7 +71,8 @@ class Study:
         for name, plot in plots.items():
             plot(self.page.with_suffix("") / f"{name}.png", found)
         tables.replace(self.page, {name: make(found) for name, make in makers.items()})
-        print(f"{self.minutes:.1f} minutes of training; written to {self.page}")
+        took = f"{self.minutes:.1f} minutes of training; " if self.minutes else ""
+        print(f"{took}written to {self.page}")
 
 
 def parse(argv: list[str], doc: str | None, page: str, names: Iterable[str]) -> Study:
@@ -79,7 +84,7 @@ def parse(argv: list[str], doc: str | None, page: str, names: Iterable[str]) -> 
     options, _ = cli.parse_flags(values, argv, doc)
     if not 0 < values.scale < 1e6:
         raise UserError(f"--scale must be above 0 and below 1e6, got {values.scale}")
-    if values.scale != 1 and values.out == "docs":
+    if values.scale != 1 and Path(values.out).resolve() == Path("docs").resolve():
         raise UserError(f"--scale={values.scale:g} needs --out=DIR with a copy of docs/{page}")
     workdir, file = tables.places(options, page, names)
     build.make_workdir(file.with_suffix(""), "out")
@@ -142,7 +147,7 @@ def minimise(
         if stop % (10 * CHUNK) == 0 or stop == steps:
             print(f"step {stop}: training loss {losses[-1][1]:.3f} nats", flush=True)
     if not math.isfinite(losses[-1][1]):
-        raise UserError(f"the loss is {losses[-1][1]}: training has diverged; try another --seed")
+        raise UserError(f"the loss is {losses[-1][1]}: training has diverged")
     return params, losses
 
 

@@ -51,7 +51,7 @@ def _contenders() -> dict[str, ConfigDict]:
     published.model.update(PUBLISHED)
     published.optimizer.ema_rate = ours.optimizer.ema_rate
     with_ours = ConfigDict(published.to_dict())
-    with_ours.optimizer = ours.optimizer
+    with_ours.optimizer = ConfigDict(ours.optimizer.to_dict())
     configs = {
         OURS: ours,
         "published network": published,

@@ -152,6 +152,8 @@ def _run(found: Mapping[str, Any]) -> str:
     command += " --official-code=PATH" if options["official-code"] else ""
     for name in ("batch_size", "channels", "num_blocks", "rounds"):
         command += f" --{name}={options[name]}"
+    for name in ("modes", "peak_tflops"):
+        command += f" --{name}={options[name]}" if options[name] else ""
     head = ("machine", "command", "images a second of the loader")
     return report.table(head, [(found["machine"], f"`{command}`", f"{found['loader']:,.0f}")])
 

@@ -28,7 +28,9 @@ from experiments.configs import imagenet32, photos
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the published configuration, or a variant of it."""
-    fast = variant == "fast"
+    fast, known = variant == "fast", (*imagenet32.VARIANTS[1:], "fast")
+    if variant and variant not in known:
+        raise ValueError(f"unknown variant {variant!r}; there are {', '.join(known)}.")
     config = imagenet32.get_config("" if fast else variant)
     config.data.name = config.data.name.replace("32x32", "64x64")
     config.model.num_blocks = 64

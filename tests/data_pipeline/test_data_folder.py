@@ -200,7 +200,7 @@ def test_that_grey_was_tripled_is_said_at_each_start(tmp_path, open_folder, capf
         _save(tmp_path / "grey" / f"{n}.png", _image(n)[..., 1])
     for channels, told in ((3, 1), (3, 1), (1, 0)):
         assert open_folder(tmp_path / "grey", channels=channels).event_shape == (6, 5, channels)
-        said = f"pictures of {tmp_path / 'grey'} are grey: each is taken as three equal channels"
+        said = f"images of {tmp_path / 'grey'} that were looked at are grey: each is taken as three"
         assert capfd.readouterr().err.count(said) == told
 
 

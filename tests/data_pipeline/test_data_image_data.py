@@ -46,20 +46,22 @@ def test_validation_split_holds_out_the_last_training_images():
 
 
 def test_no_photograph_is_on_both_sides_of_a_validation_split(one_clear_line):
-    photos = np.array(list("aaabbbbccd"))
+    photos = np.array(list("aaacbbbbcd"))
     data = dataclasses.replace(DATA, source={"train": photos, "test": photos[:3]})
     prints = set()
-    for count, kept in ((4, 3), (6, 3), (3, 7), (2, 7), (1, 9)):  # b is cut, b, c is not, c is
+    cases = {4: [0, 1, 2], 6: [0, 1, 2], 3: [0, 1, 2], 2: [0, 1, 2, 4, 5, 6, 7], 1: [*range(9)]}
+    for count, kept in cases.items():
         split = validation_split(data, count)
-        np.testing.assert_array_equal(split.train, DATA.train[:kept])
+        np.testing.assert_array_equal(split.train, DATA.train[kept])
         np.testing.assert_array_equal(split.test, DATA.train[10 - count :])
-        np.testing.assert_array_equal(split.labels["train"], np.arange(kept) % 3)
+        np.testing.assert_array_equal(split.labels["train"], np.array(kept) % 3)
         assert not set(split.source["train"]) & set(split.source["test"])
-        whole = kept + count == 10
+        whole = kept == [*range(10 - count)]
         assert whole == (split.fingerprint == validation_split(DATA, count).fingerprint)
         prints.add(split.fingerprint)
     assert len(prints) == 5
-    with one_clear_line("count=8 of the 10 .* for validation; all others belong to their groups"):
+    data = dataclasses.replace(data, source={"train": photos[:3].repeat(4)[:10]})
+    with one_clear_line("count=8 of the 10 .* are of the groups of all others"):
         validation_split(data, 8)
 
 

@@ -164,6 +164,9 @@ def test_a_bind_of_fewer_arguments_and_whole_modules_are_refused_in_one_line():
     ):
         with pytest.raises(ValueError, match=rf"^(bind must take|init must return)[^\n]*{said}"):
             fit(given, X, optax.adam(0.1), 1)
+    plain = Model(model.init, lambda params, conditioning, dropout: model.bind(params))
+    with pytest.raises(ValueError, match=r"^bind must take .*dropout, mask\): .*'mask'"):
+        fit(plain, {"x": X, "mask": np.ones_like(X)}, optax.adam(0.1), 1)
 
 
 def test_a_condition_is_dropped_as_a_whole_and_only_in_training():

@@ -109,7 +109,7 @@ def test_a_published_model(mesh):
         ({"workdir": "a", "official": "b"}, "name the model by one of"),
         ({"official": "a", "checkpoint": "1"}, "--official and --checkpoint exclude each other"),
         ({"workdir": "a", "model": "cifar10"}, "--model goes with --official"),
-        ({"workdir": "none"}, "--workdir=none holds no run: it has no config.json"),
+        ({"workdir": "none"}, "none holds no run: it has no config.json"),
         ({"official": "RUN", "model": "x"}, "--model=x is no file and none of cifar10, cifar10_"),
         ({"official": "RUN"}, "--model=NAME is missing, one of cifar10"),
         ({"official": "none", "model": "cifar10"}, "--official: no checkpoint file or folder at"),

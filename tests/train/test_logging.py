@@ -40,6 +40,14 @@ def test_metrics_go_to_a_json_lines_file_and_to_tensorboard(tmp_path):
     assert tensorboard(tmp_path / "tensorboard") == (scalars, 1)
 
 
+def test_a_step_that_was_skipped_and_comes_again_has_one_line(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (9, 10):  # after 9 and after 10 steps
+        log.note(step, "skipped", key=[step])
+    MetricsLog(tmp_path, first_step=10).note(10, "skipped", key=[10])
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [9, 10]
+
+
 def test_a_restart_drops_the_lines_that_it_will_write_again(tmp_path):
     log, file = MetricsLog(tmp_path), tmp_path / "metrics.jsonl"
     for step in (10, 20, 30):

@@ -85,10 +85,11 @@ def test_times_that_adapt_leave_the_gradient_s_expectation_and_see_the_loss_itse
     np.testing.assert_allclose(steep.sums / steep.draws, flat.sums / flat.draws, rtol=0.05)
 
 
-def test_a_run_at_times_that_adapt_goes_on_bit_for_bit_from_its_checkpoint(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_run_at_times_that_adapt_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, accumulate):
     model, data = MLP._replace(adaptive=True), batches(6, 8)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    training = step.Training(model, optax.adam(1e-2), 0.9, KEY, 1, 6)
+    training = step.Training(model, optax.adam(1e-2), 0.9, KEY, accumulate, 6)
     call = step.make_step(training, mesh)
     chunk = sharding.put(data, mesh, axis=1)
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from vdm_jax.data import decoded_cache, file_states
 from vdm_jax.data.image_data import ImageData
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, reaching
 from vdm_jax.files import remove_partials, whole
 
 TIMEOUT_S = (5, 60)  # most seconds to wait for a connection, and then for more bytes
@@ -63,7 +63,8 @@ def load(
         paths, missing = dict[str, Path](), []
         for archive in archives:
             places = [place / archive.filename for place in (manual_dir, data_dir / "downloads")]
-            path = paths[archive.filename] = next(filter(Path.exists, places), places[-1])
+            with reaching(places[0]):
+                path = paths[archive.filename] = next(filter(Path.exists, places), places[-1])
             if path.exists():
                 _check(path, archive)
             else:
@@ -81,7 +82,8 @@ def load(
 
 
 def _check(path: Path, archive: Archive) -> None:
-    digest = file_states.sha256(path)
+    with reaching(path, "read"):
+        digest = file_states.sha256(path)
     if digest != archive.sha256:
         got = f"it has {path.stat().st_size} bytes and sha256 {digest}"
         hint = f"get it anew{f' from {archive.url}' * archive.offered}, or delete it"

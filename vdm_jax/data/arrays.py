@@ -7,7 +7,7 @@ import numpy as np
 
 from vdm_jax.data import decoded_cache, file_states, npy
 from vdm_jax.data.image_data import ImageData, as_conditions, as_images, check_range
-from vdm_jax.errors import UserError, user_path
+from vdm_jax.errors import UserError, reaching, user_path
 
 MOST_CLASSES = 100_000
 _EXTRA = ("_source", "_label", "_condition")
@@ -26,13 +26,15 @@ def load_arrays(path: str | os.PathLike[str] | None, levels: int, data_dir: Path
     if not path:
         raise UserError(f"arrays needs path=, the file to read: {_WANTED}")
     path = user_path(path, "path")
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there"
-        raise UserError(f"{path} is {what}; path= must name {_WANTED}")
-    state = file_states.unread([path])
+    with reaching(path):
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "not there"
+            raise UserError(f"{path} is {what}; path= must name {_WANTED}")
+        state = file_states.unread([path])
     folder = decoded_cache.folder(data_dir, f"npz-{state[:32]}-levels{levels}")
     if not folder.exists():
-        extra = _read(path)
+        with reaching(path, "read"):
+            extra = _read(path)
         if file_states.unread([path]) != state:
             raise UserError(f"{path} was changed while it was read; run again when it is at rest")
         train, test = (

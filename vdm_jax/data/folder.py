@@ -18,7 +18,7 @@ from vdm_jax.data import decoded_cache, picture_decoding
 from vdm_jax.data.decoded_cache import Block, Stream
 from vdm_jax.data.folder_listing import Listing, find
 from vdm_jax.data.image_data import ImageData
-from vdm_jax.errors import UserError, user_path
+from vdm_jax.errors import UserError, reaching, user_path
 
 MOST_PIXELS = 1 << 26  # of a size to bring pictures to
 _LOOKED_AT = 100  # pictures, to see whether they are grey
@@ -53,7 +53,8 @@ def load_folder(
     size = _checked_size(options)
     if not path:
         raise UserError("folder needs path=, the folder with the pictures")
-    listing = find(user_path(path, "path"), options.held_out)
+    with reaching(root := user_path(path, "path")):
+        listing = find(root, options.held_out)
     labels, names = listing.labels() if class_labels else (None, ())
     state = listing.state()
     content = repr((state, len(listing.parts["test"]), size, options.fit, options.channels))
@@ -64,10 +65,10 @@ def load_folder(
     data = decoded_cache.read(folder, f"folder:{listing.root.resolve().name}")
     if labels and data.source:
         labels = {part: labels[part][data.source[part]] for part in labels}
-    first = data.train[:_LOOKED_AT]
-    if options.channels == 3 and np.array_equal(first[..., :2], first[..., 1:]):
-        said = f"the first {len(first)} pictures of {listing.root} are grey: each is taken as three"
-        print(f"vdm_jax: {said} equal channels; channels=1 takes one", file=sys.stderr)
+    some = data.train[:: -(-len(data.train) // _LOOKED_AT)]
+    if options.channels == 3 and np.array_equal(some[..., :2], some[..., 1:]):
+        said = f"{len(some)} images of {listing.root} that were looked at are grey: each is taken"
+        print(f"vdm_jax: {said} as three equal channels; channels=1 takes one", file=sys.stderr)
     return dataclasses.replace(data, labels=labels, label_names=names)
 
 

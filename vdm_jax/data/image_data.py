@@ -155,33 +155,34 @@ def fingerprint(train: np.ndarray, test: np.ndarray, levels: int) -> str:
 def validation_split(data: ImageData, count: int) -> ImageData:
     """Returns `data` with its last `count` training images, and all of theirs, as its test part.
 
-    It is trained on those before the first of a group that is held out, even in part. Name and
-    fingerprint are its own, derived from those of `data`. Raises UserError where `count` leaves no
-    image to validate on or none to train on.
+    Images of a group that is held out in part are in neither. Name and fingerprint are its own,
+    derived from those of `data`. Raises UserError where `count` leaves no image to validate on or
+    none to train on.
     """
-    total = len(data.train)
-    source, held, kept = (data.source or {}).get("train"), total - count, 0
-    if 0 < count < total:
-        cut = source is not None and np.isin(source[:held], source[held:])
-        kept = int(np.argmax(cut)) if np.any(cut) else held
-    if not kept:
-        said = f"count={count} of the {total} training images of {data.name} can't be held out"
-        hint = "all others belong to their groups" if 0 < count < total else ""
-        raise UserError(f"{said} for validation; {hint or f'give a count in 1..{total - 1}'}")
+    total, source = len(data.train), (data.source or {}).get("train")
+    held, said = total - count, f"count={count} of the {total} training images of {data.name}"
+    if not 0 < count < total:
+        hint = f"give a count in 1..{total - 1}"
+        raise UserError(f"{said} can't be held out for validation; {hint}")
+    alone = np.ones(held, bool) if source is None else ~np.isin(source[:held], source[held:])
+    if not alone.any():
+        raise UserError(f"{said} are of the groups of all others: none would be left to train on")
+    rows, derived = np.flatnonzero(alone), f"validation_split:{count}:{data.fingerprint}".encode()
+    if len(rows) < held:
+        derived += rows.astype("<i8").tobytes()
+    kept = slice(len(rows)) if rows[-1] < len(rows) else rows  # the former stays on the disk
 
     def split(labels: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
         if labels is None or "train" not in labels:
             return None
-        return {"train": labels["train"][:kept], "test": labels["train"][held:]}
+        return {"train": labels["train"][kept], "test": labels["train"][held:]}
 
-    less = f":{held - kept}" * (kept < held)
-    derived = f"validation_split:{count}{less}:{data.fingerprint}"
     return dataclasses.replace(
         data,
         name=f"{data.name}:validation{count}",
-        train=data.train[:kept],
+        train=data.train[kept],
         test=data.train[held:],
-        fingerprint=hashlib.sha256(derived.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(derived).hexdigest(),
         source=split(data.source),
         labels=split(data.labels),
         conditions=split(data.conditions),

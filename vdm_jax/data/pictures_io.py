@@ -7,6 +7,7 @@ docs/vdmz.md has their format. They may come from anybody, so no name in them le
 """
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -219,15 +220,18 @@ def _check_names(names: list[str]) -> None:
     """Raises ValueError unless these are names of PNG files below a folder, each there once."""
     taken: set[str] = set()
     for name in names:
-        plain = all(part[:1] not in ("", ".") for part in name.split("/"))
-        name.encode()  # raises UnicodeEncodeError for what isn't Unicode
+        # Encoding raises UnicodeEncodeError for what isn't Unicode; no disk takes longer parts.
+        parts = name.split("/")
+        plain = all(part[:1] not in ("", ".") and len(part.encode()) <= 255 for part in parts)
         if not (plain and len(name) <= _LONGEST and name.lower().endswith(".png")):
-            raise ValueError(f"{name[:255]!r} is no plain relative path of a PNG file")
+            said = f"{name[:255]!r} is no plain relative path of a PNG file"
+            raise ValueError(f"{said}, with parts of 255 bytes at most")
         if name in taken:
             raise ValueError(f"{name!r} is there twice")
         taken.add(name)
     for name in names:
-        if not taken.isdisjoint(map(str, Path(name).parents)):
+        ends = (at.start() for at in re.finditer(r"(?i)(?<=\.png)/", name))
+        if not taken.isdisjoint(name[:end] for end in ends):
             raise ValueError(f"{name!r} lies in a folder that is a picture, too")
 
 

@@ -140,6 +140,9 @@ def check_training(config: ConfigDict, images: ImageData) -> None:
     if c.gamma == "scalar" and not c.learn_end_points:
         said = "config.model.learn_end_points is False, but config.model.gamma=scalar is two end"
         raise UserError(f"{said} points that are learned: give fixed")
+    unread = {"gamma_pinned": c.gamma != "monotone", "attention": c.network in ("resnet", "mlp")}
+    for name in (name for name, of in unread.items() if of and c[name] != _PLAIN[name]):
+        raise UserError(f"config.model.{name} is {c[name]}, which nothing reads here: leave it out")
     if config.optimizer.decay == "none" and config.optimizer.decay_steps:
         said = f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but there is no"
         raise UserError(f"{said} decay: give config.optimizer.decay=linear or cosine")

@@ -173,7 +173,8 @@ def sampler(experiment: Experiment, key: jax.Array) -> Callable[[TrainState], np
     compiled, count = compiled_sampler(experiment, key), config.sample.count
 
     def sample(state: TrainState) -> np.ndarray:
-        print(f"drawing {count} samples in {config.sample.num_steps} steps each", flush=True)
+        many = f" in {config.sample.num_steps} steps each" * (config.hierarchy.depth is None)
+        print(f"drawing {count} samples{many}", flush=True)
         with _lower("sampling", "sample.count", count, state):
             drawn = compiled(state.ema_params)
             stop.wait_for(drawn)

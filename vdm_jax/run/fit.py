@@ -21,7 +21,7 @@ from vdm_jax.data.examples import Examples, check_alike, check_values, examples,
 from vdm_jax.evaluation import bound as evaluation
 from vdm_jax.evaluation.bound import Draws, Evaluation
 from vdm_jax.run import build, experiment
-from vdm_jax.train import loop, sharding, step
+from vdm_jax.train import loop, step
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.model import Bound, Model, Params
@@ -77,9 +77,9 @@ def fit(
 
     Raises ValueError for data or settings that don't fit, or that aren't those of `workdir`.
     """
-    mesh, train = sharding.make_mesh(), examples(data, "data")
+    mesh, train = build.make_mesh(), examples(data, "data")
     given, steps = _checked(settings, steps, mesh, train)
-    _check_model(model, given.ema_rate)
+    _check_model(model, given.ema_rate, train)
     facts = model.facts(jax.tree.map(lambda leaf: leaf[:1], train))
     levels = model.pixel_levels or facts.levels
     check_values(train, facts.event_shape, levels, "data")
@@ -128,12 +128,14 @@ def _checked(
     return of, int(steps)
 
 
-def _check_model(of: Model, ema_rate: float) -> None:
+def _check_model(of: Model, ema_rate: float, train: Examples) -> None:
     """Raises ValueError for a `bind` of other arguments, or parameters that can't be trained."""
+    masked = {"mask": None} if "mask" in train else {}
     try:
-        inspect.signature(of.bind).bind(None, None, None)
+        inspect.signature(of.bind).bind(None, None, None, **masked)
     except TypeError as error:
-        raise ValueError(f"bind must take (params, conditioning, dropout): {error}.") from error
+        names = ", ".join(("params", "conditioning", "dropout", *masked))
+        raise ValueError(f"bind must take ({names}): {error}.") from error
     returned: list[Params] = []
     jax.eval_shape(lambda key: returned.append(of.init(key)), jax.random.key(0))
     for leaf in jax.tree.leaves(returned):

@@ -188,7 +188,7 @@ def saved(workdir: Path, checkpoint: str | None = None) -> Saved:
     file = workdir / "config.json"
     with reaching(file):
         if not (file.is_file() or (workdir / "checkpoints").is_dir()):
-            raise UserError(f"--workdir={workdir} holds no run: it has no config.json")
+            raise UserError(f"{workdir} holds no run: it has no config.json")
     folder, asked = _chosen(workdir, checkpoint)
     step, sealed = load_settings(folder, asked)
     copy, source = dict[str, Any](), folder / str(step)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files, signals, weighting
@@ -25,7 +26,8 @@ from vdm_jax.train.hang import Watchdog
 from vdm_jax.train.interrupts import Stop, Stopped
 from vdm_jax.train.load_checkpoint import complete_steps
 from vdm_jax.train.loop import TrainingError
-from vdm_jax.train.record import DamagedError
+from vdm_jax.train.model import Params
+from vdm_jax.train.record import CheckpointError, DamagedError
 from vdm_jax.train.step import TrainState
 
 # What may change between a stop and a restart: nothing of it touches the state's path, but for the
@@ -71,6 +73,8 @@ def train(config: ConfigDict, workdir: Path, options: Options = Options()) -> Ev
 def _train(of: Experiment, options: Options) -> Evaluation:
     config, workdir = of.config, of.workdir
     settings, folder = _settings(config, of.images), workdir / "checkpoints"
+    flags = options._asdict() | {"init_from": options.init_from is not None}
+    distributed.agree({f"--{name}": value for name, value in flags.items()}, ("--hang_timeout",))
     distributed.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
     distributed.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     (workdir / "samples").mkdir(exist_ok=True)
@@ -85,10 +89,10 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             learned = None  # what is refused is, before compiling
             if checkpoints.latest_step() is not None:
                 checkpoints.check(template)
+                if options.init_from:
+                    print(f"the run has begun: --init_from={options.init_from} is not looked at")
             elif options.init_from:
-                saved = restore.named(options.init_from)
-                learned = pretrained.parameters(saved, template.params, of.mesh)
-                print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
+                learned = _learned(options.init_from, template.params, of.mesh)
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
             init = experiment.keys_of(config)["init"]
@@ -105,6 +109,17 @@ def _train(of: Experiment, options: Options) -> Evaluation:
             state, result = loop.train(run, state)
         _conclude(of, int(state.step), result)
     return result
+
+
+def _learned(source: str, expected: Params, mesh: Mesh) -> Params:
+    """Returns the parameters of another run, or of a model's file."""
+    try:
+        saved = restore.named(source)
+        found = pretrained.parameters(saved, expected, mesh)
+    except DamagedError as error:  # of the other run: no flag of this one mends it
+        raise CheckpointError(str(error)) from error
+    print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
+    return found
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ def _chosen(folder: Path, step: int | None) -> Iterator[Path]:
         if not _removed(where):
             raise
         said = f"the checkpoint {where} was removed while it was read, by a run that goes on and"
-        hint = "give the command again, or a newer --checkpoint."
+        hint = "give the command again, or name a newer checkpoint."
         raise RemovedError(f"{said} keeps the newest few: {hint}") from error
 
 

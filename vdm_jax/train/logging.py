@@ -32,7 +32,8 @@ class MetricsLog:
             return
         self._path = workdir / "metrics.jsonl"
         lines, self.damaged = _read(self._path)
-        kept = [line for line in lines if line["step"] <= first_step]
+        # A step that was skipped has the number of the one before it.
+        kept = [v for v in lines if v["step"] + (v["split"] == "skipped") <= first_step]
         self._seen = {(line["step"], line["split"]) for line in kept}
         if not self._writes:
             return

@@ -157,7 +157,7 @@ def ema_update(average: Params, params: Params, rate: float) -> Params:
 
 
 def _accumulated(gradient: Callable, parts: int, unroll: int) -> Callable:
-    """Returns the mean of `gradient` over `parts` interleaved parts of the batch."""
+    """Returns the mean of `gradient` over `parts` interleaved parts of the batch; `Seen` add up."""
     if parts == 1:
         return gradient
 
@@ -172,7 +172,9 @@ def _accumulated(gradient: Callable, parts: int, unroll: int) -> Callable:
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
         total, _ = jax.lax.scan(body, zeros, (split, keys), unroll=unroll)
-        return jax.tree.map(lambda leaf: leaf / parts, total)
+        grads, (metrics, seen) = total
+        grads, metrics = jax.tree.map(lambda leaf: leaf / parts, (grads, metrics))
+        return grads, (metrics, seen)
 
     return mean_gradient
 
