@@ -67,6 +67,7 @@ def _field(vdm: VDM, ends: tuple[Tensor, Tensor]) -> tuple[cnf.Field, tuple[Any,
 
 def log_prob(vdm: VDM, z_0: Tensor, solver: Solver = DEFAULT, key: Key | None = None) -> LogProb:
     """Returns log p(z_0) of the flow with N(0, I) at gamma_1, by `cnf.log_prob`; its z is z_1."""
+    _ = vdm.elbo  # a guided model has none
     z_0, ends = _checked(vdm, z_0)
     field, times = _field(vdm, ends)
     base = partial(cnf.standard_normal, mask=vdm.mask)
@@ -121,7 +122,7 @@ def dequantized_nats(
 def _dequantized(
     key: Key, images: Images, gamma_0: Tensor, levels: Levels, method: pixels.Dequantization
 ) -> tuple[Tensor, Tensor]:
-    """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, and log alpha_0.
+    """Returns z_0 and log q(z_0|images) elementwise: of continuous data alpha_0 x, -log alpha_0.
 
     That is what makes of z_0's density that of x. Of `Coefficients` it is of W x, where log q
     belongs to the pixels and only its sum over the event means something.
@@ -141,7 +142,8 @@ def _dequantized(
             noise = expand(levels.gamma_of_pixels(gamma_0, images), images)
             z, log_q = pixels.dequantize(key, images, levels.levels, noise, method)
             x, log_q = z / alpha(noise), log_q + jnp.log(alpha(noise))
-        images, levels = levels.transform.forward(cnf.as_batch(x, "data without levels")), None
+        x = loss.to_data(cnf.as_batch(x, "data without levels"), None)
+        images, levels = levels.transform.forward(x), None
     if levels is not None:
         return pixels.dequantize(key, images, levels, gamma_0, method)
     images = cnf.as_batch(images, "data without levels")
@@ -160,4 +162,4 @@ def _checked(vdm: VDM, z: ArrayLike) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     ):
         raise ValueError(f"gamma(0) must be below gamma(1), both finite, got {low} and {high}.")
     # In the wrong order though unknown until it's computed: no number.
-    return z * jnp.where(gamma_0 < gamma_1, 1.0, jnp.nan), (gamma_0, gamma_1)
+    return z * expand(jnp.where(gamma_0 < gamma_1, 1.0, jnp.nan), z), (gamma_0, gamma_1)

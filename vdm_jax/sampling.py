@@ -81,8 +81,9 @@ class Guided:
 def guided(conditional: "VDM", unconditional: "VDM", scale: float) -> Guided:
     """Returns the model to sample whose noise is (1 + scale) eps_conditional - scale eps_other.
 
-    The other is `unconditional` (Ho & Salimans 2022, arXiv 2207.12598, eq. 6). A learned variance
-    is the conditional one. With scale 0 samples are those of `conditional`, bit for bit.
+    The other is `unconditional` (Ho & Salimans 2022, arXiv 2207.12598, eq. 6), asked at the noise
+    levels of `conditional`. A learned variance is the conditional one. With scale 0 samples are
+    those of `conditional`, bit for bit.
     """
 
     if unconditional.event_shape != conditional.event_shape:
@@ -277,6 +278,7 @@ def solve(z_1: Tensor, vdm: "VDM", rule: Rule, keys: Key | None = None) -> Tenso
     Without noise it approximates `vdm_jax.flow.sample`; else `keys` [batch] give it (`noise`).
     """
     gammas = rule.gammas(vdm.gamma)
+    z_1 = jnp.asarray(z_1, jnp.promote_types(jnp.result_type(z_1), gammas.dtype))
 
     def body(state: State, at: tuple[Tensor, Tensor, Tensor]) -> tuple[State, None]:
         i, gamma_t, gamma_s = at

@@ -130,6 +130,8 @@ def beta_linear(
         # log(expm1(B)) = gamma  <=>  B = log(1 + exp(gamma)); then the quadratic's positive root.
         b = float(np.logaddexp(0.0, gamma))
         slope = beta_max - beta_min
+        if b == 0.0:
+            return 0.0
         return 2.0 * b / (beta_min + math.sqrt(beta_min**2 + 2.0 * slope * b))
 
     u_min, u_max = u_of(gamma_min), u_of(gamma_max)

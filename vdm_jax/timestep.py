@@ -83,7 +83,7 @@ def grid(t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def most_steps(dtype: DTypeLike) -> int:
-    """Returns the largest T of which all i / T, and all i, differ in floats of this type."""
+    """Returns a T up to which all i / T, and all i, differ in floats of this type."""
     return int(1.0 / jnp.finfo(dtype).eps)
 
 

@@ -127,9 +127,10 @@ def is_monotone(weight: Weight, gamma_0: float, gamma_1: float) -> bool:
 def shares(weight: Weight, gammas: ArrayLike) -> np.ndarray:
     """Returns the distribution over noise levels whose mean L is the loss of a monotone weight.
 
-    `gammas` [n] ascend from gamma_0 to gamma_1. Of the result [n], positive and of sum 1, the first
-    is w(gamma_0) / w(gamma_1), the share of the data themselves (of z_0), and each other that of
-    the levels between two neighbours. Raises ValueError for a weight that isn't monotone.
+    `gammas` [n] ascend from gamma_0 to gamma_1. Of the result [n], of sum 1 and, but for rounding,
+    not negative, the first is w(gamma_0) / w(gamma_1), the share of the data themselves (of z_0),
+    and each other that of the levels between two neighbours. Raises ValueError for a weight that
+    isn't monotone.
     """
     ends = float(np.min(gammas)), float(np.max(gammas))
     if not is_monotone(weight, *ends):

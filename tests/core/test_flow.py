@@ -8,7 +8,17 @@ import pytest
 from oracles import GaussianData, Mixture, alpha_sigma, normal_denoiser
 from scipy import stats
 
-from vdm_jax import VDM, flow, ode, parameterization, pixels, process, schedule
+from vdm_jax import (
+    VDM,
+    flow,
+    ode,
+    parameterization,
+    pixels,
+    process,
+    sampling,
+    schedule,
+    transforms,
+)
 
 TIGHT = ode.Solver(rtol=1e-8, atol=1e-8)
 
@@ -228,10 +238,24 @@ def test_models_without_a_flow_and_what_is_no_latent_are_refused():
             "rtol must be positive, got 0.0.",
         ),
         (nats("uniform", 0), "num_samples must be an integer of at least 1, got 0."),
+        (of(gamma=lambda t: t[:, None] + np.zeros((5, 2))), "gamma of shape (5, 2) does not go"),
+        (
+            lambda: flow.log_prob(sampling.guided(PIXELS, PIXELS, 2.0), np.zeros((1, 2))),
+            "a model guided with scale 2 has no likelihood",
+        ),
         (nats("logit"), "method must be one of uniform, truncated_normal, got 'logit'"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
+
+
+def test_data_of_half_precision_have_the_density_that_they_have_in_float32():
+    gamma, key = schedule.linear(-13.3, 5.0), jax.random.key(0)
+    for levels in (None, transforms.Coefficients(None, transforms.dct())):
+        vdm = VDM(lambda z, gamma: 0.5 * z, gamma, (4,), levels, "x")
+        x = jnp.array([[0.3, -0.4, 0.1, 0.9]], jnp.bfloat16)
+        nats = vdm.log_prob(key, x)
+        np.testing.assert_allclose(nats, vdm.log_prob(key, x.astype(jnp.float32)), rtol=1e-6)
 
 
 def test_inside_shard_map_the_density_is_the_same_and_what_it_needs_is_said():

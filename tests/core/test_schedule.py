@@ -129,6 +129,7 @@ def test_untruncated_cosine_is_the_formula_of_nichol_and_dhariwal(dtype, s):
     t = np.linspace(0.0, 1.0, 101)
     gamma = schedule.cosine(-math.inf, math.inf, s)(jnp.asarray(t))
     assert gamma[0] == -math.inf and gamma[-1] == math.inf
+    assert schedule.beta_linear(-math.inf, 5.0, beta_min=0.0)(jnp.zeros(1)) == -math.inf
     tolerance = {"rtol": 1e-9, "atol": 1e-15} if dtype == "float64" else {"atol": 1e-5}
     np.testing.assert_allclose(schedule.alpha_bar(gamma), nichol_alpha_bar(t, s), **tolerance)
 

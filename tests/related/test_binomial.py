@@ -246,6 +246,7 @@ def test_what_makes_no_bound_is_refused_by_name():
         (lambda: diffusion(t=t + 2.0), "t must lie in [0, 1], got 2.0."),
         (lambda: diffusion(denoise=lambda z, k: z[:, 0]), "x_hat (2,) and z_t (2, 3) differ in"),
         (lambda: diffusion(keep=lambda t: 1 - t[:1]), "keep must map (2,) to (2,), but returned"),
+        (lambda: binomial.BinomialDiffusion(arbitrary, (3,), 2).sample(key, 1, 0), count),
         (lambda: binomial.marginal(images, np.full(3, 0.5)), "keep_t of shape (3,) does not go"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

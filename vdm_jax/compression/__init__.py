@@ -1,4 +1,4 @@
-"""Lossless compression with a VDM by bits-back coding (section 7.3 of the VDM paper).
+"""Lossless compression with a VDM by bits-back coding (the VDM paper, "Lossless compression").
 
 `compress` and `decompress` (`codec`) turn images into VDMZ files (`file`, docs/vdmz.md) and back.
 Beneath them: `ans`, stacks of bits; `tables` and `chain`, the Gaussians as whole numbers;

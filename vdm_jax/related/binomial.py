@@ -201,5 +201,5 @@ class BinomialDiffusion(NamedTuple):
 
     def sample(self, key: Key, n: int, num_steps: int | None = None) -> Images:
         """Returns `n` ancestral samples, integers in {0, 1}."""
-        shape, steps = (n, *self.event_shape), num_steps or self.num_steps
+        shape, steps = (n, *self.event_shape), self.num_steps if num_steps is None else num_steps
         return sample(key, self.denoise, constant_erasure, shape, steps)

@@ -1,4 +1,4 @@
-"""The learned schedule that minimises the variance of the loss (VDM section 5.2, appendix I.2).
+"""The learned schedule of least variance (VDM, "Variance minimization" and appendix I.2).
 
 In continuous time the bound depends on gamma(t) through its end points alone: they are trained on
 it, and the shape between them to minimise Var[L], or as E[L] stays E[L^2], L the diffusion loss.
