@@ -27,7 +27,7 @@ from vdm_jax.data import pictures_io
 from vdm_jax.data.pictures_io import Pictures
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
-from vdm_jax.run import cli, restore, vdmz
+from vdm_jax.run import build, cli, restore, vdmz
 from vdm_jax.train import memory
 
 COMPARED = 1000  # images, at most, that other codecs are tried on
@@ -82,7 +82,8 @@ def images_for(path: Path | None, options: Mapping[str, Any]) -> tuple[vdmz.Sour
         saved = restore.saved_by(options)
         _, images = restore.images_of(saved, {})
         part = np.ascontiguousarray(getattr(images, options["split"]))
-        words = f"{len(part)} {options['split']} images of {images.name}"
+        name = build.eval_name(saved.config) if options["split"] == "test" else "training"
+        words = f"{len(part)} {name} images of {images.name}"
         pictures = pictures_io.of_array(part, words)
         if (condition := images.given(options["split"])) is not None:
             told = data.flagged(np.zeros(len(part)), condition)
@@ -107,8 +108,6 @@ def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[byt
             found, meta = compression.decompress(content, *model, progress=tell)
     except compression.VdmzError as error:
         raise UserError(f"nothing was written: on decoding, {error}") from error
-    except MemoryError as error:
-        raise _too_large(str(error)) from error
     if not np.array_equal(found, images) or meta != pictures.meta:
         raise UserError("nothing was written: it did not decode to the same images")
     return content, summary, time.perf_counter() - began
@@ -117,7 +116,7 @@ def coded(model: vdmz.Source, pictures: Pictures, options: Options) -> tuple[byt
 def _too_large(said: str) -> UserError:
     return UserError(
         "nothing was written: coding takes more memory than there is; with fewer --blocks fewer "
-        f"images go through the network at once ({said or 'no memory left'})"
+        f"images go through the network at once ({said})"
     )
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from vdm_jax import mixed, pixels
+from vdm_jax import mixed, pixels, timestep
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.evaluation.likelihood import Settings, measure
@@ -33,6 +33,7 @@ from vdm_jax.run import build, cli, distributed, restore
 from vdm_jax.train import memory
 from vdm_jax.vdm import VDM
 
+MOST_STEPS = timestep.most_steps("float32")
 EXACT_UP_TO = 64  # elements of an image, for --trace=auto
 OF = {  # the flags that go with another
     "chains": ("chain_steps", "chain_images"),
@@ -60,7 +61,7 @@ def _flags() -> flags.FlagValues:
     ):
         flags.DEFINE_bool(name, False, about + ": a smaller error", flag_values=values)
     number("chains", "K of the importance-weighted bound; 0: without it", 0, 0)
-    number("chain_steps", "its T", 100)
+    number("chain_steps", "its T", 100, 1, MOST_STEPS)
     number("chain_images", "how many images it is computed for", 64)
     number("ode_images", "how many images the ODE is solved for; 0: none", 0, 0)
     choice("dequantization", "of the ODE", (*pixels.DEQUANTIZATIONS, "both"), "truncated_normal")
@@ -121,6 +122,9 @@ def _settings(options: Mapping[str, Any], model: Subject) -> Settings:
     if trace == "auto":
         small = math.prod(bound.event_shape) <= EXACT_UP_TO
         trace = "exact" if small else "hutchinson"
+    odd = [name for name in ("probes", "num_probes") if options[name] != plain[name].default]
+    if odd and trace == "exact":
+        raise UserError(f"--{odd[0]} goes with --trace=hutchinson; here the trace is exact")
     if options["ode_images"] and trace == "hutchinson" and options["ode_samples"] > 1:
         raise UserError("--ode_samples above 1 needs --trace=exact: noise in log p would bias it")
     given = Settings(**{name: options[name] for name in Settings._fields if name in options})
@@ -139,8 +143,8 @@ def steps_of(text: str | None, model: VDM) -> tuple[int | None, ...]:
     found: list[int | None] = []
     for word in map(str.strip, text.split(",")):
         number = int(word) if word.isascii() and word.isdigit() else 0
-        if word not in ("inf", "None") and not 1 <= number <= cli.MOST:
-            raise UserError(f"--num_steps={text}: wanted numbers from 1 to {cli.MOST}, or inf")
+        if word not in ("inf", "None") and not 1 <= number <= MOST_STEPS:
+            raise UserError(f"--num_steps={text}: wanted numbers from 1 to {MOST_STEPS}, or inf")
         found.append(number or None)
     return tuple(dict.fromkeys(found))
 

@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import compress, tables
 from vdm_jax.compression import Options, Summary, chain
+from vdm_jax.data import pictures_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import report
 from vdm_jax.run import cli
@@ -43,7 +44,9 @@ def measure(argv: list[str]) -> list[Summary]:
     count, told = options["images"] or len(pictures.images), pictures.conditioning
     chosen = compress.some(pictures.images, count)
     told = None if told is None else compress.some(told, count)
-    pictures = dataclasses.replace(pictures, images=chosen, conditioning=told)
+    if count < len(pictures.images):  # without the names of the others
+        pictures = pictures_io.of_array(chosen, pictures.words)
+    pictures = dataclasses.replace(pictures, conditioning=told)
     rows, sizes, summaries = [], dict[int, int](), []
     for num_steps in steps:
         given = Options(num_steps, options["grid"], options["blocks"])

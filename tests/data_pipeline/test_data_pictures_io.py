@@ -104,6 +104,7 @@ def test_meta_of_a_folder_is_as_documented(tmp_path):
     assert came.meta[:2] == b"\3\1"
     assert zlib.decompress(came.meta[2:]) == b"\x40a-b.png\0a/x.jpg.png\0"
     np.testing.assert_array_equal(came.images[0], IMAGES[0])
+    assert [picture.shape[2] for picture in came.whole] == [3, 1]  # for the size of the raw pixels
     put(tmp_path / "grey", "a.png", IMAGES[0, ..., 0])
     came = pictures_io.read(tmp_path / "grey")
     np.testing.assert_array_equal(came.images, IMAGES[:1, ..., :1])
@@ -176,6 +177,7 @@ def test_folders_that_are_not_taken(folder):
         ("a.gif", IMAGES[0], "GIF", "is a .gif file"),
         ("é x.jpg.png", IMAGES[0], "PNG", "'é x.jpg.png' is there twice; rename it"),
         ("é x.jpg.png/b.png", IMAGES[0], "PNG", "lies in a folder that is a picture, too"),
+        ("a" * 251 + ".jpg", IMAGES[0], "JPEG", "parts of 255 bytes at most; rename it"),
         ("t.png", np.dstack([IMAGES[0], IMAGES[0, ..., 0]]), "PNG", "is transparent"),
     ):
         put(folder, name, image, kind)

@@ -53,7 +53,7 @@ def test_the_rows_are_what_was_asked_for_with_the_bound_on_the_same_images(found
     assert [row["num_images"] for row in rows] == [60, 60, 24, 24, 40, 40, 40]
     assert [row["draws"] for row in rows] == [8, 8, 8, 2, 8, 2, 2]
     assert [row["network_calls"] for row in rows[:4]] == [480, 480, 192, 24 * 2 * 15]
-    assert found["groups"] == 30 and found["failed"] is None and found["pilot_calls"] == 0
+    assert found["groups"] == 12 and found["failed"] is None and found["pilot_calls"] == 0
     json.dumps(found)
 
 
@@ -120,3 +120,13 @@ def test_the_profile_is_the_loss_at_each_noise_level(found):
     middle = GAMMA_0 + (GAMMA_1 - GAMMA_0) * (np.arange(50) + 0.5) / 50
     np.testing.assert_allclose(profile["t"], (np.arange(50) + 0.5) / 50)
     np.testing.assert_allclose(profile["gamma"], middle, atol=1e-4)
+
+
+def test_a_row_that_takes_too_much_memory_does_not_take_the_others_along(monkeypatch):
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 bytes")
+
+    monkeypatch.setattr(likelihood, "chains", too_large)
+    found = likelihood.measure(SUBJECT.first(4), Settings(2, chains=2, chain_images=4), print)
+    assert found["failed"] == "out of memory (5 bytes): lower --batch_size, now 32"
+    assert len(found["rows"]) == 2

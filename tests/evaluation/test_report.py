@@ -72,13 +72,15 @@ def test_the_files_hold_every_number_and_a_folder_is_never_used_twice(tmp_path):
     report.write(folders[1], of_sources)
     text = (folders[1] / "result.md").read_text()
     assert "± between sources" in text and "Fewer than 20 sources" in text and "Before" not in text
-    assert text.endswith("\nImages of one source are alike: the error is that of 12 sources.\n")
+    assert text.endswith(
+        "\nImages of one source are alike: errors are those of sources, 12 or more.\n"
+    )
     assert not (folders[1] / "diffusion_loss.png").exists()
     row = ODE | {"standard_error": math.nan, "between_images_error": math.nan}
     report.write(folders[2], of_sources | {"groups": 1, "rows": [row]})
     text = (folders[2] / "result.md").read_text()
-    assert "| 3.2500 | - | 0.5000 | - |" in text and "rough" not in text and "alike" not in text
-    assert text.endswith("\nOf one source there is no error between sources, nor one in all.\n")
+    assert "| 3.2500 | - | 0.5000 | - |" in text and "rough" not in text
+    assert "\nA row of one source has no error between sources, nor one in all.\n" in text
 
 
 def test_a_row_in_words_and_the_rows_of_samples():

@@ -79,3 +79,9 @@ def test_enough_is_the_number_that_the_known_deviation_calls_for():
     assert reduction.enough(draws_of(0.3, 16, 400, 0), bound, 10.0) == 2
     with pytest.raises(UserError, match=r"1e-05 would take more than 1000000 draws .* least 2e-05"):
         reduction.enough(draws_of(0.3, 16, 400, 0), bound, 1e-5)
+
+
+def test_losses_that_are_no_numbers_are_told_before_times_are_drawn_by_them():
+    broken = toy_vdm.subject(lambda z, gamma: z * np.nan, 8)
+    with pytest.raises(UserError, match=r"losses of training images, .* are not all finite"):
+        reduction.plan(broken, True, False)

@@ -146,6 +146,8 @@ EVALUATE = [
     (["--trace=exact", "--chains=2"], "--trace goes with --ode_images, which isn't given"),
     (["--checkpoint=5"], "no checkpoint of step 5 in"),
     (["--num_steps=10,abc"], "--num_steps=10,abc: wanted numbers from 1 to"),
+    (["--num_steps=10,9000000"], "--num_steps=10,9000000: wanted numbers from 1 to 8388608"),
+    (["--ode_images=2", "--num_probes=3"], "--num_probes goes with --trace=hutchinson; here the"),
     (["--ode_samples=4", "--trace=hutchinson", "--ode_images=2"], "needs --trace=exact"),
 ]
 SAMPLE = [

@@ -59,7 +59,7 @@ class Stacks:
         spilled = np.asarray(spilled)[::-1] & active  # backwards, as they were pushed
         words = np.asarray(words)[::-1]
         self.states = np.where(active, np.asarray(states), self.states)
-        self._reserve(int(spilled.sum(axis=0).max(initial=0)))
+        self._reserve(int(self.sizes.max(initial=0) + spilled.sum(axis=0).max(initial=0)))
         place = self.sizes + np.cumsum(spilled, axis=0) - 1
         _, lane = np.nonzero(spilled)
         self.words[lane, place[spilled]] = words[spilled]
@@ -87,7 +87,7 @@ class Stacks:
         """Pushes one symbol onto one stack."""
         state = int(self.states[lane])
         if state >= count << _SPILL:
-            self._reserve(1)
+            self._reserve(int(self.sizes.max()) + 1)
             self.words[lane, self.sizes[lane]] = state & _LOW
             self.sizes[lane] += 1
             state >>= WORD
@@ -142,10 +142,11 @@ class Stacks:
         self.words[lane, :size] = np.frombuffer(content, "<u4", size)
         self.sizes[lane], self.states[lane] = size, int.from_bytes(top, "little")
 
-    def _reserve(self, more: int) -> None:
-        lacking = int(self.sizes.max(initial=0)) + more - self.words.shape[1]
-        if lacking > 0:
-            self.words = np.pad(self.words, ((0, 0), (0, max(lacking, self.words.shape[1]))))
+    def _reserve(self, size: int) -> None:
+        """Makes room for so many words in each lane; what no lane uses takes no memory."""
+        if size > (before := self.words.shape[1]):
+            old, self.words = self.words, np.zeros((len(self.words), max(size, 2 * before)), "u4")
+            self.words[:, :before] = old
 
 
 def _random(sizes: np.ndarray, salt: int, count: int) -> np.ndarray:

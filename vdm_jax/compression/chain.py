@@ -169,6 +169,9 @@ def _groups(gammas: np.ndarray, grid: int, event: tuple[int, ...]) -> tuple[np.n
     if found.shape[1] > MOST_GROUPS:
         said = f"gamma has {found.shape[1]} different schedules"
         raise UserError(f"{said}, of which {MOST_GROUPS} are coded at most: take one for each band")
+    if (parts := num_steps * grid * found.shape[1]) > 4 * MOST_PARTS:
+        said = f"num_steps times grid times the {found.shape[1]} schedules of gamma is {parts}"
+        raise UserError(f"{said}, may be {4 * MOST_PARTS} at most")
     return found, group.reshape(-1, 1)
 
 

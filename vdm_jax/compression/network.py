@@ -62,8 +62,7 @@ class Network:
         self._now = [] if told is None else [np.zeros((lanes, told.shape[1]), told.dtype)]
         self._shape = (lanes, *bind(params).event_shape)
         self._params = jax.tree.map(_wide, params)
-        most = _MOST_PARTS if jax.default_backend() == "cpu" else 1
-        self._parts = max(n for n in range(1, most + 1) if lanes % n == 0)
+        self._parts = _parts(lanes)
         self._threads = ThreadPoolExecutor(_cores())
 
         def noise(
@@ -136,6 +135,16 @@ class Network:
                 total[level] += np.mean((eps_hat - eps) ** 2)
         self._now = now  # `probe` is of fixed inputs alone
         return total / len(chosen)
+
+
+def at_once(lanes: int) -> int:
+    """Returns how many of so many images the network sees at once."""
+    return lanes * min(_parts(lanes), _cores()) // _parts(lanes)
+
+
+def _parts(lanes: int) -> int:
+    most = _MOST_PARTS if jax.default_backend() == "cpu" else 1
+    return max(n for n in range(1, most + 1) if lanes % n == 0)
 
 
 def _cores() -> int:

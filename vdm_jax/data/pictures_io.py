@@ -171,6 +171,7 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
             raise UserError(f"{said} {pictures[0].shape[:2]}; {hint}")
     grey = np.array([pixels.shape[2] == 1 for pixels in pictures])
     channels = 1 if grey.all() else 3
+    whole = pictures if tile or 0 < grey.sum() < len(grey) else None
     pictures = [np.broadcast_to(p, (*p.shape[:2], channels)) for p in pictures]
     left_out = f"; files left out: {len(skipped)}" * bool(skipped)
     layout = _Folder(grey, [out for out, _ in names])
@@ -179,10 +180,10 @@ def _read_folder(root: Path, tile: int | None) -> Pictures:
         images = np.concatenate([_cut(picture, tile) for picture in pictures])
         layout = layout._replace(sizes=np.array([p.shape[:2] for p in pictures], "<u4"))
         words = f"{len(pictures)} pictures in {len(images)} tiles {tile}x{tile} {of}"
-        return Pictures(images, _folder_meta(layout, channels), words, pictures)
+        return Pictures(images, _folder_meta(layout, channels), words, whole)
     by = "x".join(map(str, pictures[0].shape))
     words = f"{len(pictures)} pictures {by} {of}"
-    return Pictures(np.stack(pictures), _folder_meta(layout, channels), words)
+    return Pictures(np.stack(pictures), _folder_meta(layout, channels), words, whole)
 
 
 def _cut(picture: np.ndarray, tile: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from vdm_jax.evaluation.subject import Subject
 from vdm_jax.evaluation.variance_reduction import Evaluator, drawn, plan
 from vdm_jax.ode import Solver
 from vdm_jax.pixels import Dequantization
+from vdm_jax.train import memory
 from vdm_jax.train.model import BITS, Batch, Bound, Params, Unit, unit
 from vdm_jax.types import Images, Key, PerExample, Tensor
 from vdm_jax.vdm import VDM
@@ -68,6 +69,9 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
         rows.append(row)
         say(row)
 
+    def larger(said: str) -> UserError:
+        return UserError(f"out of memory ({said}): lower --batch_size, now {subject.batch_size}")
+
     def add_bound(some: Subject, num_steps: int | None, words: str = "") -> Draws:
         of = some.at(num_steps) if is_vdm else some
         draws, controlled = evaluator.draw(of)
@@ -75,21 +79,25 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
         add(row | {"quantity": row["quantity"] + words})
         return draws
 
-    for num_steps in asked.num_steps:
-        draws = add_bound(subject, num_steps)
-        if is_vdm and (num_steps is None or not shape):
-            shape = loss_profile(draws, subject.vdm)
     try:
-        for some, steps, others in _others(subject, asked, jax.random.fold_in(key, 1)):
-            count = len(some.images.test)  # the bound on the very images that others are of
-            if count < len(subject.images.test) or steps not in asked.num_steps:
-                add_bound(some, steps, f", first {count} images")
-            for other in others:
-                add(other())
+        with memory.exhausted(larger):
+            for num_steps in asked.num_steps:
+                draws = add_bound(subject, num_steps)
+                if is_vdm and (num_steps is None or not shape):
+                    shape = loss_profile(draws, subject.vdm)
+            for some, steps, others in _others(subject, asked, jax.random.fold_in(key, 1)):
+                count = len(some.images.test)  # the bound on the very images that others are of
+                if count < len(subject.images.test) or steps not in asked.num_steps:
+                    add_bound(some, steps, f", first {count} images")
+                for other in others:
+                    add(other())
     except UserError as error:  # what was found before is reported nevertheless
+        if not rows:
+            raise
         failed = str(error)
-    number = None if groups is None else len(np.unique(groups))
-    found = {"groups": number, "rows": rows, "pilot_calls": evaluator.pilot_calls}
+    numbers = [len(np.unique(groups[: row["num_images"]])) for row in rows if groups is not None]
+    found = {"groups": min(numbers, default=None), "rows": rows}
+    found["pilot_calls"] = evaluator.pilot_calls
     return found | {"failed": failed, "note": subject.bound.note, "profile": shape}
 
 

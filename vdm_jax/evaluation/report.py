@@ -68,11 +68,12 @@ def _markdown(found: Row) -> str:
         notes.append("Between images 0: too small to be seen beside the draws; --repeats helps.")
     number = sources or min(row["num_images"] for row in rows)
     if number == 1:
-        notes.append(f"Of one {units[:-1]} there is no error between {units}, nor one in all.")
+        notes.append(f"A row of one {units[:-1]} has no error between {units}, nor one in all.")
     elif number < 20:
         notes.append(f"Fewer than 20 {units}: the errors between them are themselves rough.")
-    if sources and sources > 1:
-        notes.append(f"Images of one source are alike: the error is that of {sources} sources.")
+    if sources:
+        most = f"errors are those of sources, {sources} or more"
+        notes.append(f"Images of one source are alike: {most}.")
     on = f"{model['name']} at step {model['step']}, on the {data['part']} images of {data['name']}"
     text = f"{on}{given}.\n\n    {found['command']}\n\n{table(head, map(_cells, rows))}\n"
     return text + "".join(f"\n{note}\n" for note in notes)

@@ -48,6 +48,9 @@ def plan(subject: Subject, importance: bool, controls: bool) -> Reduction:
         levels = mixed.of_images(subject.vdm.levels, subject.images.levels)
         by = Reduction(linear=Linear.of(loss.to_data(images, levels)))
     t, losses, variates = _pairs(subject, by)
+    if not np.isfinite(losses).all():
+        said = "the losses of training images, which are to tell how to draw, are not all finite"
+        raise UserError(f"{said}: the model is broken, or leave --importance and the like out")
     if controls:
         coefficients = control_variates.fit(t, losses, variates, COEFFICIENT_BINS)
         losses = control_variates.subtracted(t, losses, variates, coefficients)

@@ -122,7 +122,7 @@ def _with_images(of: Saved, data: Mapping[str, Any], mesh: Mesh) -> Subject:
 def _from_official(options: Mapping[str, Any], data: Mapping[str, Any], mesh: Mesh) -> Subject:
     """Returns a published checkpoint, with the data it was trained on, or that `data` names."""
     known = published_configs.find(Path(options["official"]), options["model"])[0].get("data")
-    if not data and known is None:
+    if "name" not in data and known is None:
         raise UserError("--data=NAME is missing: a model_config.json doesn't say which images")
     c = with_data(defaults.get_config(), {"name": known, **data})
     images = build.load(c)

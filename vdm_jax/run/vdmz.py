@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vdm_jax import files, mixed
+from vdm_jax.compression import network
 from vdm_jax.compression.file import CHAIN, Header, VdmzError
 from vdm_jax.errors import UserError, user_path
 from vdm_jax.run import build, restore
@@ -65,10 +66,10 @@ def check_room(source: Source, header: Header) -> None:
     """
     settings = source.settings
     halved = len(settings["multipliers"].split(",")) - 1 if "multipliers" in settings else 0
-    any_size = halved or "sm_n_embd" in settings
+    any_size = settings.get("network") in ("unet", "pyramid") or "sm_n_embd" in settings
     if not any_size or all(b.mode != CHAIN for b in header.blocks):
         return
-    shape = (len(header.blocks), *header.event_shape)
+    shape = (network.at_once(len(header.blocks)), *header.event_shape)
     need = 8 * shape[0] * (math.prod(shape[1:3]) // 4**halved) ** 2
     room = memory.room(jax.devices()[0])
     if room and need > room.free:

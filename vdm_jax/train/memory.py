@@ -47,9 +47,11 @@ def words(size: int) -> str:
 
 @contextlib.contextmanager
 def exhausted(instead: Callable[[str], Exception]) -> Iterator[None]:
-    """Raises `instead(what it says)` where the runtime runs out of memory in the block."""
+    """Raises `instead(what it says)` where the runtime or NumPy runs out of memory in the block."""
     try:
         yield
+    except MemoryError as error:
+        raise instead(str(error) or "no memory left") from error
     except jax.errors.JaxRuntimeError as error:
         said = str(error).strip().splitlines()[0]
         if not said.startswith("RESOURCE_EXHAUSTED"):
