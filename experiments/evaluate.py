@@ -82,7 +82,7 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     mesh = build.make_mesh(options["shard_params"], "shard_params")
     subject = restore.from_options(options, mesh)
     parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/evaluation"), "out")
-    with memory.exhausted(build.lower_batch(subject.batch_size)):
+    with memory.exhausted(memory.lower_batch(subject.batch_size)):
         asked = _settings(options, subject)
         build.check_batch_size(subject.batch_size, mesh)
         subject = subject.first(options["images"])

@@ -76,7 +76,7 @@ def sample(argv: list[str]) -> dict[str, Any]:
     _check(subject, options)
     parent = build.make_workdir(Path(options["out"] or f"{options['workdir']}/sampling"), "out")
     found: dict[str, Any] = {"model": {"name": subject.name, "step": subject.step}}
-    with memory.exhausted(build.lower_batch(subject.batch_size)):
+    with memory.exhausted(memory.lower_batch(subject.batch_size)):
         if options["quality"]:
             say = lambda row: print(*report.of_quality(row), sep=", ", flush=True)  # noqa: E731
             found["quality"] = sample_quality.quality(subject, _rules(), say=say)

@@ -69,9 +69,6 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
         rows.append(row)
         say(row)
 
-    def larger(said: str) -> UserError:
-        return UserError(f"out of memory ({said}): lower --batch_size, now {subject.batch_size}")
-
     def add_bound(some: Subject, num_steps: int | None, words: str = "") -> Draws:
         of = some.at(num_steps) if is_vdm else some
         draws, controlled = evaluator.draw(of)
@@ -80,7 +77,7 @@ def measure(subject: Subject, asked: Settings, say: Callable[[Row], None]) -> di
         return draws
 
     try:
-        with memory.exhausted(larger):
+        with memory.exhausted(memory.lower_batch(subject.batch_size)):
             for num_steps in asked.num_steps:
                 draws = add_bound(subject, num_steps)
                 if is_vdm and (num_steps is None or not shape):

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -52,11 +52,6 @@ def check_batch_size(
         said = f"batch size {size} can't be split evenly into {accumulate} micro-batch(es) on"
         wanted = f"wanted a multiple of {mesh.size * accumulate}"
         raise UserError(f"{name}: {said} {mesh.size} device(s): {wanted}")
-
-
-def lower_batch(size: int) -> Callable[[str], UserError]:
-    """Returns what a command with --batch_size says, for `memory.exhausted`."""
-    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 def load(config: ConfigDict) -> ImageData:

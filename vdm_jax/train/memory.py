@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 
+from vdm_jax.errors import UserError
+
 
 class Room(NamedTuple):
     """The memory of one device, in bytes."""
@@ -43,6 +45,11 @@ def room(device: jax.Device, meminfo: Path = Path("/proc/meminfo")) -> Room | No
 def words(size: int) -> str:
     """Returns bytes in GiB, or below a tenth of one in MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def lower_batch(size: int) -> Callable[[str], UserError]:
+    """Returns what a command with --batch_size says, for `exhausted`."""
+    return lambda said: UserError(f"out of memory ({said}): lower --batch_size, now {size}")
 
 
 @contextlib.contextmanager
