@@ -60,6 +60,8 @@ def test_the_batches_of_a_file_depend_on_its_number_of_blocks_alone(cores, monke
     with jax.enable_x64(True):
         of = [Network(model.bind, model.params, np.zeros(3), lanes) for lanes in (1, 2, 11, 12, 64)]
     assert [each._parts for each in of] == [1, 2, 1, 6, 8]
+    at_once = {1: [1, 1, 11, 2, 8], 3: [1, 2, 11, 6, 24]}[cores]
+    assert [network.at_once(lanes) for lanes in (1, 2, 11, 12, 64)] == at_once
 
 
 def test_the_layout_is_as_documented():

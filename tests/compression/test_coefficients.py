@@ -76,3 +76,7 @@ def test_too_many_schedules_are_refused():
     many = lambda t: t[:, None] + jnp.arange(100.0)  # noqa: E731
     with pytest.raises(ValueError, match="100 different schedules, of which 64 are coded at most"):
         chain.make(steps.equal(many, 2), 4, 2, (100,))
+    some = lambda t: t[:, None] + jnp.arange(40.0) / 1000  # noqa: E731
+    said = "num_steps times grid times the 40 schedules of gamma is 160000, may be 131072"
+    with pytest.raises(ValueError, match=said):
+        chain.make(steps.equal(some, 2000), 4, 2, (40,))

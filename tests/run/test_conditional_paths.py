@@ -109,7 +109,7 @@ def test_its_checkpoint_is_evaluated_and_sampled_by_class(run, tmp_path):
         sample(["", *steps, "--class=7"])
         with pytest.raises(UserError, match="--guidance needs one schedule for all conditions"):
             sample(["", *steps, "--class=7", "--guidance=1"])
-        with pytest.raises(UserError, match="its latents are no pixels, or have several schedules"):
+        with pytest.raises(UserError, match="its latents are no grey or RGB pixels, or have"):
             pictures.pictures(["", str(run), f"--out={tmp_path}"])
         with pytest.raises(UserError, match="has a schedule of each image, by its condition"):
             vdmz.compress(run, "--split=test", "-o", tmp_path / "a.vdmz")

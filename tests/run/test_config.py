@@ -239,6 +239,7 @@ def test_the_devices_must_fit():
             {"optimizer.decay": "none", "optimizer.decay_steps": 7},
             "optimizer.decay_steps is 7, but there is no d",
         ),
+        ("digits", {"data.manual_dir": "/typo"}, "data.manual_dir='/typo' is for published arch"),
         ("digits", {"model.gamma_pinned": False}, "model.gamma_pinned is False, which nothing"),
         ("digits", {"model.attention": "all"}, "model.attention is all, which nothing reads"),
         ("digits", {"data.validation": 2}, "data.validation=2 holds out all images of class 'b'"),

@@ -78,6 +78,8 @@ def test_a_training_starts_from_a_file(digits_run, model_file, tmp_path, capsys)
     pairs = zip(
         *(jax.tree.leaves(averaged(*of)) for of in ((tmp_path, 10), (digits_run, 60))), strict=True
     )
+    training.train(config, tmp_path, Options(init_from="none"))
+    assert "the run has begun: --init_from=none is not looked at" in capsys.readouterr().out
     for found, leaf in pairs:
         rounded = jnp.asarray(leaf, jnp.float16).astype(jnp.float32)
         np.testing.assert_allclose(found, rounded, rtol=0, atol=1e-9)

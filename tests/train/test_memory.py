@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vdm_jax.train import memory
@@ -75,5 +76,7 @@ def test_running_out_of_memory_is_told_from_other_errors():
     said = r"^Out of memory allocating 281474976710656 bytes$"
     with pytest.raises(Told, match=said), memory.exhausted(Told):
         jax.jit(lambda: jnp.zeros(2**46))().block_until_ready()
+    with pytest.raises(Told, match=r"^Unable to allocate 4.00 EiB"), memory.exhausted(Told):
+        np.zeros(2**59)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.exhausted(Told):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

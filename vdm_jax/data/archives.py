@@ -63,8 +63,7 @@ def load(
         paths, missing = dict[str, Path](), []
         for archive in archives:
             places = [place / archive.filename for place in (manual_dir, data_dir / "downloads")]
-            with reaching(places[0]):
-                path = paths[archive.filename] = next(filter(Path.exists, places), places[-1])
+            path = paths[archive.filename] = next(filter(_there, places), places[-1])
             if path.exists():
                 _check(path, archive)
             else:
@@ -79,6 +78,11 @@ def load(
         print(f"vdm_jax: preparing {name} in {data_dir} (once)", file=sys.stderr)
         build(paths, folder)
     return decoded_cache.read(folder, name)
+
+
+def _there(path: Path) -> bool:
+    with reaching(path):
+        return path.exists()
 
 
 def _check(path: Path, archive: Archive) -> None:
@@ -102,7 +106,7 @@ def _download(archive: Archive, path: Path) -> str | None:
         with requests.get(archive.url, stream=True, timeout=TIMEOUT_S) as response:
             response.raise_for_status()
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.parent / ".lock"):
+            with FileLock(path.parent / ".lock", mode=0o666):
                 if not path.exists():  # another process may have brought it meanwhile
                     remove_partials(path.parent)
                     _save(response, path, archive)

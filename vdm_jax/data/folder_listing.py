@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import file_states
-from vdm_jax.errors import UserError, reason
+from vdm_jax.errors import UserError, reaching, reason
 
 HELD_OUT = 0.1
 _TAKEN = (".png", ".jpg", ".jpeg", ".webp")
@@ -157,10 +157,11 @@ def _files(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[str]:
         aside = entry.name.lower() in _ASIDE  # what is in there doesn't matter
         if entry.name.startswith(".") and not aside:
             continue
-        # A broken link is told when it is looked up.
-        if aside or entry.is_file() or not entry.exists():
+        with reaching(entry):  # a broken link is told when it is looked up
+            is_file, is_folder = entry.is_file() or not entry.exists(), entry.is_dir()
+        if aside or is_file:
             yield entry.relative_to(root).as_posix()
-        elif entry.is_dir():
+        elif is_folder:
             yield from _files(root, entry, (*above, real))
         else:
             raise UserError(f"{entry} is neither file nor folder (a pipe?); move it away")

@@ -14,7 +14,8 @@ from vdm_jax.data.image_data import ImageData, fingerprint
 from vdm_jax.data.imagenet import IMAGENET, load_imagenet
 from vdm_jax.errors import UserError, reason, user_path
 
-SOURCES = ("digits", "digits_binary", "photos32", "arrays", "folder", "cifar10", "mnist", *IMAGENET)
+OWN = ("digits", "digits_binary", "photos32", "arrays", "folder")
+SOURCES = (*OWN, "cifar10", "mnist", *IMAGENET)
 
 LEVELS = {"digits": 17, "digits_binary": 2}  # the published values are 0..16
 TRAIN_COUNT = 1437  # of the digits
@@ -50,7 +51,7 @@ def load(
       folder: what pictures are made into; for "folder" only.
       class_labels: whether labels are wanted: an error where there are none.
     """
-    _check_unused(name, path, manual_dir, levels, folder)
+    _check_unused(name, path, levels, folder)
     if name in LEVELS:  # which need no data_dir, so they do without a home, too
         return _digits(name)
     root = _root(data_dir)
@@ -116,9 +117,7 @@ def _root(data_dir: _PathLike) -> Path:
     return user_path(data_dir or variable or "~/.cache/vdm_jax", name)
 
 
-def _check_unused(
-    name: str, path: _PathLike, manual_dir: _PathLike, levels: int, folder: FolderOptions
-) -> None:
+def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions) -> None:
     """Raises UserError for an unknown name, and for what means nothing with the name."""
     if name not in SOURCES:
         raise UserError(f"dataset {name!r} is unknown; choose one of {', '.join(SOURCES)}")
@@ -129,9 +128,6 @@ def _check_unused(
         raise UserError(f"levels={levels} can't be set for {name!r}, which has {own}; leave it out")
     if path and name not in ("arrays", "folder"):
         raise UserError(f"path={str(path)!r} is for arrays and folder, not {name!r}; leave it out")
-    if manual_dir and name in SOURCES[:5]:
-        said = f"manual_dir={str(manual_dir)!r} is for archives of published datasets"
-        raise UserError(f"{said}, not {name!r}; leave it out")
     for key, value in dataclasses.asdict(folder).items():
         if name != "folder" and value != getattr(_NO_OPTIONS, key):
             raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")

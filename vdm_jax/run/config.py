@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import timestep, weighting
-from vdm_jax.data import Condition, ImageData
+from vdm_jax.data import Condition, ImageData, sources
 from vdm_jax.errors import UserError
 from vdm_jax.nn.blocks import REMATS
 from vdm_jax.nn.features import HEADS
@@ -146,6 +146,9 @@ def check_training(config: ConfigDict, images: ImageData) -> None:
     if config.optimizer.decay == "none" and config.optimizer.decay_steps:
         said = f"config.optimizer.decay_steps is {config.optimizer.decay_steps}, but there is no"
         raise UserError(f"{said} decay: give config.optimizer.decay=linear or cosine")
+    if config.data.manual_dir and config.data.name in sources.OWN:
+        said = f"config.data.manual_dir={config.data.manual_dir!r} is for published archives, not"
+        raise UserError(f"{said} for {config.data.name}: leave it out")
     if c.network == "resnet" and c.dropout >= 0.5:
         said = f"config.model.dropout is {c.dropout}, and the resnet drops twice as much of what"
         raise UserError(f"{said} it knows of all pixels: give less than 0.5")
