@@ -130,3 +130,24 @@ def test_a_row_that_takes_too_much_memory_does_not_take_the_others_along(monkeyp
     found = likelihood.measure(SUBJECT.first(4), Settings(2, chains=2, chain_images=4), print)
     assert found["failed"] == "out of memory (5 bytes): lower --batch_size, now 32"
     assert len(found["rows"]) == 2
+
+
+def test_importance_and_control_variates_leave_bound_and_profile_their_closed_form():
+    """Of eps_hat = f(gamma) with f^2 = exp(gamma): E ||eps - f||^2 = d (1 + exp(gamma))."""
+    train = np.random.default_rng(0).integers(0, LEVELS, (2000, *toy_vdm.SHAPE), np.uint8)
+    subject = toy_vdm.subject(toy_vdm.steep, 60, train=train)
+    asked = Settings(32, (5, None), importance=True, control_variates=True)
+    found = likelihood.measure(subject, asked, lambda row: None)
+    assert found["pilot_calls"] > 0
+    at_steps = np.exp(np.arange(-4.0, 5.0, 2.0)).mean()
+    nats = (
+        2.5 * math.expm1(2.0) * DIMS * (1 + at_steps),
+        EXACT * (1 + (math.exp(GAMMA_1) - math.exp(GAMMA_0)) / (GAMMA_1 - GAMMA_0)),
+    )
+    for row, expected in zip(found["rows"], nats, strict=True):
+        term = row["terms"]["diffusion"]
+        assert abs(term["mean"] - expected * BITS) < 4 * term["monte_carlo"] < 0.1 * term["mean"]
+    profile = found["profile"]
+    exact = EXACT * BITS * (1 + np.exp(profile["gamma"]))
+    np.testing.assert_allclose(np.mean(profile["mean"]), exact.mean(), rtol=0.1)
+    np.testing.assert_allclose(np.median(profile["mean"] / exact), 1.0, atol=0.1)

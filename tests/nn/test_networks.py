@@ -169,7 +169,6 @@ def test_gamma_conditioning_and_dropout_matter(network):
     changed = of(gamma_t, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(changed[0], out[0], atol=1e-6)
     assert np.abs(changed[1] - out[1]).max() > 1e-4
-    np.testing.assert_array_equal(of(gamma_t), out)
     assert np.abs(of(gamma_t, seed=1) - out).max() > 1e-4
 
 

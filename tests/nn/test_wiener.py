@@ -46,22 +46,6 @@ def test_each_filter_weighs_each_cosine_by_its_formula():
     np.testing.assert_allclose(dctn(white, axes=AXES, norm="ortho"), whitened, rtol=1e-8)
 
 
-def test_of_images_with_its_spectrum_no_linear_denoiser_is_better():
-    """E[(eps - eps_hat) z'] = 0 for each pixel of z_t: exact, by its covariances with eps."""
-    basis = idctn(np.eye(72).reshape(72, *SHAPE), axes=AXES, norm="ortho").reshape(72, 72)
-    contrast, gamma = 2.0, GAMMA[1]
-    variance = 1 / (1 + np.exp(gamma))
-    of_x = basis.T @ np.diag(contrast * spectrum().reshape(-1)) @ basis
-    of_z = variance * of_x + (1 - variance) * np.eye(72)
-    pixels = np.eye(72).reshape(72, *SHAPE)
-    with jax.enable_x64(True):
-        params = {name: jnp.asarray(value) for name, value in PARAMS.items()}
-        call = WienerFilters((contrast,)).apply
-        linear, _ = call({"params": params}, jnp.asarray(pixels), jnp.full(72, gamma))
-    matrix = np.asarray(linear).reshape(72, 72).T  # eps_hat = matrix @ z_t
-    np.testing.assert_allclose(matrix @ of_z, np.sqrt(1 - variance) * np.eye(72), atol=1e-10)
-
-
 def test_a_pyramid_begins_as_the_mean_of_its_filters():
     sizes = {"channels": 8, "multipliers": (1,), "blocks": (1,)}
     network = Pyramid(-10.0, 5.0, **sizes, contrasts=CONTRASTS, on_levels=False)

@@ -106,7 +106,13 @@ def test_its_checkpoint_is_evaluated_and_sampled_by_class(run, tmp_path):
                                 "--chain_steps=3")["rows"]  # fmt: skip
         assert 0.0 < row["bpd"] < 8.0
         steps = f"--workdir={run}", "--num_steps=3", "--sampler=ancestral", "--n=4"
-        sample(["", *steps, "--class=7"])
+        drawn = {}
+        for number in (7, 3, 7):
+            sample(["", *steps, f"--class={number}"])
+            folder = max((run / "sampling").iterdir(), key=lambda f: f.stat().st_mtime_ns)
+            images = np.load(folder / "samples.npz")["images"]
+            np.testing.assert_array_equal(drawn.setdefault(number, images), images)
+        assert np.any(drawn[7] != drawn[3])
         with pytest.raises(UserError, match="--guidance needs one schedule for all conditions"):
             sample(["", *steps, "--class=7", "--guidance=1"])
         with pytest.raises(UserError, match="its latents are no grey or RGB pixels, or have"):

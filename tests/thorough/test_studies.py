@@ -167,7 +167,9 @@ def test_a_study_of_a_few_steps_fills_its_page(
     pictures = {file.name for file in (DOCS / name).iterdir()}
     assert {file.name for file in (tmp_path / name).iterdir()} == pictures
     monkeypatch.setattr(training, "train", None)  # a finished run is not trained again
-    for note in (tmp_path / "w").glob("*/minutes.json"):
+    notes = [*(tmp_path / "w").glob("*/minutes.json")]
+    assert notes
+    for note in notes:
         trainings.train(
             ConfigDict(json.loads(note.read_text())["config"]), note.parent, build.make_mesh()
         )
