@@ -70,9 +70,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def reproduce(argv: list[str]) -> dict[str, Any]:
     """Parses `argv`, trains, measures, and puts the numbers, which are returned, into the page."""
     study = trainings.parse(argv, __doc__, "results.md", TABLES)
-    models = {
-        name: study.train(name, digits.get_config(), changes)[0] for name, changes in RUNS.items()
-    }
+    models = {name: study.train(name, digits.get_config(), of)[0] for name, of in RUNS.items()}
     print("\n== measuring", flush=True)
     found = {
         "scale": study.scale, "minutes": study.minutes, "sweep": _measure_sweep(models),
@@ -91,12 +89,8 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
 def _measure_sweep(models: dict[str, Subject]) -> list[Row]:
     """Returns the paper's table 2: trained with one T, evaluated with another."""
     evaluated = {"T=10": (10,), "T=100": (100,), "main": SWEEP}
-    return [
-        trainings.bound(models[name], num_steps=num_steps)[0]
-        | {"trained": models[name].vdm.num_steps}
-        for name in evaluated
-        for num_steps in evaluated[name]
-    ]
+    pairs = [(models[name], steps) for name in evaluated for steps in evaluated[name]]
+    return [trainings.bound(of, num_steps=n)[0] | {"trained": of.vdm.num_steps} for of, n in pairs]
 
 
 def _measure_variance(trained: Subject) -> list[Row]:

@@ -100,11 +100,7 @@ def sample(
     """Returns the flow back, from z = z(end) to z(start); the rest is as for `log_prob`."""
     z = as_batch(z, "z")
     _check(z, start, end, solver)
-
-    def alone(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_velocity(field, t, state[0]),)
-
-    (x,), steps = ode.solve(alone, (z,), end, start, solver)
+    (x,), steps = ode.solve(lambda t, at: (_velocity(field, t, at[0]),), (z,), end, start, solver)
     return Sample(x, steps)
 
 

@@ -41,16 +41,9 @@ def parts(levels: tuple[int | None, ...], like: Tensor, *others: Any) -> Iterato
     if np.ndim(like) < 2 or len(levels) != np.shape(like)[-1]:
         said = f"levels has {len(levels)} numbers for data of shape {np.shape(like)}"
         raise ValueError(f"{said}; wanted one for each feature, along the last axis.")
+    every = [(each, np.shape(each)[-1:] == (len(levels),)) for each in (like, *others)]
     for level, columns in _columns(levels).items():
-        yield (
-            level,
-            *(
-                each
-                if np.ndim(each) == 0 or np.shape(each)[-1] != len(levels)
-                else each[..., columns]
-                for each in (like, *others)
-            ),
-        )
+        yield level, *(each[..., columns] if split else each for each, split in every)
 
 
 def joined(levels: tuple[int | None, ...], found: Iterable[Tensor]) -> Tensor:

@@ -64,9 +64,8 @@ class Rule:
         inside jit, where its values are not known, the table is NaN then.
         """
         if self.spacing == "time":
-            return timestep.falling(
-                timestep.steps(gamma, jnp.linspace(1.0, 0.0, self.num_steps + 1))
-            )
+            times = jnp.linspace(1.0, 0.0, self.num_steps + 1)
+            return timestep.falling(timestep.steps(gamma, times))
         gamma_1, gamma_0 = timestep.steps(gamma, jnp.array([1.0, 0.0]))
         if gamma_1.ndim == 0:
             return timestep.falling(self._spaced(gamma_1, gamma_0))
@@ -75,9 +74,8 @@ class Rule:
         one = lambda t: timestep.mean_gamma(timestep.gammas(gamma, t[None]))  # noqa: E731
         means = timestep.falling(jax.lax.map(one, times)[::-1])[::-1]
         spaced = self._spaced(means[-1], means[0])
-        return timestep.falling(
-            jax.vmap(gamma)(jax.vmap(jnp.interp, (1, 1, None), 1)(spaced, means, times))
-        )
+        at = jax.vmap(jnp.interp, (1, 1, None), 1)(spaced, means, times)
+        return timestep.falling(jax.vmap(gamma)(at))
 
     def _spaced(self, gamma_1: Tensor, gamma_0: Tensor) -> Tensor:
         """Returns the ends of the steps between two gammas, [num_steps + 1, *their shape]."""

@@ -16,12 +16,8 @@ ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.
 def deferred() -> Iterator[None]:
     """Lets Ctrl-C and the signals that end a job take effect at the end of the block."""
     sent: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        sent.append(number)
-
     try:
-        with handlers((signal.SIGINT, *ENDING), note):
+        with handlers((signal.SIGINT, *ENDING), lambda number, _: sent.append(number)):
             yield
     finally:
         if sent:

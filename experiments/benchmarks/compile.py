@@ -69,7 +69,10 @@ def run(argv: list[str]) -> list[Row]:
     jax.config.update("jax_enable_compilation_cache", False)  # it can't load another's programs
     for name in ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort"):
         jax.config.update(name, options["effort"])
-    mesh = _mesh(target.devices, config.train.shard_params)
+    try:
+        mesh = sharding.make_mesh(target.devices, config.train.shard_params)
+    except ValueError as error:
+        raise UserError(f"--config.train.shard_params: {error}") from error
     check_devices(config, mesh)
     levels = options["levels"] or LEVELS.get(config.data.name, config.data.levels)
     of = described(config, mesh, options["image"], levels, options["classes"])
@@ -111,31 +114,17 @@ def _parse(argv: list[str]) -> tuple[dict[str, Any], ConfigDict]:
     except Exception as error:  # a configuration file is a program: it may do this
         raise UserError(cli.one_line(error, argv)) from error
     check_config(config)
-    options["image"] = options["image"] or _size(config.data.name)
-    names = "|".join(PROGRAMS)
-    for name, pattern in (
-        ("image", r"([1-9]\d*x){2}[13]"),
-        ("programs", rf"({names})(,({names}))*"),
-    ):
+    sized = re.search(r"\d+x\d+$", config.data.name)  # a name may tell the images' size
+    known = f"{sized[0]}x3" if sized else IMAGES.get(config.data.name, "")
+    options["image"], names = options["image"] or known, "|".join(PROGRAMS)
+    patterns = {"image": r"([1-9]\d*x){2}[13]", "programs": rf"({names})(,({names}))*"}
+    for name, pattern in patterns.items():
         if not re.fullmatch(pattern, options[name]):
             said = f"--{name}={options[name]}: wanted such as {values[name].default or '32x32x3'}"
             raise UserError(said)
     options["image"] = tuple(map(int, options["image"].split("x")))
     options["programs"] = options["programs"].split(",")
     return {name: value for name, value in options.items() if "config" not in name}, config
-
-
-def _size(data: str) -> str:
-    """Returns the size of a data set's images, "" of one whose name doesn't tell it."""
-    found = re.search(r"\d+x\d+$", data)
-    return f"{found[0]}x3" if found else IMAGES.get(data, "")
-
-
-def _mesh(devices: Sequence[jax.Device], shard_params: int) -> Mesh:
-    try:
-        return sharding.make_mesh(devices, shard_params)
-    except ValueError as error:
-        raise UserError(f"--config.train.shard_params: {error}") from error
 
 
 def described(

@@ -96,7 +96,9 @@ def _trained(name: str, config: ConfigDict, seconds: float, workdir: Path) -> It
     begun = time.process_time()
     state = _steps(few, call, state, 0, TIMED)
     each = (time.process_time() - begun) / TIMED
-    flops = _operations(few, state.params)
+    images, key = few.images.train[: config.train.batch_size], jax.random.key(0)
+    of_batch = jax.grad(lambda params: few.model.bind(params).elbo(key, images).total.mean())
+    flops = contenders.operations(of_batch, state.params)
     config.train.steps = max(int(seconds / each), 2 * MARKS)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.train.steps // 2)
     of = _experiment(config, workdir)
@@ -137,16 +139,6 @@ def _steps(
         for _ in range(start, stop):
             state, _ = call(state, sharding.put(next(chunks), of.mesh, axis=1), 0, 1)
     return jax.block_until_ready(state)
-
-
-def _operations(of: Experiment, params: Any) -> float:
-    """Returns the operations of the gradient of a batch."""
-    images = of.images.train[: of.config.train.batch_size]
-
-    def bound(params: Any) -> jax.Array:
-        return of.model.bind(params).elbo(jax.random.key(0), images).total.mean()
-
-    return contenders.operations(jax.grad(bound), params)
 
 
 def _table(found: Rows) -> str:

@@ -38,13 +38,8 @@ MODES: dict[str, dict[str, Any]] = {
     "ours, remat matmuls, bfloat16": {"remat": "matmuls", "dtype": "bfloat16"},
     "ours, remat blocks, bfloat16": {"remat": "blocks", "dtype": "bfloat16"},
 }
-ON_GPU: dict[str, dict[str, Any]] = {
-    "ours, remat matmuls, bfloat16, cuDNN": {
-        "remat": "matmuls",
-        "dtype": "bfloat16",
-        "fused_attention": True,
-    },
-}
+_NARROW = "ours, remat matmuls, bfloat16"
+ON_GPU = {f"{_NARROW}, cuDNN": MODES[_NARROW] | {"fused_attention": True}}
 
 
 def _flags() -> flags.FlagValues:

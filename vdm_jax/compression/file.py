@@ -167,11 +167,11 @@ def _header(reader: io.BytesIO) -> tuple[Header, int, bytes]:
     sizes = [_varint(reader) for _ in range(version)]
     if max(sizes) > MOST_META or sizes[2:] not in ([], [KNOTS]):
         raise VdmzError(_DAMAGED)
-    crcs = _crcs(_take(reader, 4 * count))
+    crcs = struct.unpack(f"<{count}I", _take(reader, 4 * count))
     blocks = tuple(Block._make([*row, crc]) for row, crc in zip(rows, crcs, strict=True))
     meta, told, profile, *_ = *(_take(reader, size) for size in sizes), b"", b""
     found = zlib.crc32(reader.getbuffer()[: reader.tell()])
-    if _crcs(_take(reader, 4)) != (found,):
+    if struct.unpack("<I", _take(reader, 4)) != (found,):
         raise VdmzError(_DAMAGED)
     shape = tuple(event_shape)
     numbers = below + 1, num_steps, grid
@@ -195,7 +195,3 @@ def _varint(reader: io.BytesIO) -> int:
         if byte < 0x80:
             return number
     raise VdmzError(_DAMAGED)
-
-
-def _crcs(content: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(content) // 4}I", content)

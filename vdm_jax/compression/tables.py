@@ -56,7 +56,9 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
     # The bin adds 1/12 to the variance (Sheppard's correction).
     narrowed = np.sqrt(np.square(np.asarray(stds)) - 1.0 / 12.0)
     scaled = (edges - fractions) / narrowed[:, None, None]
-    below = _normal_cdf(scaled.reshape(-1, len(edges)))
+    pieces = np.resize(scaled, (-(-scaled.size // _AT_ONCE), _AT_ONCE))
+    found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
+    below = found[: scaled.size].reshape(-1, len(edges))
     if escape:
         below = np.pad(below - below[:, :1], ((0, 0), (0, 1)), constant_values=1.0)
     else:
@@ -65,12 +67,6 @@ def gaussian(stds: np.ndarray, escape: bool) -> GaussianTable:
 
 
 _ndtr = jax.jit(jax.scipy.special.ndtr)
-
-
-def _normal_cdf(values: np.ndarray) -> np.ndarray:
-    pieces = np.resize(values, (-(-values.size // _AT_ONCE), _AT_ONCE))
-    found = np.concatenate([np.asarray(_ndtr(piece)) for piece in pieces])
-    return found[: values.size].reshape(values.shape)
 
 
 def split(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

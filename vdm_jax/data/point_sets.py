@@ -68,11 +68,8 @@ def log_prob(name: str, points: ArrayLike, mask: ArrayLike, theta: ArrayLike) ->
     x = np.where(there[..., None], np.asarray(points, np.float64), 0.0)
     if name == "mixture":
         share, centre = _mixture(theta)
-        parts = [
-            np.log(share) + _normal(x - centre, 0.3),
-            np.log1p(-share) + _normal(x + centre, 0.6),
-        ]
-        each = np.logaddexp(*parts)
+        first = np.log(share) + _normal(x - centre, 0.3)
+        each = np.logaddexp(first, np.log1p(-share) + _normal(x + centre, 0.6))
     else:
         each = _normal(x, 1.0)
     of_points = np.sum(each, axis=1, where=there) + _interaction(name, x, there, theta)

@@ -71,8 +71,11 @@ def load(
         said = f"{name} can't be kept in data_dir={root}: {reason(error)}"
         hint = "make space or mend the permissions, or choose another data_dir (or $VDM_JAX_DATA)"
         raise UserError(f"{said}; {hint}") from error
-    if class_labels:
-        _check_classes(data)
+    if class_labels and data.labels is None:
+        raise UserError(f"{data.name} has no class labels; leave class_labels out")
+    if class_labels and (unseen := data.unseen_class) is not None:
+        said = f"class {unseen!r} of {data.name} has test images"
+        raise UserError(f"{said} but none to train on; remove it or give it some")
     return data
 
 
@@ -131,11 +134,3 @@ def _check_unused(name: str, path: _PathLike, levels: int, folder: FolderOptions
     for key, value in dataclasses.asdict(folder).items():
         if name != "folder" and value != getattr(_NO_OPTIONS, key):
             raise UserError(f"{key}={value!r} is for 'folder', not for {name!r}; leave it out")
-
-
-def _check_classes(data: ImageData) -> None:
-    if data.labels is None:
-        raise UserError(f"{data.name} has no class labels; leave class_labels out")
-    if (unseen := data.unseen_class) is not None:
-        said = f"class {unseen!r} of {data.name} has test images"
-        raise UserError(f"{said} but none to train on; remove it or give it some")

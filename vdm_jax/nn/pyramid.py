@@ -56,7 +56,9 @@ class Pyramid(Denoiser):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the prediction for z_t [batch, height, width, channels]; see `Denoiser`."""
         self._check(z_t)
-        cond = self._conditioned(gamma_t, conditioning)
+        cond = self.embed(gamma_t, conditioning, 64)
+        for name in ("dense0", "dense1"):
+            cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
         narrow = None if self.dtype == "float32" else self.dtype
         compute = Compute(narrow, self.reverse_only, self.fused_attention)
         block = rematerialised(_Block, self.remat, scanned=False)
@@ -95,20 +97,15 @@ class Pyramid(Denoiser):
         parts = 1 + sure + len(self.contrasts)
         last = wide.conv(size * parts, "conv_out", zero=True)(h)
         last, doubt, logits = jnp.split(last, [size, (1 + sure) * size], axis=-1)
-        found = self.predict(last, h, z_t, gamma_t, _mixed(filtered, logits))
+        start = None
+        if filtered is not None:  # their mean at each pixel, by the softmax of as many logits
+            start = jnp.sum(nn.softmax(logits.reshape(filtered.shape)) * filtered, axis=-1)
+        found = self.predict(last, h, z_t, gamma_t, start)
         if not self.on_levels:
             return found
-        doubt = nn.sigmoid(2.0 - doubt)
-        if isinstance(found, tuple):
-            eps, share = found
-            return moved_to_levels(eps, z_t, gamma_t, doubt, self.levels), share
-        return moved_to_levels(found, z_t, gamma_t, doubt, self.levels)
-
-    def _conditioned(self, gamma_t: PerExample, conditioning: Tensor | None) -> Tensor:
-        cond = self.embed(gamma_t, conditioning, 64)
-        for name in ("dense0", "dense1"):
-            cond = nn.swish(nn.Dense(4 * self.channels, name=name)(cond))
-        return cond
+        eps = found[0] if isinstance(found, tuple) else found
+        moved = moved_to_levels(eps, z_t, gamma_t, nn.sigmoid(2.0 - doubt), self.levels)
+        return (moved, found[1]) if isinstance(found, tuple) else moved
 
     def _inputs(self, z_t: Tensor, gamma_t: PerExample) -> tuple[Tensor, Tensor | None]:
         """Returns what the network sees, and the predictions of its filters if it has any."""
@@ -168,13 +165,6 @@ class _Block(nn.Module):
             x = c.dense(self.features, "shortcut")(x)
         h = x + h
         return AttentionBlock(c, self.features // 8, name="attention")(h) if self.attend else h
-
-
-def _mixed(filtered: Tensor | None, logits: Tensor) -> Tensor | None:
-    """Returns the mean of the last axis, if there is any, by the softmax of as many logits."""
-    if filtered is None:
-        return None
-    return jnp.sum(nn.softmax(logits.reshape(filtered.shape)) * filtered, axis=-1)
 
 
 def _space_to_depth(h: Tensor) -> Tensor:

@@ -32,21 +32,18 @@ class MLP(Denoiser):
         cond = nn.swish(nn.Dense(self.width, name="embed")(cond))
         flat = z_t.reshape(z_t.shape[0], -1)
         h = nn.Dense(self.width, name="input")(self.waves(flat, flat))
+        zeros = nn.initializers.zeros
         for i in range(self.num_blocks):
-            h = h + self._block(i, h, cond, deterministic)
+            modulation = nn.Dense(2 * self.width, kernel_init=zeros, name=f"modulate_{i}")(cond)
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            inner = nn.swish(nn.LayerNorm(name=f"norm_{i}")(h) * (1.0 + scale) + shift)
+            inner = nn.swish(nn.Dense(self.width, name=f"first_{i}")(inner))
+            inner = nn.Dropout(self.dropout)(inner, deterministic=deterministic)
+            h = h + nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(inner)
         h = nn.swish(nn.LayerNorm(name="norm_out")(h))
         outputs = self.outputs(math.prod(z_t.shape[1:]))
-        last = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="output")(h)
+        last = nn.Dense(outputs, kernel_init=zeros, name="output")(h)
         return self.predict(last, h, z_t, gamma_t)
-
-    def _block(self, i: int, h: Tensor, cond: Tensor, deterministic: bool) -> Tensor:
-        zeros = nn.initializers.zeros
-        modulation = nn.Dense(2 * self.width, kernel_init=zeros, name=f"modulate_{i}")(cond)
-        scale, shift = jnp.split(modulation, 2, axis=-1)
-        h = nn.swish(nn.LayerNorm(name=f"norm_{i}")(h) * (1.0 + scale) + shift)
-        h = nn.swish(nn.Dense(self.width, name=f"first_{i}")(h))
-        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
-        return nn.Dense(self.width, kernel_init=zeros, name=f"second_{i}")(h)
 
 
 class SmoothMLP(nn.Module):

@@ -64,9 +64,8 @@ def keys_of(config: ConfigDict) -> dict[str, jax.Array]:
 def plan(config: ConfigDict) -> loop.Plan:
     """Returns when what happens."""
     c, every = config.train, (config.eval.every, config.sample.every)
-    return loop.Plan(
-        c.steps, c.steps_per_call, c.log_every, *every, c.checkpoint_every, c.max_skipped
-    )
+    numbers = c.steps, c.steps_per_call, c.log_every, *every, c.checkpoint_every, c.max_skipped
+    return loop.Plan(*numbers)
 
 
 def compiled_step(experiment: Experiment) -> jax.stages.Compiled:
@@ -82,10 +81,8 @@ def traced_step(experiment: Experiment) -> jax.stages.Traced:
     numbers = c.accumulate, c.steps_per_call, c.max_skipped
     training = step.Training(model, adamw, ema_rate, key, *numbers)
     size = c.steps_per_call, c.batch_size
-    chunk = jax.tree.map(
-        lambda of: jax.ShapeDtypeStruct((*size, *of.shape[1:]), of.dtype),
-        _stream(config, images)[0],
-    )
+    first = _stream(config, images)[0]
+    chunk = jax.tree.map(lambda of: jax.ShapeDtypeStruct((*size, *of.shape[1:]), of.dtype), first)
     state = step.abstract_state(model, adamw, mesh)
     return step.make_step(training, mesh).trace(state, chunk, 0, 1)
 

@@ -142,12 +142,9 @@ def images_of(of: Saved, data: Mapping[str, Any]) -> tuple[ConfigDict, ImageData
     check_config(c)
     images = build.load(c)
     now, asked = build.describe(images), not data.keys().isdisjoint({"name", "path"})
-    for key, what in (
-        ("fingerprint", "images"),
-        ("labels", "labels"),
-        ("conditions", "conditions"),
-    ):
+    for key in ("fingerprint", "labels", "conditions"):
         if not asked and saved.get(key) not in (None, now.get(key)):
+            what = "images" if key == "fingerprint" else key
             said = f"{images.name} holds other {what} than the run in {workdir} was trained with"
             raise UserError(f"{said}; to take them nevertheless, name them with --data")
     for what, has, wanted in (

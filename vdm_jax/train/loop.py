@@ -131,8 +131,10 @@ class _Loop:
             bar.say(f"there were metrics but no checkpoint: they are kept in {self.log.replaced}")
         if run.workdir and jax.process_index() == 0:
             (run.workdir / NONFINITE).unlink(missing_ok=True)  # of an earlier start of the run
-            if run.sample:
-                _remove_later(run.workdir / "samples", self.step)
+            if run.sample:  # pictures of later steps, which an earlier start of the run left
+                for picture in (run.workdir / "samples").glob(f"{'[0-9]' * 8}.png"):
+                    if int(picture.stem) > self.step:
+                        picture.unlink()
 
     def advance(self, chunk: Any) -> int:
         """Calls the compiled step up to the plan's next stop; returns the step of that."""
@@ -195,13 +197,6 @@ class _Loop:
                     plots.write_image(picture, pixels)
                 self.log.image(step, "samples", pixels)
         return found
-
-
-def _remove_later(samples: Path, step: int) -> None:
-    """Removes the pictures of later steps than `step`, which an earlier start of the run left."""
-    for path in samples.glob(f"{'[0-9]' * 8}.png"):
-        if int(path.stem) > step:
-            path.unlink()
 
 
 class _Call(NamedTuple):

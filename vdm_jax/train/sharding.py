@@ -81,11 +81,8 @@ def shared(mesh: Mesh | AbstractMesh | None, tree: T) -> T:
 
 def placed(mesh: Mesh | AbstractMesh, shapes: T) -> T:
     """Returns the shapes with the shardings of `of_parameters`."""
-
-    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, shapes, of_parameters(mesh, shapes))
+    made, shares = jax.ShapeDtypeStruct, of_parameters(mesh, shapes)
+    return jax.tree.map(lambda of, at: made(of.shape, of.dtype, sharding=at), shapes, shares)
 
 
 def put(batch: Mapping[str, Any], mesh: Mesh, axis: int = 0) -> dict[str, Any]:
