@@ -93,14 +93,14 @@ def bits(nats: Any, images: Any) -> np.ndarray:
 
 
 def grid(bind: Bind, params: Any, images: Any, repeats: int) -> tuple[Any, Any, Any, Any]:
-    """Returns t and gamma(t) [repeats, 1], low-pass part of the loss there, and `ElboTerms`.
+    """Returns t, gamma(t), the low-pass part of the loss there, and `ElboTerms`, bits per dim.
 
-    The last two are [repeats, images], in bits per dim.
+    All are [repeats, images]. Times of one repeat lie in one of as many equal parts of [0, 1].
     """
 
     def at(vdm: VDM, x: Tensor, i: jax.Array) -> tuple[Tensor, ...]:
         key_t, key_eps = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
-        t = jnp.full(len(x), (i + jax.random.uniform(key_t)) / repeats)
+        t = (i + jax.random.uniform(key_t, (len(x),))) / repeats
         level, eps = timestep.noise_level(t, vdm.gamma, None), jax.random.normal(key_eps, x.shape)
         z_t = marginal(x, level.gamma_t).at(eps)
         prediction, _ = split(vdm.predict(z_t, level.gamma_t), vdm.reverse_var)
@@ -108,7 +108,7 @@ def grid(bind: Bind, params: Any, images: Any, repeats: int) -> tuple[Any, Any, 
         n, height, width, channels = x.shape
         blocks = error.reshape(n, height // 2, 2, width // 2, 2, channels)
         squares = (loss.sum_event(jnp.square(e)) for e in (0.5 * blocks.sum((2, 4)), error))
-        return t[:1], level.gamma_t[:1], *(0.5 * level.weight * square for square in squares)
+        return t, level.gamma_t, *(0.5 * level.weight * square for square in squares)
 
     def run(params: Any) -> Any:
         vdm = bind(params)

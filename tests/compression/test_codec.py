@@ -131,7 +131,7 @@ def test_conditions_are_kept_and_each_image_is_coded_given_its_own(blocks, place
     assert compression.compress(images, *model, wrong)[1].bound > summary.bound + 0.5
     # Others in the file, and nothing decodes.
     swapped = np.float32(told[::-1]).tobytes()
-    with pytest.raises(VdmzError):
+    with pytest.raises(VdmzError, match=r"ends too early|bits are left over|to other images"):
         model.decompress(file.pack(header._replace(conditioning=swapped), bytes(payload)))
 
 

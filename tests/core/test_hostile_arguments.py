@@ -70,7 +70,6 @@ def ancestral(shape=(2, 3), num_steps=2):
             "gamma must rise with t, and by so little in a step that exp of it is a float32",
         ),
         (elbo(timesteps="x"), "timesteps must be one of uniform, antithetic, got 'x'"),
-        (elbo(levels=None), "levels=None is for continuous data, floats, got int"),
         (lambda: loss.to_data(3, 4), r"images must be \[batch, \*event\], got one number, 3"),
         (diffusion(eps=ONES[:, :1]), r"x \(2, 3\) and eps \(2, 1\) differ in shape"),
         (diffusion(t=HALF[:, None]), r"t must be \[2\], one time per example, got shape \(2, 1\)"),

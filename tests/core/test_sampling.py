@@ -227,8 +227,8 @@ def test_the_first_and_the_last_step_of_dpm_solver_are_ddim_s(x64):
 
 def test_a_latent_of_fewer_bits_than_the_schedule_is_taken_as_one_of_as_many(x64):
     z_1 = jnp.array([[0.25, -1.5]], jnp.float32)  # both are exact in float32
-    z_0 = sampling.solve(z_1, GAUSSIAN._replace(event_shape=(2,)), Rule("ddim", 4))
-    again = sampling.solve(z_1.astype(float), GAUSSIAN._replace(event_shape=(2,)), Rule("ddim", 4))
+    z_0 = sampling.solve(z_1, GAUSSIAN, Rule("ddim", 4))
+    again = sampling.solve(z_1.astype(float), GAUSSIAN, Rule("ddim", 4))
     assert z_0.dtype == float
     np.testing.assert_array_equal(z_0, again)
 

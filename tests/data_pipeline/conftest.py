@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import gzip
 import http.server
-import io
 import struct
 import tarfile
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_archives import register
+from small_archives import add_member, register
 
 from vdm_jax.data import ImageData, file_states
 from vdm_jax.errors import UserError
@@ -88,12 +87,6 @@ class Synthetic:
     def register(self, monkeypatch, site: str = "http://127.0.0.1:9/") -> None:
         """Has the sizes and checksums of the small archives taken for the published ones."""
         register(monkeypatch, self.archives, site)
-
-
-def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _write_cifar10(path: Path, images: dict[str, np.ndarray]) -> None:

@@ -1,5 +1,8 @@
 """Small archives in place of the published ones."""
 
+import io
+import tarfile
+
 from vdm_jax.data import archives, file_states
 from vdm_jax.data.archives import Archive
 
@@ -12,3 +15,9 @@ def register(monkeypatch, paths, site: str) -> None:
         return [Archive(site + file, *told[file], offered) for file in files]
 
     monkeypatch.setattr(archives, "known", known)
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from small_archives import register
+from small_archives import add_member, register
 
 from vdm_jax.data import archives, load
 from vdm_jax.data.cifar10_mnist import PUBLISHED
@@ -25,12 +25,6 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 @dataclasses.dataclass
@@ -60,7 +54,7 @@ class Small:
             top.type = tarfile.DIRTYPE
             tar.addfile(top)
             for i, image in enumerate(self.images[part]):
-                _add(tar, f"{stem}/{i:07d}.png", _png(image))
+                add_member(tar, f"{stem}/{i:07d}.png", _png(image))
 
     def write_zip(self, part: str, file: str, members: dict[str, slice]) -> None:
         with zipfile.ZipFile(self.folder / file, "w") as outer:
@@ -156,7 +150,7 @@ def test_a_tar_is_never_held_whole(tmp_path):
     content = _png(np.zeros((32, 32, 3), np.uint8))
     with tarfile.open(path, "w") as tar:
         for i in range(2000):
-            _add(tar, f"train_32x32/{i:07d}.png", content)
+            add_member(tar, f"train_32x32/{i:07d}.png", content)
     blocks = png_blocks(path)
     for _ in range(10):
         next(blocks)

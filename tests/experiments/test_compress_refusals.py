@@ -110,7 +110,7 @@ def test_what_decompress_refuses(digits_run, digits_file, images, refused):
     ("parts", "said"),
     [
         ({"data": {"levels": 1000}}, "60 doesn't say of which images it is"),
-        ({"model": {"channels": 32}}, "checkpoint"),
+        ({"model": {"channels": 32}}, "the parameter "),
         ({"model": {"decoder": "density"}}, "is no VDM of pixel levels ("),
     ],
 )

@@ -102,7 +102,7 @@ def test_other_conditions_than_those_of_the_run_are_refused_in_one_line(run, dig
         (sample, digits_run, data, "images with 0 numbers to condition on, but arrays:b.npz has 3"),
         (sample, digits_run, ["--guidance=1"], "a model that was also trained without its cond"),
         (sample, run, ["--guidance=-1"], "--guidance=-1: wanted a finite number of at least 0"),
-        (sample, run, ["--guidance=nan"], "--guidance=nan: wanted a finite number"),
+        (sample, run, ["--guidance=nan"], "--guidance=nan: wanted a number"),
         (sample, run, ["--class=1"], "--class=1: the model has none"),
         (sample, run, ["--quality", "--guidance=1"], "--guidance goes not with --quality"),
         (sample, digits_run, [f"--condition={tmp_path}/narrow.npy"], "model is conditioned on 0"),

@@ -67,7 +67,7 @@ def test_a_page_without_the_place_is_refused_and_left_alone(tmp_path, text, mess
     ("arguments", "message"),
     [
         ([], "--workdir=DIR is missing"),
-        (["--workdir=W", "--scale=nan"], "--scale must be above 0"),
+        (["--workdir=W", "--scale=nan"], "--scale=nan: wanted a number"),
         (["--workdir=W", "--scale=0.1"], "--scale=0.1 needs --out=DIR"),
         (["--workdir=W", "--out=nowhere"], "there is no page nowhere/results.md"),
     ],

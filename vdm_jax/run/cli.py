@@ -179,7 +179,11 @@ def parse_flags(
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
-    return {name: values[name].value for name in values if name != "help"}, rest
+    found = {name: values[name].value for name in values if name != "help"}
+    for name, value in found.items():
+        if value != value:  # NaN, which is within all bounds
+            raise UserError(f"--{name}={value}: wanted a number")
+    return found, rest
 
 
 def one_line(error: BaseException, argv: list[str]) -> str:
