@@ -171,7 +171,8 @@ def compared(images: np.ndarray | Sequence[np.ndarray], size: int, name: str) ->
 
 def some(images: np.ndarray, most: int) -> np.ndarray:
     """Returns at most so many of the images, evenly over all."""
-    return np.ascontiguousarray(images[_rows(len(images), most)])
+    rows = _rows(len(images), most)
+    return images if len(rows) == len(images) else np.ascontiguousarray(images[rows])
 
 
 def _rows(count: int, most: int) -> np.ndarray:

@@ -100,7 +100,8 @@ def grid(bind: Bind, params: Any, images: Any, repeats: int) -> tuple[Any, Any, 
 
     def at(vdm: VDM, x: Tensor, i: jax.Array) -> tuple[Tensor, ...]:
         key_t, key_eps = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
-        t = (i + jax.random.uniform(key_t, (len(x),))) / repeats
+        u = jnp.minimum(jax.random.uniform(key_t, (len(x),)), 0.999)  # t = 1 has no density
+        t = (i + u) / repeats
         level, eps = timestep.noise_level(t, vdm.gamma, None), jax.random.normal(key_eps, x.shape)
         z_t = marginal(x, level.gamma_t).at(eps)
         prediction, _ = split(vdm.predict(z_t, level.gamma_t), vdm.reverse_var)

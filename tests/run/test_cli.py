@@ -49,6 +49,7 @@ def parsed(*arguments, file="digits"):
         ("--config.model.fourier_features=2", "wanted True or False"),
         ("extra", "unexpected argument 'extra'; settings are given as --config.NAME=..."),
         ("--workdir=", "--workdir=DIR is missing"),
+        ("--hang_timeout=nan", "--hang_timeout=nan: wanted a number"),
         ("--config=none.py", f"can't be loaded: there is no file 'none.py'; {CONFIGS} has "),
         ("--config=SYNTAX", "can't be loaded: invalid syntax"),
         ("--config=BROKEN", "config.train.steps must be int, got 'ten'"),

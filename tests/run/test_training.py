@@ -67,6 +67,13 @@ def test_other_settings_on_the_same_workdir_are_refused_by_name(digits_run, tmp_
     assert json.loads((workdir / "config.json").read_text())["config"]["optimizer"]["b1"] == 0.9
 
 
+def test_a_run_is_not_made_shorter_than_it_is(digits_run, tmp_path):
+    workdir = shutil.copytree(digits_run, tmp_path / "run")
+    with pytest.raises(UserError, match=r"steps is 50, but .*run holds a run that is at step 60"):
+        training.train(tiny.config_of(workdir, train__steps=50), workdir)
+    assert (workdir / "result.json").exists()
+
+
 def test_what_may_differ_is_in_every_configuration():
     parts = (name.split(".")[1:] for name in training.MAY_DIFFER)
     assert all(name in defaults.DEFAULTS[part] for part, name in parts)

@@ -137,6 +137,7 @@ SAVED = json.dumps({"config": digits.get_config().to_dict(), "data": {"levels": 
 @quick(250)
 @given(content=st.binary(max_size=40) | JSON | cut_and_changed(SAVED))
 @example(content=b'{"config": ' + b"9" * 5000 + b"}")
+@example(content=b"[[1, 2]]")
 def test_any_bytes_as_the_configuration_of_a_run(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     sealed = mock.patch.object(restore, "load_settings", return_value=(1, json.loads(SAVED)))

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import inspect
 import io
+import math
 import os
 import re
 import signal
@@ -130,6 +131,7 @@ def _parse(argv: list[str], config_file: Path) -> tuple[ConfigDict, Path, Option
     if values.help:
         print(usage(config_file, config, _OPTIONS))
         raise SystemExit(0)
+    _check_numbers(values)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.NAME=...")
     if not values.workdir:
@@ -179,11 +181,15 @@ def parse_flags(
         raise SystemExit(0)
     if len(rest) > most:
         raise UserError(f"unexpected argument {rest[most]!r}; --help lists the flags")
-    found = {name: values[name].value for name in values if name != "help"}
-    for name, value in found.items():
-        if value != value:  # NaN, which is within all bounds
+    _check_numbers(values)
+    return {name: values[name].value for name in values if name != "help"}, rest
+
+
+def _check_numbers(values: flags.FlagValues) -> None:
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and math.isnan(value):  # which is within all bounds
             raise UserError(f"--{name}={value}: wanted a number")
-    return found, rest
 
 
 def one_line(error: BaseException, argv: list[str]) -> str:

@@ -87,11 +87,10 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     with checkpoints.full_disk():
         with checkpoints, fitting:
             learned = None  # what is refused is, before compiling
-            if (latest := checkpoints.latest_step()) is not None:
-                checkpoints.check(template)
-                if config.train.steps < latest:
+            if checkpoints.latest_step() is not None:
+                if config.train.steps < (at := checkpoints.check(template)):
                     said = f"config.train.steps is {config.train.steps}, but {workdir} holds a run"
-                    raise UserError(f"{said} that is at step {latest}: give as many or more")
+                    raise UserError(f"{said} that is at step {at}: give as many or more")
                 if options.init_from:
                     print(f"the run has begun: --init_from={options.init_from} is not looked at")
             elif options.init_from:

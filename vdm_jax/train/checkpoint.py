@@ -130,9 +130,9 @@ class Checkpoints:
         steps = complete_steps(self._folder)
         return f"The newest complete checkpoint is {f'of step {steps[-1]}' if steps else 'none'}"
 
-    def check(self, template: Any) -> None:
-        """Raises what `restore` would raise by the records alone; reads no state."""
-        self._newest(lambda step: self._record(step, template))
+    def check(self, template: Any) -> int:
+        """Returns the step that `restore` would take; raises what it would by the records alone."""
+        return self._newest(lambda step: self._record(step, template))[0]
 
     def restore(self, template: T) -> T:
         """Returns the newest state with the shardings of `template`, a tree of arrays or shapes.

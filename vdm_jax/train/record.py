@@ -90,7 +90,7 @@ def differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Yields (dotted name, "name: a -> b") for each leaf in which two nested dicts differ."""
-    for key in sorted(saved.keys() | now.keys()):
+    for key in sorted(saved.keys() | now.keys(), key=str):
         name = f"{prefix}{key}"
         a, b = saved.get(key, "unset"), now.get(key, "unset")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
