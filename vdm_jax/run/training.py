@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import files, signals, weighting
@@ -86,15 +85,8 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     fitting = memory.exhausted(lambda said: UserError(f"out of memory ({said}). {less}"))
     with checkpoints.full_disk():
         with checkpoints, fitting:
-            learned = None  # what is refused is, before compiling
-            if checkpoints.latest_step() is not None:
-                if config.train.steps < (at := checkpoints.check(template)):
-                    said = f"config.train.steps is {config.train.steps}, but {workdir} holds a run"
-                    raise UserError(f"{said} that is at step {at}: give as many or more")
-                if options.init_from:
-                    print(f"the run has begun: --init_from={options.init_from} is not looked at")
-            elif options.init_from:
-                learned = _learned(options.init_from, template.params, of.mesh)
+            # What is refused is, before compiling.
+            learned = _given(of, checkpoints, template, options.init_from)
             _announce(of, template)
             run = _run(of, checkpoints, options.hang_timeout)
             init = experiment.keys_of(config)["init"]
@@ -113,11 +105,25 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     return result
 
 
-def _learned(source: str, expected: Params, mesh: Mesh) -> Params:
-    """Returns the parameters of another run, or of a model's file."""
+def _given(
+    of: Experiment, checkpoints: Checkpoints, template: TrainState, source: str | None
+) -> Params | None:
+    """Returns what a new run begins with, the parameters of --init_from, if they are named.
+
+    Raises UserError if the newest checkpoint isn't of this run, or is beyond its last step.
+    """
+    if checkpoints.latest_step() is not None:
+        if of.config.train.steps < (at := checkpoints.check(template)):
+            said = f"config.train.steps is {of.config.train.steps}, but {of.workdir} holds a run"
+            raise UserError(f"{said} that is at step {at}: give as many or more")
+        if source:
+            print(f"the run has begun: --init_from={source} is not looked at")
+        return None
+    if not source:
+        return None
     try:
         saved = restore.named(source)
-        found = pretrained.parameters(saved, expected, mesh)
+        found = pretrained.parameters(saved, template.params, of.mesh)
     except DamagedError as error:  # of the other run: no flag of this one mends it
         raise CheckpointError(str(error)) from error
     print(f"starting from the parameters of {saved.workdir}, step {saved.step}")
