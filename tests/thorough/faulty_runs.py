@@ -102,7 +102,8 @@ def outcome(workdir):
     }
     for path in sorted(workdir.rglob("*")):
         name = path.relative_to(workdir)
-        if path.is_file() and name.parts[0] not in (
+        # metrics.1.jsonl: of a start that was ended before its first checkpoint.
+        if path.is_file() and not name.match("metrics.*.jsonl") and name.parts[0] not in (
             "checkpoints", "tensorboard", "metrics.jsonl", ".lock", ".holder",
         ):  # fmt: skip
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()

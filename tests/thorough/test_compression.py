@@ -92,7 +92,10 @@ def test_grey_pictures_compress_with_a_model_of_three_channels(tmp_path, capsys,
         model = f"--workdir={tmp_path / 'run'}"
     file = tmp_path / "a.vdmz"
     vdmz.plain_compress(model, folder, "--num_steps=2", "--nocompare", "-o", file)
-    assert "30 pictures 8x8x1 of the folder in (their pixels), grey, " in capsys.readouterr().out
+    assert (
+        "30 pictures 8x8x1 of the folder in (their pixels), grey; for the model"
+        in capsys.readouterr().out
+    )
     vdmz.plain_decompress(model, file, "-o", tmp_path / "out")
     for number, image in enumerate(images):
         with Image.open(tmp_path / "out" / f"{number % 3}" / f"{number}.png") as found:

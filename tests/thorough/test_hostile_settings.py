@@ -59,7 +59,24 @@ def _one_device_and_no_folder(monkeypatch):
     monkeypatch.setattr(build, "make_workdir", stop)
 
 
-WORDS = ["", "none", "all", "learned", "variance", "logits", "64x", "~nobody/x", "a\nb", "a\0b"]
+WORDS = [
+    "path",
+    "conditional_path",
+    "haar-1",
+    "dct",
+    "adaptive",
+    "simple",
+    "",
+    "none",
+    "all",
+    "learned",
+    "variance",
+    "logits",
+    "64x",
+    "~nobody/x",
+    "a\nb",
+    "a\0b",
+]
 VALUES = st.one_of(
     st.integers(-2, 3),
     st.sampled_from([2**31 - 1, 2**31, 2**63, -(2**63), 10**30]),
