@@ -60,22 +60,8 @@ def _one_device_and_no_folder(monkeypatch):
 
 
 WORDS = [
-    "path",
-    "conditional_path",
-    "haar-1",
-    "dct",
-    "adaptive",
-    "simple",
-    "",
-    "none",
-    "all",
-    "learned",
-    "variance",
-    "logits",
-    "64x",
-    "~nobody/x",
-    "a\nb",
-    "a\0b",
+    *("path", "conditional_path", "haar-1", "dct", "adaptive", "simple", "none", "all", "learned"),
+    *("variance", "logits", "64x", "", "~nobody/x", "a\nb", "a\0b"),
 ]
 VALUES = st.one_of(
     st.integers(-2, 3),
