@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from vdm_jax.errors import UserError
-from vdm_jax.run import defaults, training
+from vdm_jax.run import defaults, distributed, training
 from vdm_jax.train import memory
 from vdm_jax.train.interrupts import Stopped
 from vdm_jax.train.logging import read_metrics
@@ -72,6 +72,15 @@ def test_a_run_is_not_made_shorter_than_it_is(digits_run, tmp_path):
     with pytest.raises(UserError, match=r"steps is 50, but .*run holds a run that is at step 60"):
         training.train(tiny.config_of(workdir, train__steps=50), workdir)
     assert (workdir / "result.json").exists()
+
+
+def test_processes_must_be_started_with_the_same_flags(tmp_path, monkeypatch):
+    other = {"--init_from": True, "--hang_timeout": 5.0}  # the latter may differ
+    gathered = lambda mine: [mine, [mine[0] | other, "HOST"]]  # noqa: E731
+    monkeypatch.setattr(distributed, "_gather", gathered)
+    said = r"process 1 on HOST differs from process 0 \(--init_from: False -> True there\)"
+    with tiny.one_device(), pytest.raises(UserError, match=said):
+        training.train(tiny.config(), tmp_path / "run")
 
 
 def test_what_may_differ_is_in_every_configuration():

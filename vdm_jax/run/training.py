@@ -73,8 +73,9 @@ def _train(of: Experiment, options: Options) -> Evaluation:
     config, workdir = of.config, of.workdir
     settings, folder = _settings(config, of.images), workdir / "checkpoints"
     flags = options._asdict() | {"init_from": options.init_from is not None}
-    distributed.agree({f"--{name}": value for name, value in flags.items()}, ("--hang_timeout",))
-    distributed.agree(settings, ("config.data.dir", "config.data.manual_dir", "config.data.path"))
+    mine = settings | {f"--{name}": value for name, value in flags.items()}
+    elsewhere = tuple(f"config.data.{name}" for name in ("dir", "manual_dir", "path"))
+    distributed.agree(mine, ("--hang_timeout", *elsewhere))
     distributed.if_lost(lambda: f"the same command, in all processes, {_again(folder)}")
     (workdir / "samples").mkdir(exist_ok=True)
     keep, plain = config.train.keep_checkpoints, {"config": defaults.get_config().to_dict()}
